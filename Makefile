@@ -1,0 +1,33 @@
+# `make demo` shows what the project does, on real data; `make test` shows that it works.
+PYTHON ?= python3
+BIN := .venv/bin
+DEMO ?= runs/demo
+
+.PHONY: demo test lint types rooms pytest clean
+
+# One environment for everything, made on first use and renewed when what it is made from changes.
+.venv/installed: setup.cfg pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	touch $@
+
+demo: .venv/installed
+	$(BIN)/python -m experiments.demo --out $(DEMO)
+
+test: lint types rooms pytest
+
+lint: .venv/installed
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: .venv/installed
+	$(BIN)/mypy
+
+rooms: .venv/installed
+	$(BIN)/lint-imports
+
+pytest: .venv/installed
+	$(BIN)/python -m pytest
+
+clean:
+	rm -rf .venv runs
