@@ -1,0 +1,187 @@
+"""One forward pass that shows which modules exist, which are called, and with what."""
+
+import fnmatch
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from diagnostics.errors import (
+    InputError,
+    LayerCallError,
+    UnknownLayerError,
+    UnsupportedModelError,
+    near_matches,
+)
+from diagnostics.isolation import State, seed_masks
+
+
+@dataclass(frozen=True)
+class Call:
+    """One call of one module during a forward pass.
+
+    Attributes:
+        args: Positional arguments, tensors detached and cloned.
+        kwargs: Keyword arguments, likewise.
+        output: The first tensor of what it returned, detached and cloned; None when it returned none.
+    """
+
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    output: Tensor | None
+
+
+def run(
+    module: nn.Module,
+    state: State,
+    args: tuple[Any, ...],
+    kwargs: Mapping[str, Any] | None = None,
+    replaced: Mapping[nn.Parameter, Tensor] | None = None,
+) -> Any:
+    """Call the model, or one of its modules, with the weights of ``state``, cloned buffers and seeded dropout."""
+    seed_masks()
+    # Aliases of tied weights are all in the state, so there is nothing left to tie.
+    return torch.func.functional_call(module, state.of(module, replaced), args, dict(kwargs or {}), tie_weights=False)
+
+
+def capture_calls(model: nn.Module, state: State, x: Tensor, layers: Sequence[str]) -> dict[str, list[Call]]:
+    """Every call of the named modules in one forward pass, in order.
+
+    Args:
+        model: The unwrapped module.
+        state: Its weights and buffers.
+        x: Probe inputs, shape ``(N, *input_shape)``.
+        layers: Module names without call numbers.
+    """
+    calls: dict[str, list[Call]] = {layer: [] for layer in layers}
+    modules = dict(model.named_modules())
+    handles = []
+
+    def record(layer: str) -> None:
+        pending: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
+
+        def before(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            pending.append((_keep(args), _keep(kwargs)))
+
+        def after(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+            args, kwargs = pending.pop()
+            found = first_tensor(output)
+            calls[layer].append(Call(args, kwargs, None if found is None else found.detach().clone()))
+
+        handles.append(modules[layer].register_forward_pre_hook(before, with_kwargs=True))
+        handles.append(modules[layer].register_forward_hook(after, with_kwargs=True))
+
+    try:
+        for layer in layers:
+            record(layer)
+        with torch.no_grad():
+            run(model, state, (x,))
+    finally:
+        for handle in handles:
+            handle.remove()
+    return calls
+
+
+def first_tensor(output: Any) -> Tensor | None:
+    """The tensor itself, or the first one of a tuple, list or dictionary."""
+    if isinstance(output, Tensor):
+        return output
+    parts = output.values() if isinstance(output, dict) else output if isinstance(output, tuple | list) else ()
+    return next((part for part in parts if isinstance(part, Tensor)), None)
+
+
+def logits_of(output: Any) -> Tensor:
+    """The model's output as a tensor: itself, its ``.logits``, or the first of a tuple.
+
+    Raises:
+        UnsupportedModelError: There is no floating tensor to be found.
+    """
+    logits = getattr(output, "logits", None)
+    found = logits if isinstance(logits, Tensor) else first_tensor(output)
+    if found is None or not found.is_floating_point():
+        kind = type(output).__name__ if found is None else found.dtype
+        raise UnsupportedModelError(f"the model returns {kind}; wrap it so that it returns its logits as a real tensor")
+    return found
+
+
+def split_call(layer: str) -> tuple[str, int | None]:
+    """``"rnn.cell#2"`` → ``("rnn.cell", 2)``; without a number, the call is None."""
+    name, mark, number = layer.rpartition("#")
+    if not mark:
+        return layer, None
+    if not number.isdigit() or int(number) < 1:
+        raise UnknownLayerError(f"layer {layer!r}: the call after '#' must be a number from 1, as in '{name}#1'")
+    return name, int(number)
+
+
+def one_call(layer: str, calls: list[Call]) -> tuple[int, Call]:
+    """The call of a layer that is meant, and its index from 0.
+
+    Raises:
+        LayerCallError: It is never called, called less often than asked, or called twice with no call named.
+    """
+    name, number = split_call(layer)
+    if not calls:
+        raise LayerCallError(f"layer {name!r} is never called in the forward pass; choose one that is")
+    if number is None and len(calls) > 1:
+        raise LayerCallError(
+            f"layer {name!r} is called {len(calls)} times in one forward pass; "
+            f"say which call is meant, as '{name}#1' to '{name}#{len(calls)}'"
+        )
+    index = (number or 1) - 1
+    if index >= len(calls):
+        raise LayerCallError(f"layer {layer!r}: {name!r} is called only {len(calls)} time(s) in one forward pass")
+    return index, calls[index]
+
+
+def select_layers(model: nn.Module, patterns: Sequence[str] | str | None) -> list[str]:
+    """Module names that the names and globs stand for, in the model's order; None gives ``default_layers``.
+
+    Raises:
+        UnknownLayerError: A name is no module, or a glob matches none; near matches are offered.
+    """
+    if patterns is None:
+        return default_layers(model)
+    names = [name for name, _ in model.named_modules() if name]
+    chosen: list[str] = []
+    for pattern in [patterns] if isinstance(patterns, str) else patterns:
+        name, number = split_call(pattern)
+        matches = [name] if name in names else fnmatch.filter(names, name)
+        if not matches:
+            hint = near_matches(name, names) or f" It has {', '.join(names[:12])}{', …' if len(names) > 12 else ''}."
+            raise UnknownLayerError(f"layer {pattern!r} is no module of {type(model).__name__}.{hint}")
+        chosen += [match if number is None else f"{match}#{number}" for match in matches]
+    if not chosen:
+        raise InputError("layers is empty; name at least one layer, or leave it out for the default blocks")
+    return list(dict.fromkeys(chosen))
+
+
+def default_layers(model: nn.Module) -> list[str]:
+    """The blocks of a network: its children, with plain containers opened, that hold parameters."""
+    blocks: list[str] = []
+
+    def open_up(module: nn.Module, prefix: str) -> None:
+        for name, child in module.named_children():
+            path = f"{prefix}{name}"
+            # A list is never called itself; a sequence of sequences is a stage of blocks, not a block.
+            is_list = isinstance(child, nn.ModuleList | nn.ModuleDict)
+            is_stage = type(child) is nn.Sequential and any(list(part.children()) for part in child.children())
+            if is_list or is_stage:
+                open_up(child, f"{path}.")
+            elif any(True for _ in child.parameters()):
+                blocks.append(path)
+
+    open_up(model, "")
+    return blocks
+
+
+def _keep(value: Any) -> Any:
+    """A copy that later in-place operations of the forward pass cannot reach."""
+    if isinstance(value, Tensor):
+        return value.detach().clone()
+    if isinstance(value, tuple | list):
+        kept = [_keep(part) for part in value]
+        return type(value)(*kept) if hasattr(value, "_fields") else type(value)(kept)
+    return {key: _keep(part) for key, part in value.items()} if type(value) is dict else value

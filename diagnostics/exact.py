@@ -1,0 +1,216 @@
+"""All singular values of a map, exactly: by SVD, or from the smaller Gram side in float64, within a memory budget.
+
+A Jacobian that fits is held whole: a float64 one gets a proper SVD, whose small singular values are good to
+rounding; a float32 one the float64 Gram matrix of its smaller side, which squares nothing away that float32 had.
+A larger one is streamed: a tall one in blocks of rows (the Gram matrix accumulates; in float64 a QR factorisation
+is updated instead), a wide one in pairs of blocks.
+"""
+
+import math
+import time
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from diagnostics.errors import MemoryBudgetError
+from diagnostics.jacobians import RowSource
+from diagnostics.maps import Map
+from diagnostics.spectrum import Spectrum, gram_floor, jacobian_floor
+
+#: Copies of a Gram matrix that its eigensolver holds.
+_GRAM_COPIES = 3
+
+#: Columns that are converted to float64 at a time.
+_CONVERTED_COLUMNS = 1024
+
+
+def exact_spectrum(map: Map, *, batch_mode: str, memory_budget: int, sample: int | None = None) -> Spectrum:
+    """All singular values of a map; for ``kernel`` the eigenvalues of the Gram matrix of its Jacobian.
+
+    Cost: one forward pass and ``rows`` backward passes (several times as many for a wide Jacobian that does not
+    fit), plus ``O(min(rows, cols)² · max(rows, cols))``.
+
+    Args:
+        map: The map; to be used inside ``isolation.quiet``.
+        batch_mode: Recorded in the result.
+        memory_budget: Bytes for the Jacobian or its Gram matrix and all temporaries.
+        sample: Recorded in the result.
+
+    Raises:
+        MemoryBudgetError: Not even the smaller Gram matrix fits.
+        NonFiniteError: The Jacobian holds NaN or infinity.
+    """
+    start = time.perf_counter()
+    plan = Plan.of(map, memory_budget)
+    source = RowSource(map, plan.chunk_bytes)
+    notes: list[str] = []
+    values, squares, gram_side = _singular_values(plan, source, notes)
+    floor = jacobian_floor(math.sqrt(squares), torch.finfo(map.point.dtype).eps)
+    if gram_side:
+        floor = max(floor, gram_floor(float(values[0]), gram_side))
+    rows, cols = map.rows, map.cols
+    if map.name == "kernel":
+        # Eigenvalues of J·Jᵀ are squares of singular values of J, and zero beyond the number of parameters.
+        values = np.concatenate([values**2, np.zeros(rows - len(values))])
+        floor, cols = max(floor**2, float(np.finfo(np.float64).tiny)), rows
+    return Spectrum(
+        map=map.name,
+        layer=map.layer,
+        batch_mode=batch_mode,
+        sample=sample,
+        rows=rows,
+        cols=cols,
+        values=values,
+        floor=floor,
+        method=f"exact: {plan.method}",
+        dtype=str(map.point.dtype).removeprefix("torch."),
+        seconds=time.perf_counter() - start,
+        peak_bytes=plan.matrix_bytes + min(plan.chunk_bytes, source.row_bytes * source.chunk),
+        note="; ".join(notes),
+    )
+
+
+class Plan:
+    """How the singular values of a map will be computed, and what it takes.
+
+    Attributes:
+        method: ``svd``, ``gram`` or ``qr, streamed`` and the like; recorded in the spectrum.
+        block_rows: Rows held at a time; all of them unless streamed.
+        matrix_bytes: Bytes for the Jacobian's blocks and the matrices made from them.
+        chunk_bytes: Bytes left for the temporaries of the backward pass.
+    """
+
+    def __init__(self, method: str, block_rows: int, matrix_bytes: int, memory_budget: int) -> None:
+        self.method, self.block_rows, self.matrix_bytes = method, block_rows, matrix_bytes
+        self.chunk_bytes = max(memory_budget - matrix_bytes, 0)
+
+    @classmethod
+    def of(cls, map: Map, memory_budget: int) -> "Plan":
+        """Choose the best method that fits the budget.
+
+        Raises:
+            MemoryBudgetError: None does; the message says what would.
+        """
+        rows, cols, item = map.rows, map.cols, map.point.element_size()
+        short, double = min(rows, cols), map.point.dtype == torch.float64
+        one_row = map.widest * item
+        converted = min(_CONVERTED_COLUMNS, max(rows, cols))
+        gram = 8 * short * (_GRAM_COPIES * short + 2 * converted)
+        side = "rows" if rows <= cols else "columns"
+        whole = rows * cols * item + (2 * 8 * rows * cols if double else gram)
+        if whole + one_row <= memory_budget:
+            return cls("svd" if double else f"gram of {side}", rows, whole, memory_budget)
+        left = memory_budget - gram - one_row
+        # Half of what is left for blocks, half for the backward pass; two blocks at a time.
+        block = max(left, 0) // (4 * cols * max(item, 8 if double else item))
+        if block < 1:
+            raise MemoryBudgetError(
+                f"the {map.name} map of {map.layer!r} is {rows}×{cols}: its exact spectrum needs about "
+                f"{_readable(gram + one_row + 4 * cols * 8)}, the memory budget is {_readable(memory_budget)}; "
+                "use fewer probe samples, a later layer, or a larger memory_budget"
+            )
+        block = min(block, rows)
+        matrix_bytes = gram + 2 * block * cols * item
+        if rows > cols and double:
+            return cls("qr, streamed", block, matrix_bytes, memory_budget)
+        return cls(f"gram of {side}, streamed", block, matrix_bytes, memory_budget)
+
+
+def _singular_values(plan: Plan, source: RowSource, notes: list[str]) -> tuple[np.ndarray, float, int]:
+    """Singular values (descending), their sum of squares, and the side of the Gram matrix used (0 for none)."""
+    rows, cols = source.map.rows, source.map.cols
+    if plan.method == "svd":
+        values = _svdvals(source.rows(0, rows), notes)
+    elif plan.method == "qr, streamed":
+        values = _svdvals(_triangular_factor(source.blocks(plan.block_rows), cols), notes)
+    elif plan.block_rows == rows:
+        return *_from_gram(_gram(source.rows(0, rows)), notes), min(rows, cols)
+    elif rows > cols:
+        gram = torch.zeros(cols, cols, dtype=torch.float64, device=source.map.point.device)
+        for block in source.blocks(plan.block_rows):
+            gram += _product(block.T, block.T)
+        return *_from_gram(gram, notes), cols
+    else:
+        return *_from_gram(_gram_by_pairs(source, plan.block_rows), notes), rows
+    return values, float(np.sum(values**2)), 0
+
+
+def _gram(jacobian: Tensor) -> Tensor:
+    """``J·Jᵀ`` or ``Jᵀ·J``, whichever is smaller, in float64."""
+    wide = jacobian if jacobian.shape[0] <= jacobian.shape[1] else jacobian.T
+    return _product(wide, wide)
+
+
+def _product(left: Tensor, right: Tensor) -> Tensor:
+    """``left·rightᵀ`` accumulated in float64, converting some columns at a time."""
+    total = torch.zeros(left.shape[0], right.shape[0], dtype=torch.float64, device=left.device)
+    for start in range(0, left.shape[1], _CONVERTED_COLUMNS):
+        piece = left[:, start : start + _CONVERTED_COLUMNS].double()
+        other = piece if right is left else right[:, start : start + _CONVERTED_COLUMNS].double()
+        total.addmm_(piece, other.T)
+    return total
+
+
+def _gram_by_pairs(source: RowSource, size: int) -> Tensor:
+    """``J·Jᵀ`` of a wide Jacobian from pairs of row blocks; blocks are computed again for every partner."""
+    rows = source.map.rows
+    gram = torch.empty(rows, rows, dtype=torch.float64, device=source.map.point.device)
+    for start in range(0, rows, size):
+        held = source.rows(start, min(start + size, rows))
+        gram[start : start + size, start : start + size] = _product(held, held)
+        for first in range(start + size, rows, size):
+            cross = _product(source.rows(first, min(first + size, rows)), held)
+            gram[first : first + size, start : start + size] = cross
+            gram[start : start + size, first : first + size] = cross.T
+    return gram
+
+
+def _triangular_factor(blocks: Iterator[Tensor], cols: int) -> Tensor:
+    """``R`` of a tall matrix's QR factorisation, updated block by block; its singular values are the matrix's."""
+    factor: Tensor | None = None
+    for block in blocks:
+        stacked = block if factor is None else torch.cat([factor, block])
+        factor = torch.linalg.qr(stacked, mode="r").R
+    assert factor is not None
+    return factor
+
+
+def _from_gram(gram: Tensor, notes: list[str]) -> tuple[np.ndarray, float]:
+    """Singular values (descending) and their sum of squares from a Gram matrix."""
+    try:
+        eigenvalues = torch.linalg.eigvalsh(gram).cpu().numpy()
+    except (torch.linalg.LinAlgError, RuntimeError) as error:
+        notes.append(f"eigvalsh failed on {gram.device} ({_first_line(error)}); scipy on the CPU instead")
+        eigenvalues = _scipy_eigvalsh(gram.cpu().numpy())
+    # Rounding makes zero eigenvalues slightly negative; they lie under the floor and are marked by it.
+    return np.sqrt(np.clip(eigenvalues[::-1], 0, None)), float(torch.trace(gram))
+
+
+def _svdvals(matrix: Tensor, notes: list[str]) -> np.ndarray:
+    try:
+        return torch.linalg.svdvals(matrix).cpu().numpy()
+    except (torch.linalg.LinAlgError, RuntimeError) as error:
+        notes.append(f"svdvals failed on {matrix.device} ({_first_line(error)}); scipy's gesvd on the CPU instead")
+        return _scipy_svdvals(matrix.cpu().numpy())
+
+
+def _scipy_eigvalsh(matrix: np.ndarray) -> np.ndarray:
+    import scipy.linalg
+
+    return scipy.linalg.eigh(matrix, eigvals_only=True, driver="ev")
+
+
+def _scipy_svdvals(matrix: np.ndarray) -> np.ndarray:
+    import scipy.linalg
+
+    return scipy.linalg.svd(matrix, compute_uv=False, lapack_driver="gesvd")
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().splitlines()[0]
+
+
+def _readable(size: int) -> str:
+    return f"{size / 2**30:.2g} GiB" if size >= 2**29 else f"{size / 2**20:.3g} MiB"

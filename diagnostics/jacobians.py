@@ -1,0 +1,88 @@
+"""Dense Jacobians, in chunks of rows: ``vmap`` over one ``vjp``, as many rows at a time as the budget allows."""
+
+import contextlib
+from collections.abc import Callable, Iterator
+
+import torch
+from torch import Tensor
+from torch.func import vjp, vmap
+
+from diagnostics.errors import UnsupportedModelError
+from diagnostics.isolation import require_finite
+from diagnostics.maps import Map
+
+#: Copies of the largest activation that the backward pass of one row keeps alive at a time.
+_LIVE_COPIES = 6
+
+#: On a CPU larger chunks only fall out of the cache: the largest tensor of a chunk stays near this many bytes.
+_CACHE_BYTES = 4 * 2**20
+
+
+class RowSource:
+    """Rows of one map's Jacobian, any range of them, from a single forward pass.
+
+    Args:
+        map: The map; to be used inside ``isolation.quiet``.
+        memory_budget: Bytes that the temporaries of a chunk may take.
+
+    Raises:
+        UnsupportedModelError: An operator in the model cannot be differentiated by ``torch.func``.
+    """
+
+    def __init__(self, map: Map, memory_budget: int) -> None:
+        self.map = map
+        largest = map.widest * map.point.element_size()
+        self.row_bytes = _LIVE_COPIES * largest
+        chunk = memory_budget // self.row_bytes
+        if map.point.device.type == "cpu":
+            chunk = min(chunk, _CACHE_BYTES // largest)
+        self.chunk = int(min(max(chunk, 1), map.rows))
+        with _clear_autograd_errors(map):
+            self._pullback: Callable[[Tensor], tuple[Tensor]] = vjp(map.function, map.point)[1]
+
+    def rows(self, start: int, stop: int) -> Tensor:
+        """Rows ``start`` to ``stop`` of the Jacobian, shape ``(stop - start, cols)``, row-major."""
+        block = self.map.point.new_empty(stop - start, self.map.cols)
+        for first in range(start, stop, self.chunk):
+            last = min(first + self.chunk, stop)
+            self._into(block[first - start : last - start], first, last)
+        return block
+
+    def blocks(self, size: int) -> Iterator[Tensor]:
+        """All rows in order, ``size`` at a time."""
+        for start in range(0, self.map.rows, size):
+            yield self.rows(start, min(start + size, self.map.rows))
+
+    def _into(self, block: Tensor, first: int, last: int) -> None:
+        cotangents = self.map.point.new_zeros(last - first, self.map.rows)
+        cotangents[:, first:last].fill_diagonal_(1)
+        with _clear_autograd_errors(self.map), torch.no_grad():
+            (rows,) = vmap(self._pullback)(cotangents.view(-1, *self.map.output_shape))
+        block.view(rows.shape).copy_(rows)
+        require_finite(block, f"the Jacobian of the {self.map.name} map of {self.map.layer!r}")
+
+
+def dense_jacobian(map: Map, memory_budget: int) -> Tensor:
+    """The whole Jacobian of a map.
+
+    Args:
+        map: The map; to be used inside ``isolation.quiet``.
+        memory_budget: Bytes that temporaries may take; the result comes on top.
+
+    Returns:
+        Shape ``(rows, cols)``, the point's dtype, on its device.
+    """
+    return RowSource(map, memory_budget).rows(0, map.rows)
+
+
+@contextlib.contextmanager
+def _clear_autograd_errors(map: Map) -> Iterator[None]:
+    try:
+        yield
+    except torch.OutOfMemoryError:
+        raise
+    except (RuntimeError, NotImplementedError) as error:
+        first_line = str(error).strip().splitlines()[0]
+        raise UnsupportedModelError(
+            f"the {map.name} map of {map.layer!r} cannot be differentiated: {first_line}"
+        ) from error

@@ -1,0 +1,281 @@
+"""Maps: the differentiable functions of a network whose derivatives are measured.
+
+``layer`` is ∂output/∂input of one module at its actual input, ``tail`` ∂logits/∂(its output), ``network``
+∂logits/∂input, ``param`` ∂output/∂(its parameters) and ``kernel`` ∂logits/∂(its parameters), whose Gram matrix is
+the module's share of the tangent kernel (layer ``total`` is the whole of it).
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from diagnostics.capture import (
+    Call,
+    capture_calls,
+    first_tensor,
+    logits_of,
+    one_call,
+    run,
+    select_layers,
+    split_call,
+)
+from diagnostics.errors import InputError, LayerCallError, UnsupportedModelError, near_matches
+from diagnostics.isolation import State, convert, require_finite
+
+MAPS = ("layer", "tail", "network", "param", "kernel")
+BATCH_MODES = ("batch", "sample")
+
+#: The layer that stands for all parameters together in the ``kernel`` map.
+TOTAL = "total"
+
+
+@dataclass(frozen=True)
+class Map:
+    """A differentiable function at a point.
+
+    Attributes:
+        name: One of ``MAPS``.
+        layer: The module's dotted name, ``network`` or ``total``.
+        function: Takes a tensor shaped like ``point``; differentiable by ``torch.func``.
+        point: Where the derivative is taken; floating, detached.
+        output_shape: Shape of the function's value, samples first.
+        widest: Entries of the largest tensor of a forward pass, which memory is planned by.
+    """
+
+    name: str
+    layer: str
+    function: Callable[[Tensor], Tensor]
+    point: Tensor
+    output_shape: torch.Size
+    widest: int
+
+    @property
+    def rows(self) -> int:
+        """Rows of the Jacobian: entries of the output."""
+        return self.output_shape.numel()
+
+    @property
+    def cols(self) -> int:
+        """Columns of the Jacobian: entries of the point."""
+        return self.point.numel()
+
+
+def check_map(name: str, batch_mode: str) -> None:
+    """Raise ``InputError`` for an unknown map or batch mode."""
+    for kind, value, known in (("map", name, MAPS), ("batch_mode", batch_mode, BATCH_MODES)):
+        if value not in known:
+            raise InputError(f"unknown {kind} {value!r}; known are {', '.join(known)}.{near_matches(value, known)}")
+
+
+def probe_input(x: Tensor, device: torch.device, dtype: torch.dtype | None) -> Tensor:
+    """The probe's inputs on the model's device and in the measurement's precision.
+
+    Raises:
+        InputError: It is no tensor, holds no samples, or holds NaN or infinity.
+    """
+    if not isinstance(x, Tensor) or x.dim() == 0 or x.numel() == 0:
+        raise InputError("the probe must be a tensor of shape (N, *input_shape) with at least one sample")
+    require_finite(x, "the probe")
+    return convert(x.detach().to(device), dtype)
+
+
+def build_maps(
+    model: nn.Module, x: Tensor, name: str, layers: Sequence[str] | str | None, dtype: torch.dtype | None
+) -> list[Map]:
+    """The maps of the chosen layers, from one forward pass on the probe.
+
+    To be called, and its results used, inside ``isolation.quiet``.
+
+    Args:
+        model: The unwrapped module.
+        x: Probe inputs as ``probe_input`` returns them.
+        name: One of ``MAPS``.
+        layers: Names, globs or None for the default blocks.
+        dtype: Precision of the measurement; None keeps the model's own.
+
+    Raises:
+        UnknownLayerError: A name that is no module.
+        LayerCallError: A layer never called, or called more than once with no call named.
+        UnsupportedModelError: A map whose input or output is no real tensor.
+    """
+    state = State(model, dtype)
+    if name == "network":
+        return [_network_map(model, state, x)]
+    chosen, with_total = _choose(model, name, layers)
+    calls = capture_calls(model, state, x, [split_call(layer)[0] for layer in chosen])
+    build = {"layer": _layer_map, "tail": _tail_map, "param": _param_map, "kernel": _kernel_map}[name]
+    maps = []
+    for layer in chosen:
+        try:
+            maps.append(build(model, state, x, layer, calls[split_call(layer)[0]]))
+        except (LayerCallError, UnsupportedModelError):
+            # Among the default blocks, those the map does not exist for (an unused one, an embedding) are left out.
+            if layers is not None:
+                raise
+    if with_total:
+        maps.append(_kernel_map(model, state, x, TOTAL, []))
+    if not maps:
+        raise InputError(f"{type(model).__name__} has no blocks with a {name} map; name the layers to measure")
+    return maps
+
+
+def _choose(model: nn.Module, name: str, layers: Sequence[str] | str | None) -> tuple[list[str], bool]:
+    """The modules to measure, and whether the whole tangent kernel is wanted beside them."""
+    if layers is None:
+        blocks = select_layers(model, None)
+        # Behind the last block there is nothing: its tail is the identity.
+        return (blocks[:-1] if name == "tail" and len(blocks) > 1 else blocks), name == "kernel"
+    asked = [layers] if isinstance(layers, str) else list(layers)
+    others = [layer for layer in asked if layer != TOTAL or name != "kernel"]
+    only_total = asked and not others
+    return ([] if only_total else select_layers(model, others)), name == "kernel" and TOTAL in asked
+
+
+def _network_map(model: nn.Module, state: State, x: Tensor) -> Map:
+    def function(point: Tensor) -> Tensor:
+        # Cloned, so that a module that works in place does not write into the point.
+        return logits_of(run(model, state, (point.clone(),)))
+
+    return _finish("network", "network", function, x)
+
+
+def _layer_map(model: nn.Module, state: State, x: Tensor, layer: str, calls: list[Call]) -> Map:
+    _, call = one_call(layer, calls)
+    module = model.get_submodule(split_call(layer)[0])
+    point, place = _first_input(layer, call)
+
+    def function(point: Tensor) -> Tensor:
+        args, kwargs = place(point.clone())
+        return _real_output(layer, run(module, state, args, kwargs))
+
+    return _finish("layer", layer, function, point)
+
+
+def _tail_map(model: nn.Module, state: State, x: Tensor, layer: str, calls: list[Call]) -> Map:
+    wanted, call = one_call(layer, calls)
+    module = model.get_submodule(split_call(layer)[0])
+    point = _real_output(layer, call.output)
+
+    def function(point: Tensor) -> Tensor:
+        seen = 0
+
+        def replace(module: nn.Module, args: Any, output: Any) -> Any:
+            nonlocal seen
+            seen += 1
+            return _with_first_tensor(output, point.clone()) if seen == wanted + 1 else None
+
+        handle = module.register_forward_hook(replace)
+        try:
+            return logits_of(run(model, state, (x,)))
+        finally:
+            handle.remove()
+
+    return _finish("tail", layer, function, point)
+
+
+def _param_map(model: nn.Module, state: State, x: Tensor, layer: str, calls: list[Call]) -> Map:
+    _, call = one_call(layer, calls)
+    module = model.get_submodule(split_call(layer)[0])
+    point, replace = _flat_parameters(module, state, layer)
+
+    def function(point: Tensor) -> Tensor:
+        return _real_output(layer, run(module, state, call.args, call.kwargs, replace(point)))
+
+    return _finish("param", layer, function, point)
+
+
+def _kernel_map(model: nn.Module, state: State, x: Tensor, layer: str, calls: list[Call]) -> Map:
+    # A module used twice has its parameters used twice: no call needs to be named, the cross terms are in.
+    if layer != TOTAL and not calls:
+        one_call(layer, calls)
+    module = model if layer == TOTAL else model.get_submodule(split_call(layer)[0])
+    point, replace = _flat_parameters(module, state, layer)
+
+    def function(point: Tensor) -> Tensor:
+        return logits_of(run(model, state, (x,), replaced=replace(point)))
+
+    return _finish("kernel", layer, function, point)
+
+
+def _flat_parameters(
+    module: nn.Module, state: State, layer: str
+) -> tuple[Tensor, Callable[[Tensor], dict[nn.Parameter, Tensor]]]:
+    """The module's trainable parameters as one vector, and the way back."""
+    parameters = [parameter for parameter in module.parameters() if parameter.requires_grad]
+    if not parameters:
+        raise LayerCallError(f"layer {layer!r} has no trainable parameters; choose one that has, or unfreeze it")
+    sizes = [parameter.numel() for parameter in parameters]
+
+    def replace(point: Tensor) -> dict[nn.Parameter, Tensor]:
+        pieces = point.split(sizes)
+        return {parameter: piece.view(parameter.shape) for parameter, piece in zip(parameters, pieces, strict=True)}
+
+    return torch.cat([state[parameter].reshape(-1) for parameter in parameters]), replace
+
+
+def _first_input(layer: str, call: Call) -> tuple[Tensor, Callable[[Tensor], tuple[tuple[Any, ...], dict[str, Any]]]]:
+    """The first tensor among a call's arguments, and a function that puts another in its place."""
+    for index, value in enumerate(call.args):
+        if isinstance(value, Tensor):
+            _require_real(layer, value)
+            before, after = call.args[:index], call.args[index + 1 :]
+            return value, lambda point, before=before, after=after: ((*before, point, *after), call.kwargs)
+    for key, value in call.kwargs.items():
+        if isinstance(value, Tensor):
+            _require_real(layer, value)
+            return value, lambda point, key=key: (call.args, {**call.kwargs, key: point})
+    raise UnsupportedModelError(f"layer {layer!r} is called without a tensor; choose a module with a tensor input")
+
+
+def _require_real(layer: str, tensor: Tensor) -> None:
+    if not tensor.is_floating_point():
+        raise UnsupportedModelError(
+            f"layer {layer!r} has an input of {tensor.dtype}, which has no derivative; measure its 'tail' map instead"
+        )
+
+
+def _real_output(layer: str, output: Any) -> Tensor:
+    found = first_tensor(output)
+    if found is None or not found.is_floating_point():
+        raise UnsupportedModelError(f"layer {layer!r} returns no real tensor; choose a module that does")
+    return found
+
+
+def _with_first_tensor(output: Any, tensor: Tensor) -> Any:
+    """The module's output with its first tensor exchanged."""
+    if isinstance(output, Tensor):
+        return tensor
+    if isinstance(output, dict):
+        key = next(key for key, part in output.items() if isinstance(part, Tensor))
+        return type(output)({**output, key: tensor})
+    index = next(index for index, part in enumerate(output) if isinstance(part, Tensor))
+    parts = [*output[:index], tensor, *output[index + 1 :]]
+    return type(output)(*parts) if hasattr(output, "_fields") else type(output)(parts)
+
+
+def _finish(name: str, layer: str, function: Callable[[Tensor], Tensor], point: Tensor) -> Map:
+    if not point.is_floating_point():
+        raise UnsupportedModelError(
+            f"the {name} map has an input of {point.dtype}, which has no derivative; measure 'tail' or 'layer' instead"
+        )
+    with torch.no_grad(), _WidestTensor() as seen:
+        value = function(point)
+    require_finite(value, f"the output of the {name} map of {layer!r}")
+    return Map(name, layer, function, point, value.shape, max(seen.numel, point.numel()))
+
+
+class _WidestTensor(TorchDispatchMode):
+    """Watches a forward pass for the entries of the largest tensor it makes."""
+
+    numel = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+        result = func(*args, **(kwargs or {}))
+        for part in result if isinstance(result, tuple | list) else (result,):
+            if isinstance(part, Tensor):
+                self.numel = max(self.numel, part.numel())
+        return result

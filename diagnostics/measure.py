@@ -1,0 +1,140 @@
+"""The two functions that measure a model at a batch: ``spectra`` and ``jacobian``."""
+
+from collections.abc import Callable, Sequence
+from typing import TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from diagnostics.errors import InputError, near_matches
+from diagnostics.exact import exact_spectrum
+from diagnostics.isolation import device_of, quiet, unwrap
+from diagnostics.jacobians import dense_jacobian
+from diagnostics.maps import Map, build_maps, check_map, probe_input
+from diagnostics.spectrum import Spectrum
+
+METHODS = ("auto", "exact")
+GIB = 2**30
+
+Result = TypeVar("Result")
+
+
+def spectra(
+    model: nn.Module,
+    x: Tensor,
+    *,
+    map: str = "layer",
+    layers: Sequence[str] | str | None = None,
+    batch_mode: str = "batch",
+    method: str = "auto",
+    dtype: torch.dtype | None = None,
+    memory_budget: int = GIB,
+) -> dict[str, Spectrum]:
+    """Singular values of the chosen maps of a model at a probe batch.
+
+    The model comes out as it went in: weights, buffers, gradients, flags and random streams.
+
+    Args:
+        model: Any module whose forward pass takes ``x`` and returns logits, ``(N, ...)``.
+        x: Probe inputs, shape ``(N, *input_shape)``.
+        map: ``layer`` ∂output/∂input of a module, ``tail`` ∂logits/∂(its output), ``network`` ∂logits/∂input,
+            ``param`` ∂output/∂(its parameters), or ``kernel``: its share of the tangent kernel.
+        layers: Module names or globs (``"block*"``); None takes the blocks. A module called several times needs
+            its call, ``"name#2"``. For ``kernel``, ``"total"`` is the whole kernel.
+        batch_mode: ``batch`` measures the map of the whole probe at once, with the model's own train/eval flags
+            (so that batch norm in train mode couples the samples). ``sample`` measures each sample by itself,
+            in eval mode (batch norm with running statistics, no dropout).
+        method: ``exact``, or ``auto``, which is exact.
+        dtype: Precision of the Jacobian; None keeps the model's. float64 resolves about 1e8 times smaller values.
+        memory_budget: Bytes the measurement may take; chunks are chosen to fit.
+
+    Returns:
+        One spectrum per layer, in the model's order, by name. In ``sample`` mode one per layer and sample, by
+        ``"name[index]"``.
+
+    Raises:
+        UnknownLayerError: A name that is no module; near matches are offered.
+        LayerCallError: A layer that is never called, or several times with no call named.
+        NonFiniteError: NaN or infinity in the probe, the weights or a Jacobian.
+        MemoryBudgetError: A spectrum that does not fit the budget.
+        UnsupportedModelError: Something that cannot be differentiated.
+        InputError: An unknown map, batch mode or method.
+    """
+    if method not in METHODS:
+        raise InputError(f"unknown method {method!r}; known are {', '.join(METHODS)}.{near_matches(method, METHODS)}")
+
+    def evaluate(item: Map, sample: int | None) -> Spectrum:
+        return exact_spectrum(item, batch_mode=batch_mode, memory_budget=memory_budget, sample=sample)
+
+    found = _measure(evaluate, model, x, map, layers, batch_mode, dtype)
+    return {_key(spectrum): spectrum for spectrum in found}
+
+
+def jacobian(
+    model: nn.Module,
+    x: Tensor,
+    *,
+    map: str = "tail",
+    layer: str | None = None,
+    batch_mode: str = "batch",
+    dtype: torch.dtype | None = None,
+    memory_budget: int = GIB,
+) -> Tensor:
+    """The Jacobian of one map as a dense matrix; for ``kernel`` the kernel matrix ``J·Jᵀ``.
+
+    Its singular values are those that ``spectra`` reports.
+
+    Args:
+        model: As for ``spectra``.
+        x: Probe inputs, shape ``(N, *input_shape)``.
+        map: As for ``spectra``.
+        layer: Dotted module name; not needed for ``network``, and ``total`` by default for ``kernel``.
+        batch_mode: As for ``spectra``.
+        dtype: Precision of the Jacobian; None keeps the model's.
+        memory_budget: Bytes that temporaries may take; rows are computed in chunks that fit. The result itself
+            comes on top.
+
+    Returns:
+        Shape ``(N·d_out, N·d_in)`` in ``batch`` mode, rows and columns running over (sample, coordinate),
+        row-major; ``(N, d_out, d_in)`` in ``sample`` mode.
+
+    Raises:
+        InputError: As for ``spectra``; also when no layer is named for a map that needs one.
+    """
+    if layer is None and map == "kernel":
+        layer = "total"
+    if layer is None and map != "network":
+        raise InputError(f"the {map} map needs a layer; name one of the model's modules")
+
+    def evaluate(item: Map, sample: int | None) -> Tensor:
+        rows = dense_jacobian(item, memory_budget)
+        return rows @ rows.T if map == "kernel" else rows
+
+    matrices = _measure(evaluate, model, x, map, None if layer is None else [layer], batch_mode, dtype)
+    return torch.stack(matrices) if batch_mode == "sample" else matrices[0]
+
+
+def _key(spectrum: Spectrum) -> str:
+    return spectrum.layer if spectrum.sample is None else f"{spectrum.layer}[{spectrum.sample}]"
+
+
+def _measure(
+    evaluate: Callable[[Map, int | None], Result],
+    model: nn.Module,
+    x: Tensor,
+    name: str,
+    layers: Sequence[str] | str | None,
+    batch_mode: str,
+    dtype: torch.dtype | None,
+) -> list[Result]:
+    """What ``evaluate`` makes of every map (and sample, in ``sample`` mode), the model being held quiet."""
+    check_map(name, batch_mode)
+    model = unwrap(model)
+    x = probe_input(x, device_of(model, x), dtype)
+    batches: list[tuple[int | None, Tensor]] = [(None, x)] if batch_mode == "batch" else [*enumerate(x.split(1))]
+    with quiet(model, batch_mode=batch_mode):
+        return [
+            evaluate(item, sample)
+            for sample, batch in batches
+            for item in build_maps(model, batch, name, layers, dtype)
+        ]

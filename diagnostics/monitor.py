@@ -1,0 +1,256 @@
+"""A monitor for any training loop: measures spectra of a probe on a schedule and writes them to tables.
+
+.. code-block:: python
+
+    with SpectrumMonitor(model, probe=(x, y), out="runs/mine") as monitor:
+        for step, (images, labels) in enumerate(batches):
+            loss = train_one_step(images, labels)
+            monitor.step(step, loss=loss)
+"""
+
+import math
+import os
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy, mse_loss
+
+from diagnostics.capture import logits_of, run
+from diagnostics.errors import InputError
+from diagnostics.exact import Plan
+from diagnostics.isolation import State, device_of, quiet, unwrap
+from diagnostics.maps import build_maps, check_map, probe_input
+from diagnostics.measure import GIB, spectra
+from diagnostics.schedule import Schedule, as_schedule, log_spaced
+from diagnostics.spectrum import Spectrum
+from diagnostics.tables import METRICS, SKIPPED, SPECTRA, TableWriter
+
+#: Rows wait in memory at most this long, so that fast steps do not make a file each.
+_FLUSH_SECONDS = 1.0
+
+#: Backward passes cost about this many forward passes; used once, before the first measurement has been timed.
+_BACKWARD_PER_FORWARD = 2.0
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """What to measure, and when.
+
+    Attributes:
+        map: One of ``maps.MAPS``.
+        layers: Names or globs; None takes the blocks.
+        batch_mode: ``batch`` or ``sample``.
+        schedule: Steps at which it is due; None takes the monitor's.
+    """
+
+    map: str
+    layers: Sequence[str] | str | None = None
+    batch_mode: str = "batch"
+    schedule: Schedule | int | None = None
+
+
+class SpectrumMonitor:
+    """Measures the spectra of a model on a fixed probe while it trains, and changes nothing of the training.
+
+    Tables appear under ``out``: ``spectra/``, ``metrics/`` and ``skipped/``, readable at any moment with
+    ``pandas.read_parquet`` or ``tables.read_experiment``. In a distributed run only rank 0 measures and writes.
+
+    Args:
+        model: The network; ``torch.compile`` and DDP wrappers are looked through.
+        probe: Inputs ``x``, or ``(x, y)``; with targets, the probe's loss and accuracy are logged (split
+            ``probe``) at every measurement: cross-entropy for class indices, mean square error otherwise.
+        out: The run's directory.
+        maps: Names of maps or ``Measurement`` objects.
+        layers: Layers of those maps that are given by name only.
+        schedule: Interval in steps, or a function of the step; for maps without a schedule of their own.
+        max_overhead: Share of the training time that measurements may take. One that would exceed it is skipped,
+            which the table ``skipped`` records, and made as soon as it can be afforded. None: never skip.
+        dtype: Precision of the Jacobians; None keeps the model's.
+        memory_budget: Bytes a measurement may take.
+        run_id: Name of the run in the tables; the directory's name by default.
+
+    Raises:
+        InputError: Unknown layers, a probe or weights that are not finite, a spectrum that does not fit the
+            memory budget, a directory that cannot be written: all before the first step.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        probe: Tensor | tuple[Tensor, Tensor],
+        out: str | os.PathLike[str],
+        *,
+        maps: Sequence[str | Measurement] = ("tail",),
+        layers: Sequence[str] | str | None = None,
+        schedule: Schedule | int | None = None,
+        max_overhead: float | None = 0.05,
+        dtype: torch.dtype | None = None,
+        memory_budget: int = GIB,
+        run_id: str | None = None,
+    ) -> None:
+        if max_overhead is not None and not 0 < max_overhead < math.inf:
+            raise InputError(f"max_overhead must be a positive share such as 0.05, or None; it is {max_overhead!r}")
+        self._started = time.perf_counter()
+        self.model = unwrap(model)
+        self.x: Tensor = probe[0] if isinstance(probe, tuple) else probe
+        self.y: Tensor | None = probe[1] if isinstance(probe, tuple) else None
+        self.max_overhead, self.dtype, self.memory_budget = max_overhead, dtype, memory_budget
+        self.run_id = run_id or Path(out).resolve().name
+        self.latest: dict[str, Spectrum] = {}
+        otherwise = schedule if schedule is not None else log_spaced()
+        self._measurements = [_complete(item, layers, otherwise) for item in maps]
+        self._pending: set[int] = set()
+        self._writes = not torch.distributed.is_available() or not torch.distributed.is_initialized()
+        self._writes = self._writes or torch.distributed.get_rank() == 0
+        if self._writes:
+            self._estimates = [self._check(item) for item in self._measurements]
+            schemas = {"metrics": METRICS, "spectra": SPECTRA, "skipped": SKIPPED}
+            self._tables = {name: TableWriter(Path(out) / name, schema) for name, schema in schemas.items()}
+        self._flushed = time.perf_counter()
+        self._spent = self._flushed - self._started
+
+    def step(self, step: int, *, split: str = "train", **metrics: float | Tensor | None) -> dict[str, Spectrum]:
+        """Log one step's metrics and make the measurements that are due.
+
+        Args:
+            step: Optimiser steps taken so far.
+            split: What the metrics were computed on.
+            metrics: Any of ``epoch, loss, accuracy, lr, grad_norm, seconds``; tensors are fetched later, so that
+                the training loop never waits for a device.
+
+        Returns:
+            The spectra measured at this step, by layer (``map:layer`` when there are several maps); often empty.
+        """
+        if not self._writes:
+            return {}
+        if metrics:
+            held = {
+                key: value.detach().clone() if isinstance(value, Tensor) else value for key, value in metrics.items()
+            }
+            self._tables["metrics"].append({"run_id": self.run_id, "step": step, "split": split, **held})
+        self.latest = self._measure_due(step)
+        if time.perf_counter() - self._flushed > _FLUSH_SECONDS:
+            self.flush()
+        return self.latest
+
+    @property
+    def overhead(self) -> float:
+        """Time spent measuring so far, as a share of the time spent on everything else."""
+        return self._spent / max(time.perf_counter() - self._started - self._spent, 1e-9)
+
+    def flush(self) -> None:
+        """Write the rows that still wait in memory."""
+        if self._writes:
+            for table in self._tables.values():
+                table.flush()
+        self._flushed = time.perf_counter()
+
+    def rewind(self, step: int) -> None:
+        """Forget every row after ``step``; for a run resumed from a checkpoint made at that step."""
+        if self._writes:
+            for table in self._tables.values():
+                table.rewind(step)
+
+    def close(self) -> None:
+        """Write what waits in memory; the monitor may still be used afterwards."""
+        self.flush()
+
+    def __enter__(self) -> "SpectrumMonitor":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _measure_due(self, step: int) -> dict[str, Spectrum]:
+        found: dict[str, Spectrum] = {}
+        for index, item in enumerate(self._measurements):
+            due = as_schedule(item.schedule)(step)  # type: ignore[arg-type]
+            if due or index in self._pending:
+                if self._affordable(self._estimates[index]):
+                    self._pending.discard(index)
+                    found |= self._measure(index, item, step)
+                elif due:
+                    self._pending.add(index)
+                    self._skip(item, step, self._estimates[index])
+        if found and self.y is not None:
+            self._log_probe(step, self.y)
+        return found
+
+    def _affordable(self, estimate: float) -> bool:
+        if self.max_overhead is None:
+            return True
+        training = time.perf_counter() - self._started - self._spent
+        return self._spent + estimate <= self.max_overhead * training
+
+    def _measure(self, index: int, item: Measurement, step: int) -> dict[str, Spectrum]:
+        start = time.perf_counter()
+        found = spectra(
+            self.model,
+            self.x,
+            map=item.map,
+            layers=item.layers,
+            batch_mode=item.batch_mode,
+            dtype=self.dtype,
+            memory_budget=self.memory_budget,
+        )
+        for spectrum in found.values():
+            self._tables["spectra"].append({"run_id": self.run_id, "step": step, **spectrum.as_row()})
+        self._estimates[index] = time.perf_counter() - start
+        self._spent += self._estimates[index]
+        single = len(self._measurements) == 1
+        return found if single else {f"{item.map}:{key}": spectrum for key, spectrum in found.items()}
+
+    def _skip(self, item: Measurement, step: int, estimate: float) -> None:
+        reason = f"would exceed max_overhead={self.max_overhead}"
+        row = {
+            "run_id": self.run_id,
+            "step": step,
+            "map": item.map,
+            "reason": reason,
+            "estimated_seconds": estimate,
+        }
+        self._tables["skipped"].append(row)
+
+    def _check(self, item: Measurement) -> float:
+        """Meet every bad input before training starts; return a first guess at the seconds a measurement takes."""
+        check_map(item.map, item.batch_mode)
+        x = probe_input(self.x, device_of(self.model, self.x), self.dtype)
+        samples = 1 if item.batch_mode == "batch" else len(x)
+        start = time.perf_counter()
+        with quiet(self.model, batch_mode=item.batch_mode):
+            maps = build_maps(self.model, x if samples == 1 else x[:1], item.map, item.layers, self.dtype)
+            for one in maps:
+                Plan.of(one, self.memory_budget)
+        forward = (time.perf_counter() - start) / (len(maps) + 1)
+        return samples * forward * _BACKWARD_PER_FORWARD * sum(one.rows for one in maps)
+
+    def _log_probe(self, step: int, y: Tensor) -> None:
+        start = time.perf_counter()
+        x = probe_input(self.x, device_of(self.model, self.x), self.dtype)
+        y = y.to(x.device)
+        with quiet(self.model, batch_mode="batch"), torch.no_grad():
+            logits = logits_of(run(self.model, State(self.model, self.dtype), (x,)))
+        row: dict[str, Any] = {"run_id": self.run_id, "step": step, "split": "probe"}
+        if y.is_floating_point():
+            row["loss"] = mse_loss(logits, y.to(logits.dtype))
+        else:
+            row["loss"] = cross_entropy(logits.flatten(0, -2), y.flatten())
+            row["accuracy"] = (logits.argmax(-1) == y).double().mean()
+        self._tables["metrics"].append(row)
+        self._spent += time.perf_counter() - start
+
+
+def _complete(item: str | Measurement, layers: Sequence[str] | str | None, schedule: Schedule | int) -> Measurement:
+    """A measurement with its schedule, from a map's name or a measurement that may lack one."""
+    if isinstance(item, str):
+        item = Measurement(item, layers)
+    chosen = as_schedule(item.schedule if item.schedule is not None else schedule)
+    return replace(item, schedule=chosen)

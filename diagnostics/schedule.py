@@ -1,0 +1,39 @@
+"""When to measure: a schedule says of each step whether a measurement is due."""
+
+import math
+from collections.abc import Callable
+
+from diagnostics.errors import InputError
+
+Schedule = Callable[[int], bool]
+
+
+def every(interval: int) -> Schedule:
+    """Steps 0, ``interval``, 2·``interval`` and so on.
+
+    Raises:
+        InputError: ``interval`` is not a positive whole number.
+    """
+    if not isinstance(interval, int) or interval < 1:
+        raise InputError(f"a schedule of every {interval!r} steps makes no sense; give a whole number from 1")
+    return lambda step: step % interval == 0
+
+
+def log_spaced(per_decade: int = 5) -> Schedule:
+    """Step 0 and about ``per_decade`` steps in each factor of ten: most of what changes changes early.
+
+    Raises:
+        InputError: ``per_decade`` is less than 1.
+    """
+    if per_decade < 1:
+        raise InputError(f"a schedule of {per_decade!r} steps per decade makes no sense; give a number from 1")
+
+    def due(step: int) -> bool:
+        return step <= 0 or step == round(10 ** (round(per_decade * math.log10(step)) / per_decade))
+
+    return due
+
+
+def as_schedule(schedule: Schedule | int) -> Schedule:
+    """A schedule itself, or ``every(k)`` for a number ``k``."""
+    return schedule if callable(schedule) else every(schedule)

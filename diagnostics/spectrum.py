@@ -1,0 +1,144 @@
+"""A spectrum: the singular values of a map, their statistics, and how far each can be trusted.
+
+Statistics that depend on the smallest values (``sigma_min``, ``sigma_gmean``, ``condition_number``) are taken on
+``max(σ, floor)``: when a value lies under the floor they are bounds, and ``resolved`` is False. ``values`` keeps
+what was computed, untouched.
+"""
+
+import dataclasses
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from diagnostics.tables import STATISTICS
+
+#: Rounding in a Jacobian computed by reverse mode grows with depth; over the networks of the tests this many
+#: units in the last place of its Frobenius norm bound it (tests/diagnostics/test_floor.py measures them).
+ROUNDING_UNITS = 16
+
+
+@dataclass(frozen=True)
+class Spectrum:
+    """All singular values of one map, descending, with statistics and provenance.
+
+    Attributes:
+        map: ``layer``, ``tail``, ``network``, ``param`` or ``kernel``.
+        layer: Dotted module name; ``network`` for the network map, ``total`` for the whole kernel.
+        batch_mode: ``batch`` or ``sample``.
+        sample: Index of the probe sample in ``sample`` mode, else None.
+        values: Singular values, descending, shape ``(min(rows, cols),)``, float64. For ``kernel`` these are
+            the eigenvalues of the (positive semi-definite) kernel.
+        sigma_max: Largest singular value, the spectral norm.
+        sigma_min: Smallest one; when it is under ``floor``, the floor itself, an upper bound.
+        sigma_mean: Arithmetic mean.
+        sigma_gmean: Geometric mean of ``max(σ, floor)``.
+        sigma_median: Median.
+        sigma_rms: Root mean square, ``‖J‖_F / √min(rows, cols)``.
+        condition_number: ``sigma_max / sigma_min``; a lower bound unless ``resolved``.
+        rank: How many values exceed ``floor``.
+        effective_rank: ``exp(entropy(σ / Σσ))`` (Roy & Vetterli 2007).
+        stable_rank: ``‖J‖_F² / ‖J‖₂²``.
+        resolved: Whether every value exceeds ``floor``.
+        rows: ``N·d_out``, or ``d_out`` in ``sample`` mode.
+        cols: ``N·d_in``, or ``d_in`` in ``sample`` mode.
+        floor: Size below which a value cannot be told from zero.
+        method: How it was obtained, such as ``exact: svd`` or ``exact: gram (rows)``.
+        dtype: Precision in which the Jacobian was computed.
+        seconds: Time it took.
+        peak_bytes: Largest memory the engine planned for its temporaries and matrices.
+        note: Anything a reader should know, such as a solver that failed and what replaced it.
+    """
+
+    map: str
+    layer: str
+    batch_mode: str
+    rows: int
+    cols: int
+    values: np.ndarray = field(repr=False)
+    floor: float
+    method: str
+    dtype: str
+    sample: int | None = None
+    seconds: float = 0.0
+    peak_bytes: int = 0
+    note: str = ""
+    sigma_max: float = field(init=False)
+    sigma_min: float = field(init=False)
+    sigma_mean: float = field(init=False)
+    sigma_gmean: float = field(init=False)
+    sigma_median: float = field(init=False)
+    sigma_rms: float = field(init=False)
+    condition_number: float = field(init=False)
+    rank: int = field(init=False)
+    effective_rank: float = field(init=False)
+    stable_rank: float = field(init=False)
+    resolved: bool = field(init=False)
+
+    def __post_init__(self) -> None:
+        for name, value in statistics(self.values, self.floor).items():
+            object.__setattr__(self, name, value)
+
+    def as_row(self) -> dict[str, Any]:
+        """The spectrum as a row of the ``spectra`` table (without ``run_id`` and ``step``)."""
+        row = {item.name: getattr(self, item.name) for item in dataclasses.fields(self)}
+        return row | {"values": self.values.tolist()}
+
+    def __str__(self) -> str:
+        kappa = f"κ {'' if self.resolved else '≥ '}{self.condition_number:.3g}"
+        return (
+            f"{self.map} {self.layer}: {self.rows}×{self.cols}, σ from {self.sigma_max:.3g} down to "
+            f"{'' if self.resolved else '≤ '}{self.sigma_min:.3g}, mean {self.sigma_mean:.3g}, {kappa} ({self.method})"
+        )
+
+
+def statistics(values: np.ndarray, floor: float) -> dict[str, Any]:
+    """The statistics of a spectrum (those of ``tables.STATISTICS`` and ``resolved``).
+
+    Args:
+        values: Singular values, descending, shape ``(k,)`` with k ≥ 1.
+        floor: Size below which a value cannot be told from zero; positive.
+    """
+    largest = float(values[0])
+    raised = np.maximum(values, floor)
+    # Divided by the largest first: squares of very small or large values would leave the range of float64.
+    scaled = values / largest if largest > 0 else np.zeros_like(values)
+    square_sum, total = float(np.sum(scaled**2)), float(np.sum(scaled))
+    shares = scaled[scaled > 0] / total if total > 0 else np.ones(0)
+    found = {
+        "sigma_max": largest,
+        "sigma_min": float(raised[-1]),
+        "sigma_mean": float(np.mean(values)),
+        "sigma_gmean": float(np.exp(np.mean(np.log(raised)))),
+        "sigma_median": float(np.median(values)),
+        "sigma_rms": largest * float(np.sqrt(square_sum / len(values))),
+        "condition_number": max(largest / float(raised[-1]), 1.0),
+        "rank": int(np.sum(values > floor)),
+        "effective_rank": float(np.exp(-np.sum(shares * np.log(shares)))) if total > 0 else 0.0,
+        "stable_rank": square_sum,
+    }
+    assert tuple(found) == STATISTICS
+    return found | {"resolved": bool(values[-1] > floor)}
+
+
+def jacobian_floor(frobenius_norm: float, eps: float) -> float:
+    """What rounding in the entries of a Jacobian does to its singular values at most.
+
+    By Weyl's inequality each singular value moves by at most the norm of the perturbation, which is bounded by
+    ``ROUNDING_UNITS · eps · ‖J‖_F``. Never zero: a map that vanishes has all its values under the floor.
+
+    Args:
+        frobenius_norm: ``‖J‖_F``.
+        eps: Unit roundoff of the dtype in which the Jacobian was computed.
+    """
+    return max(ROUNDING_UNITS * eps * frobenius_norm, float(np.finfo(np.float64).tiny))
+
+
+def gram_floor(sigma_max: float, size: int) -> float:
+    """What squaring costs: eigenvalues of a float64 Gram matrix are known to ``size · eps · σ_max²``.
+
+    Args:
+        sigma_max: Largest singular value.
+        size: Side of the Gram matrix.
+    """
+    return sigma_max * float(np.sqrt(size * np.finfo(np.float64).eps))

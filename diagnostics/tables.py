@@ -1,0 +1,283 @@
+"""Tables on disk: small Parquet parts, readable at any moment, and an experiment read as pandas frames.
+
+A run directory holds ``config.json``, ``status.json``, ``metrics/``, ``spectra/``, ``skipped/`` and
+``checkpoints/``; an experiment holds its runs under ``runs/``. A part is written to a temporary name (which
+``pandas.read_parquet`` ignores, as it begins with a dot) and then renamed, so a reader never sees half of one.
+
+This module knows nothing of torch, so that figures can be drawn without it.
+"""
+
+import contextlib
+import json
+import os
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from diagnostics.errors import InputError
+
+_TEXT, _INT, _REAL, _FLAG, _LIST = pa.string(), pa.int64(), pa.float64(), pa.bool_(), pa.list_(pa.float64())
+
+#: Statistics of a spectrum, in the order in which tables and printed summaries show them.
+STATISTICS = (
+    "sigma_max",
+    "sigma_min",
+    "sigma_mean",
+    "sigma_gmean",
+    "sigma_median",
+    "sigma_rms",
+    "condition_number",
+    "rank",
+    "effective_rank",
+    "stable_rank",
+)
+
+SPECTRA = pa.schema(
+    [
+        ("run_id", _TEXT),
+        ("step", _INT),
+        ("map", _TEXT),
+        ("layer", _TEXT),
+        ("batch_mode", _TEXT),
+        ("sample", _INT),
+        *((name, _REAL) for name in STATISTICS),
+        ("resolved", _FLAG),
+        ("rows", _INT),
+        ("cols", _INT),
+        ("method", _TEXT),
+        ("dtype", _TEXT),
+        ("floor", _REAL),
+        *((f"{name}_se", _REAL) for name in STATISTICS),
+        ("seconds", _REAL),
+        ("peak_bytes", _INT),
+        ("note", _TEXT),
+        ("values", _LIST),
+        ("nodes", _LIST),
+        ("weights", _LIST),
+    ]
+)
+
+METRICS = pa.schema(
+    [
+        ("run_id", _TEXT),
+        ("step", _INT),
+        ("epoch", _REAL),
+        ("split", _TEXT),
+        ("loss", _REAL),
+        ("accuracy", _REAL),
+        ("lr", _REAL),
+        ("grad_norm", _REAL),
+        ("seconds", _REAL),
+    ]
+)
+
+#: Scheduled measurements that were not made, and why: nothing is dropped in silence.
+SKIPPED = pa.schema(
+    [("run_id", _TEXT), ("step", _INT), ("map", _TEXT), ("reason", _TEXT), ("estimated_seconds", _REAL)]
+)
+
+RUN_COLUMNS = (
+    "run_id", "experiment", "dataset", "model", "arm", "trial", "seed", "lr", "status", "device", "versions", "git_revision",
+)  # fmt: skip
+
+#: What makes a row unique within each table; of two rows with one key the later written counts.
+KEYS = {
+    "metrics": ("run_id", "step", "split"),
+    "spectra": ("run_id", "step", "map", "layer", "batch_mode", "sample"),
+    "skipped": ("run_id", "step", "map"),
+}
+SCHEMAS = {"metrics": METRICS, "spectra": SPECTRA, "skipped": SKIPPED}
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """The tables of an experiment; ``run_id`` and ``step`` join them.
+
+    Attributes:
+        runs: One row per run, columns ``RUN_COLUMNS`` and whatever else the run's ``config.json`` holds.
+        metrics: One row per run, step and split, columns of ``METRICS``.
+        spectra: One row per run, step, map, layer (and sample), columns of ``SPECTRA``.
+        skipped: One row per scheduled measurement that was not made, columns of ``SKIPPED``.
+    """
+
+    runs: pd.DataFrame
+    metrics: pd.DataFrame
+    spectra: pd.DataFrame
+    skipped: pd.DataFrame
+
+
+class TableWriter:
+    """Appends rows to one table of one run, as Parquet parts that a reader can open at any moment.
+
+    Args:
+        directory: The table's folder; made if missing.
+        schema: Columns and types of every part. Missing columns are filled with nulls.
+
+    Raises:
+        InputError: The folder cannot be written, or the disk is full.
+    """
+
+    def __init__(self, directory: Path, schema: pa.Schema) -> None:
+        self.directory, self.schema = directory, schema
+        self._rows: list[dict[str, Any]] = []
+        with _clear_disk_errors(directory):
+            directory.mkdir(parents=True, exist_ok=True)
+
+    def append(self, row: Mapping[str, Any]) -> None:
+        """Hold one row until the next ``flush``; a column the table does not have is an error."""
+        unknown = set(row) - set(self.schema.names)
+        if unknown:
+            raise InputError(f"unknown column {sorted(unknown)[0]!r}; the table has {', '.join(self.schema.names)}")
+        self._rows.append({name: row.get(name) for name in self.schema.names})
+
+    def flush(self) -> None:
+        """Write the rows held so far as one part, named for the steps it covers."""
+        if not self._rows:
+            return
+        # Scalars still on a device are fetched here, all at once, rather than when they were logged.
+        rows = [{name: _number(value) for name, value in row.items()} for row in self._rows]
+        steps = [row["step"] for row in self._rows]
+        stem = f"part-{min(steps):09d}-{max(steps):09d}"
+        number = sum(1 for _ in self.directory.glob(f"{stem}-*.parquet"))
+        table = pa.Table.from_pylist(rows, schema=self.schema)
+        write_parquet(table, self.directory / f"{stem}-{number:03d}.parquet")
+        self._rows.clear()
+
+    def rewind(self, step: int) -> None:
+        """Forget every row after ``step``: what a killed run logged beyond the checkpoint it resumes from."""
+        for part in sorted(self.directory.glob("part-*.parquet")):
+            first, last = (int(number) for number in part.stem.split("-")[1:3])
+            if first > step:
+                part.unlink()
+            elif last > step:
+                table = pq.read_table(part, schema=self.schema)
+                write_parquet(table.filter(pa.compute.field("step") <= step), part)
+        for leftover in self.directory.glob(".*.tmp"):
+            leftover.unlink()
+
+
+def write_parquet(table: pa.Table, path: Path) -> None:
+    """Write a table whole or not at all: under a temporary name first, then renamed."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    with _clear_disk_errors(path):
+        try:
+            with temporary.open("wb") as file:
+                pq.write_table(table, file)
+                file.flush()
+                os.fsync(file.fileno())
+            temporary.replace(path)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+
+def write_json(content: Mapping[str, Any], path: Path) -> None:
+    """Write a JSON file whole or not at all."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    with _clear_disk_errors(path):
+        try:
+            temporary.write_text(json.dumps(content, indent=2, allow_nan=False) + "\n")
+            temporary.replace(path)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+
+def run_directories(directory: Path) -> list[Path]:
+    """The runs of an experiment, or the run itself when the directory is one.
+
+    Raises:
+        InputError: The directory does not exist, or holds no run.
+    """
+    if not directory.is_dir():
+        raise InputError(f"{directory} is not a directory; give an experiment or a run written by experiments.train")
+    if any((directory / name).exists() for name in ("config.json", *SCHEMAS)):
+        return [directory]
+    runs = sorted(path for path in (directory / "runs").glob("*") if path.is_dir())
+    if not runs:
+        raise InputError(f"{directory} holds no runs; give an experiment or a run written by experiments.train")
+    return runs
+
+
+def read_experiment(directory: str | os.PathLike[str]) -> Experiment:
+    """Read the tables of an experiment, or of a single run, as they are at this moment.
+
+    Runs still in progress, diverged and failed ones are all included: see ``runs.status``.
+
+    Args:
+        directory: An experiment (which holds ``runs/``) or one run's directory.
+
+    Raises:
+        InputError: The directory does not exist or holds no run, or a file in it is not what it should be.
+    """
+    runs = run_directories(Path(directory))
+    return Experiment(
+        runs=_read_runs(runs), **{name: _read_table(runs, name) for name in ("metrics", "spectra", "skipped")}
+    )
+
+
+def spectra_frame(rows: Iterable[Mapping[str, Any]]) -> pd.DataFrame:
+    """Rows of a spectra table as a frame with the columns and types of ``SPECTRA``."""
+    return _to_pandas(pa.Table.from_pylist([dict(row) for row in rows], schema=SPECTRA))
+
+
+def _read_runs(runs: list[Path]) -> pd.DataFrame:
+    rows = []
+    for run in runs:
+        row: dict[str, Any] = {"run_id": run.name}
+        for name in ("config.json", "status.json"):
+            if (run / name).exists():
+                row |= _read_json(run / name)
+        rows.append(row)
+    frame = pd.DataFrame(rows)
+    return frame.reindex(columns=[*RUN_COLUMNS, *(name for name in frame.columns if name not in RUN_COLUMNS)])
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path} cannot be read as JSON ({error}); remove the run or restore the file") from error
+    if not isinstance(content, dict):
+        raise InputError(f"{path} should hold a JSON object; remove the run or restore the file")
+    return content
+
+
+def _read_table(runs: list[Path], name: str) -> pd.DataFrame:
+    schema = SCHEMAS[name]
+    parts = [part for run in runs for part in sorted((run / name).glob("part-*.parquet"), key=_written)]
+    tables = []
+    for part in parts:
+        try:
+            tables.append(pq.ParquetFile(part).read(columns=schema.names).select(schema.names).cast(schema))
+        except (OSError, ValueError, KeyError) as error:
+            raise InputError(f"{part} is not a readable part of the {name} table ({error}); remove it") from error
+    frame = _to_pandas(pa.concat_tables(tables) if tables else schema.empty_table())
+    keys = list(KEYS[name])
+    return frame.drop_duplicates(keys, keep="last").sort_values(keys, kind="stable", ignore_index=True)
+
+
+def _number(value: Any) -> Any:
+    return value.item() if hasattr(value, "item") else value
+
+
+def _written(part: Path) -> tuple[int, str]:
+    return part.stat().st_mtime_ns, part.name
+
+
+def _to_pandas(table: pa.Table) -> pd.DataFrame:
+    frame = table.to_pandas()
+    return frame.astype({"sample": "Int64"}) if "sample" in frame else frame
+
+
+@contextlib.contextmanager
+def _clear_disk_errors(path: Path) -> Iterator[None]:
+    """Turn an operating system's refusal to write into one line that names the path and the way out."""
+    try:
+        yield
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise InputError(f"cannot write {path} ({reason}); free some space or choose another place") from error
