@@ -22,10 +22,11 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, mse_loss
 
 from diagnostics.capture import logits_of, run
-from diagnostics.errors import InputError
+from diagnostics.errors import InputError, NonFiniteError
 from diagnostics.exact import Plan
 from diagnostics.isolation import State, device_of, quiet, unwrap
-from diagnostics.maps import build_maps, check_map, probe_input
+from diagnostics.jacobians import RowSource
+from diagnostics.maps import Map, build_maps, check_map, probe_input
 from diagnostics.measure import GIB, spectra
 from diagnostics.schedule import Schedule, as_schedule, log_spaced
 from diagnostics.spectrum import Spectrum
@@ -34,8 +35,8 @@ from diagnostics.tables import METRICS, SKIPPED, SPECTRA, TableWriter
 #: Rows wait in memory at most this long, so that fast steps do not make a file each.
 _FLUSH_SECONDS = 1.0
 
-#: Backward passes cost about this many forward passes; used once, before the first measurement has been timed.
-_BACKWARD_PER_FORWARD = 2.0
+#: Dense linear algebra's speed in the first guess of a measurement's cost; later ones have been timed.
+_FLOPS = 2e10
 
 
 @dataclass(frozen=True)
@@ -179,7 +180,8 @@ class SpectrumMonitor:
                     found |= self._measure(index, item, step)
                 elif due:
                     self._pending.add(index)
-                    self._skip(item, step, self._estimates[index])
+                    reason = f"would exceed max_overhead={self.max_overhead}"
+                    self._skip(item, step, reason, self._estimates[index])
         if found and self.y is not None:
             self._log_probe(step, self.y)
         return found
@@ -191,16 +193,23 @@ class SpectrumMonitor:
         return self._spent + estimate <= self.max_overhead * training
 
     def _measure(self, index: int, item: Measurement, step: int) -> dict[str, Spectrum]:
+        if self.x.is_cuda:
+            torch.cuda.synchronize(self.x.device)  # the training still under way is not the monitor's time
         start = time.perf_counter()
-        found = spectra(
-            self.model,
-            self.x,
-            map=item.map,
-            layers=item.layers,
-            batch_mode=item.batch_mode,
-            dtype=self.dtype,
-            memory_budget=self.memory_budget,
-        )
+        try:
+            found = spectra(
+                self.model,
+                self.x,
+                map=item.map,
+                layers=item.layers,
+                batch_mode=item.batch_mode,
+                dtype=self.dtype,
+                memory_budget=self.memory_budget,
+            )
+        except NonFiniteError as error:
+            # A diverging network is a result; it is for the training loop to decide whether to go on.
+            self._skip(item, step, str(error), time.perf_counter() - start)
+            return {}
         for spectrum in found.values():
             self._tables["spectra"].append({"run_id": self.run_id, "step": step, **spectrum.as_row()})
         self._estimates[index] = time.perf_counter() - start
@@ -208,29 +217,27 @@ class SpectrumMonitor:
         single = len(self._measurements) == 1
         return found if single else {f"{item.map}:{key}": spectrum for key, spectrum in found.items()}
 
-    def _skip(self, item: Measurement, step: int, estimate: float) -> None:
-        reason = f"would exceed max_overhead={self.max_overhead}"
-        row = {
-            "run_id": self.run_id,
-            "step": step,
-            "map": item.map,
-            "reason": reason,
-            "estimated_seconds": estimate,
-        }
+    def _skip(self, item: Measurement, step: int, reason: str, seconds: float) -> None:
+        row = {"run_id": self.run_id, "step": step, "map": item.map, "reason": reason, "estimated_seconds": seconds}
         self._tables["skipped"].append(row)
 
     def _check(self, item: Measurement) -> float:
         """Meet every bad input before training starts; return a first guess at the seconds a measurement takes."""
         check_map(item.map, item.batch_mode)
         x = probe_input(self.x, device_of(self.model, self.x), self.dtype)
-        samples = 1 if item.batch_mode == "batch" else len(x)
-        start = time.perf_counter()
+        samples, first = (1, x) if item.batch_mode == "batch" else (len(x), x[:1])
         with quiet(self.model, batch_mode=item.batch_mode):
-            maps = build_maps(self.model, x if samples == 1 else x[:1], item.map, item.layers, self.dtype)
-            for one in maps:
-                Plan.of(one, self.memory_budget)
-        forward = (time.perf_counter() - start) / (len(maps) + 1)
-        return samples * forward * _BACKWARD_PER_FORWARD * sum(one.rows for one in maps)
+            maps = build_maps(self.model, first, item.map, item.layers, self.dtype)
+            return samples * sum(self._first_guess(one) for one in maps)
+
+    def _first_guess(self, one: Map) -> float:
+        """Seconds a spectrum will take, from the time of its first chunk of rows."""
+        source = RowSource(one, Plan.of(one, self.memory_budget).chunk_bytes)
+        start = time.perf_counter()
+        source.rows(0, source.chunk)
+        chunk = time.perf_counter() - start
+        short, long = sorted((one.rows, one.cols))
+        return chunk * one.rows / source.chunk + short**2 * (2 * long + 10 * short) / _FLOPS
 
     def _log_probe(self, step: int, y: Tensor) -> None:
         start = time.perf_counter()

@@ -82,7 +82,8 @@ SKIPPED = pa.schema(
 )
 
 RUN_COLUMNS = (
-    "run_id", "experiment", "dataset", "model", "arm", "trial", "seed", "lr", "status", "device", "versions", "git_revision",
+    "run_id", "experiment", "dataset", "model", "arm", "trial", "seed", "lr",
+    "status", "device", "versions", "git_revision",
 )  # fmt: skip
 
 #: What makes a row unique within each table; of two rows with one key the later written counts.

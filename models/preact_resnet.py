@@ -1,0 +1,120 @@
+"""Pre-activation ResNets for CIFAR and ImageNet (PAPER.md §3)."""
+
+from collections import OrderedDict
+from collections.abc import Callable
+from typing import Literal, get_args
+
+from torch import nn
+
+from models.arms import Arm, choose_arm, keeps_shape, modified_shortcut, residual_shortcut
+from models.blocks import PreActivationBlock
+from models.errors import check_choice, check_count
+from models.initialisation import initialise
+from models.shortcuts import ShortcutFactory
+
+StemName = Literal["cifar", "imagenet"]
+
+ARMS: dict[str, Arm] = {"original": Arm(residual_shortcut), "modified": Arm(modified_shortcut)}
+"""Arms: identity and 1×1 convolution shortcuts; the same, the down-sampling ones plus ``s·AvgPool_s``."""
+
+
+def build_preact_resnet(
+    layers: int, arm: str | Arm = "original", *, num_classes: int = 10, stem: StemName = "cifar"
+) -> nn.Sequential:
+    r"""Build a pre-activation ResNet, the chain ``stem → layer1.0 → … → layer4.K → head``.
+
+    Four stages of widths 64-128-256-512 (times 4 at the output of a bottleneck), the last three halving
+    the image. Within a block o = ReLU(BN(x)); the identity shortcut acts on x, a convolution shortcut on
+    o. In ``modified`` the pooled identity acts on o too, as the convolution that it is added to.
+    Convolutions have no bias; there is no batch norm after the last block. The head averages over all
+    pixels (on CIFAR a window of 4 on a 4×4 map), then is linear.
+
+    Args:
+        layers: 18 or 34 (basic blocks), 50, 101 or 152 (bottlenecks).
+        arm: A name in `ARMS`, or an `Arm`.
+        num_classes: Number of logits.
+        stem: ``cifar``: one 3×3 convolution. ``imagenet``: 7×7 of stride 2, then 3×3 max pooling of
+            stride 2.
+
+    Returns:
+        The network for inputs ``(N, 3, H, W)``, with its arm's initialisation.
+
+    Raises:
+        ModelOptionError: There is no such depth, arm or stem, or ``num_classes`` is not a positive ``int``.
+    """
+    check_choice("depth of preact-resnet", layers, BLOCKS)
+    check_choice("stem", stem, get_args(StemName))
+    check_count("num_classes", num_classes)
+    chosen = choose_arm(f"preact-resnet{layers}", arm, ARMS)
+
+    modules: OrderedDict[str, nn.Module] = OrderedDict(stem=_stem(stem))
+    block, expansion, counts = BLOCKS[layers]
+    channels = 64
+    for stage, count in enumerate(counts):
+        width, blocks = 64 * 2**stage, []
+        for i in range(count):
+            stride = 2 if stage > 0 and i == 0 else 1
+            blocks.append(block(channels, width, stride, chosen.shortcut))
+            channels = width * expansion
+        modules[f"layer{stage + 1}"] = nn.Sequential(*blocks)
+    modules["head"] = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(channels, num_classes))
+
+    model = nn.Sequential(modules)
+    initialise(model, chosen.initialisation)
+    return model
+
+
+def basic_block(in_channels: int, width: int, stride: int, shortcut: ShortcutFactory) -> PreActivationBlock:
+    """Two 3×3 convolutions, ``in_channels → width → width``; the first has the stride."""
+    branch = nn.Sequential(
+        nn.Conv2d(in_channels, width, 3, stride=stride, padding=1, bias=False),
+        nn.BatchNorm2d(width),
+        nn.ReLU(),
+        nn.Conv2d(width, width, 3, padding=1, bias=False),
+    )
+    return _block(in_channels, width, stride, branch, shortcut)
+
+
+def bottleneck_block(in_channels: int, width: int, stride: int, shortcut: ShortcutFactory) -> PreActivationBlock:
+    """Convolutions 1×1, 3×3 (with the stride) and 1×1, ``in_channels → width → width → 4·width``."""
+    branch = nn.Sequential(
+        nn.Conv2d(in_channels, width, 1, bias=False),
+        nn.BatchNorm2d(width),
+        nn.ReLU(),
+        nn.Conv2d(width, width, 3, stride=stride, padding=1, bias=False),
+        nn.BatchNorm2d(width),
+        nn.ReLU(),
+        nn.Conv2d(width, 4 * width, 1, bias=False),
+    )
+    return _block(in_channels, 4 * width, stride, branch, shortcut)
+
+
+BlockBuilder = Callable[[int, int, int, ShortcutFactory], PreActivationBlock]
+
+BLOCKS: dict[int, tuple[BlockBuilder, int, tuple[int, int, int, int]]] = {
+    18: (basic_block, 1, (2, 2, 2, 2)),
+    34: (basic_block, 1, (3, 4, 6, 3)),
+    50: (bottleneck_block, 4, (3, 4, 6, 3)),
+    101: (bottleneck_block, 4, (3, 4, 23, 3)),
+    152: (bottleneck_block, 4, (3, 8, 36, 3)),
+}
+"""By depth: the block, its output channels in units of its width, and the number of blocks per stage."""
+
+
+def _block(
+    in_channels: int, out_channels: int, stride: int, branch: nn.Module, shortcut: ShortcutFactory
+) -> PreActivationBlock:
+    """A block with batch norm and ReLU in front and the arm's shortcut beside its branch."""
+    return PreActivationBlock(
+        preactivation=nn.Sequential(nn.BatchNorm2d(in_channels), nn.ReLU()),
+        branch=branch,
+        shortcut=shortcut(in_channels, out_channels, stride),
+        shortcut_reads="input" if keeps_shape(in_channels, out_channels, stride) else "preactivation",
+    )
+
+
+def _stem(name: StemName) -> nn.Module:
+    """The layers before the first block, 3 → 64 channels."""
+    if name == "cifar":
+        return nn.Conv2d(3, 64, 3, padding=1, bias=False)
+    return nn.Sequential(nn.Conv2d(3, 64, 7, stride=2, padding=3, bias=False), nn.MaxPool2d(3, stride=2, padding=1))

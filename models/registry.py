@@ -1,0 +1,148 @@
+"""Networks by name: ``build_model("preact-resnet18", arm="modified", num_classes=100)``."""
+
+import importlib
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+from torch import nn
+
+from models import paper_mnist, preact_resnet, residual_mlp
+from models.arms import Arm
+from models.errors import ModelOptionError, check_choice
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A network in the registry.
+
+    Attributes:
+        builder: Called with an arm and keyword options; these are its keyword-only parameters.
+        arms: Names of the arms.
+        default_arm: The arm that is built when none is asked for.
+    """
+
+    builder: Callable[..., nn.Module]
+    arms: tuple[str, ...]
+    default_arm: str
+
+
+REGISTRY: dict[str, Entry] = {
+    "paper-mnist": Entry(paper_mnist.build_paper_mnist, tuple(paper_mnist.ARMS), "residual"),
+    **{
+        f"preact-resnet{layers}": Entry(
+            partial(preact_resnet.build_preact_resnet, layers), tuple(preact_resnet.ARMS), "original"
+        )
+        for layers in preact_resnet.BLOCKS
+    },
+    "residual-mlp": Entry(residual_mlp.build_residual_mlp, tuple(residual_mlp.arms_with_gain(1.0)), "residual"),
+}
+"""Every network of this package, by name."""
+
+
+def build_model(name: str, *, arm: str | Arm | None = None, **options: Any) -> nn.Module:
+    """Build a network, with parameters drawn from the global random stream.
+
+    The same seed gives the same parameters for every arm, bit for bit.
+
+    Args:
+        name: A name of `model_names`, or ``package.module:factory``, any callable that returns an
+            `nn.Module`.
+        arm: A name of `arms`, or an `Arm` of your own. By default ``residual`` or ``original``: the
+            network with its usual skips. A factory is passed ``arm=`` only if one is given.
+        **options: The network's options (`model_options`), or the factory's keyword arguments.
+
+    Returns:
+        The network, in train mode, on the CPU unless a `torch.device` context says otherwise.
+
+    Raises:
+        ModelOptionError: The name, the arm, an option or its value does not exist, in one line.
+    """
+    if ":" in name:
+        return _build_from_factory(name, options if arm is None else {"arm": arm, **options})
+    entry = _entry(name)
+    for option in options:
+        check_choice(f"option of {name}", option, model_options(name))
+    return entry.builder(entry.default_arm if arm is None else arm, **options)
+
+
+def model_names() -> tuple[str, ...]:
+    """Names of all networks, in the order in which to list them."""
+    return tuple(REGISTRY)
+
+
+def arms(name: str) -> tuple[str, ...]:
+    """Names of a network's arms.
+
+    Args:
+        name: As for `build_model`. A factory declares its arms in an attribute, ``factory.arms = ("a",
+            "b")``; without it there are none to choose from.
+
+    Raises:
+        ModelOptionError: There is no such network.
+    """
+    if ":" in name:
+        return tuple(getattr(_load_factory(name), "arms", ()))
+    return _entry(name).arms
+
+
+def default_arm(name: str) -> str:
+    """The arm of a named network that `build_model` builds when none is asked for.
+
+    Raises:
+        ModelOptionError: There is no such network.
+    """
+    return _entry(name).default_arm
+
+
+def model_options(name: str) -> dict[str, inspect.Parameter]:
+    """Options of a named network, with their defaults and annotations.
+
+    Raises:
+        ModelOptionError: There is no such network.
+    """
+    parameters = inspect.signature(_entry(name).builder).parameters.values()
+    return {p.name: p for p in parameters if p.kind is p.KEYWORD_ONLY}
+
+
+def _entry(name: str) -> Entry:
+    """The registry's entry, or an error that offers the near matches."""
+    check_choice("model", name, REGISTRY)
+    return REGISTRY[name]
+
+
+def _load_factory(path: str) -> Callable[..., Any]:
+    """Import ``package.module:factory``.
+
+    Raises:
+        ModelOptionError: The module cannot be imported, or has no such callable.
+    """
+    module_name, _, attribute = path.partition(":")
+    try:
+        module = importlib.import_module(module_name)
+    except (ImportError, TypeError, ValueError) as error:
+        raise ModelOptionError(f"model {path!r}: cannot import {module_name!r} ({error})") from error
+    factory = getattr(module, attribute, None)
+    if not callable(factory):
+        own = [k for k, v in vars(module).items() if getattr(v, "__module__", "") == module_name and callable(v)]
+        check_choice(f"factory of {module_name}", attribute, own)
+    return factory  # type: ignore[return-value]
+
+
+def _build_from_factory(path: str, options: dict[str, Any]) -> nn.Module:
+    """Call a factory.
+
+    Raises:
+        ModelOptionError: It does not take these options, or does not return an `nn.Module`.
+    """
+    factory = _load_factory(path)
+    try:
+        inspect.signature(factory).bind(**options)
+    except TypeError as error:
+        raise ModelOptionError(f"model {path!r}: {error}") from error
+    model = factory(**options)
+    if not isinstance(model, nn.Module):
+        raise ModelOptionError(f"model {path!r}: the factory returned {type(model).__name__}, not an nn.Module")
+    return model

@@ -1,0 +1,129 @@
+"""A residual multilayer perceptron of any depth and width: the laboratory animal for theory."""
+
+from collections import OrderedDict
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor, nn
+
+from models.arms import Arm, choose_arm
+from models.blocks import PreActivationBlock
+from models.errors import check_choice, check_count, check_real
+from models.initialisation import InitialisationName, initialise
+from models.shortcuts import IdentityShortcut, NoShortcut, ScaledShortcut
+
+ActivationName = Literal["relu", "tanh", "gelu", "softplus", "identity"]
+NormaliserName = Literal["batch", "weight", "layer"]
+
+ACTIVATIONS: dict[ActivationName, type[nn.Module]] = {
+    "relu": nn.ReLU,
+    "tanh": nn.Tanh,
+    "gelu": nn.GELU,
+    "softplus": nn.Softplus,
+    "identity": nn.Identity,
+}
+"""Activations, by name."""
+
+
+def arms_with_gain(skip_gain: float) -> dict[str, Arm]:
+    """The arms: a chain without skips, and skips ``α·x`` of a given gain α."""
+    return {
+        "chain": Arm(NoShortcut),
+        "residual": Arm(lambda *_: ScaledShortcut(IdentityShortcut(), skip_gain)),
+    }
+
+
+def build_residual_mlp(
+    arm: str | Arm = "residual",
+    *,
+    in_features: int = 784,
+    width: int = 64,
+    depth: int = 8,
+    num_classes: int = 10,
+    activation: ActivationName = "relu",
+    normaliser: NormaliserName | None = None,
+    eps: float = 1e-5,
+    skip_gain: float = 1.0,
+    initialisation: InitialisationName = "default",
+) -> nn.Sequential:
+    r"""Build a residual MLP, the chain ``stem → blocks.0 → … → blocks.{depth−1} → head``.
+
+    The stem flattens its input and is linear; block l is ``x ↦ W_l φ(norm(x)) + b_l + α x``; the head is
+    ``W φ(norm(x)) + b``. With ``normaliser="weight"`` there is no norm, the stem and the blocks are
+    `WeightNormLinear` and the last layer is unbounded, as in the class of PAPER.md §2.7.
+
+    Args:
+        arm: ``chain`` (α = 0), ``residual`` (α = ``skip_gain``), or an `Arm`.
+        in_features: Entries of one flattened input.
+        width: Width of all hidden layers.
+        depth: Number of blocks.
+        num_classes: Number of logits.
+        activation: φ.
+        normaliser: ``None``, ``batch``, ``weight`` or ``layer``.
+        eps: ε of the normaliser.
+        skip_gain: α in the arm ``residual``; the chain has none.
+        initialisation: Applied after the arm's own; see `models.initialisation`.
+
+    Returns:
+        The network, for inputs ``(N, …)`` of ``in_features`` entries each.
+
+    Raises:
+        ModelOptionError: An arm, an option's value, or their combination does not exist.
+    """
+    sizes = {"in_features": in_features, "width": width, "depth": depth, "num_classes": num_classes}
+    for option, count in sizes.items():
+        check_count(option, count)
+    check_choice("activation", activation, ACTIVATIONS)
+    check_choice("normaliser", normaliser, (None, *get_args(NormaliserName)))
+    check_real("eps", eps, positive=True)
+    check_real("skip_gain", skip_gain)
+    chosen = choose_arm("residual-mlp", arm, arms_with_gain(skip_gain))
+
+    def preactivation() -> nn.Sequential:
+        norms = {"batch": nn.BatchNorm1d, "layer": nn.LayerNorm}
+        norm = [norms[normaliser](width, eps=eps)] if normaliser in norms else []
+        return nn.Sequential(*norm, ACTIVATIONS[activation]())
+
+    def linear(fan_in: int) -> nn.Linear:
+        return WeightNormLinear(fan_in, width, eps=eps) if normaliser == "weight" else nn.Linear(fan_in, width)
+
+    stem = nn.Sequential(nn.Flatten(), linear(in_features))
+    blocks = [
+        PreActivationBlock(preactivation(), linear(width), chosen.shortcut(width, width, 1)) for _ in range(depth)
+    ]
+    head = nn.Sequential(preactivation(), nn.Linear(width, num_classes))
+    model = nn.Sequential(OrderedDict(stem=stem, blocks=nn.Sequential(*blocks), head=head))
+    initialise(model, chosen.initialisation)
+    initialise(model, initialisation)  # "default" changes nothing
+    return model
+
+
+class WeightNormLinear(nn.Linear):
+    r"""A linear layer whose rows are normalised smoothly: ``w ↦ w / √(ε + |w|²)``.
+
+    No effective row is longer than 1, and its derivative in ``w`` is at most ``ε^{-1/2}``, however large
+    ``w`` is. Unlike `torch.nn.utils.parametrizations.weight_norm` it has no trainable length.
+
+    Source: PAPER.md §2.5.
+
+    Args:
+        in_features: Columns of the weight.
+        out_features: Rows of the weight.
+        eps: ε.
+    """
+
+    def __init__(self, in_features: int, out_features: int, *, eps: float) -> None:
+        super().__init__(in_features, out_features)
+        self.eps = eps
+
+    def effective_weight(self) -> Tensor:
+        """The normalised weight, shape ``(out_features, in_features)``."""
+        return self.weight * torch.rsqrt(self.eps + self.weight.square().sum(dim=1, keepdim=True))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The normalised linear map and the bias, shape ``(N, out_features)``."""
+        return nn.functional.linear(x, self.effective_weight(), self.bias)
+
+    def extra_repr(self) -> str:
+        """The layer's description and ε, for ``print(model)``."""
+        return f"{super().extra_repr()}, eps={self.eps}"

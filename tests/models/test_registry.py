@@ -1,0 +1,154 @@
+"""Networks by name: all arms share one initialisation; errors name the culprit; the listing runs."""
+
+import re
+import subprocess
+import sys
+
+import pytest
+import torch
+from torch import nn
+
+from models import (
+    Arm,
+    ModelOptionError,
+    NoShortcut,
+    arms,
+    build_model,
+    default_arm,
+    model_names,
+    model_options,
+)
+
+SMALL = ["paper-mnist", "preact-resnet18", "residual-mlp"]
+
+
+def small_factory(arm: str = "plain", width: int = 2) -> nn.Module:
+    return nn.Sequential(nn.Linear(width, width), nn.ReLU() if arm == "plain" else nn.Tanh())
+
+
+def bad_factory() -> int:
+    return 3
+
+
+def test_the_names_are_those_of_the_issue() -> None:
+    resnets = tuple(f"preact-resnet{layers}" for layers in (18, 34, 50, 101, 152))
+    assert model_names() == ("paper-mnist", *resnets, "residual-mlp")
+    assert arms("paper-mnist") == ("chain", "residual", "modified")
+    assert all(arms(name) == ("original", "modified") for name in resnets)
+    assert {"chain", "residual"} <= set(arms("residual-mlp"))
+    assert set(model_options("preact-resnet50")) == {"num_classes", "stem"}
+    defaults = {name: default_arm(name) for name in ("paper-mnist", "preact-resnet152", "residual-mlp")}
+    assert list(defaults.values()) == ["residual", "original", "residual"]
+
+
+@pytest.mark.parametrize("name", model_names())
+def test_all_arms_have_the_same_parameter_names_and_shapes(name: str) -> None:
+    with torch.device("meta"):
+        layouts = [
+            [(key, tensor.shape) for key, tensor in build_model(name, arm=arm).state_dict().items()]
+            for arm in arms(name)
+        ]
+    assert all(layout == layouts[0] for layout in layouts)
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_one_seed_gives_every_arm_the_same_parameters_and_one_arm_loads_into_each(name: str) -> None:
+    built = []
+    for arm in arms(name):
+        torch.manual_seed(5)
+        built.append(build_model(name, arm=arm))
+    other = build_model(name)
+    for model in built:
+        pairs = list(zip(built[0].parameters(), model.parameters(), strict=True))
+        assert all(torch.equal(p, q) for p, q in pairs)
+    other.load_state_dict(built[-1].state_dict(), strict=True)
+    assert all(torch.equal(p, q) for p, q in zip(other.parameters(), built[0].parameters(), strict=True))
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_arms_differ_and_the_default_is_the_one_named(name: str) -> None:
+    x = torch.rand(4, *{"paper-mnist": (1, 28, 28), "preact-resnet18": (3, 32, 32)}.get(name, (784,)))
+    logits = {}
+    for arm in (*arms(name), None):
+        torch.manual_seed(5)
+        with torch.no_grad():
+            logits[arm] = build_model(name, arm=arm)(x)
+    assert torch.equal(logits.pop(None), logits[default_arm(name)])
+    values = list(logits.values())
+    assert not any(torch.allclose(a, b) for i, a in enumerate(values) for b in values[:i])
+
+
+def test_an_arm_object_is_as_good_as_a_name() -> None:
+    x = torch.rand(3, 784)
+    torch.manual_seed(0)
+    own = build_model("residual-mlp", arm=Arm(NoShortcut))
+    torch.manual_seed(0)
+    assert torch.equal(own(x), build_model("residual-mlp", arm="chain")(x))
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "message"),
+    [
+        (
+            "paper-minst",
+            {},
+            r"unknown model: 'paper-minst' \(did you mean paper-mnist\?\); valid: paper-mnist, pre",
+        ),
+        ("zzz", {}, r"unknown model: 'zzz'; valid: paper-mnist"),
+        (
+            "paper-mnist",
+            {"arm": "residul"},
+            r"unknown arm of paper-mnist: 'residul' \(did you mean residual\?\)",
+        ),
+        ("preact-resnet18", {"arm": "chain"}, r"arm of preact-resnet18: 'chain'; valid: original, modified$"),
+        (
+            "preact-resnet18",
+            {"num_clases": 3},
+            r"unknown option of preact-resnet18: 'num_clases' \(did you mean num_c",
+        ),
+        (
+            "preact-resnet18",
+            {"layers": 50},
+            r"unknown option of preact-resnet18: 'layers'; valid: num_classes, stem$",
+        ),
+        (
+            "preact-resnet18",
+            {"stem": "cifar10"},
+            r"unknown stem: 'cifar10' \(did you mean cifar\?\); valid: cifar, im",
+        ),
+        ("preact-resnet18", {"num_classes": "10"}, r"option num_classes: '10' is not a whole number"),
+        ("paper-mnist", {"width": 3}, r"unknown option of paper-mnist: 'width'; valid: none$"),
+        ("no.such.module:factory", {}, r"cannot import 'no.such.module'"),
+        (".relative:factory", {}, r"cannot import '.relative'"),
+        (f"{__name__}:smal_factory", {}, r"'smal_factory' \(did you mean small_factory or bad_factory\?\)"),
+        (f"{__name__}:small_factory", {"depth": 3}, r"unexpected keyword argument 'depth'"),
+        (f"{__name__}:bad_factory", {}, r"returned int, not an nn.Module"),
+    ],
+)
+def test_errors_are_one_line_that_names_the_culprit(name: str, options: dict[str, object], message: str) -> None:
+    with pytest.raises(ModelOptionError, match=message) as caught:
+        build_model(name, **options)
+    assert "\n" not in str(caught.value)
+    assert isinstance(caught.value, ValueError)
+
+
+def test_a_users_factory_is_as_good_as_a_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    path = f"{__name__}:small_factory"
+    assert isinstance(build_model(path)[1], nn.ReLU)
+    model = build_model(path, arm="other", width=3)
+    assert isinstance(model[1], nn.Tanh)
+    assert model[0].in_features == 3
+    assert arms(path) == ()
+    monkeypatch.setattr(small_factory, "arms", ("plain", "other"), raising=False)
+    assert arms(path) == ("plain", "other")
+
+
+def test_python_m_models_lists_every_network_with_its_arms_and_size() -> None:
+    run = subprocess.run([sys.executable, "-m", "models"], capture_output=True, text=True, check=True)
+    lines = run.stdout.splitlines()
+    for name in model_names():
+        (row,) = [line for line in lines if re.match(rf"{name} +[\d,]+  ", line)]
+        assert all(arm in row for arm in arms(name))
+    assert any(re.match(r"preact-resnet18 +11,171,146  original\*, modified$", line) for line in lines)
+    assert "stem=cifar (cifar|imagenet)" in run.stdout
+    assert not any(line != line.rstrip() for line in lines)
