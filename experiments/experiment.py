@@ -1,0 +1,210 @@
+"""An experiment: every arm at every learning rate in every trial, each a run in a directory of its own."""
+
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import torch
+from torch import nn
+from tqdm import tqdm
+
+from diagnostics.errors import InputError
+from diagnostics.monitor import SpectrumMonitor
+from diagnostics.spectrum import Spectrum
+from diagnostics.tables import read_experiment, write_json, write_parquet
+from experiments.batches import INITIALISATION, PROBE, SUBSET, Batches, Pixels, derive_seed, generator
+from experiments.config import TrainConfig
+from experiments.data import Split, load_data
+from experiments.networks import build_network, check_arms
+from experiments.outputs import check_out, is_over, prepare_out, write_status
+from experiments.provenance import device_name, git_revision, versions
+from experiments.speed import speed_table
+from experiments.training import Trainer
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One run: an arm at a learning rate in a trial.
+
+    Attributes:
+        seed: The trial's; all its arms and learning rates share initialisation and data order.
+    """
+
+    arm: str
+    lr: float
+    trial: int
+    seed: int
+
+    @property
+    def run_id(self) -> str:
+        """Name of the run and of its directory."""
+        return f"{self.arm}-lr{self.lr:g}-trial{self.trial:02d}"
+
+
+class Experiment:
+    """An experiment ready to run: options checked, data loaded, every arm built and measured once.
+
+    Args:
+        config: The options.
+
+    Raises:
+        InputError: Whatever is wrong with the options, the data, the model or the output directory, before
+            anything is written.
+    """
+
+    def __init__(self, config: TrainConfig) -> None:
+        config.check()
+        check_arms(config.model, config.arms)
+        check_out(config)
+        self.config, self.device = config, choose_device(config.device)
+        self.data = load_data(
+            config.dataset, config.data_dir, limit_train=config.limit_train, limit_test=config.limit_test
+        )
+        self.pixels = Pixels.of(self.data, config.normalise)
+        chosen = self._draw(self.data.train, config.subset, SUBSET, "--subset")
+        probe = self._draw(chosen, config.probe_size, PROBE, "--probe-size")
+        self.probe = (self.pixels(probe.images), probe.labels)
+        self.train, self.test = (
+            Split(split.images.to(self.device), split.labels.to(self.device)) for split in (chosen, self.data.test)
+        )
+        with tempfile.TemporaryDirectory() as scratch:
+            for cell in {cell.arm: cell for cell in self.cells()}.values():
+                self._monitor(self._model(cell), cell, Path(scratch) / cell.run_id)
+
+    def cells(self) -> Iterator[Cell]:
+        """Every run, the arms of a trial next to each other."""
+        for trial in range(self.config.trials):
+            for lr in self.config.lr:
+                for arm in self.config.arms:
+                    yield Cell(arm, lr, trial, derive_seed(self.config.seed, trial))
+
+    def run(self) -> None:
+        """Train every run that is not over yet, then write the speed table."""
+        config = self.config
+        prepare_out(config, self.probe)
+        every = list(self.cells())
+        with tqdm(total=len(every) * (self._total_steps() + 1), unit="step", dynamic_ncols=True) as bar:
+            for cell in every:
+                self._run(cell, bar)
+        tables = read_experiment(config.out)
+        speed = speed_table(tables.runs, tables.metrics, smooth=config.loss_window)
+        write_parquet(pa.Table.from_pandas(speed, preserve_index=False), config.out / "speed.parquet")
+
+    def _run(self, cell: Cell, bar: tqdm) -> None:
+        directory = self.config.out / "runs" / cell.run_id
+        end = bar.n + self._total_steps() + 1
+        bar.set_description(cell.run_id)
+        if not is_over(directory):
+            write_status(directory, "running")
+            write_json(self._describe(cell), directory / "config.json")
+            try:
+                self._trainer(cell, directory).run(_Progress(bar))
+            except Exception as error:
+                write_status(directory, "failed", reason=f"{type(error).__name__}: {error}")
+                raise
+        bar.update(end - bar.n)
+
+    def _trainer(self, cell: Cell, directory: Path) -> Trainer:
+        model = self._model(cell)
+        return Trainer(
+            config=self.config,
+            model=model,
+            batches=self._batches(cell.seed),
+            test=self.test,
+            pixels=self.pixels,
+            monitor=self._monitor(model, cell, directory),
+            directory=directory,
+            lr=cell.lr,
+            total_steps=self._total_steps(),
+        )
+
+    def _model(self, cell: Cell) -> nn.Module:
+        torch.manual_seed(derive_seed(cell.seed, INITIALISATION))
+        shape = self.train.images.shape[1:]
+        network = build_network(
+            self.config.model, cell.arm, num_classes=self.data.num_classes, input_shape=tuple(shape)
+        )
+        return network.to(self.device)
+
+    def _batches(self, seed: int) -> Batches:
+        config = self.config
+        return Batches(self.train.images, self.train.labels, self.pixels, config.batch_size, config.augment, seed)
+
+    def _monitor(self, model: nn.Module, cell: Cell, directory: Path) -> SpectrumMonitor:
+        return SpectrumMonitor(
+            model,
+            self.probe,
+            directory,
+            maps=self.config.measurements if self.config.diagnostics else (),
+            max_overhead=self.config.max_overhead,
+            run_id=cell.run_id,
+        )
+
+    def _total_steps(self) -> int:
+        if self.config.steps is not None:
+            return self.config.steps
+        assert self.config.epochs is not None
+        return self.config.epochs * self._batches(0).per_epoch
+
+    def _draw(self, split: Split, size: int | None, purpose: int, option: str) -> Split:
+        """Some images of a split, drawn once for the whole experiment; all of them in their order for None."""
+        if size is None or size == len(split):
+            return split
+        if size > len(split):
+            raise InputError(f"{option} {size} is more than the {len(split)} training images there are")
+        chosen = torch.randperm(len(split), generator=generator(self.config.seed, purpose))[:size]
+        return Split(split.images[chosen], split.labels[chosen])
+
+    def _describe(self, cell: Cell) -> dict[str, Any]:
+        config = self.config
+        return {
+            "run_id": cell.run_id,
+            "experiment": config.experiment,
+            "dataset": config.dataset,
+            "model": config.model,
+            "arm": cell.arm,
+            "trial": cell.trial,
+            "seed": cell.seed,
+            "lr": cell.lr,
+            "device": device_name(self.device),
+            "versions": versions(),
+            "git_revision": git_revision(),
+            "total_steps": self._total_steps(),
+            "batch_size": config.batch_size or len(self.train),
+            "num_classes": self.data.num_classes,
+            "input_shape": list(self.train.images.shape[1:]),
+            "loss_threshold": config.loss_threshold,
+            "loss_window": config.loss_window,
+        }
+
+
+class _Progress:
+    """Shows step, loss and the worst κ of the latest spectra on a bar; called after every step of one run."""
+
+    def __init__(self, bar: tqdm) -> None:
+        self.bar, self.start, self.kappa = bar, bar.n, "–"
+
+    def __call__(self, step: int, loss: float, spectra: dict[str, Spectrum]) -> None:
+        if spectra:
+            worst = max(spectra.values(), key=lambda spectrum: spectrum.condition_number)
+            self.kappa = f"{'' if worst.resolved else '≥'}{worst.condition_number:.3g}"
+        self.bar.set_postfix_str(f"step {step}, loss {loss:.3g}, κ {self.kappa}", refresh=False)
+        self.bar.update(self.start + step + 1 - self.bar.n)
+
+
+def choose_device(name: str) -> torch.device:
+    """A device by name; ``auto`` is a GPU if there is one.
+
+    Raises:
+        InputError: No such device, or it is not there.
+    """
+    try:
+        device = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise InputError(f"--device {name} cannot be used ({reason}); try --device cpu") from error
+    return device

@@ -1,0 +1,113 @@
+"""The directory of an experiment: what may be written there, and the small files that describe it.
+
+``experiment.json`` holds the options, ``probe.safetensors`` the probe, ``speed.parquet`` the speed table and
+``runs/`` one directory per run.
+"""
+
+import dataclasses
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+
+from diagnostics.errors import InputError
+from diagnostics.tables import write_json
+from experiments.checkpoints import save_checkpoint
+from experiments.config import TrainConfig
+
+_DESCRIPTION = "experiment.json"
+_PROBE = "probe.safetensors"
+
+#: Options that may change on resuming: where things are, and how many runs there are.
+_MAY_CHANGE = frozenset({"out", "data_dir", "device", "resume", "overwrite", "arms", "lr", "trials"})
+
+
+def check_out(config: TrainConfig) -> None:
+    """See that ``--out`` can be used, before anything else is done; nothing is written.
+
+    Raises:
+        InputError: It exists and neither ``--resume`` nor ``--overwrite`` is given, holds something else than an
+            experiment, cannot be written, or holds an experiment with other options.
+    """
+    out = config.out
+    if config.resume and config.overwrite:
+        raise InputError("--resume keeps what --overwrite removes; give one of them")
+    if out.exists() and not out.is_dir():
+        raise InputError(f"--out {out} is a file; choose another directory")
+    ours = (out / _DESCRIPTION).exists()
+    if out.exists() and any(out.iterdir()):
+        if not ours:
+            raise InputError(f"--out {out} exists and holds no experiment; choose another directory")
+        if not (config.resume or config.overwrite):
+            raise InputError(f"--out {out} exists; go on with it by --resume or replace it by --overwrite")
+    place = next(parent for parent in (out, *out.absolute().parents) if parent.exists())
+    if not os.access(place, os.W_OK | os.X_OK):
+        raise InputError(f"--out {out} cannot be made: {place} is not writable; choose another directory")
+    if config.resume and ours:
+        _check_same(config, json.loads((out / _DESCRIPTION).read_text()))
+
+
+def prepare_out(config: TrainConfig, probe: tuple[Tensor, Tensor]) -> None:
+    """Make the experiment's directory, emptied first with ``--overwrite``, and describe it."""
+    if config.overwrite and config.out.exists():
+        shutil.rmtree(config.out)
+    try:
+        config.out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"--out {config.out} cannot be made ({error.strerror}); choose another directory") from error
+    if not (config.out / _PROBE).exists():
+        save_checkpoint(config.out / _PROBE, {"x": probe[0], "y": probe[1]}, {})
+    write_json(_options(config), config.out / _DESCRIPTION)
+
+
+def read_probe(directory: Path) -> tuple[Tensor, Tensor]:
+    """The probe ``(x, y)`` of an experiment, or of the experiment a run belongs to.
+
+    Raises:
+        InputError: There is none, or it cannot be read.
+    """
+    for place in (directory, *directory.absolute().parents[:2]):
+        if (place / _PROBE).exists():
+            try:
+                tensors = load_file(place / _PROBE)
+                return tensors["x"], tensors["y"]
+            except (SafetensorError, KeyError, OSError) as error:
+                raise InputError(f"{place / _PROBE} cannot be read ({error}); give another one by --probe") from error
+    raise InputError(f"{directory} has no {_PROBE}; give a probe by --probe f.npy")
+
+
+def write_status(run: Path, status: str, **more: Any) -> None:
+    """Record how a run stands: ``running``, ``finished``, ``diverged`` or ``failed``."""
+    write_json({"status": status, **more}, run / "status.json")
+
+
+def is_over(run: Path) -> bool:
+    """Whether a run has come to its end, by finishing or by diverging."""
+    try:
+        return json.loads((run / "status.json").read_text())["status"] in ("finished", "diverged")
+    except (OSError, ValueError, KeyError):
+        return False
+
+
+def _options(config: TrainConfig) -> dict[str, Any]:
+    return {
+        option.name: str(value) if isinstance(value := getattr(config, option.name), Path) else value
+        for option in dataclasses.fields(config)
+        if option.name != "measurements"
+    }
+
+
+def _check_same(config: TrainConfig, before: dict[str, Any]) -> None:
+    now = json.loads(json.dumps(_options(config)))
+    changed = [name for name in now if name not in _MAY_CHANGE and now[name] != before.get(name)]
+    if changed:
+        name = changed[0]
+        raise InputError(
+            f"--resume with another --{name.replace('_', '-')}: it was {before.get(name)}, now {now[name]} "
+            f"({len(changed)} such option(s)); give the same options, or start anew with another --out"
+        )
