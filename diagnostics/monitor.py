@@ -131,14 +131,20 @@ class SpectrumMonitor:
         if not self._writes:
             return {}
         if metrics:
-            held = {
-                key: value.detach().clone() if isinstance(value, Tensor) else value for key, value in metrics.items()
-            }
-            self._tables["metrics"].append({"run_id": self.run_id, "step": step, "split": split, **held})
+            self.log(step, split=split, **metrics)
         self.latest = self._measure_due(step)
         if time.perf_counter() - self._flushed > _FLUSH_SECONDS:
             self.flush()
         return self.latest
+
+    def log(self, step: int, *, split: str, **metrics: float | Tensor | None) -> None:
+        """Log metrics without measuring, such as those of an evaluation; arguments as for ``step``."""
+        if self._writes:
+            # Cloned and fetched later, so that the training loop never waits for a device.
+            held = {
+                key: value.detach().clone() if isinstance(value, Tensor) else value for key, value in metrics.items()
+            }
+            self._tables["metrics"].append({"run_id": self.run_id, "step": step, "split": split, **held})
 
     @property
     def overhead(self) -> float:

@@ -258,7 +258,9 @@ def _read_table(runs: list[Path], name: str) -> pd.DataFrame:
             raise InputError(f"{part} is not a readable part of the {name} table ({error}); remove it") from error
     frame = _to_pandas(pa.concat_tables(tables) if tables else schema.empty_table())
     keys = list(KEYS[name])
-    return frame.drop_duplicates(keys, keep="last").sort_values(keys, kind="stable", ignore_index=True)
+    # By step only: layers stay in the order in which they were measured, the forward pass's.
+    frame = frame.drop_duplicates(keys, keep="last")
+    return frame.sort_values(["run_id", "step"], kind="stable", ignore_index=True)
 
 
 def _number(value: Any) -> Any:

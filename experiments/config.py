@@ -4,7 +4,6 @@ import os
 from dataclasses import dataclass, field
 from pathlib import Path
 
-
 import tyro
 
 from diagnostics.errors import InputError
@@ -33,13 +32,16 @@ class TrainConfig:
     model: str
     """A name listed by `python -m models`, or package.module:factory for a network of your own."""
 
-    arms: tuple[str, ...]
+    model_options: tuple[str, ...] = ()
+    """Options of the model, each name=value, such as depth=16 (`python -m models` lists them)."""
+
+    arms: tuple[str, ...] = ()
     """Variants of the model to compare."""
 
-    lr: tuple[float, ...]
+    lr: tuple[float, ...] = ()
     """Learning rates; each is run with every arm and trial."""
 
-    trials: int
+    trials: int = 1
     """Number of trials (an initialisation and a data order each)."""
 
     steps: int | None = None
@@ -159,18 +161,19 @@ _CIFAR = {
 
 _DESCRIPTIONS_AND_OPTIONS: dict[str, tuple[str, dict]] = {
     "demo": (
-        "Handwritten digits bundled with scikit-learn, the paper's MNIST network, its three arms at three learning "
-        "rates: conditioning against speed in a minute.",
+        "Handwritten digits bundled with scikit-learn, a 16-block residual MLP with batch norm at five skip gains "
+        "and three learning rates: conditioning against speed in a minute or two.",
         {
             "dataset": "digits",
-            "model": "paper-mnist",
-            "arms": ("chain", "residual", "modified"),
+            "model": "residual-mlp",
+            "model_options": ("depth=16", "normaliser=batch"),
+            "arms": ("chain", "gain-0.25", "gain-0.5", "residual", "gain-2"),
             "lr": (0.02, 0.1, 0.5),
             "trials": 3,
             "steps": 60,
-            "subset": 64,
+            "subset": 256,
             "probe_size": 16,
-            "measurements": (Measurement("tail", ("stem", "block1", "block2"), schedule=every(10)),),
+            "measurements": (Measurement("tail", ("stem", "blocks.3", "blocks.7", "blocks.11"), schedule=every(10)),),
             "checkpoints": 30,
         },
     ),

@@ -98,6 +98,7 @@ class Experiment:
         end = bar.n + self._total_steps() + 1
         bar.set_description(cell.run_id)
         if not is_over(directory):
+            directory.mkdir(parents=True, exist_ok=True)
             write_status(directory, "running")
             write_json(self._describe(cell), directory / "config.json")
             try:
@@ -125,7 +126,11 @@ class Experiment:
         torch.manual_seed(derive_seed(cell.seed, INITIALISATION))
         shape = self.train.images.shape[1:]
         network = build_network(
-            self.config.model, cell.arm, num_classes=self.data.num_classes, input_shape=tuple(shape)
+            self.config.model,
+            cell.arm,
+            self.config.model_options,
+            num_classes=self.data.num_classes,
+            input_shape=tuple(shape),
         )
         return network.to(self.device)
 
@@ -165,6 +170,7 @@ class Experiment:
             "experiment": config.experiment,
             "dataset": config.dataset,
             "model": config.model,
+            "model_options": " ".join(config.model_options),
             "arm": cell.arm,
             "trial": cell.trial,
             "seed": cell.seed,

@@ -1,5 +1,6 @@
 """The network of a run, from the registry or the user's factory, built for the data it is trained on."""
 
+import ast
 from collections.abc import Sequence
 from typing import Any
 
@@ -25,14 +26,21 @@ def check_arms(name: str, chosen: Sequence[str]) -> None:
             )
 
 
-def build_network(name: str, arm: str, *, num_classes: int, input_shape: Sequence[int]) -> nn.Module:
+def build_network(
+    name: str, arm: str, options: Sequence[str], *, num_classes: int, input_shape: Sequence[int]
+) -> nn.Module:
     """A network in train mode, initialised from the global random stream.
 
     Args:
         name: As for ``models.build_model``.
         arm: One of its arms, or ``ONLY_ARM``.
+        options: Options of the model, each ``name=value``, such as ``depth=16``.
         num_classes: Number of logits.
         input_shape: ``(C, H, W)`` of one image.
+
+    Raises:
+        InputError: An option without ``=``.
+        ModelOptionError: Whatever the model does not have or take.
     """
     wanted: dict[str, Any] = {
         "num_classes": num_classes,
@@ -42,5 +50,23 @@ def build_network(name: str, arm: str, *, num_classes: int, input_shape: Sequenc
     }
     # A user's factory knows its own sizes; a network of the registry is told those it asks for.
     known = () if ":" in name else model_options(name)
-    options = {key: value for key, value in wanted.items() if key in known}
-    return build_model(name, arm=None if arm == ONLY_ARM else arm, **options).train()
+    sizes = {key: value for key, value in wanted.items() if key in known}
+    return build_model(name, arm=None if arm == ONLY_ARM else arm, **{**sizes, **parse_model_options(options)}).train()
+
+
+def parse_model_options(options: Sequence[str]) -> dict[str, Any]:
+    """``["depth=16", "normaliser=batch"]`` as keyword arguments: Python literals, or else text.
+
+    Raises:
+        InputError: One of them is not of the form ``name=value``.
+    """
+    parsed = {}
+    for option in options:
+        name, sign, value = option.partition("=")
+        if not sign or not name.isidentifier():
+            raise InputError(f"model option {option!r} is not of the form name=value, such as depth=16")
+        try:
+            parsed[name] = ast.literal_eval(value)
+        except (ValueError, SyntaxError):
+            parsed[name] = value
+    return parsed

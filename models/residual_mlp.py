@@ -26,10 +26,17 @@ ACTIVATIONS: dict[ActivationName, type[nn.Module]] = {
 
 
 def arms_with_gain(skip_gain: float) -> dict[str, Arm]:
-    """The arms: a chain without skips, and skips ``α·x`` of a given gain α."""
+    """The arms: a chain without skips, skips ``α·x`` of a given gain α, and a ladder of fixed gains beside it."""
+
+    def skip(gain: float) -> Arm:
+        return Arm(lambda *_: ScaledShortcut(IdentityShortcut(), gain))
+
     return {
         "chain": Arm(NoShortcut),
-        "residual": Arm(lambda *_: ScaledShortcut(IdentityShortcut(), skip_gain)),
+        "gain-0.25": skip(0.25),
+        "gain-0.5": skip(0.5),
+        "residual": skip(skip_gain),
+        "gain-2": skip(2.0),
     }
 
 
@@ -53,7 +60,8 @@ def build_residual_mlp(
     `WeightNormLinear` and the last layer is unbounded, as in the class of PAPER.md §2.7.
 
     Args:
-        arm: ``chain`` (α = 0), ``residual`` (α = ``skip_gain``), or an `Arm`.
+        arm: ``chain`` (α = 0), ``residual`` (α = ``skip_gain``), ``gain-0.25``, ``gain-0.5``, ``gain-2`` (the
+            doses of PAPER.md §4), or an `Arm`.
         in_features: Entries of one flattened input.
         width: Width of all hidden layers.
         depth: Number of blocks.

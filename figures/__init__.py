@@ -1,0 +1,20 @@
+"""Figures of an experiment's tables, one module each; nothing here knows of torch or of training.
+
+``python -m figures DIR`` draws them all. Each function takes tables and returns a matplotlib ``Figure``.
+"""
+
+from figures.conditioning_heat_map import conditioning_heat_map
+from figures.conditioning_vs_speed import conditioning_vs_speed
+from figures.loss_curves import loss_curves
+from figures.random_matrices import random_matrices
+from figures.saving import save
+from figures.singular_value_histograms import singular_value_histograms
+
+__all__ = [
+    "conditioning_heat_map",
+    "conditioning_vs_speed",
+    "loss_curves",
+    "random_matrices",
+    "save",
+    "singular_value_histograms",
+]

@@ -1,0 +1,130 @@
+"""Draw the figures of an experiment: ``python -m figures DIR``."""
+
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+import tyro
+from matplotlib.figure import Figure
+
+from diagnostics.errors import InputError, near_matches
+from diagnostics.tables import Experiment, read_experiment
+from figures.conditioning_heat_map import conditioning_heat_map
+from figures.conditioning_vs_speed import conditioning_vs_speed
+from figures.errors import NothingToDrawError
+from figures.loss_curves import loss_curves
+from figures.random_matrices import random_matrices
+from figures.saving import save
+from figures.selection import check_measure, read_speed
+from figures.singular_value_histograms import singular_value_histograms
+
+
+@dataclass(frozen=True)
+class Options:
+    """Draw the figures of an experiment, or of one run, as PNG and SVG.
+
+    Figures: conditioning_vs_speed, loss_curves, singular_value_histograms, conditioning_heat_map,
+    random_matrices. One that the tables do not suffice for is skipped, with the reason.
+
+    Attributes:
+        directory: Experiment or run written by experiments.train.
+        out: Folder to write to; by default DIRECTORY/figures.
+        only: Names of the figures to draw; by default all.
+        map: Derivative whose spectra are shown: tail is ∂logits/∂(output of a layer).
+        layer: Layer in conditioning_vs_speed and singular_value_histograms; by default the first measured.
+        measure: Column of the spectra table in conditioning_vs_speed and conditioning_heat_map, or sigma_q10
+            for the 10 % quantile of the singular values.
+        batch_mode: Mode of the spectra; by default batch where it was measured, else sample.
+        steps: In conditioning_vs_speed, how many of the first measured steps to average over; 1 is
+            initialisation.
+        speed_measure: Column of speed.parquet in conditioning_vs_speed, in which less is faster.
+        split: Split whose loss is shown.
+        lr: Learning rate in singular_value_histograms and conditioning_heat_map; by default the largest at
+            which no run diverged.
+        trial: In conditioning_heat_map, show this trial instead of the average over all.
+        histogram_steps: In singular_value_histograms, how many of the first measured steps to average over.
+        bins: Bins of singular_value_histograms.
+        range: Ends of these bins, such as the paper's 0 6; by default from 0 to where the data end.
+    """
+
+    directory: Annotated[Path, tyro.conf.Positional]
+    out: Path | None = None
+    only: tuple[str, ...] = ()
+    map: Literal["tail", "layer", "network", "param", "kernel"] = "tail"
+    layer: str | None = None
+    measure: str = "condition_number"
+    batch_mode: Literal["batch", "sample"] | None = None
+    steps: int = 1
+    speed_measure: str = "steps_to_threshold"
+    split: str = "train"
+    lr: float | None = None
+    trial: int | None = None
+    histogram_steps: int = 10
+    bins: int = 32
+    range: tuple[float, float] | None = None
+
+
+def figure_makers(experiment: Experiment, options: Options) -> dict[str, Callable[[], Figure]]:
+    """What draws each figure, by name."""
+    o = options
+    return {
+        "conditioning_vs_speed": lambda: conditioning_vs_speed(
+            experiment, read_speed(o.directory), layer=o.layer, measure=o.measure, steps=o.steps,
+            speed_measure=o.speed_measure, map=o.map, batch_mode=o.batch_mode,
+        ),
+        "loss_curves": lambda: loss_curves(experiment, split=o.split),
+        "singular_value_histograms": lambda: singular_value_histograms(
+            experiment, layer=o.layer, steps=o.histogram_steps, bins=o.bins, range=o.range, lr=o.lr,
+            map=o.map, batch_mode=o.batch_mode,
+        ),
+        "conditioning_heat_map": lambda: conditioning_heat_map(
+            experiment, measure=o.measure, lr=o.lr, trial=o.trial, split=o.split,
+            map=o.map, batch_mode=o.batch_mode,
+        ),
+        "random_matrices": random_matrices,
+    }  # fmt: skip
+
+
+def draw(options: Options) -> None:
+    """Draw and write figures, print their paths; those skipped are named on stderr.
+
+    Raises:
+        InputError: Bad input, or a figure asked for by ``only`` that cannot be drawn.
+    """
+    experiment = read_experiment(options.directory)
+    check_measure(options.measure)
+    makers = figure_makers(experiment, options)
+    for name in options.only:
+        if name not in makers:
+            hint = near_matches(name, makers) or f" There are {', '.join(makers)}"
+            raise InputError(f"unknown figure {name!r}.{hint}")
+    out = options.out or options.directory / "figures"
+    figures = {}
+    for name in options.only or makers:
+        try:
+            figures[name] = makers[name]()
+        except NothingToDrawError as reason:
+            if options.only:
+                raise
+            print(f"skipped {name}: {reason}", file=sys.stderr)
+    # Only now, so that a bad option leaves nothing half-written.
+    for name, figure in figures.items():
+        for path in save(figure, out / name):
+            print(path)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command line; returns its exit code, 2 for bad input."""
+    options = tyro.cli(Options, prog="python -m figures", args=arguments)
+    try:
+        draw(options)
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

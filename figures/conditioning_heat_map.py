@@ -1,0 +1,185 @@
+"""Heat map of a conditioning measure, layer by step, under the loss curve; one panel per arm."""
+
+import matplotlib
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.collections import QuadMesh
+from matplotlib.colors import LogNorm, Normalize
+from matplotlib.figure import Figure
+from matplotlib.patches import Patch, Rectangle
+
+from diagnostics.errors import InputError
+from diagnostics.tables import Experiment
+from figures.errors import NothingToDrawError
+from figures.loss_curves import draw_losses, set_loss_limits, split_losses, windowed
+from figures.selection import COUNTS, averaged, chosen_lr, described_runs, measured, select_spectra
+from figures.step_axis import cell_edges, evenly_spaced, set_step_axis
+from figures.style import (
+    SETTINGS,
+    arm_styles,
+    counted,
+    log_axis,
+    lr_label,
+    map_label,
+    measure_label,
+    new_figure,
+)
+
+_UNMEASURED = "0.88"
+_HATCH = "////"
+#: The hatch must be seen on the end of the colour scale where unresolved values lie.
+_HATCH_COLOURS = {"above": "0.1", "below": "0.9"}
+
+
+@matplotlib.rc_context(SETTINGS)
+def conditioning_heat_map(
+    experiment: Experiment,
+    *,
+    measure: str = "condition_number",
+    map: str = "tail",
+    batch_mode: str | None = None,
+    lr: float | None = None,
+    trial: int | None = None,
+    split: str = "train",
+) -> Figure:
+    """Layer × step under the loss curve, one panel per arm, averaged over trials geometrically.
+
+    Args:
+        experiment: Its ``runs``, ``metrics`` and ``spectra`` are used.
+        measure: A statistic of the spectra table, or ``sigma_qNN``.
+        map: Which derivative.
+        batch_mode: ``batch`` or ``sample``; by default ``batch`` where it was measured.
+        lr: Learning rate; by default the largest at which no run diverged.
+        trial: Only this trial, instead of the average over all.
+        split: Which loss to show.
+
+    Raises:
+        NothingToDrawError: The tables hold no such spectra, or no loss.
+        InputError: An option has an impossible value.
+    """
+    styles = arm_styles(described_runs(experiment)["arm"])
+    rate, runs = chosen_lr(described_runs(experiment), lr)
+    runs = runs if trial is None else _of_trial(runs, trial)
+    spectra = select_spectra(experiment, map, batch_mode).merge(runs[["run_id", "arm"]], on="run_id")
+    if spectra.empty:
+        raise NothingToDrawError(f"no spectra of map {map!r} were measured at {lr_label(rate)}")
+    steps = np.unique(spectra["step"])
+    losses, _ = windowed(split_losses(experiment, split), log_steps=not evenly_spaced(steps))
+    losses = losses[losses["run_id"].isin(runs["run_id"])]
+    grids = {arm: layer_step_grid(spectra, arm, measure) for arm in styles if (spectra["arm"] == arm).any()}
+    norm = _norm(grids, measure)
+
+    figure, panels = _panels(len(grids), spectra["layer"].nunique())
+    for (above, below), (arm, grid) in zip(panels, grids.items(), strict=True):
+        draw_losses(above, losses, runs[runs["arm"] == arm], {arm: styles[arm]})
+        above.set_title(arm)
+        mesh = _draw_grid(below, grid, norm)
+        set_loss_limits(above, losses, runs)
+    panels[0][0].set_ylabel(f"{split} loss")
+    set_step_axis(panels[0][1], steps)
+    bar = figure.colorbar(
+        mesh,
+        ax=[axis for pair in panels for axis in pair],
+        label=measure_label(measure, map),
+        aspect=8 * figure.get_figheight(),
+    )
+    if isinstance(norm, LogNorm):
+        log_axis(bar.ax.yaxis, *mesh.get_clim())
+    trials = counted(list(runs.groupby("arm")["trial"].nunique()), "trial") if trial is None else f"trial {trial}"
+    figure.suptitle(f"{map_label(map, None)}: {lr_label(rate)}, {trials}", fontsize=10)
+    handles = _legend(grids)
+    if handles:
+        figure.legend(handles=handles, loc="outside lower center", ncols=len(handles))
+    return figure
+
+
+def layer_step_grid(spectra: pd.DataFrame, arm: str, measure: str) -> pd.DataFrame:
+    """One arm's measure, averaged over its runs.
+
+    Args:
+        spectra: Rows of one map with the column ``arm``, of all arms: their layers and steps span the grid.
+        arm: Which arm.
+        measure: As in ``selection.measured``.
+
+    Returns:
+        Columns ``value`` (NaN where nothing was measured) and ``bound``, as in ``selection.measured``, indexed
+        by every layer, in the order of the table, and step, ascending.
+    """
+    values = averaged(measured(spectra[spectra["arm"] == arm], measure), ["layer", "step"], measure)
+    cells = pd.MultiIndex.from_product([spectra["layer"].unique(), np.unique(spectra["step"])], names=["layer", "step"])
+    grid = values.set_index(["layer", "step"]).reindex(cells)
+    return grid.assign(bound=grid["bound"].fillna(""))
+
+
+def _of_trial(runs: pd.DataFrame, trial: int) -> pd.DataFrame:
+    chosen = runs[runs["trial"] == trial]
+    if chosen.empty:
+        trials = ", ".join(str(number) for number in sorted(runs["trial"].unique()))
+        raise InputError(f"no run is trial {trial}; there are {trials}")
+    return chosen
+
+
+def _norm(grids: dict[str, pd.DataFrame], measure: str) -> Normalize:
+    """One colour scale for all panels."""
+    values = np.concatenate([grid["value"].dropna() for grid in grids.values()])
+    if measure in COUNTS or not (values > 0).any():
+        low, high = float(values.min()), float(values.max())
+        return Normalize(low, high if high > low else low + 1)
+    low, high = float(values[values > 0].min()), float(values.max())
+    # Clipped, so that a singular value of exactly 0 gets the darkest colour and not that of a missing cell.
+    return LogNorm(low, max(high, 1.05 * low), clip=True)
+
+
+def _panels(count: int, layers: int) -> tuple[Figure, list[tuple[Axes, Axes]]]:
+    """Pairs of a loss panel over a heat map panel, up to three beside each other; all share the step axis."""
+    columns = min(count, 3)
+    blocks = -(-count // columns)
+    heights = [1.1, max(1.0, 0.21 * layers)]
+    figure = new_figure(1.1 + blocks * (0.35 + sum(heights)))
+    axes = figure.subplots(
+        2 * blocks, columns, sharex=True, sharey="row", squeeze=False, height_ratios=heights * blocks
+    )
+    pairs = [
+        (axes[2 * block, column], axes[2 * block + 1, column]) for block in range(blocks) for column in range(columns)
+    ]
+    for place, (above, below) in enumerate(pairs):
+        if place >= count:
+            above.remove()
+            below.remove()
+        elif place + columns >= count:
+            below.tick_params(labelbottom=True)
+            below.set_xlabel("step")
+    return figure, pairs[:count]
+
+
+def _draw_grid(axis: Axes, grid: pd.DataFrame, norm: Normalize) -> QuadMesh:
+    layers, steps = grid.index.unique("layer"), grid.index.unique("step")
+    shape = len(layers), len(steps)
+    x, y = cell_edges(steps.to_numpy()), np.arange(len(layers) + 1) - 0.5
+    axis.set_facecolor(_UNMEASURED)
+    # Rasterised: an SVG of thousands of rectangles is slow, and viewers show hairlines between them.
+    mesh = axis.pcolormesh(x, y, grid["value"].to_numpy().reshape(shape), norm=norm, cmap="viridis", rasterized=True)
+    bounds = grid["bound"].to_numpy().reshape(shape)
+    for row, column in zip(*np.nonzero(bounds != ""), strict=True):
+        axis.add_patch(
+            Rectangle(
+                (x[column], y[row]), x[column + 1] - x[column], 1, fill=False, linewidth=0, hatch=_HATCH,
+                edgecolor=_HATCH_COLOURS[bounds[row, column]], gid="bound",
+            )
+        )  # fmt: skip
+    axis.set_yticks(range(len(layers)), list(layers))
+    axis.set_ylim(len(layers) - 0.5, -0.5)
+    return mesh
+
+
+def _legend(grids: dict[str, pd.DataFrame]) -> list[Patch]:
+    cells = pd.concat(grids.values())
+    handles = []
+    for bound, side in (("above", "lower"), ("below", "upper")):
+        if (cells["bound"] == bound).any():
+            label = f"{side} bound: unresolved in some run"
+            handles.append(Patch(facecolor="white", edgecolor="0.1", linewidth=0, hatch=_HATCH, label=label))
+    if cells["value"].isna().any():
+        handles.append(Patch(color=_UNMEASURED, label="not measured"))
+    return handles

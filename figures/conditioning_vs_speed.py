@@ -1,0 +1,234 @@
+"""Conditioning against speed: one point per run, one panel per learning rate, runs of one trial joined.
+
+Learning rates get panels of their own because they drive speed by themselves: a correlation across them would
+mix their effect with that of conditioning.
+"""
+
+import matplotlib
+import numpy as np
+import pandas as pd
+from matplotlib.artist import Artist
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.transforms import ScaledTranslation
+
+from diagnostics.errors import InputError, near_matches
+from diagnostics.tables import Experiment
+from figures.errors import NothingToDrawError
+from figures.rank_correlation import rank_correlation
+from figures.selection import (
+    COUNTS,
+    averaged,
+    described_runs,
+    first_steps,
+    first_steps_label,
+    measured,
+    of_layer,
+    select_spectra,
+)
+from figures.speed_axis import SpeedAxis
+from figures.style import (
+    GREY,
+    SETTINGS,
+    ArmStyle,
+    arm_styles,
+    fitted,
+    legend_columns,
+    log_axis,
+    lr_label,
+    map_label,
+    measure_label,
+    new_figure,
+    panel_columns,
+    panel_grid,
+)
+
+_INTERVAL = "Spearman's ρ with a 95 % bootstrap interval over trials"
+#: What joins the arms of one trial: everything but the arm is the same.
+_PAIR = ["dataset", "model", "trial", "lr"]
+
+
+@matplotlib.rc_context(SETTINGS)
+def conditioning_vs_speed(
+    experiment: Experiment,
+    speed: pd.DataFrame,
+    *,
+    measure: str = "condition_number",
+    map: str = "tail",
+    layer: str | None = None,
+    batch_mode: str | None = None,
+    steps: int = 1,
+    speed_measure: str = "steps_to_threshold",
+) -> Figure:
+    """One point per run with Spearman's ρ per learning rate; censored and diverged runs keep their place.
+
+    In ρ a run that never reached the threshold ranks behind all that did, and a diverged one behind those.
+
+    Args:
+        experiment: Its ``runs`` and ``spectra`` are used.
+        speed: The table of ``experiments.speed``, one row per run.
+        measure: A statistic of the spectra table, or ``sigma_qNN``.
+        map: Which derivative.
+        layer: Of which layer; by default the first one measured.
+        batch_mode: ``batch`` or ``sample``; by default ``batch`` where it was measured.
+        steps: How many of the first measured steps to average over; 1 is initialisation.
+        speed_measure: A column of ``speed`` in which less is faster.
+
+    Raises:
+        NothingToDrawError: The tables hold no such spectra, or fewer than two runs.
+        InputError: An option has an impossible value.
+    """
+    runs = described_runs(experiment)
+    if len(runs) < 2:
+        raise NothingToDrawError("a single run has nothing to be compared with; give the directory of an experiment")
+    name, spectra = of_layer(select_spectra(experiment, map, batch_mode), layer)
+    spectra = first_steps(spectra, steps)
+    conditioning = averaged(measured(spectra, measure), ["run_id"], measure)
+    points = join_points(runs, conditioning, speed, speed_measure)
+    if points.empty:
+        raise NothingToDrawError("no run has both a spectrum and a row in speed.parquet")
+
+    rates = sorted(points["lr"].unique())
+    columns = panel_columns(len(rates))
+    figure = new_figure(1.3 + (3.4 if columns == 1 else 2.8) * -(-len(rates) // columns))
+    axes = panel_grid(figure, len(rates))
+    styles = arm_styles(runs["arm"])
+    scale = SpeedAxis.of(points, speed_measure)
+    for axis, lr in zip(axes, rates, strict=True):
+        panel = points[points["lr"].isna() if np.isnan(lr) else points["lr"] == lr]
+        _draw_panel(axis, panel.assign(y=scale.place(panel)), styles)
+        correlation = rank_correlation(panel["x"].to_numpy(), scale.rank(panel), panel["trial"].to_numpy())
+        axis.set_title(f"{lr_label(lr)}, {len(panel)} run{'s' if len(panel) > 1 else ''}\n{correlation}")
+    _set_x(axes[0], points["x"], measure)
+    for axis in axes:
+        scale.apply(axis)
+    missing = len(runs) - len(points)
+    note = f"\n{missing} of {len(runs)} runs lack a spectrum or a speed and are not shown" if missing else ""
+    x_label = fitted(
+        f"{measure_label(measure, map)} of {map_label(map, name)}", first_steps_label(spectra, "mean over"), ", "
+    )
+    figure.supxlabel(x_label + note, fontsize=10)
+    figure.supylabel(_speed_label(speed_measure, speed), fontsize=10)
+    handles = _legend(points, styles)
+    figure.legend(handles=handles, loc="outside upper center", ncols=legend_columns(handles), title=_INTERVAL)
+    return figure
+
+
+def join_points(
+    runs: pd.DataFrame, conditioning: pd.DataFrame, speed: pd.DataFrame, speed_measure: str
+) -> pd.DataFrame:
+    """The points to draw.
+
+    Args:
+        runs: As from ``described_runs``.
+        conditioning: Columns ``run_id, value, bound``.
+        speed: The speed table.
+        speed_measure: The column of it to show.
+
+    Returns:
+        The runs that have both, with ``x``, ``bound``, ``speed`` (NaN unless reached) and ``fate``:
+        ``reached``, ``censored`` (never reached the threshold) or ``diverged``.
+
+    Raises:
+        InputError: ``speed`` has no such column of numbers.
+    """
+    candidates = [name for name in speed.select_dtypes("number").columns if name != "loss_threshold"]
+    if speed_measure not in candidates:
+        hint = near_matches(speed_measure, candidates) or f" There are {', '.join(candidates)}"
+        raise InputError(f"unknown speed measure {speed_measure!r}.{hint}")
+    table = speed[["run_id", "censored", "diverged"]].assign(speed=speed[speed_measure].astype(float))
+    points = runs.merge(conditioning.rename(columns={"value": "x"}), on="run_id").merge(table, on="run_id")
+    diverged = points["diverged"].astype(bool) | (points["status"] == "diverged")
+    # Only the time to a threshold can be censored; other measures of such a run are plain numbers.
+    censored = points["censored"].astype(bool) & (speed_measure == "steps_to_threshold")
+    points["fate"] = np.select([diverged, censored], ["diverged", "censored"], "reached")
+    points["speed"] = points["speed"].where(points["fate"] == "reached")
+    return points[(points["fate"] != "reached") | np.isfinite(points["speed"])]
+
+
+def _draw_panel(axis: Axes, points: pd.DataFrame, styles: dict[str, ArmStyle]) -> None:
+    order = {arm: rank for rank, arm in enumerate(styles)}
+    for _, pair in points.groupby(_PAIR, dropna=False):
+        pair = pair.sort_values("arm", key=lambda arms: arms.map(order))
+        axis.plot(pair["x"], pair["y"], color="0.6", linewidth=0.7, alpha=0.7, zorder=1, gid="pair")
+    for (arm, fate), group in points.groupby(["arm", "fate"]):
+        style = styles[str(arm)]
+        axis.scatter(
+            group["x"], group["y"], s=42, zorder=3, gid=f"{arm} {fate}", clip_on=False,
+            marker="X" if fate == "diverged" else style.marker,
+            facecolor="white" if fate == "censored" else style.colour,
+            edgecolor=style.colour if fate == "censored" else "white",
+            linewidth=1.5 if fate == "censored" else 0.6,
+        )  # fmt: skip
+    figure = axis.get_figure(root=True)
+    assert figure is not None
+    for bound, shift in (("above", 9), ("below", -9)):
+        group = points[points["bound"] == bound]
+        if group.empty:
+            continue
+        beside = axis.transData + ScaledTranslation(shift / 72, 0, figure.dpi_scale_trans)
+        axis.plot(
+            group["x"], group["y"], linestyle="none", marker=_arrow(bound), markersize=8, color="0.2",
+            markeredgewidth=0, transform=beside, gid=f"bound {bound}", zorder=4, clip_on=False,
+        )  # fmt: skip
+
+
+def _arrow(bound: str) -> str:
+    return r"$\rightarrow$" if bound == "above" else r"$\leftarrow$"
+
+
+def _set_x(axis: Axes, x: pd.Series, measure: str) -> None:
+    low, high = float(x.min()), float(x.max())
+    if measure in COUNTS or low <= 0:
+        margin = 0.08 * (high - low) or 1.0
+        axis.set_xlim(low - margin, high + margin)
+        return
+    margin = max((high / low) ** 0.1, 1.05)
+    log_axis(axis.xaxis, low / margin, high * margin)
+    axis.set_xlim(low / margin, high * margin)
+
+
+def _speed_label(speed_measure: str, speed: pd.DataFrame) -> str:
+    if speed_measure == "steps_to_threshold":
+        thresholds = set(speed.get("loss_threshold", pd.Series(dtype=float)).dropna())
+        return f"steps to loss {thresholds.pop():g}" if len(thresholds) == 1 else "steps to the loss threshold"
+    if speed_measure.startswith("loss_at_step_"):
+        return f"loss at step {speed_measure.removeprefix('loss_at_step_')}"
+    names = {
+        "auc_log_loss": "mean log-loss over all steps",
+        "final_loss": "final loss",
+        "speed_rank": "rank (1 is fastest)",
+    }
+    return names.get(speed_measure, speed_measure)
+
+
+def _legend(points: pd.DataFrame, styles: dict[str, ArmStyle]) -> list[Artist]:
+    empty: tuple[list[float], list[float]] = ([], [])
+    handles: list[Artist] = [
+        Line2D(*empty, linestyle="none", marker=style.marker, color=style.colour, markersize=6.5, label=arm)
+        for arm, style in styles.items()
+    ]
+    if points.groupby(_PAIR, dropna=False).size().max() > 1:
+        handles.append(Line2D(*empty, color="0.6", linewidth=0.9, label="same trial"))
+    fates = set(points["fate"])
+    if "censored" in fates:
+        handles.append(
+            Line2D(*empty, linestyle="none", marker="o", markerfacecolor="white", markeredgecolor=GREY,
+                   markeredgewidth=1.5, markersize=6.5, label="never reached")
+        )  # fmt: skip
+    if "diverged" in fates:
+        handles.append(Line2D(*empty, linestyle="none", marker="X", color=GREY, markersize=7, label="diverged"))
+    for bound, side in (("above", "lower"), ("below", "upper")):
+        if (points["bound"] == bound).any():
+            handles.append(
+                Line2D(
+                    *empty,
+                    linestyle="none",
+                    marker=_arrow(bound),
+                    color="0.2",
+                    markersize=9,
+                    label=f"{side} bound",
+                )
+            )
+    return handles

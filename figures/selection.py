@@ -1,0 +1,186 @@
+"""Choosing rows of an experiment's tables: runs, one map's spectra, one measure of them, the speed table."""
+
+import re
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from diagnostics.errors import InputError, UnknownLayerError, near_matches
+from diagnostics.tables import STATISTICS, Experiment
+from figures.errors import NothingToDrawError
+
+#: Measures that count something and may be zero: averaged arithmetically, drawn on a linear scale.
+COUNTS = frozenset({"rank", "effective_rank", "stable_rank"})
+_QUANTILE = re.compile(r"sigma_q(\d{1,2})")
+#: Measures that are only a bound when a singular value lies under its floor, and on which side the truth is.
+_BOUNDED = {"condition_number": "above", "sigma_min": "below", "sigma_gmean": "below"}
+
+
+def described_runs(experiment: Experiment) -> pd.DataFrame:
+    """The runs, with what a training loop of the user's own does not record filled in: the id as arm, trial 0.
+
+    Raises:
+        NothingToDrawError: There is no run.
+    """
+    runs = experiment.runs
+    logged = pd.unique(pd.concat([experiment.metrics["run_id"], experiment.spectra["run_id"]]))
+    # A monitor that was given a run_id writes rows under a name that no config.json records.
+    unknown = sorted(set(logged) - set(runs["run_id"]))
+    if unknown:
+        recorded = runs[runs["run_id"].isin(logged) | runs["arm"].notna()]
+        runs = pd.DataFrame([*recorded.to_dict("records"), *({"run_id": run_id} for run_id in unknown)])
+        runs = runs.reindex(columns=experiment.runs.columns)
+    if runs.empty:
+        raise NothingToDrawError("the experiment has no runs yet")
+    given = runs[["arm", "trial", "status", "model", "dataset"]].astype(object)
+    return runs.assign(
+        arm=given["arm"].fillna(runs["run_id"]).astype(str),
+        trial=given["trial"].fillna(0).astype(int),
+        status=given["status"].fillna("running"),
+        model=given["model"].fillna(""),
+        dataset=given["dataset"].fillna(""),
+        lr=runs["lr"].astype(float),
+    )
+
+
+def chosen_lr(runs: pd.DataFrame, lr: float | None = None) -> tuple[float, pd.DataFrame]:
+    """The runs at one learning rate, by default the largest at which none diverged (else the smallest).
+
+    Raises:
+        InputError: No run has the learning rate asked for.
+    """
+    rates = runs["lr"].unique()
+    if lr is None:
+        stable = [rate for rate in rates if not (runs.loc[runs["lr"] == rate, "status"] == "diverged").any()]
+        lr = float(np.max(stable)) if stable else float(np.min(rates))
+    chosen = runs[runs["lr"].isna() if np.isnan(lr) else np.isclose(runs["lr"], lr)]
+    if chosen.empty:
+        raise InputError(f"no run has learning rate {lr:g}; there are {', '.join(f'{r:g}' for r in sorted(rates))}")
+    return lr, chosen
+
+
+def select_spectra(experiment: Experiment, map: str, batch_mode: str | None = None) -> pd.DataFrame:
+    """Spectra of one map; of one batch mode, by default ``batch`` where it was measured, else ``sample``.
+
+    Raises:
+        NothingToDrawError: The map was not measured (so); the message names those that were.
+    """
+    spectra = experiment.spectra
+    if spectra.empty:
+        raise NothingToDrawError("no spectra were measured; run experiments/spectrum_analysis.py on the checkpoints")
+    of_map = spectra[spectra["map"] == map]
+    modes = set(of_map["batch_mode"])
+    batch_mode = batch_mode or ("batch" if "batch" in modes else "sample")
+    chosen = of_map[of_map["batch_mode"] == batch_mode]
+    if chosen.empty:
+        measured = spectra[["map", "batch_mode"]].drop_duplicates().itertuples(index=False)
+        names = ", ".join(sorted(f"{row.map} ({row.batch_mode})" for row in measured))
+        raise NothingToDrawError(f"no spectra of map {map!r} in mode {batch_mode!r}; measured: {names}")
+    return chosen
+
+
+def of_layer(spectra: pd.DataFrame, layer: str | None = None) -> tuple[str, pd.DataFrame]:
+    """Spectra of one layer, by default the first measured one of each run.
+
+    Returns:
+        The layer's name (``the first layer`` where runs differ in it) and its rows.
+
+    Raises:
+        UnknownLayerError: The layer was not measured; the message names near matches.
+    """
+    if layer is None:
+        first = spectra.groupby("run_id", sort=False)["layer"].transform("first")
+        chosen = spectra[spectra["layer"] == first]
+        names = chosen["layer"].unique()
+        return (names[0] if len(names) == 1 else "the first layer"), chosen
+    if layer not in set(spectra["layer"]):
+        layers = list(spectra["layer"].unique())
+        hint = near_matches(layer, layers) or f" Measured: {', '.join(layers)}"
+        raise UnknownLayerError(f"layer {layer!r} was not measured.{hint}")
+    return layer, spectra[spectra["layer"] == layer]
+
+
+def first_steps(rows: pd.DataFrame, count: int) -> pd.DataFrame:
+    """Rows of the first ``count`` measured steps of each run."""
+    if count < 1:
+        raise InputError(f"the number of first steps to average must be 1 or more, not {count}")
+    return rows[rows.groupby("run_id")["step"].rank("dense") <= count]
+
+
+def first_steps_label(rows: pd.DataFrame, several: str) -> str:
+    """How to name the steps of ``first_steps``: ``at initialisation``, or ``several`` and their number."""
+    low, high = int(rows["step"].min()), int(rows["step"].max())
+    if low == high:
+        return "at initialisation" if low == 0 else f"at step {low}"
+    return f"{several} the {rows.groupby('run_id')['step'].nunique().max()} measured steps {low}–{high}"
+
+
+def measured(spectra: pd.DataFrame, measure: str) -> pd.DataFrame:
+    """One measure of each spectrum.
+
+    Args:
+        spectra: Rows of the spectra table.
+        measure: One of ``tables.STATISTICS``, or ``sigma_qNN`` for the NN % quantile of the values.
+
+    Returns:
+        Columns ``run_id, step, layer, value, bound``, samples averaged; ``bound`` is ``above`` or ``below``
+        where the truth lies on that side of the value (some σ was under its floor), else the empty string.
+
+    Raises:
+        InputError: There is no such measure.
+        NothingToDrawError: A quantile is asked for and no singular values were kept.
+    """
+    check_measure(measure)
+    rows = spectra[["run_id", "step", "layer"]].copy()
+    quantile = _QUANTILE.fullmatch(measure)
+    if quantile:
+        if spectra["values"].isna().any():
+            raise NothingToDrawError(
+                f"{measure} needs all singular values, and some spectra are estimates without them"
+            )
+        rows["value"] = [np.quantile(values, int(quantile[1]) / 100) for values in spectra["values"]]
+        rows["bound"] = np.where(rows["value"] > spectra["floor"], "", "below")
+    else:
+        rows["value"] = spectra[measure]
+        rows["bound"] = np.where(spectra["resolved"].astype(bool), "", _BOUNDED.get(measure, ""))
+    keys = ["run_id", "step", "layer"]
+    return averaged(rows[np.isfinite(rows["value"])], keys, measure)
+
+
+def check_measure(measure: str) -> None:
+    """Raise ``InputError`` unless ``measured`` knows the measure."""
+    if measure not in STATISTICS and not _QUANTILE.fullmatch(measure):
+        hint = near_matches(measure, STATISTICS) or f" There are {', '.join(STATISTICS)} and sigma_q10 (a quantile)."
+        raise InputError(f"unknown measure {measure!r}.{hint}")
+
+
+def averaged(rows: pd.DataFrame, keys: list[str], measure: str) -> pd.DataFrame:
+    """Mean of ``value`` per key, geometric unless the measure is a count; a mean over a bound is one."""
+    groups = rows.groupby(keys, sort=False, dropna=False)
+    if measure in COUNTS:
+        values = groups["value"].mean()
+    else:
+        with np.errstate(divide="ignore"):  # a vanished value makes the geometric mean vanish, as it should
+            values = np.exp(
+                rows.assign(value=np.log(rows["value"])).groupby(keys, sort=False, dropna=False)["value"].mean()
+            )
+    return pd.DataFrame({"value": values, "bound": groups["bound"].max()}).reset_index()
+
+
+def read_speed(directory: Path) -> pd.DataFrame:
+    """The experiment's speed table, one row per run.
+
+    Raises:
+        InputError: It is missing or cannot be read; the message says how to make it.
+    """
+    if not (directory / "runs").is_dir():
+        raise NothingToDrawError(f"{directory} is a single run, with none to compare it with; give an experiment")
+    path = directory / "speed.parquet"
+    remedy = f"make it with: python -m experiments.speed {directory}"
+    if not path.exists():
+        raise NothingToDrawError(f"{path} is missing; {remedy}")
+    try:
+        return pd.read_parquet(path)
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path} cannot be read ({error}); {remedy}") from error

@@ -1,0 +1,199 @@
+"""The look shared by all figures: a colour, marker and line per arm, fonts, log axes, names of quantities."""
+
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import seaborn as sns
+from matplotlib.artist import Artist
+from matplotlib.axes import Axes
+from matplotlib.axis import Axis
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
+
+LineStyle = Literal["-"] | tuple[float, Sequence[float]]
+
+#: Width of every figure; at 200 dpi twice the 800 pixels at which a README shows it.
+WIDTH = 8.0
+GREY = "0.45"
+
+#: For ``matplotlib.rc_context`` while a figure is drawn and while it is saved (ticks are made that late).
+SETTINGS: dict[Any, Any] = {
+    "font.size": 10,
+    "axes.titlesize": 10,
+    "axes.labelsize": 10,
+    "xtick.labelsize": 9,
+    "ytick.labelsize": 9,
+    "legend.fontsize": 9,
+    "legend.frameon": False,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "hatch.linewidth": 0.6,
+}
+
+# Colours of seaborn's colour-blind palette that are legible as thin lines on white, as far apart as they go.
+_COLOURS = [sns.color_palette("colorblind").as_hex()[index] for index in (0, 3, 2, 1, 4, 5, 9)]
+_MARKERS = "osD^vPp"
+_LINES: tuple[LineStyle, ...] = (
+    "-",
+    (0, (5, 1.5)),
+    (0, (3, 1, 1, 1)),
+    (0, (1, 1)),
+    (0, (7, 1.5, 2, 1.5)),
+)
+#: Arms of the paper, in the order it expects of their speed, and the place of each in the palette.
+_PAPER_ARMS = {"chain": 1, "original": 3, "residual": 0, "modified": 2}
+
+
+@dataclass(frozen=True)
+class ArmStyle:
+    """How one arm looks in every figure."""
+
+    colour: str
+    marker: str
+    line: LineStyle
+
+
+def arm_styles(arms: Iterable[str]) -> dict[str, ArmStyle]:
+    """Styles of an experiment's arms, in the order in which figures show them.
+
+    The paper's arms always look the same; others take the remaining colours in natural order of their names.
+    When colours run out they return with another marker and line.
+    """
+    present = set(arms)
+    known = [arm for arm in _PAPER_ARMS if arm in present]
+    others = sorted(present - set(known), key=natural_key)
+    taken = {_PAPER_ARMS[arm] for arm in known}
+    free = [place for place in range(len(_COLOURS)) if place not in taken]
+    places = {arm: _PAPER_ARMS[arm] for arm in known}
+    places |= {arm: free[rank % len(free)] + rank // len(free) * len(_COLOURS) for rank, arm in enumerate(others)}
+    return {arm: _style(place) for arm, place in places.items()}
+
+
+def _style(place: int) -> ArmStyle:
+    turn = place // len(_COLOURS)
+    return ArmStyle(
+        colour=_COLOURS[place % len(_COLOURS)],
+        marker=_MARKERS[(place + turn) % len(_MARKERS)],
+        line=_LINES[(place + turn) % len(_LINES)],
+    )
+
+
+def natural_key(name: str) -> list[tuple[float, str]]:
+    """Sorting key under which ``depth-2`` comes before ``depth-10`` and ``gain-0.25`` before ``gain-0.5``."""
+    return [
+        (float(part), "") if part[0].isdigit() else (-1.0, part) for part in re.split(r"(\d+(?:\.\d+)?)", name) if part
+    ]
+
+
+def new_figure(height: float) -> Figure:
+    """An empty figure of the house's width whose layout keeps labels apart; needs no window system."""
+    return Figure(figsize=(WIDTH, height), layout="constrained")
+
+
+def panel_grid(figure: Figure, count: int) -> list[Axes]:
+    """Panels with shared axes, row by row; where the last row is shorter the one above is labelled too."""
+    columns = panel_columns(count)
+    rows = -(-count // columns)
+    axes = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False).ravel()
+    for place, axis in enumerate(axes):
+        if place >= count:
+            axis.remove()
+        elif place + columns >= count:
+            axis.tick_params(labelbottom=True)
+    return list(axes[:count])
+
+
+def panel_columns(count: int) -> int:
+    """Columns of a grid of panels: as many as stay readable."""
+    return 2 if count == 4 else min(count, 3)
+
+
+def log_axis(axis: Axis, low: float, high: float) -> None:
+    """Logarithmic scale with a handful of ticks, written as plain numbers, between two positive ends."""
+    axis.axes.set(**{"xscale" if axis is axis.axes.xaxis else "yscale": "log"})
+    axis.set_major_locator(_log_locator(high / low))
+    axis.set_minor_locator(NullLocator())
+    axis.set_major_formatter(FuncFormatter(lambda value, _: number(value)))
+
+
+def log_ticks(low: float, high: float) -> list[float]:
+    """The ticks ``log_axis`` would show between two positive ends."""
+    return [float(tick) for tick in _log_locator(high / low).tick_values(low, high) if low <= tick <= high]
+
+
+def _log_locator(ratio: float) -> LogLocator | MaxNLocator:
+    if ratio < 5:
+        return MaxNLocator(5, steps=[1, 2, 5, 10])
+    return LogLocator(subs=(1, 2, 5), numticks=12) if ratio < 100 else LogLocator(subs=(1,), numticks=6)
+
+
+def number(value: float) -> str:
+    """A tick's label: plain where that is short, else a power of ten."""
+    if value == 0 or 1e-3 <= abs(value) < 1e5:
+        return f"{value:.6g}"
+    exponent = int(np.floor(np.log10(abs(value)) + 1e-9))
+    factor = value / 10.0**exponent
+    return rf"$10^{{{exponent}}}$" if np.isclose(factor, 1) else rf"${factor:.3g}\times10^{{{exponent}}}$"
+
+
+def legend_columns(handles: Sequence[Artist]) -> int:
+    """Columns of a legend above or below the panels: one line if the labels fit beside each other, else four."""
+    width = sum(len(str(handle.get_label())) + 7 for handle in handles)
+    return len(handles) if width < 110 else 4
+
+
+def lr_label(lr: float) -> str:
+    """Title of a panel that shows one learning rate."""
+    return f"learning rate {lr:g}" if np.isfinite(lr) else "learning rate not recorded"
+
+
+def counted(numbers: Sequence[int], noun: str) -> str:
+    """``4 trials``, ``1 trial`` or ``3–4 trials`` for the numbers of several arms."""
+    low, high = min(numbers), max(numbers)
+    return f"{low if low == high else f'{low}–{high}'} {noun}{'' if high == 1 else 's'}"
+
+
+_MEASURES = {
+    "condition_number": "condition number κ",
+    "sigma_max": "largest {}",
+    "sigma_min": "smallest {}",
+    "sigma_mean": "mean {}",
+    "sigma_gmean": "geometric mean {}",
+    "sigma_median": "median {}",
+    "sigma_rms": "rms {}",
+    "rank": "numerical rank",
+    "effective_rank": "effective rank",
+    "stable_rank": "stable rank",
+}
+
+
+def value_name(map: str) -> str:
+    """What the values of a spectrum of this map are."""
+    return "eigenvalue" if map == "kernel" else "singular value"
+
+
+def measure_label(measure: str, map: str) -> str:
+    """Name of a conditioning measure on an axis; all are plain numbers without a unit."""
+    name = _MEASURES.get(measure) or f"{measure.removeprefix('sigma_q').lstrip('0') or 0} % quantile {{}}"
+    return name.format(value_name(map))
+
+
+def fitted(first: str, second: str, separator: str) -> str:
+    """Two parts of a label in one line, or in two where one would be wider than the figure."""
+    joined = f"{first}{separator}{second}"
+    return joined if len(joined) < 88 else f"{first}\n{second}"
+
+
+def map_label(map: str, layer: str | None) -> str:
+    """The derivative that was measured, such as ``∂logits/∂stem``; without a layer, of any layer."""
+    at = layer or "layer"
+    return {
+        "layer": f"∂output/∂input of {at}" if layer else "∂output/∂input",
+        "tail": f"∂logits/∂{at}",
+        "network": "∂logits/∂input",
+        "param": f"∂output/∂parameters of {at}" if layer else "∂output/∂parameters",
+        "kernel": f"tangent kernel of {at}",
+    }[map]

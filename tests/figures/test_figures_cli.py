@@ -1,0 +1,95 @@
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from diagnostics.tables import read_experiment
+from figures.__main__ import main
+from figures.selection import described_runs
+
+NAMES = [
+    "conditioning_vs_speed",
+    "loss_curves",
+    "singular_value_histograms",
+    "conditioning_heat_map",
+    "random_matrices",
+]
+
+
+def test_writes_all_figures_and_prints_their_paths(
+    fake_directory: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], recwarn: pytest.WarningsRecorder
+) -> None:
+    assert main([str(fake_directory), "--out", str(tmp_path)]) == 0
+    written = [tmp_path / f"{name}.{suffix}" for name in NAMES for suffix in ("png", "svg")]
+    output = capsys.readouterr()
+    assert output.out.splitlines() == [str(path) for path in written]
+    assert output.err == ""
+    assert all(path.stat().st_size > 5000 for path in written)
+    assert not recwarn.list  # above all, no layout that did not fit
+
+
+def test_one_run_is_drawn_as_far_as_it_goes(
+    fake_directory: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = fake_directory / "runs" / "modified-lr0.1-t0"
+    assert main([str(run), "--out", str(tmp_path), "--bins", "5"]) == 0
+    (skipped,) = capsys.readouterr().err.splitlines()
+    assert skipped.startswith(f"skipped conditioning_vs_speed: {run} is a single run")
+    assert sorted(path.stem for path in tmp_path.glob("*.png")) == sorted(NAMES[1:])
+
+
+def test_missing_speed_table_names_the_remedy(
+    fake_directory: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(fake_directory / "runs", tmp_path / "runs")
+    assert main([str(tmp_path), "--only", "conditioning_vs_speed"]) == 2
+    assert f"python -m experiments.speed {tmp_path}" in capsys.readouterr().err
+    assert not (tmp_path / "figures").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "hint"),
+    [
+        (["--only", "loss_curve"], "Did you mean 'loss_curves'?"),
+        (["--measure", "kappa"], "condition_number"),
+        (["--layer", "blck1"], "Did you mean 'block1'"),
+        (["--lr", "0.3"], "there are 0.02, 0.05, 0.1"),
+        (["--only", "loss_curves", "--split", "test"], "splits: train"),
+    ],
+)
+def test_bad_options_write_one_line_and_no_figure(
+    fake_directory: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], hint: str
+) -> None:
+    assert main([str(fake_directory), "--out", str(tmp_path / "out"), *arguments]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("error: ")
+    assert hint in line
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("name", ["missing", "empty"])
+def test_bad_directories(tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str) -> None:
+    (tmp_path / "empty").mkdir()
+    assert main([str(tmp_path / name)]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert str(tmp_path / name) in line
+
+
+def test_figures_do_not_load_torch() -> None:
+    program = "import sys, figures.__main__; print(sorted({'torch', 'experiments', 'models'} & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert (done.stdout, done.stderr) == ("[]\n", "")
+
+
+@pytest.mark.parametrize("name", ["chain-lr0.1-t0", "renamed"])
+def test_tables_of_a_foreign_training_loop_have_no_config(
+    fake_directory: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str
+) -> None:
+    for table in ("metrics", "spectra"):
+        shutil.copytree(fake_directory / "runs" / "chain-lr0.1-t0" / table, tmp_path / name / table)
+    assert main([str(tmp_path / name), "--only", "loss_curves", "conditioning_heat_map"]) == 0
+    assert len(capsys.readouterr().out.splitlines()) == 4
+    runs = described_runs(read_experiment(tmp_path / name))
+    assert runs[["run_id", "arm"]].values.tolist() == [["chain-lr0.1-t0"] * 2]

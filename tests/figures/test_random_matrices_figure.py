@@ -1,0 +1,29 @@
+import numpy as np
+from matplotlib.patches import StepPatch
+
+from figures import random_matrices
+from figures.random_matrices import random_matrix_spectra
+
+
+def test_spectra_are_those_of_the_paper() -> None:
+    spectra = random_matrix_spectra(seed=3)
+    squares = {name: np.mean(values**2) for name, values in spectra.items()}
+    np.testing.assert_allclose(squares["A"], 1 / 3, rtol=0.02)  # variance of the entries times the size
+    np.testing.assert_allclose(squares["I + A"], 4 / 3, rtol=0.02)
+    assert spectra["A"][-1] < 0.01 < 0.2 < spectra["I + A"][-1]
+
+
+def test_the_seed_decides() -> None:
+    first, again, other = (random_matrix_spectra(20, seed)["A"] for seed in (0, 0, 1))
+    np.testing.assert_array_equal(first, again)
+    assert not np.allclose(first, other)
+
+
+def test_histograms_have_30_bins_on_0_to_2() -> None:
+    figure = random_matrices()
+    outlines = [p for p in figure.axes[0].patches if isinstance(p, StepPatch) and p.get_label().startswith("σ")]
+    assert len(outlines) == 2
+    for outline, values in zip(outlines, random_matrix_spectra().values(), strict=True):
+        counts, edges = np.histogram(values, 30, (0, 2))
+        np.testing.assert_array_equal(outline.get_data().values, counts)
+        np.testing.assert_allclose(outline.get_data().edges, edges)
