@@ -139,6 +139,8 @@ def one_call(layer: str, calls: list[Call]) -> tuple[int, Call]:
 def select_layers(model: nn.Module, patterns: Sequence[str] | str | None) -> list[str]:
     """Module names that the names and globs stand for, in the model's order; None gives ``default_layers``.
 
+    ``blocks.*`` are the children of ``blocks``, not theirs in turn.
+
     Raises:
         UnknownLayerError: A name is no module, or a glob matches none; near matches are offered.
     """
@@ -148,7 +150,7 @@ def select_layers(model: nn.Module, patterns: Sequence[str] | str | None) -> lis
     chosen: list[str] = []
     for pattern in [patterns] if isinstance(patterns, str) else patterns:
         name, number = split_call(pattern)
-        matches = [name] if name in names else fnmatch.filter(names, name)
+        matches = [name] if name in names else [known for known in names if _matches(known, name)]
         if not matches:
             hint = near_matches(name, names) or f" It has {', '.join(names[:12])}{', …' if len(names) > 12 else ''}."
             raise UnknownLayerError(f"layer {pattern!r} is no module of {type(model).__name__}.{hint}")
@@ -156,6 +158,12 @@ def select_layers(model: nn.Module, patterns: Sequence[str] | str | None) -> lis
     if not chosen:
         raise InputError("layers is empty; name at least one layer, or leave it out for the default blocks")
     return list(dict.fromkeys(chosen))
+
+
+def _matches(name: str, pattern: str) -> bool:
+    """Whether a glob stands for a name; as in paths, ``*`` stays between two dots."""
+    parts, globs = name.split("."), pattern.split(".")
+    return len(parts) == len(globs) and all(map(fnmatch.fnmatchcase, parts, globs))
 
 
 def default_layers(model: nn.Module) -> list[str]:

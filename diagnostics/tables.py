@@ -220,6 +220,11 @@ def read_experiment(directory: str | os.PathLike[str]) -> Experiment:
     )
 
 
+def empty_frame(name: str) -> pd.DataFrame:
+    """A table without rows, with its columns and types; one of ``SCHEMAS``."""
+    return _to_pandas(SCHEMAS[name].empty_table())
+
+
 def spectra_frame(rows: Iterable[Mapping[str, Any]]) -> pd.DataFrame:
     """Rows of a spectra table as a frame with the columns and types of ``SPECTRA``."""
     return _to_pandas(pa.Table.from_pylist([dict(row) for row in rows], schema=SPECTRA))
