@@ -11,8 +11,13 @@ DEMO ?= runs/demo
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
 	touch $@
 
+# Trains from scratch each time: whatever an earlier demo left in $(DEMO) is replaced.
 demo: .venv/installed
-	$(BIN)/python -m experiments.demo --out $(DEMO)
+	$(BIN)/python -m experiments.train demo --out $(DEMO) --overwrite
+	$(BIN)/python experiments/spectrum_analysis.py $(DEMO)/runs/*-lr0.1-trial00 --out $(DEMO)/analysis \
+		--map layer --batch-mode sample --samples 4 --layers blocks.0 blocks.7 blocks.15 --steps 0 60
+	$(BIN)/python -m figures $(DEMO)
+	$(BIN)/python -m experiments.summary $(DEMO)
 
 test: lint types rooms pytest
 
