@@ -1,22 +1,34 @@
 """What came of an experiment, on one screen: conditioning and speed per arm and learning rate, and where things are."""
 
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
+import numpy as np
 import pandas as pd
+import tyro
 
+from diagnostics.errors import InputError
 from diagnostics.tables import read_experiment
+from experiments.cli import parse_options, run_command
+from experiments.speed import SPEED
 
 
 def summary_table(directory: Path) -> pd.DataFrame:
     """One row per learning rate and arm, medians over trials.
 
-    Columns: ``runs``; ``diverged`` and ``never reached`` (the loss threshold) among them; ``steps to loss ≤ …``
-    (of a run that never got there, all its steps: a lower bound); ``final loss``; and of the first spectrum
-    measured of the first layer: ``κ at start`` (``≥`` where some σ_min is not resolved), ``σ mean at start``.
+    Columns: ``runs``; ``diverged`` and ``never reached`` (the loss threshold) among them; ``steps to loss ≤ …`` and
+    ``final loss``, in which runs that never got there or diverged count as worse than all others (``–`` when the
+    median is one of them); and of the first spectrum measured of the first layer: ``κ at start`` (``≥`` where some
+    σ_min is not resolved), ``σ mean at start``.
     """
     tables = read_experiment(directory)
-    speed = pd.read_parquet(directory / "speed.parquet")
-    frame = tables.runs.merge(speed.drop(columns="loss_threshold"), on="run_id")
+    if not (directory / SPEED).exists():
+        raise InputError(f"{directory} has no {SPEED} yet; write it by python -m experiments.speed {directory}")
+    speed = pd.read_parquet(directory / SPEED)
+    frame = tables.runs.drop(columns="loss_threshold", errors="ignore").merge(speed, on="run_id")
     frame = frame.merge(_first_spectra(tables.spectra), on="run_id", how="left")
     rows = []
     for (lr, arm), group in frame.groupby(["lr", "arm"], sort=False):
@@ -26,8 +38,10 @@ def summary_table(directory: Path) -> pd.DataFrame:
             "runs": len(group),
             "diverged": int(group["diverged"].sum()),
             "never reached": int((group["censored"] & ~group["diverged"]).sum()),
-            f"steps to loss ≤ {group['loss_threshold'].iloc[0]:g}": f"{group['steps_to_threshold'].median():g}",
-            "final loss": f"{group['final_loss'].median():.3g}",
+            f"steps to loss ≤ {group['loss_threshold'].iloc[0]:g}": _median(
+                group["steps_to_threshold"], group["censored"]
+            ),
+            "final loss": _median(group["final_loss"], group["diverged"]),
         }
         measured = group.dropna(subset="condition_number")
         if len(measured):
@@ -41,7 +55,11 @@ def summary_table(directory: Path) -> pd.DataFrame:
 
 
 def print_summary(directory: Path) -> None:
-    """Print the table and where everything is."""
+    """Print the table and where everything is.
+
+    Raises:
+        InputError: The directory is no experiment, or its speed table is missing.
+    """
     tables = read_experiment(directory)
     print(f"\n{summary_table(directory).to_string(index=False)}\n")
     if "diagnostics_share" in tables.runs and len(tables.spectra):
@@ -49,7 +67,21 @@ def print_summary(directory: Path) -> None:
         print(f"diagnostics took {share:.1%} of the training time (median run)")
     if len(tables.skipped):
         print(f"{len(tables.skipped)} scheduled measurements were skipped; why: the tables in runs/*/skipped")
-    print(f"tables and checkpoints: {directory / 'runs'}, speed: {directory / 'speed.parquet'}")
+    places = {
+        "runs": "tables and checkpoints",
+        SPEED: "speed",
+        "analysis": "spectra of checkpoints",
+        "figures": "figures",
+    }
+    for place, what in places.items():
+        if (directory / place).exists():
+            print(f"{what}: {directory / place}")
+
+
+def _median(values: pd.Series, worse_than_all: pd.Series) -> str:
+    """Median of values some of which are only known to be larger than all others."""
+    median = values.astype(float).mask(worse_than_all, np.inf).median()
+    return f"{median:.4g}" if np.isfinite(median) else "–"
 
 
 def _first_spectra(spectra: pd.DataFrame) -> pd.DataFrame:
@@ -63,3 +95,23 @@ def _order(frame: pd.DataFrame) -> dict[str, int]:
     """Learning rates by size, arms as they were listed."""
     rates = [f"{lr:g}" for lr in sorted(frame["lr"].unique())]
     return {name: index for index, name in enumerate([*rates, *frame["arm"].unique()])}
+
+
+@dataclass(frozen=True)
+class Options:
+    """Print what came of an experiment, and where everything is."""
+
+    directory: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="DIR")]
+    """An experiment written by experiments.train."""
+
+
+def main(args: Sequence[str] | None = None) -> int:
+    """Run the command line; returns its exit code, 2 for bad input."""
+    return run_command(
+        lambda options: print_summary(options.directory),
+        lambda: parse_options(Options, "python -m experiments.summary", args),
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())
