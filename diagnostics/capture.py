@@ -15,7 +15,7 @@ from diagnostics.errors import (
     UnsupportedModelError,
     near_matches,
 )
-from diagnostics.isolation import State, seed_masks
+from diagnostics.isolation import State, restore_streams, save_streams, seed_streams
 
 
 @dataclass(frozen=True)
@@ -25,11 +25,13 @@ class Call:
     Attributes:
         args: Positional arguments, tensors detached and cloned.
         kwargs: Keyword arguments, likewise.
+        streams: The random streams when it was called, so that dropout draws the same mask again.
         output: The first tensor of what it returned, detached and cloned; None when it returned none.
     """
 
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
+    streams: tuple[Any, ...]
     output: Tensor | None
 
 
@@ -39,11 +41,17 @@ def run(
     args: tuple[Any, ...],
     kwargs: Mapping[str, Any] | None = None,
     replaced: Mapping[nn.Parameter, Tensor] | None = None,
+    streams: tuple[Any, ...] | None = None,
 ) -> Any:
     """Call the model, or one of its modules, with the weights of ``state``, cloned buffers and seeded dropout."""
-    seed_masks()
+    if streams is None:
+        seed_streams(state.devices)
+    else:
+        restore_streams(streams, state.devices)
+    # Copied, so that a module that works in place writes neither into the probe nor into a captured input.
+    args, keywords = _copy((args, dict(kwargs or {})), {})
     # Aliases of tied weights are all in the state, so there is nothing left to tie.
-    return torch.func.functional_call(module, state.of(module, replaced), args, dict(kwargs or {}), tie_weights=False)
+    return torch.func.functional_call(module, state.of(module, replaced), args, keywords, tie_weights=False)
 
 
 def capture_calls(model: nn.Module, state: State, x: Tensor, layers: Sequence[str]) -> dict[str, list[Call]]:
@@ -60,17 +68,17 @@ def capture_calls(model: nn.Module, state: State, x: Tensor, layers: Sequence[st
     handles = []
 
     def record(layer: str) -> None:
-        pending: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
+        pending: list[tuple[tuple[Any, ...], dict[str, Any], tuple[Any, ...]]] = []
 
         def before(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            pending.append((_keep(args), _keep(kwargs)))
+            pending.append((*_copy((args, kwargs), {}), save_streams(state.devices)))
 
         def after(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
-            args, kwargs = pending.pop()
             found = first_tensor(output)
-            calls[layer].append(Call(args, kwargs, None if found is None else found.detach().clone()))
+            calls[layer].append(Call(*pending.pop(), None if found is None else found.detach().clone()))
 
-        handles.append(modules[layer].register_forward_pre_hook(before, with_kwargs=True))
+        # First, so that a pre-hook of the user's own is not applied twice when the call is made again.
+        handles.append(modules[layer].register_forward_pre_hook(before, with_kwargs=True, prepend=True))
         handles.append(modules[layer].register_forward_hook(after, with_kwargs=True))
 
     try:
@@ -93,12 +101,12 @@ def first_tensor(output: Any) -> Tensor | None:
 
 
 def logits_of(output: Any) -> Tensor:
-    """The model's output as a tensor: itself, its ``.logits``, or the first of a tuple.
+    """The model's output as a tensor: itself, its ``.logits`` or ``["logits"]``, or the first of a tuple.
 
     Raises:
         UnsupportedModelError: There is no floating tensor to be found.
     """
-    logits = getattr(output, "logits", None)
+    logits = output.get("logits") if isinstance(output, dict) else getattr(output, "logits", None)
     found = logits if isinstance(logits, Tensor) else first_tensor(output)
     if found is None or not found.is_floating_point():
         kind = type(output).__name__ if found is None else found.dtype
@@ -111,9 +119,18 @@ def split_call(layer: str) -> tuple[str, int | None]:
     name, mark, number = layer.rpartition("#")
     if not mark:
         return layer, None
-    if not number.isdigit() or int(number) < 1:
+    if not number.isdecimal() or int(number) < 1:
         raise UnknownLayerError(f"layer {layer!r}: the call after '#' must be a number from 1, as in '{name}#1'")
     return name, int(number)
+
+
+def name_each_call(layers: Sequence[str], calls: Mapping[str, list[Call]]) -> list[str]:
+    """The layers, with one that is called several times as ``name#1``, ``name#2`` and so on."""
+    named: list[str] = []
+    for layer in layers:
+        times = len(calls[layer])
+        named += [layer] if times < 2 else [f"{layer}#{call}" for call in range(1, times + 1)]
+    return named
 
 
 def one_call(layer: str, calls: list[Call]) -> tuple[int, Call]:
@@ -185,11 +202,16 @@ def default_layers(model: nn.Module) -> list[str]:
     return blocks
 
 
-def _keep(value: Any) -> Any:
-    """A copy that later in-place operations of the forward pass cannot reach."""
+def _copy(value: Any, copies: dict[int, Tensor]) -> Any:
+    """A copy that in-place operations of a forward pass cannot reach, for tensors within tuples, lists and dicts.
+
+    Args:
+        value: What to copy.
+        copies: Those made so far, by the tensor's id: one tensor passed twice (as in ``attention(x, x, x)``) stays one.
+    """
     if isinstance(value, Tensor):
-        return value.detach().clone()
+        return copies.setdefault(id(value), value.clone())
     if isinstance(value, tuple | list):
-        kept = [_keep(part) for part in value]
-        return type(value)(*kept) if hasattr(value, "_fields") else type(value)(kept)
-    return {key: _keep(part) for key, part in value.items()} if type(value) is dict else value
+        parts = [_copy(part, copies) for part in value]
+        return type(value)(*parts) if hasattr(value, "_fields") else type(value)(parts)
+    return {key: _copy(part, copies) for key, part in value.items()} if type(value) is dict else value

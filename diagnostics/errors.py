@@ -28,7 +28,7 @@ class MemoryBudgetError(InputError):
     """A spectrum that cannot be computed exactly within the memory budget."""
 
 
-def near_matches(name: str, candidates: Iterable[str]) -> str:
+def near_matches(name: object, candidates: Iterable[str]) -> str:
     """A hint such as ``" Did you mean 'block1'?"``, or the empty string when nothing is close."""
-    close = difflib.get_close_matches(name, list(candidates), n=3, cutoff=0.5)
+    close = difflib.get_close_matches(str(name), list(candidates), n=3, cutoff=0.5)
     return f" Did you mean {' or '.join(map(repr, close))}?" if close else ""

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from diagnostics.errors import MemoryBudgetError
+from diagnostics.errors import MemoryBudgetError, NonFiniteError
 from diagnostics.jacobians import RowSource
 from diagnostics.maps import Map
 from diagnostics.spectrum import Spectrum, gram_floor, jacobian_floor
@@ -47,6 +47,11 @@ def exact_spectrum(map: Map, *, batch_mode: str, memory_budget: int, sample: int
     source = RowSource(map, plan.chunk_bytes)
     notes: list[str] = []
     values, squares, gram_side = _singular_values(plan, source, notes)
+    if not math.isfinite(squares):
+        raise NonFiniteError(
+            f"the Jacobian of the {map.name} map of {map.layer!r} holds NaN or infinite values; "
+            "measure an earlier step, or in dtype float64"
+        )
     floor = jacobian_floor(math.sqrt(squares), torch.finfo(map.point.dtype).eps)
     if gram_side:
         floor = max(floor, gram_floor(float(values[0]), gram_side))
@@ -122,19 +127,18 @@ def _singular_values(plan: Plan, source: RowSource, notes: list[str]) -> tuple[n
     """Singular values (descending), their sum of squares, and the side of the Gram matrix used (0 for none)."""
     rows, cols = source.map.rows, source.map.cols
     if plan.method == "svd":
-        values = _svdvals(source.rows(0, rows), notes)
-    elif plan.method == "qr, streamed":
-        values = _svdvals(_triangular_factor(source.blocks(plan.block_rows), cols), notes)
-    elif plan.block_rows == rows:
-        return *_from_gram(_gram(source.rows(0, rows)), notes), min(rows, cols)
+        return *_svdvals(source.rows(0, rows), notes), 0
+    if plan.method == "qr, streamed":
+        return *_svdvals(_triangular_factor(source.blocks(plan.block_rows), cols), notes), 0
+    if plan.block_rows == rows:
+        gram = _gram(source.rows(0, rows))
     elif rows > cols:
         gram = torch.zeros(cols, cols, dtype=torch.float64, device=source.map.point.device)
         for block in source.blocks(plan.block_rows):
             gram += _product(block.T, block.T)
-        return *_from_gram(gram, notes), cols
     else:
-        return *_from_gram(_gram_by_pairs(source, plan.block_rows), notes), rows
-    return values, float(np.sum(values**2)), 0
+        gram = _gram_by_pairs(source, plan.block_rows)
+    return *_from_gram(gram, notes), min(rows, cols)
 
 
 def _gram(jacobian: Tensor) -> Tensor:
@@ -178,22 +182,30 @@ def _triangular_factor(blocks: Iterator[Tensor], cols: int) -> Tensor:
 
 
 def _from_gram(gram: Tensor, notes: list[str]) -> tuple[np.ndarray, float]:
-    """Singular values (descending) and their sum of squares from a Gram matrix."""
+    """Singular values (descending) and their sum of squares from a Gram matrix; none if that is not finite."""
+    squares = float(torch.trace(gram))
+    if not math.isfinite(squares):
+        return np.empty(0), squares
     try:
         eigenvalues = torch.linalg.eigvalsh(gram).cpu().numpy()
     except (torch.linalg.LinAlgError, RuntimeError) as error:
         notes.append(f"eigvalsh failed on {gram.device} ({_first_line(error)}); scipy on the CPU instead")
         eigenvalues = _scipy_eigvalsh(gram.cpu().numpy())
     # Rounding makes zero eigenvalues slightly negative; they lie under the floor and are marked by it.
-    return np.sqrt(np.clip(eigenvalues[::-1], 0, None)), float(torch.trace(gram))
+    return np.sqrt(np.clip(eigenvalues[::-1], 0, None)), squares
 
 
-def _svdvals(matrix: Tensor, notes: list[str]) -> np.ndarray:
+def _svdvals(matrix: Tensor, notes: list[str]) -> tuple[np.ndarray, float]:
+    """Singular values (descending) and their sum of squares of a matrix; none if that is not finite."""
+    squares = float(torch.linalg.vector_norm(matrix)) ** 2
+    if not math.isfinite(squares):
+        return np.empty(0), squares
     try:
-        return torch.linalg.svdvals(matrix).cpu().numpy()
+        values = torch.linalg.svdvals(matrix).cpu().numpy()
     except (torch.linalg.LinAlgError, RuntimeError) as error:
         notes.append(f"svdvals failed on {matrix.device} ({_first_line(error)}); scipy's gesvd on the CPU instead")
-        return _scipy_svdvals(matrix.cpu().numpy())
+        values = _scipy_svdvals(matrix.cpu().numpy())
+    return values, squares
 
 
 def _scipy_eigvalsh(matrix: np.ndarray) -> np.ndarray:

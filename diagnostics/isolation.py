@@ -1,24 +1,34 @@
 """What keeps the observer from changing anything: a model is measured inside ``quiet`` and comes out as it went in.
 
-Weights are used detached and buffers cloned (``State``); random number streams, train/eval flags and global
-numerical switches are put back.
+Weights are used detached and buffers cloned (``State``); random number streams, the modules' attributes (train/eval
+flags among them) and global numerical switches are put back.
 """
 
 import contextlib
-from collections.abc import Iterator, Mapping
+import random
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from diagnostics.errors import NonFiniteError
+from diagnostics.errors import InputError, NonFiniteError
 
 #: Dropout draws the same mask at every measurement, so that spectra differ because weights do.
 _MASK_SEED = 0
 
 
 def unwrap(model: nn.Module) -> nn.Module:
-    """The user's own module inside ``torch.compile``, ``DataParallel`` and ``DistributedDataParallel`` wrappers."""
+    """The user's own module inside ``torch.compile``, ``DataParallel`` and ``DistributedDataParallel`` wrappers.
+
+    Raises:
+        InputError: It is no module.
+    """
+    if not isinstance(model, nn.Module):
+        raise InputError(f"the model is a {type(model).__name__}; it must be a torch.nn.Module")
     wrappers = (nn.DataParallel, nn.parallel.DistributedDataParallel)
     while True:
         if isinstance(getattr(model, "_orig_mod", None), nn.Module):
@@ -38,52 +48,119 @@ def device_of(model: nn.Module, otherwise: Tensor) -> torch.device:
 def quiet(model: nn.Module, *, batch_mode: str) -> Iterator[None]:
     """Measure inside, change nothing outside.
 
-    Random number streams are forked and train/eval flags restored. Autocast, TF32 and the fused attention
-    kernels, which either lose digits or have no second derivative rule, are off inside.
+    Random number streams are forked and the modules' attributes restored (a forward pass may set some). Autocast,
+    TF32, the fused attention kernels and compiled code, which either lose digits or lack the derivatives needed,
+    are off inside.
 
     Args:
         model: The unwrapped module.
         batch_mode: ``sample`` puts every module in eval mode, so that batch norm uses its running statistics;
             ``batch`` leaves the flags as they are.
     """
-    flags = {module: module.training for module in model.modules()}
-    devices = {tensor.device for tensor in (*model.parameters(), *model.buffers()) if tensor.is_cuda}
+    attributes = {module: dict(vars(module)) for module in model.modules()}
+    devices = [tensor.device for tensor in (*model.parameters(), *model.buffers())]
     with contextlib.ExitStack() as stack:
-        stack.enter_context(torch.random.fork_rng(devices=sorted(device.index for device in devices)))
+        stack.enter_context(_forked_streams(devices))
         stack.enter_context(_full_precision())
         stack.enter_context(sdpa_kernel(SDPBackend.MATH))
         for kind in {"cpu", *(device.type for device in devices)}:
             stack.enter_context(torch.autocast(kind, enabled=False))
         stack.enter_context(torch.inference_mode(False))
         stack.enter_context(torch.enable_grad())
+        if "torch._dynamo" in sys.modules:
+            stack.enter_context(torch.compiler.set_stance("force_eager"))
         try:
             if batch_mode == "sample":
-                for module in flags:
+                for module in attributes:
                     module.training = False
             yield
         finally:
-            for module, training in flags.items():
-                module.training = training
+            for module, before in attributes.items():
+                vars(module).clear()
+                vars(module).update(before)
 
 
 @contextlib.contextmanager
 def _full_precision() -> Iterator[None]:
-    precision, tf32 = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
     fastpath = torch.backends.mha.get_fastpath_enabled()
+    with _no_tf32() if hasattr(torch.backends, "fp32_precision") else _no_tf32_before_torch_2_9():
+        try:
+            torch.backends.mha.set_fastpath_enabled(False)
+            yield
+        finally:
+            torch.backends.mha.set_fastpath_enabled(fastpath)
+
+
+@contextlib.contextmanager
+def _no_tf32() -> Iterator[None]:
+    cuda: Any = torch.backends.cuda
+    cudnn: Any = torch.backends.cudnn
+    mkldnn: Any = torch.backends.mkldnn
+    operators = (cuda.matmul, cudnn.conv, cudnn.rnn, mkldnn.matmul, mkldnn.conv, mkldnn.rnn)
+    # Only what is reduced is touched: reading or writing the older switches raises once a user has used these.
+    reduced = {operator: operator.fp32_precision for operator in operators}
+    reduced = {operator: precision for operator, precision in reduced.items() if precision not in ("ieee", "none")}
+    try:
+        for operator in reduced:
+            operator.fp32_precision = "ieee"
+        yield
+    finally:
+        for operator, precision in reduced.items():
+            operator.fp32_precision = precision
+
+
+@contextlib.contextmanager
+def _no_tf32_before_torch_2_9() -> Iterator[None]:
+    precision, tf32 = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
     try:
         torch.set_float32_matmul_precision("highest")
         torch.backends.cudnn.allow_tf32 = False
-        torch.backends.mha.set_fastpath_enabled(False)
         yield
     finally:
         torch.set_float32_matmul_precision(precision)
         torch.backends.cudnn.allow_tf32 = tf32
-        torch.backends.mha.set_fastpath_enabled(fastpath)
 
 
-def seed_masks() -> None:
-    """Start the forked random streams anew; called before every forward pass of a measurement."""
-    torch.manual_seed(_MASK_SEED)
+def seed_streams(devices: Sequence[torch.device]) -> None:
+    """Start the random streams anew; called before every forward pass of a measurement.
+
+    Args:
+        devices: Where the weights live; ``torch.manual_seed`` would reach devices whose streams are not put back.
+    """
+    random.seed(_MASK_SEED)
+    np.random.seed(_MASK_SEED)
+    torch.default_generator.manual_seed(_MASK_SEED)
+    for index in _cuda_indices(devices):
+        torch.cuda.default_generators[index].manual_seed(_MASK_SEED)
+
+
+def save_streams(devices: Sequence[torch.device]) -> tuple[Any, ...]:
+    """The state of every random stream that a forward pass can draw from; for ``restore_streams``."""
+    on_devices = [torch.cuda.get_rng_state(index) for index in _cuda_indices(devices)]
+    return random.getstate(), np.random.get_state(), torch.get_rng_state(), on_devices
+
+
+def restore_streams(streams: tuple[Any, ...], devices: Sequence[torch.device]) -> None:
+    """Put the random streams back as ``save_streams`` found them."""
+    python, legacy_numpy, cpu, on_devices = streams
+    random.setstate(python)
+    np.random.set_state(legacy_numpy)
+    torch.set_rng_state(cpu)
+    for index, state in zip(_cuda_indices(devices), on_devices, strict=True):
+        torch.cuda.set_rng_state(state, index)
+
+
+def _cuda_indices(devices: Sequence[torch.device]) -> list[int]:
+    return sorted({device.index for device in devices if device.type == "cuda"})
+
+
+@contextlib.contextmanager
+def _forked_streams(devices: Sequence[torch.device]) -> Iterator[None]:
+    streams = save_streams(devices)
+    try:
+        yield
+    finally:
+        restore_streams(streams, devices)
 
 
 class State:
@@ -99,9 +176,17 @@ class State:
 
     def __init__(self, model: nn.Module, dtype: torch.dtype | None) -> None:
         self._tensors: dict[Tensor, Tensor] = {}
-        for name, tensor in (*model.named_parameters(), *model.named_buffers()):
+        kernels = {module.weight for module in model.modules() if type(module) is nn.Conv2d}
+        for name, tensor in model.named_parameters():
             require_finite(tensor.detach(), name)
-            self._tensors[tensor] = _for_convolution(convert(tensor.detach(), dtype))
+            # Convolutions' backward, where the time goes, is about twice as fast with weights laid out channels last.
+            layout = torch.channels_last if tensor in kernels else torch.preserve_format
+            self._tensors[tensor] = convert(tensor.detach(), dtype).to(memory_format=layout)
+        for name, buffer in model.named_buffers():
+            # An infinite buffer may be a mask; what diverged shows in the values of the maps.
+            require_finite(buffer, name, or_infinite=True)
+            self._tensors[buffer] = convert(buffer.detach(), dtype)
+        self.devices = [tensor.device for tensor in self._tensors]
 
     def of(self, module: nn.Module, replaced: Mapping[nn.Parameter, Tensor] | None = None) -> dict[str, Tensor]:
         """What ``functional_call`` needs for one module of the model, by name and by every alias.
@@ -129,17 +214,12 @@ def convert(tensor: Tensor, dtype: torch.dtype | None) -> Tensor:
     return tensor.to(dtype) if dtype is not None and tensor.is_floating_point() else tensor
 
 
-def require_finite(tensor: Tensor, name: str) -> None:
-    """Raise ``NonFiniteError`` when a floating tensor holds NaN or infinity."""
-    if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
-        bad = int((~torch.isfinite(tensor)).sum())
+def require_finite(tensor: Tensor, name: str, *, or_infinite: bool = False) -> None:
+    """Raise ``NonFiniteError`` when a floating tensor holds NaN or, unless allowed, infinity."""
+    good = ~torch.isnan(tensor) if or_infinite else torch.isfinite(tensor)
+    if not bool(good.all()):
+        bad = int((~good).sum())
         raise NonFiniteError(
             f"{name} holds {bad} NaN or infinite of {tensor.numel()} values; "
             "measure an earlier step, or find out where the run diverged"
         )
-
-
-def _for_convolution(weight: Tensor) -> Tensor:
-    # Convolutions' backward, where the time goes, is about twice as fast with weights laid out channels last.
-    is_kernel = weight.dim() == 4 and weight.is_floating_point()
-    return weight.contiguous(memory_format=torch.channels_last) if is_kernel else weight

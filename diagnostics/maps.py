@@ -5,7 +5,7 @@
 the module's share of the tangent kernel (layer ``total`` is the whole of it).
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,13 +18,14 @@ from diagnostics.capture import (
     capture_calls,
     first_tensor,
     logits_of,
+    name_each_call,
     one_call,
     run,
     select_layers,
     split_call,
 )
 from diagnostics.errors import InputError, LayerCallError, UnsupportedModelError, near_matches
-from diagnostics.isolation import State, convert, require_finite
+from diagnostics.isolation import State, convert, device_of, require_finite
 
 MAPS = ("layer", "tail", "network", "param", "kernel")
 BATCH_MODES = ("batch", "sample")
@@ -43,7 +44,7 @@ class Map:
         function: Takes a tensor shaped like ``point``; differentiable by ``torch.func``.
         point: Where the derivative is taken; floating, detached.
         output_shape: Shape of the function's value, samples first.
-        widest: Entries of the largest tensor of a forward pass, which memory is planned by.
+        widest: Entries of the largest tensor between point and output, which memory is planned by.
     """
 
     name: str
@@ -64,14 +65,16 @@ class Map:
         return self.point.numel()
 
 
-def check_map(name: str, batch_mode: str) -> None:
-    """Raise ``InputError`` for an unknown map or batch mode."""
+def check_map(name: str, batch_mode: str, dtype: torch.dtype | None = None) -> None:
+    """Raise ``InputError`` for an unknown map or batch mode, or a dtype without derivatives."""
     for kind, value, known in (("map", name, MAPS), ("batch_mode", batch_mode, BATCH_MODES)):
         if value not in known:
             raise InputError(f"unknown {kind} {value!r}; known are {', '.join(known)}.{near_matches(value, known)}")
+    if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
+        raise InputError(f"dtype must be a floating torch.dtype such as torch.float64, or None; it is {dtype!r}")
 
 
-def probe_input(x: Tensor, device: torch.device, dtype: torch.dtype | None) -> Tensor:
+def probe_input(x: Tensor, model: nn.Module, dtype: torch.dtype | None) -> Tensor:
     """The probe's inputs on the model's device and in the measurement's precision.
 
     Raises:
@@ -80,7 +83,7 @@ def probe_input(x: Tensor, device: torch.device, dtype: torch.dtype | None) -> T
     if not isinstance(x, Tensor) or x.dim() == 0 or x.numel() == 0:
         raise InputError("the probe must be a tensor of shape (N, *input_shape) with at least one sample")
     require_finite(x, "the probe")
-    return convert(x.detach().to(device), dtype)
+    return convert(x.detach().to(device_of(model, x)), dtype)
 
 
 def build_maps(
@@ -107,6 +110,8 @@ def build_maps(
         return [_network_map(model, state, x)]
     chosen, with_total = _choose(model, name, layers)
     calls = capture_calls(model, state, x, [split_call(layer)[0] for layer in chosen])
+    if layers is None and name != "kernel":
+        chosen = name_each_call(chosen, calls)
     build = {"layer": _layer_map, "tail": _tail_map, "param": _param_map, "kernel": _kernel_map}[name]
     maps = []
     for layer in chosen:
@@ -137,8 +142,7 @@ def _choose(model: nn.Module, name: str, layers: Sequence[str] | str | None) -> 
 
 def _network_map(model: nn.Module, state: State, x: Tensor) -> Map:
     def function(point: Tensor) -> Tensor:
-        # Cloned, so that a module that works in place does not write into the point.
-        return logits_of(run(model, state, (point.clone(),)))
+        return logits_of(run(model, state, (point,)))
 
     return _finish("network", "network", function, x)
 
@@ -149,8 +153,8 @@ def _layer_map(model: nn.Module, state: State, x: Tensor, layer: str, calls: lis
     point, place = _first_input(layer, call)
 
     def function(point: Tensor) -> Tensor:
-        args, kwargs = place(point.clone())
-        return _real_output(layer, run(module, state, args, kwargs))
+        args, kwargs = place(point)
+        return _real_output(layer, run(module, state, args, kwargs, streams=call.streams))
 
     return _finish("layer", layer, function, point)
 
@@ -183,7 +187,7 @@ def _param_map(model: nn.Module, state: State, x: Tensor, layer: str, calls: lis
     point, replace = _flat_parameters(module, state, layer)
 
     def function(point: Tensor) -> Tensor:
-        return _real_output(layer, run(module, state, call.args, call.kwargs, replace(point)))
+        return _real_output(layer, run(module, state, call.args, call.kwargs, replace(point), call.streams))
 
     return _finish("param", layer, function, point)
 
@@ -211,31 +215,29 @@ def _flat_parameters(
     sizes = [parameter.numel() for parameter in parameters]
 
     def replace(point: Tensor) -> dict[nn.Parameter, Tensor]:
-        pieces = point.split(sizes)
-        return {parameter: piece.view(parameter.shape) for parameter, piece in zip(parameters, pieces, strict=True)}
+        # Where precisions are mixed the vector has the highest, and each parameter its own again.
+        pieces = zip(parameters, point.split(sizes), strict=True)
+        return {parameter: piece.view(parameter.shape).to(state[parameter].dtype) for parameter, piece in pieces}
 
     return torch.cat([state[parameter].reshape(-1) for parameter in parameters]), replace
 
 
 def _first_input(layer: str, call: Call) -> tuple[Tensor, Callable[[Tensor], tuple[tuple[Any, ...], dict[str, Any]]]]:
-    """The first tensor among a call's arguments, and a function that puts another in its place."""
-    for index, value in enumerate(call.args):
-        if isinstance(value, Tensor):
-            _require_real(layer, value)
-            before, after = call.args[:index], call.args[index + 1 :]
-            return value, lambda point, before=before, after=after: ((*before, point, *after), call.kwargs)
-    for key, value in call.kwargs.items():
-        if isinstance(value, Tensor):
-            _require_real(layer, value)
-            return value, lambda point, key=key: (call.args, {**call.kwargs, key: point})
-    raise UnsupportedModelError(f"layer {layer!r} is called without a tensor; choose a module with a tensor input")
-
-
-def _require_real(layer: str, tensor: Tensor) -> None:
-    if not tensor.is_floating_point():
+    """The first tensor among a call's arguments, and a function that puts another in all its places."""
+    values = (*call.args, *call.kwargs.values())
+    first = next((value for value in values if isinstance(value, Tensor)), None)
+    if first is None:
+        raise UnsupportedModelError(f"layer {layer!r} is called without a tensor; choose a module with a tensor input")
+    if not first.is_floating_point():
         raise UnsupportedModelError(
-            f"layer {layer!r} has an input of {tensor.dtype}, which has no derivative; measure its 'tail' map instead"
+            f"layer {layer!r} has an input of {first.dtype}, which has no derivative; measure its 'tail' map instead"
         )
+
+    def place(point: Tensor) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        args = tuple(point if value is first else value for value in call.args)
+        return args, {key: point if value is first else value for key, value in call.kwargs.items()}
+
+    return first, place
 
 
 def _real_output(layer: str, output: Any) -> Tensor:
@@ -262,20 +264,34 @@ def _finish(name: str, layer: str, function: Callable[[Tensor], Tensor], point: 
         raise UnsupportedModelError(
             f"the {name} map has an input of {point.dtype}, which has no derivative; measure 'tail' or 'layer' instead"
         )
-    with torch.no_grad(), _WidestTensor() as seen:
+    with torch.no_grad(), _WidestTensor(point) as seen:
         value = function(point)
     require_finite(value, f"the output of the {name} map of {layer!r}")
-    return Map(name, layer, function, point, value.shape, max(seen.numel, point.numel()))
+    return Map(name, layer, function, point, value.shape, seen.numel)
 
 
 class _WidestTensor(TorchDispatchMode):
-    """Watches a forward pass for the entries of the largest tensor it makes."""
+    """Watches a forward pass for the entries of the largest tensor that depends on its point."""
 
-    numel = 0
+    def __init__(self, point: Tensor) -> None:
+        super().__init__()
+        self.numel = point.numel()
+        # Kept alive, so that no other tensor can take the identity of one of them.
+        self._dependent: dict[int, Tensor] = {id(point): point}
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
         result = func(*args, **(kwargs or {}))
-        for part in result if isinstance(result, tuple | list) else (result,):
-            if isinstance(part, Tensor):
-                self.numel = max(self.numel, part.numel())
+        if any(id(tensor) in self._dependent for tensor in _tensors(args)):
+            for tensor in _tensors((result,)):
+                self._dependent[id(tensor)] = tensor
+                self.numel = max(self.numel, tensor.numel())
         return result
+
+
+def _tensors(values: Iterable[Any]) -> Iterator[Tensor]:
+    """The tensors among an operator's arguments or results, lists of them opened."""
+    for value in values:
+        if isinstance(value, Tensor):
+            yield value
+        elif isinstance(value, tuple | list):
+            yield from _tensors(value)

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from diagnostics.errors import InputError, near_matches
 from diagnostics.exact import exact_spectrum
-from diagnostics.isolation import device_of, quiet, unwrap
+from diagnostics.isolation import quiet, require_finite, unwrap
 from diagnostics.jacobians import dense_jacobian
 from diagnostics.maps import Map, build_maps, check_map, probe_input
 from diagnostics.spectrum import Spectrum
@@ -64,7 +64,7 @@ def spectra(
         raise InputError(f"unknown method {method!r}; known are {', '.join(METHODS)}.{near_matches(method, METHODS)}")
 
     def evaluate(item: Map, sample: int | None) -> Spectrum:
-        return exact_spectrum(item, batch_mode=batch_mode, memory_budget=memory_budget, sample=sample)
+        return exact_spectrum(item, batch_mode=batch_mode, memory_budget=int(memory_budget), sample=sample)
 
     found = _measure(evaluate, model, x, map, layers, batch_mode, dtype)
     return {_key(spectrum): spectrum for spectrum in found}
@@ -107,7 +107,8 @@ def jacobian(
         raise InputError(f"the {map} map needs a layer; name one of the model's modules")
 
     def evaluate(item: Map, sample: int | None) -> Tensor:
-        rows = dense_jacobian(item, memory_budget)
+        rows = dense_jacobian(item, int(memory_budget))
+        require_finite(rows, f"the Jacobian of the {item.name} map of {item.layer!r}")
         return rows @ rows.T if map == "kernel" else rows
 
     matrices = _measure(evaluate, model, x, map, None if layer is None else [layer], batch_mode, dtype)
@@ -128,9 +129,9 @@ def _measure(
     dtype: torch.dtype | None,
 ) -> list[Result]:
     """What ``evaluate`` makes of every map (and sample, in ``sample`` mode), the model being held quiet."""
-    check_map(name, batch_mode)
+    check_map(name, batch_mode, dtype)
     model = unwrap(model)
-    x = probe_input(x, device_of(model, x), dtype)
+    x = probe_input(x, model, dtype)
     batches: list[tuple[int | None, Tensor]] = [(None, x)] if batch_mode == "batch" else [*enumerate(x.split(1))]
     with quiet(model, batch_mode=batch_mode):
         return [

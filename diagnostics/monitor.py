@@ -11,23 +11,23 @@
 import math
 import os
 import time
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
-from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy, mse_loss
 
-from diagnostics.capture import logits_of, run
-from diagnostics.errors import InputError, NonFiniteError
+from diagnostics.errors import InputError
 from diagnostics.exact import Plan
-from diagnostics.isolation import State, device_of, quiet, unwrap
+from diagnostics.isolation import quiet, unwrap
 from diagnostics.jacobians import RowSource
 from diagnostics.maps import Map, build_maps, check_map, probe_input
 from diagnostics.measure import GIB, spectra
+from diagnostics.probe import probe_metrics
 from diagnostics.schedule import Schedule, as_schedule, log_spaced
 from diagnostics.spectrum import Spectrum
 from diagnostics.tables import METRICS, SKIPPED, SPECTRA, TableWriter
@@ -77,17 +77,18 @@ class SpectrumMonitor:
         run_id: Name of the run in the tables; the directory's name by default.
 
     Raises:
-        InputError: Unknown layers, a probe or weights that are not finite, a spectrum that does not fit the
-            memory budget, a directory that cannot be written: all before the first step.
+        InputError: Unknown layers, a probe or weights that are not finite, targets that do not fit the logits, a
+            spectrum that does not fit the memory budget, a directory that cannot be written: all before the first
+            step.
     """
 
     def __init__(
         self,
         model: nn.Module,
-        probe: Tensor | tuple[Tensor, Tensor],
+        probe: Tensor | Sequence[Tensor],
         out: str | os.PathLike[str],
         *,
-        maps: Sequence[str | Measurement] = ("tail",),
+        maps: Sequence[str | Measurement] | str | Measurement = ("tail",),
         layers: Sequence[str] | str | None = None,
         schedule: Schedule | int | None = None,
         max_overhead: float | None = 0.05,
@@ -99,18 +100,24 @@ class SpectrumMonitor:
             raise InputError(f"max_overhead must be a positive share such as 0.05, or None; it is {max_overhead!r}")
         self._started = time.perf_counter()
         self.model = unwrap(model)
-        self.x: Tensor = probe[0] if isinstance(probe, tuple) else probe
-        self.y: Tensor | None = probe[1] if isinstance(probe, tuple) else None
+        pair = probe if isinstance(probe, tuple | list) else (probe, None)
+        if len(pair) != 2:
+            raise InputError(f"the probe must be inputs x or a pair (x, y); it is {len(pair)} objects")
+        self.x, self.y = pair
         self.max_overhead, self.dtype, self.memory_budget = max_overhead, dtype, memory_budget
         self.run_id = run_id or Path(out).resolve().name
         self.latest: dict[str, Spectrum] = {}
         otherwise = schedule if schedule is not None else log_spaced()
-        self._measurements = [_complete(item, layers, otherwise) for item in maps]
+        asked = [maps] if isinstance(maps, str | Measurement) else maps
+        self._measurements = [_complete(item, layers, otherwise) for item in asked]
         self._pending: set[int] = set()
+        self._made, self._unaffordable = 0, 0
         self._writes = not torch.distributed.is_available() or not torch.distributed.is_initialized()
         self._writes = self._writes or torch.distributed.get_rank() == 0
         if self._writes:
             self._estimates = [self._check(item) for item in self._measurements]
+            if self.y is not None:
+                probe_metrics(self.model, self.x, self.y, self.dtype)
             schemas = {"metrics": METRICS, "spectra": SPECTRA, "skipped": SKIPPED}
             self._tables = {name: TableWriter(Path(out) / name, schema) for name, schema in schemas.items()}
         self._flushed = time.perf_counter()
@@ -140,10 +147,7 @@ class SpectrumMonitor:
     def log(self, step: int, *, split: str, **metrics: float | Tensor | None) -> None:
         """Log metrics without measuring, such as those of an evaluation; arguments as for ``step``."""
         if self._writes:
-            # Cloned and fetched later, so that the training loop never waits for a device.
-            held = {
-                key: value.detach().clone() if isinstance(value, Tensor) else value for key, value in metrics.items()
-            }
+            held = {key: _scalar(key, value) for key, value in metrics.items()}
             self._tables["metrics"].append({"run_id": self.run_id, "step": step, "split": split, **held})
 
     @property
@@ -153,10 +157,12 @@ class SpectrumMonitor:
 
     def flush(self) -> None:
         """Write the rows that still wait in memory."""
+        start = time.perf_counter()
         if self._writes:
             for table in self._tables.values():
                 table.flush()
         self._flushed = time.perf_counter()
+        self._spent += self._flushed - start
 
     def rewind(self, step: int) -> None:
         """Forget every row after ``step``; for a run resumed from a checkpoint made at that step."""
@@ -165,8 +171,18 @@ class SpectrumMonitor:
                 table.rewind(step)
 
     def close(self) -> None:
-        """Write what waits in memory; the monitor may still be used afterwards."""
+        """Write what waits in memory; the monitor may still be used afterwards.
+
+        Warns when measurements were due and none could be afforded.
+        """
         self.flush()
+        if self._unaffordable and not self._made:
+            cost, self._unaffordable = sum(self._estimates), 0
+            warnings.warn(
+                f"nothing was measured: about {cost:.2g} s of measuring would exceed max_overhead={self.max_overhead} "
+                "of the training time; train longer, raise max_overhead, or pass None to never skip",
+                stacklevel=2,
+            )
 
     def __enter__(self) -> "SpectrumMonitor":
         return self
@@ -186,6 +202,7 @@ class SpectrumMonitor:
                     found |= self._measure(index, item, step)
                 elif due:
                     self._pending.add(index)
+                    self._unaffordable += 1
                     reason = f"would exceed max_overhead={self.max_overhead}"
                     self._skip(item, step, reason, self._estimates[index])
         if found and self.y is not None:
@@ -212,25 +229,37 @@ class SpectrumMonitor:
                 dtype=self.dtype,
                 memory_budget=self.memory_budget,
             )
-        except NonFiniteError as error:
+        except (InputError, np.linalg.LinAlgError, torch.OutOfMemoryError) as error:
             # A diverging network is a result; it is for the training loop to decide whether to go on.
-            self._skip(item, step, str(error), time.perf_counter() - start)
+            self._skip(item, step, str(error).splitlines()[0], time.perf_counter() - start)
+            self._spent += time.perf_counter() - start
             return {}
         for spectrum in found.values():
             self._tables["spectra"].append({"run_id": self.run_id, "step": step, **spectrum.as_row()})
         self._estimates[index] = time.perf_counter() - start
         self._spent += self._estimates[index]
+        self._made += 1
         single = len(self._measurements) == 1
         return found if single else {f"{item.map}:{key}": spectrum for key, spectrum in found.items()}
 
     def _skip(self, item: Measurement, step: int, reason: str, seconds: float) -> None:
-        row = {"run_id": self.run_id, "step": step, "map": item.map, "reason": reason, "estimated_seconds": seconds}
-        self._tables["skipped"].append(row)
+        layers = [item.layers] if isinstance(item.layers, str) else item.layers or ["(default)"]
+        self._tables["skipped"].append(
+            {
+                "run_id": self.run_id,
+                "step": step,
+                "map": item.map,
+                "layers": ", ".join(layers),
+                "batch_mode": item.batch_mode,
+                "reason": reason,
+                "estimated_seconds": seconds,
+            }
+        )
 
     def _check(self, item: Measurement) -> float:
         """Meet every bad input before training starts; return a first guess at the seconds a measurement takes."""
-        check_map(item.map, item.batch_mode)
-        x = probe_input(self.x, device_of(self.model, self.x), self.dtype)
+        check_map(item.map, item.batch_mode, self.dtype)
+        x = probe_input(self.x, self.model, self.dtype)
         samples, first = (1, x) if item.batch_mode == "batch" else (len(x), x[:1])
         with quiet(self.model, batch_mode=item.batch_mode):
             maps = build_maps(self.model, first, item.map, item.layers, self.dtype)
@@ -247,18 +276,25 @@ class SpectrumMonitor:
 
     def _log_probe(self, step: int, y: Tensor) -> None:
         start = time.perf_counter()
-        x = probe_input(self.x, device_of(self.model, self.x), self.dtype)
-        y = y.to(x.device)
-        with quiet(self.model, batch_mode="batch"), torch.no_grad():
-            logits = logits_of(run(self.model, State(self.model, self.dtype), (x,)))
-        row: dict[str, Any] = {"run_id": self.run_id, "step": step, "split": "probe"}
-        if y.is_floating_point():
-            row["loss"] = mse_loss(logits, y.to(logits.dtype))
-        else:
-            row["loss"] = cross_entropy(logits.flatten(0, -2), y.flatten())
-            row["accuracy"] = (logits.argmax(-1) == y).double().mean()
-        self._tables["metrics"].append(row)
+        metrics = probe_metrics(self.model, self.x, y, self.dtype)
+        self._tables["metrics"].append({"run_id": self.run_id, "step": step, "split": "probe", **metrics})
         self._spent += time.perf_counter() - start
+
+
+def _scalar(name: str, value: float | Tensor | None) -> float | Tensor | None:
+    """A metric's value as it will be written.
+
+    Tensors are cloned and fetched later, so that the training loop never waits for a device.
+
+    Raises:
+        InputError: It is no single number.
+    """
+    if isinstance(value, Tensor) and value.numel() == 1 and not value.is_complex():
+        return value.detach().clone()
+    if value is None or (isinstance(value, int | float | np.number | np.ndarray) and np.size(value) == 1):
+        return value
+    kind = f"tensor of shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
+    raise InputError(f"metric {name!r} must be a single number; it is a {kind}")
 
 
 def _complete(item: str | Measurement, layers: Sequence[str] | str | None, schedule: Schedule | int) -> Measurement:

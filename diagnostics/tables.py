@@ -8,6 +8,7 @@ This module knows nothing of torch, so that figures can be drawn without it.
 """
 
 import contextlib
+import errno
 import json
 import os
 from collections.abc import Iterable, Iterator, Mapping
@@ -78,7 +79,15 @@ METRICS = pa.schema(
 
 #: Scheduled measurements that were not made, and why: nothing is dropped in silence.
 SKIPPED = pa.schema(
-    [("run_id", _TEXT), ("step", _INT), ("map", _TEXT), ("reason", _TEXT), ("estimated_seconds", _REAL)]
+    [
+        ("run_id", _TEXT),
+        ("step", _INT),
+        ("map", _TEXT),
+        ("layers", _TEXT),
+        ("batch_mode", _TEXT),
+        ("reason", _TEXT),
+        ("estimated_seconds", _REAL),
+    ]
 )
 
 RUN_COLUMNS = (
@@ -90,7 +99,7 @@ RUN_COLUMNS = (
 KEYS = {
     "metrics": ("run_id", "step", "split"),
     "spectra": ("run_id", "step", "map", "layer", "batch_mode", "sample"),
-    "skipped": ("run_id", "step", "map"),
+    "skipped": ("run_id", "step", "map", "layers", "batch_mode"),
 }
 SCHEMAS = {"metrics": METRICS, "spectra": SPECTRA, "skipped": SKIPPED}
 
@@ -128,6 +137,8 @@ class TableWriter:
         self._rows: list[dict[str, Any]] = []
         with _clear_disk_errors(directory):
             directory.mkdir(parents=True, exist_ok=True)
+            if not os.access(directory, os.W_OK):
+                raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
 
     def append(self, row: Mapping[str, Any]) -> None:
         """Hold one row until the next ``flush``; a column the table does not have is an error."""
@@ -156,7 +167,7 @@ class TableWriter:
             if first > step:
                 part.unlink()
             elif last > step:
-                table = pq.read_table(part, schema=self.schema)
+                table = _read_part(part, self.schema)
                 write_parquet(table.filter(pa.compute.field("step") <= step), part)
         for leftover in self.directory.glob(".*.tmp"):
             leftover.unlink()
@@ -255,17 +266,20 @@ def _read_json(path: Path) -> dict[str, Any]:
 def _read_table(runs: list[Path], name: str) -> pd.DataFrame:
     schema = SCHEMAS[name]
     parts = [part for run in runs for part in sorted((run / name).glob("part-*.parquet"), key=_written)]
-    tables = []
-    for part in parts:
-        try:
-            tables.append(pq.ParquetFile(part).read(columns=schema.names).select(schema.names).cast(schema))
-        except (OSError, ValueError, KeyError) as error:
-            raise InputError(f"{part} is not a readable part of the {name} table ({error}); remove it") from error
+    tables = [_read_part(part, schema) for part in parts]
     frame = _to_pandas(pa.concat_tables(tables) if tables else schema.empty_table())
     keys = list(KEYS[name])
     # By step only: layers stay in the order in which they were measured, the forward pass's.
     frame = frame.drop_duplicates(keys, keep="last")
     return frame.sort_values(["run_id", "step"], kind="stable", ignore_index=True)
+
+
+def _read_part(part: Path, schema: pa.Schema) -> pa.Table:
+    try:
+        return pq.ParquetFile(part).read(columns=schema.names).select(schema.names).cast(schema)
+    except (OSError, ValueError, KeyError, pa.ArrowException) as error:
+        table = part.parent.name
+        raise InputError(f"{part} is not a readable part of the {table} table ({error}); remove it") from error
 
 
 def _number(value: Any) -> Any:

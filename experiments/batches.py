@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from experiments.augmentation import random_crop_flip
+from experiments.augmentation import AUGMENTATIONS
 from experiments.data import ImageData, to_float
 
 # What a seed is for; each use has a stream of its own.
@@ -54,7 +54,7 @@ class Batches:
         labels: Shape ``(N,)``, int64, likewise.
         pixels: Makes floats of them.
         batch_size: Images per batch; None for all of them, in their order, at every step.
-        augment: Whether to crop and flip.
+        augment: A name in ``AUGMENTATIONS``, or ``none``.
         seed: The trial's; the same for all its arms.
     """
 
@@ -62,7 +62,7 @@ class Batches:
     labels: Tensor
     pixels: Pixels
     batch_size: int | None
-    augment: bool
+    augment: str
     seed: int
     _epoch: int = field(default=-1, init=False)
     _order: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.int64), init=False)
@@ -82,8 +82,8 @@ class Batches:
             epoch, place = divmod(step, self.per_epoch)
             chosen = self._order_of(epoch)[place * self.batch_size : (place + 1) * self.batch_size]
             images, labels = images[chosen], labels[chosen]
-        if self.augment:
-            images = random_crop_flip(images, generator(self.seed, AUGMENTATION, step))
+        if self.augment != "none":
+            images = AUGMENTATIONS[self.augment](images, generator(self.seed, AUGMENTATION, step))
         return self.pixels(images), labels
 
     def _order_of(self, epoch: int) -> Tensor:

@@ -20,10 +20,10 @@ def run_command(main: Callable[[Options], None], parse: Callable[[], Options]) -
     try:
         main(parse())
     except (InputError, ModelOptionError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        print("error:", " ".join(str(error).splitlines()), file=sys.stderr)
         return 2
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
+    except KeyboardInterrupt as stop:
+        print("; ".join(["interrupted", *stop.args]), file=sys.stderr)
         return 130
     return 0
 
@@ -37,15 +37,17 @@ def parse_options(kind: type[Options], prog: str, args: Sequence[str] | None) ->
     return _in_one_line(lambda: tyro.cli(kind, prog=prog, args=args))
 
 
-def parse_preset(presets: Mapping[str, tuple[str, Options]], prog: str, args: Sequence[str] | None) -> Options:
+def parse_preset(presets: Mapping[str, tuple[str, Options]], prog: str, args: Sequence[str]) -> Options:
     """Options that start from a preset, named by the first argument.
 
     Raises:
-        InputError: An unknown preset (near matches are offered), option or value, in one line.
+        InputError: No or an unknown preset (near matches are offered), option or value, in one line.
     """
-    first = next(iter(sys.argv[1:] if args is None else args), None)
-    if first is not None and not first.startswith("-") and first not in presets:
-        raise InputError(f"unknown preset {first!r}; known are {', '.join(presets)}.{near_matches(first, presets)}")
+    if not args:
+        raise InputError(f"name a preset: {', '.join(presets)}; or see --help")
+    if not args[0].startswith("-") and args[0] not in presets:
+        hint = near_matches(args[0], presets)
+        raise InputError(f"unknown preset {args[0]!r}; known are {', '.join(presets)}.{hint}")
     return _in_one_line(lambda: tyro.extras.overridable_config_cli(dict(presets), prog=prog, args=args))
 
 

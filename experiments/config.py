@@ -1,16 +1,20 @@
-"""The options of a training experiment, and the presets: the paper's experiments and the demo."""
+"""The options of a training experiment."""
 
+import math
 import os
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
 import tyro
 
 from diagnostics.errors import InputError
 from diagnostics.monitor import Measurement
-from diagnostics.schedule import every
 
-DATA_DIR = "SKIP_DATA_DIR"
+
+def _data_dir() -> Path | None:
+    return Path(os.environ["SKIP_DATA_DIR"]) if os.environ.get("SKIP_DATA_DIR") else None
 
 
 @dataclass(frozen=True)
@@ -23,7 +27,7 @@ class TrainConfig:
     out: Path
     """Directory to make for the experiment's runs, tables and checkpoints."""
 
-    experiment: tyro.conf.Fixed[str]
+    experiment: tyro.conf.Suppress[str]
     """Name of the preset."""
 
     dataset: str
@@ -36,43 +40,40 @@ class TrainConfig:
     """Options of the model, each name=value, such as depth=16 (`python -m models` lists them)."""
 
     arms: tuple[str, ...] = ()
-    """Variants of the model to compare."""
+    """Variants of the model to compare; those of a factory are its attribute `arms`, or else there is one, default."""
 
     lr: tuple[float, ...] = ()
-    """Learning rates; each is run with every arm and trial."""
+    """Learning rates; every arm and trial is run with each."""
 
     trials: int = 1
-    """Number of trials (an initialisation and a data order each)."""
+    """Number of trials: initialisations and data orders, each shared by all arms and learning rates."""
 
     steps: int | None = None
-    """Optimiser steps of a run; this or --epochs."""
+    """Optimiser steps of a run; given alone, it takes the place of the preset's --epochs."""
 
     epochs: int | None = None
-    """Passes over the training images of a run; this or --steps."""
+    """Passes over the training images of a run; given alone, it takes the place of the preset's --steps."""
 
     batch_size: int | None = None
     """Images per step; None for all of them at every step."""
 
     subset: int | None = None
-    """Train on this many images only, drawn once with the seed; None for all."""
+    """Train on this many images only, drawn once with --seed for all runs; None for all."""
 
     limit_train: int | None = None
-    """Read only this many training images from disk, for a quick try."""
+    """Read only the first so many training images, for a quick try; None for all."""
 
     limit_test: int | None = None
-    """Read only this many test images from disk."""
+    """Read only the first so many test images; None for all."""
 
-    data_dir: Path | None = field(
-        default_factory=lambda: Path(os.environ[DATA_DIR]) if DATA_DIR in os.environ else None
-    )
-    """Folder with the data set in Hugging Face Parquet layout or class folders. Default: $SKIP_DATA_DIR if set,
-    else the data set is fetched from the Hub."""
+    data_dir: Path | None = field(default_factory=_data_dir)
+    """Folder with Parquet files or class folders, by default $SKIP_DATA_DIR; None fetches the data set from the Hub."""
 
     normalise: bool = False
     """Normalise each channel by its mean and standard deviation; otherwise pixels are in [0, 1]."""
 
-    augment: bool = False
-    """Random crops (padding 4) and horizontal flips."""
+    augment: Literal["none", "crop", "resized-crop"] = "none"
+    """Change batches at random: crop (after padding by 4) or resized-crop (of 8 to 100 % of the area), with flips."""
 
     momentum: float = 0.0
     """Momentum of SGD."""
@@ -81,28 +82,31 @@ class TrainConfig:
     """Weight decay of SGD."""
 
     decay_epochs: int | None = None
-    """Multiply the learning rate by --decay-factor every this many epochs; None for never."""
+    """Multiply the learning rate by --decay-factor every so many epochs; None for never."""
 
     decay_factor: float = 0.1
-    """See --decay-epochs."""
+    """What the learning rate is multiplied by every --decay-epochs."""
 
     evaluate_epochs: int | None = None
-    """Evaluate on the test images (in eval mode) every this many epochs and at the end; None for never."""
+    """Evaluate on the test images, in eval mode, every so many epochs and at the end; None for never."""
 
     loss_threshold: float = 0.5
-    """Speed is the number of steps until the training loss is this small; fixed beforehand."""
+    """Speed is the number of steps until the training loss is as small as this; to be fixed beforehand."""
 
     loss_window: int = 1
-    """Average the training loss over this many steps before comparing it; 1 for full batches."""
+    """Compare with the threshold the mean training loss of the last so many steps; 1 is right for full batches."""
 
     seed: int = 0
-    """Trial number k uses the seed derived from (seed, k)."""
+    """Number from which the subset, the probe and the seed of every trial are derived."""
 
     device: str = "auto"
-    """auto (a GPU if there is one), cpu, cuda, cuda:1 and so on."""
+    """cpu, cuda, cuda:1 and so on; auto for a GPU if there is one."""
 
     diagnostics: bool = True
-    """Measure spectra while training."""
+    """Measure spectra while training; the training is the same without."""
+
+    layers: tuple[str, ...] | None = None
+    """Layers to measure, names or globs such as blocks.*; None for those of the preset."""
 
     probe_size: int = 32
     """Training images in the probe, the fixed batch on which spectra are measured."""
@@ -113,119 +117,41 @@ class TrainConfig:
     """Share of the training time that diagnostics may take, such as 0.05; None measures whenever it is due."""
 
     checkpoints: int | None = None
-    """Save a checkpoint every this many steps, besides the first and last; None for once an epoch."""
+    """Save a checkpoint every so many steps, besides the first and the last; None for once an epoch."""
 
     resume: bool = False
-    """Go on with the experiment in --out: finished runs stay, interrupted ones continue from their checkpoint."""
+    """Go on with the experiment in --out: finished runs stay, interrupted ones continue from their last checkpoint."""
 
     overwrite: bool = False
-    """Replace the experiment in --out."""
+    """Replace the experiment in --out: everything in that directory is removed first."""
 
     def check(self) -> None:
         """Raise ``InputError`` for options that make no sense, by themselves or together."""
         if (self.steps is None) == (self.epochs is None):
-            raise InputError("give either --steps or --epochs (None for the other, which a preset may have set)")
-        for name in ("trials", "steps", "epochs", "batch_size", "subset", "probe_size", "decay_epochs", "checkpoints"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise InputError(f"--{name.replace('_', '-')} must be at least 1; it is {value}")
-        if not self.lr or any(not 0 < lr < float("inf") for lr in self.lr):
-            raise InputError(f"--lr needs positive numbers; it is {' '.join(map(str, self.lr)) or 'empty'}")
-        for name in ("arms", "lr"):
-            values = getattr(self, name)
+            raise InputError("give either --steps or --epochs; the length of a run is set by one of them")
+        for names, allowed, demand in _DEMANDS:
+            for name in names:
+                values = getattr(self, name)
+                for value in values if isinstance(values, tuple) else (values,):
+                    if value is not None and not allowed(value):
+                        raise InputError(f"--{name.replace('_', '-')} must be {demand}; it is {value}")
+        for option, values in (("arms", self.arms), ("lr", [f"{lr:g}" for lr in self.lr])):
             if not values or len(set(values)) < len(values):
-                raise InputError(
-                    f"--{name} must name each value once, and at least one; it is {' '.join(map(str, values))}"
-                )
-        if self.seed < 0:
-            raise InputError(f"--seed must not be negative; it is {self.seed}")
+                named = " ".join(values) or "empty"
+                raise InputError(f"--{option} must name at least one value, and each only once; it is {named}")
 
 
-_CIFAR = {
-    "model": "preact-resnet18",
-    "arms": ("original", "modified"),
-    "lr": (0.2, 0.1, 0.05, 0.02),
-    "trials": 10,
-    "epochs": 90,
-    "batch_size": 128,
-    "normalise": True,
-    "augment": True,
-    "decay_epochs": 30,
-    "decay_factor": 0.2,
-    "evaluate_epochs": 1,
-    "loss_window": 100,
-    "probe_size": 4,
-    "measurements": (Measurement("tail", ("stem", "layer1.1", "layer2.1", "layer3.1")),),
-    "max_overhead": 0.05,
-}
-
-_DESCRIPTIONS_AND_OPTIONS: dict[str, tuple[str, dict]] = {
-    "demo": (
-        "Handwritten digits bundled with scikit-learn, a 16-block residual MLP with batch norm at five skip gains "
-        "and three learning rates: conditioning against speed in a minute or two.",
-        {
-            "dataset": "digits",
-            "model": "residual-mlp",
-            "model_options": ("depth=16", "normaliser=batch"),
-            "arms": ("chain", "gain-0.25", "gain-0.5", "residual", "gain-2"),
-            "lr": (0.02, 0.1, 0.5),
-            "trials": 3,
-            "steps": 60,
-            "subset": 256,
-            "probe_size": 16,
-            "measurements": (Measurement("tail", ("stem", "blocks.3", "blocks.7", "blocks.11"), schedule=every(10)),),
-            "checkpoints": 30,
-        },
+#: Numeric options, the values they may have, and these in words; None is for ``TrainConfig`` to allow.
+_DEMANDS: tuple[tuple[tuple[str, ...], Callable[[float], bool], str], ...] = (
+    (
+        (
+            *("trials", "steps", "epochs", "batch_size", "subset", "limit_train", "limit_test", "probe_size"),
+            *("decay_epochs", "evaluate_epochs", "loss_window", "checkpoints"),
+        ),
+        lambda value: value >= 1,
+        "at least 1",
     ),
-    "paper-mnist": (
-        "PAPER.md section 3: 32 MNIST images drawn once, full-batch SGD, the spectrum of the Jacobian behind the "
-        "stem at every step.",
-        {
-            "dataset": "mnist",
-            "model": "paper-mnist",
-            "arms": ("chain", "residual", "modified"),
-            "lr": (0.1,),
-            "trials": 10,
-            "steps": 30,
-            "subset": 32,
-            "measurements": (Measurement("tail", ("stem",), schedule=every(1)),),
-            "checkpoints": 10,
-        },
-    ),
-    "paper-cifar10": (
-        "CIFAR-10, pre-activation ResNet-18, original against modified shortcuts at four learning rates.",
-        {"dataset": "cifar10", **_CIFAR},
-    ),
-    "paper-cifar100": (
-        "CIFAR-100, pre-activation ResNet-18, original against modified shortcuts at four learning rates.",
-        {"dataset": "cifar100", **_CIFAR, "loss_threshold": 1.5},
-    ),
-    "paper-imagenet": (
-        "ImageNet, pre-activation ResNet-50 (--model preact-resnet18 … 152 for the other depths), original against "
-        "modified shortcuts.",
-        {
-            "dataset": "imagenet",
-            "model": "preact-resnet50",
-            "arms": ("original", "modified"),
-            "lr": (0.1,),
-            "trials": 1,
-            "epochs": 90,
-            "batch_size": 256,
-            "normalise": True,
-            "momentum": 0.9,
-            "weight_decay": 1e-4,
-            "decay_epochs": 30,
-            "evaluate_epochs": 1,
-            "loss_threshold": 2.5,
-            "loss_window": 100,
-            "probe_size": 1,
-            "measurements": (Measurement("tail", ("layer3.*", "layer4.*")),),
-            "max_overhead": 0.05,
-        },
-    ),
-}
-
-PRESETS: dict[str, tuple[str, TrainConfig]] = {
-    name: (description, TrainConfig(out=tyro.MISSING, experiment=name, **options))
-    for name, (description, options) in _DESCRIPTIONS_AND_OPTIONS.items()
-}
+    (("lr", "decay_factor", "max_overhead"), lambda value: 0 < value < math.inf, "a positive number"),
+    (("momentum", "weight_decay", "seed"), lambda value: 0 <= value < math.inf, "a number from 0"),
+    (("loss_threshold",), math.isfinite, "a finite number"),
+)

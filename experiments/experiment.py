@@ -2,27 +2,29 @@
 
 import tempfile
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
 import torch
 from torch import nn
 from tqdm import tqdm
 
-from diagnostics.errors import InputError
+from diagnostics.errors import InputError, UnknownLayerError
 from diagnostics.monitor import SpectrumMonitor
 from diagnostics.spectrum import Spectrum
-from diagnostics.tables import read_experiment, write_json, write_parquet
+from diagnostics.tables import write_json
 from experiments.batches import INITIALISATION, PROBE, SUBSET, Batches, Pixels, derive_seed, generator
 from experiments.config import TrainConfig
 from experiments.data import Split, load_data
-from experiments.networks import build_network, check_arms
+from experiments.networks import build_network, check_arms, check_network
 from experiments.outputs import check_out, is_over, prepare_out, write_status
 from experiments.provenance import device_name, git_revision, versions
-from experiments.speed import speed_table
+from experiments.speed import write_speed
 from experiments.training import Trainer
+
+#: Images of the first batch that a network is tried on before training.
+_CHECKED = 8
 
 
 @dataclass(frozen=True)
@@ -72,7 +74,7 @@ class Experiment:
         )
         with tempfile.TemporaryDirectory() as scratch:
             for cell in {cell.arm: cell for cell in self.cells()}.values():
-                self._monitor(self._model(cell), cell, Path(scratch) / cell.run_id)
+                self._check(cell, Path(scratch))
 
     def cells(self) -> Iterator[Cell]:
         """Every run, the arms of a trial next to each other."""
@@ -83,15 +85,15 @@ class Experiment:
 
     def run(self) -> None:
         """Train every run that is not over yet, then write the speed table."""
-        config = self.config
-        prepare_out(config, self.probe)
+        prepare_out(self.config, self.probe)
         every = list(self.cells())
-        with tqdm(total=len(every) * (self._total_steps() + 1), unit="step", dynamic_ncols=True) as bar:
-            for cell in every:
-                self._run(cell, bar)
-        tables = read_experiment(config.out)
-        speed = speed_table(tables.runs, tables.metrics, smooth=config.loss_window)
-        write_parquet(pa.Table.from_pandas(speed, preserve_index=False), config.out / "speed.parquet")
+        try:
+            with tqdm(total=len(every) * (self._total_steps() + 1), unit="step", dynamic_ncols=True) as bar:
+                for cell in every:
+                    self._run(cell, bar)
+        except KeyboardInterrupt:
+            raise KeyboardInterrupt("to go on, repeat the command with --resume (and without --overwrite)") from None
+        write_speed(self.config.out)
 
     def _run(self, cell: Cell, bar: tqdm) -> None:
         directory = self.config.out / "runs" / cell.run_id
@@ -107,6 +109,16 @@ class Experiment:
                 write_status(directory, "failed", reason=f"{type(error).__name__}: {error}")
                 raise
         bar.update(end - bar.n)
+
+    def _check(self, cell: Cell, scratch: Path) -> None:
+        """Build, try and measure a run's network once, so that nothing is found wrong with it later."""
+        model = self._model(cell)
+        images, _ = self._batches(cell.seed).at(0)
+        check_network(self.config.model, model, images[:_CHECKED], self.data.num_classes)
+        try:
+            self._monitor(model, cell, scratch / cell.run_id)
+        except UnknownLayerError as error:
+            raise InputError(f"{error} Choose others by --layers.") from error
 
     def _trainer(self, cell: Cell, directory: Path) -> Trainer:
         model = self._model(cell)
@@ -139,11 +151,14 @@ class Experiment:
         return Batches(self.train.images, self.train.labels, self.pixels, config.batch_size, config.augment, seed)
 
     def _monitor(self, model: nn.Module, cell: Cell, directory: Path) -> SpectrumMonitor:
+        measurements = self.config.measurements if self.config.diagnostics else ()
+        if self.config.layers is not None:
+            measurements = tuple(replace(measurement, layers=self.config.layers) for measurement in measurements)
         return SpectrumMonitor(
             model,
             self.probe,
             directory,
-            maps=self.config.measurements if self.config.diagnostics else (),
+            maps=measurements,
             max_overhead=self.config.max_overhead,
             run_id=cell.run_id,
         )
@@ -209,7 +224,7 @@ def choose_device(name: str) -> torch.device:
     """
     try:
         device = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name)
-        torch.empty(0, device=device)
+        torch.zeros(1, device=device).item()
     except (RuntimeError, AssertionError) as error:
         reason = str(error).splitlines()[0]
         raise InputError(f"--device {name} cannot be used ({reason}); try --device cpu") from error

@@ -1,13 +1,15 @@
 """The network of a run, from the registry or the user's factory, built for the data it is trained on."""
 
 import ast
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Iterator, Sequence
 from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
-from diagnostics.errors import InputError, near_matches
-from models import arms, build_model, model_options
+from diagnostics.errors import InputError, NonFiniteError, near_matches
+from models import ModelOptionError, arms, build_model, model_options
 
 #: The arm of a user's factory that declares none.
 ONLY_ARM = "default"
@@ -17,9 +19,12 @@ _CIFAR_STEM_UP_TO = 64
 
 
 def check_arms(name: str, chosen: Sequence[str]) -> None:
-    """Raise ``InputError`` for an arm the network does not have, or one named twice."""
-    known = arms(name) or (ONLY_ARM,)
+    """Raise ``InputError`` for an arm the network does not have, or one that cannot name a directory."""
+    with _users_code(name):
+        known = arms(name) or (ONLY_ARM,)
     for arm in chosen:
+        if "/" in arm or arm.startswith("."):
+            raise InputError(f"arm {arm!r} of {name} cannot be part of a directory's name; rename it")
         if arm not in known:
             raise InputError(
                 f"unknown arm {arm!r} of {name}; it has {', '.join(known)} (--arms).{near_matches(arm, known)}"
@@ -39,7 +44,7 @@ def build_network(
         input_shape: ``(C, H, W)`` of one image.
 
     Raises:
-        InputError: An option without ``=``.
+        InputError: An option without ``=``, or an error in the user's factory.
         ModelOptionError: Whatever the model does not have or take.
     """
     wanted: dict[str, Any] = {
@@ -51,7 +56,51 @@ def build_network(
     # A user's factory knows its own sizes; a network of the registry is told those it asks for.
     known = () if ":" in name else model_options(name)
     sizes = {key: value for key, value in wanted.items() if key in known}
-    return build_model(name, arm=None if arm == ONLY_ARM else arm, **{**sizes, **parse_model_options(options)}).train()
+    with _users_code(name):
+        model = build_model(name, arm=None if arm == ONLY_ARM else arm, **{**sizes, **parse_model_options(options)})
+    return model.train()
+
+
+def check_network(name: str, model: nn.Module, images: Tensor, num_classes: int) -> None:
+    """See that a network can be trained on some images, by a forward pass in train mode.
+
+    Args:
+        name: What to call it in messages.
+        model: The network, whose buffers and random stream this may move on.
+        images: Shape ``(N, C, H, W)``, as many as a training batch may be small.
+        num_classes: How many logits it must have at least.
+
+    Raises:
+        InputError: It cannot be applied to the images, or its output is not ``(N, num_classes)`` or wider.
+        NonFiniteError: A weight is NaN or infinite.
+    """
+    for key, tensor in model.state_dict().items():
+        if not tensor.isfinite().all():
+            raise NonFiniteError(f"{name}: {key!r} holds NaN or infinity from the start; look at its initialisation")
+    try:
+        with torch.no_grad():
+            logits = model(images)
+    except (RuntimeError, ValueError, TypeError) as error:
+        shape = " × ".join(map(str, images.shape))
+        raise InputError(f"{name} cannot be applied to a batch of {shape} in train mode: {error}") from error
+    found = f"a tensor of shape {tuple(logits.shape)}" if isinstance(logits, Tensor) else type(logits).__name__
+    if not isinstance(logits, Tensor) or logits.dim() != 2 or len(logits) != len(images):
+        raise InputError(f"{name} must return logits of shape ({len(images)}, {num_classes}); it returns {found}")
+    if logits.shape[1] < num_classes:
+        raise InputError(f"{name} must have a logit for each of the {num_classes} classes; it returns {found}")
+
+
+@contextlib.contextmanager
+def _users_code(name: str) -> Iterator[None]:
+    """Report an error in a factory of the user's as bad input; one in our own networks stays what it is."""
+    try:
+        yield
+    except (InputError, ModelOptionError):
+        raise
+    except Exception as error:
+        if ":" not in name:
+            raise
+        raise InputError(f"model {name!r} raised {type(error).__name__}: {error}") from error
 
 
 def parse_model_options(options: Sequence[str]) -> dict[str, Any]:

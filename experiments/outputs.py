@@ -37,32 +37,42 @@ def check_out(config: TrainConfig) -> None:
     out = config.out
     if config.resume and config.overwrite:
         raise InputError("--resume keeps what --overwrite removes; give one of them")
-    if out.exists() and not out.is_dir():
-        raise InputError(f"--out {out} is a file; choose another directory")
+    place = next(parent for parent in (out, *out.absolute().parents) if parent.exists())
+    if not place.is_dir():
+        raise InputError(f"--out {out} cannot be made: {place} is a file; choose another directory")
+    if not os.access(place, os.W_OK | os.X_OK):
+        raise InputError(f"--out {out} cannot be made: {place} is not writable; choose another directory")
     ours = (out / _DESCRIPTION).exists()
-    if out.exists() and any(out.iterdir()):
+    # Killed at its very start, an experiment leaves no more than a temporary file.
+    if out.exists() and any(entry.name != f".{_DESCRIPTION}.tmp" for entry in out.iterdir()):
         if not ours:
             raise InputError(f"--out {out} exists and holds no experiment; choose another directory")
         if not (config.resume or config.overwrite):
             raise InputError(f"--out {out} exists; go on with it by --resume or replace it by --overwrite")
-    place = next(parent for parent in (out, *out.absolute().parents) if parent.exists())
-    if not os.access(place, os.W_OK | os.X_OK):
-        raise InputError(f"--out {out} cannot be made: {place} is not writable; choose another directory")
     if config.resume and ours:
-        _check_same(config, json.loads((out / _DESCRIPTION).read_text()))
+        _check_same(config, _read_options(out / _DESCRIPTION))
 
 
 def prepare_out(config: TrainConfig, probe: tuple[Tensor, Tensor]) -> None:
-    """Make the experiment's directory, emptied first with ``--overwrite``, and describe it."""
-    if config.overwrite and config.out.exists():
-        shutil.rmtree(config.out)
+    """Make the experiment's directory, emptied first with ``--overwrite``, and describe it.
+
+    Raises:
+        InputError: It cannot be made, emptied or written.
+    """
+    out = config.out
     try:
-        config.out.mkdir(parents=True, exist_ok=True)
+        out.mkdir(parents=True, exist_ok=True)
+        if config.overwrite:
+            # What says that this is an experiment goes last, so that --overwrite can be repeated when interrupted.
+            for entry in sorted(out.iterdir(), key=lambda entry: entry.name == _DESCRIPTION):
+                shutil.rmtree(entry) if entry.is_dir() and not entry.is_symlink() else entry.unlink()
+        for leftover in out.rglob(".*.tmp"):
+            leftover.unlink()
     except OSError as error:
-        raise InputError(f"--out {config.out} cannot be made ({error.strerror}); choose another directory") from error
-    if not (config.out / _PROBE).exists():
-        save_checkpoint(config.out / _PROBE, {"x": probe[0], "y": probe[1]}, {})
-    write_json(_options(config), config.out / _DESCRIPTION)
+        raise InputError(f"--out {out} cannot be used ({error.strerror}); choose another directory") from error
+    write_json(_options(config), out / _DESCRIPTION)
+    if not (out / _PROBE).exists():
+        save_checkpoint(out / _PROBE, {"x": probe[0], "y": probe[1]}, {})
 
 
 def read_probe(directory: Path) -> tuple[Tensor, Tensor]:
@@ -102,12 +112,19 @@ def _options(config: TrainConfig) -> dict[str, Any]:
     }
 
 
+def _read_options(path: Path) -> dict[str, Any]:
+    try:
+        return dict(json.loads(path.read_text()))
+    except (OSError, ValueError, TypeError) as error:
+        raise InputError(f"{path} cannot be read ({error}); start anew by --overwrite or with another --out") from error
+
+
 def _check_same(config: TrainConfig, before: dict[str, Any]) -> None:
     now = json.loads(json.dumps(_options(config)))
     changed = [name for name in now if name not in _MAY_CHANGE and now[name] != before.get(name)]
     if changed:
-        name = changed[0]
+        differences = ", ".join(f"{name.replace('_', '-')} {before.get(name)} → {now[name]}" for name in changed)
         raise InputError(
-            f"--resume with another --{name.replace('_', '-')}: it was {before.get(name)}, now {now[name]} "
-            f"({len(changed)} such option(s)); give the same options, or start anew with another --out"
+            f"--resume needs the options of {config.out}, which are others ({differences}); give those, or start anew "
+            "with another --out"
         )

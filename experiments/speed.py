@@ -22,7 +22,9 @@ import tyro
 
 from diagnostics.errors import InputError
 from diagnostics.tables import read_experiment, write_parquet
+from experiments.cli import parse_options, run_command
 
+SPEED = "speed.parquet"
 AT_STEPS = (2, 5, 10, 20)
 # Cross-entropy underflows to 0 on a learnt batch; its logarithm is taken of no less than this.
 _SMALLEST_LOSS = float(np.finfo(np.float32).tiny)
@@ -34,7 +36,7 @@ def speed_table(
     *,
     loss_threshold: float | None = None,
     at_steps: Sequence[int] = AT_STEPS,
-    smooth: int = 1,
+    smooth: int | None = None,
 ) -> pd.DataFrame:
     r"""Speed measures of all runs, from their training losses.
 
@@ -47,7 +49,8 @@ def speed_table(
             and of several rows for one step (a resumed run) the last.
         loss_threshold: Loss to reach; by default each run's own, from the column ``loss_threshold`` of ``runs``.
         at_steps: Steps at which the loss is tabulated.
-        smooth: Every loss below but that in the area is the mean over this many last logged steps. 1, the loss
+        smooth: Every loss below but that in the area is the mean over this many last logged steps; by default each
+            run's own number, from the column ``loss_window`` of ``runs``, or 1 without that column. 1, the loss
             itself, is right for full-batch runs; mini-batch losses need more, or noise reaches the threshold.
 
     Returns:
@@ -66,14 +69,16 @@ def speed_table(
     Raises:
         InputError: A column is missing, there is no threshold, or metrics belong to no run.
     """
-    _check(runs, metrics, smooth)
-    thresholds = _thresholds(runs, loss_threshold)
+    _check(runs, metrics)
+    thresholds, windows = _thresholds(runs, loss_threshold), _windows(runs, smooth)
     train = metrics[metrics["split"] == "train"].drop_duplicates(["run_id", "step"], keep="last")
     losses = {str(run_id): rows.set_index("step")["loss"].sort_index() for run_id, rows in train.groupby("run_id")}
     nothing = pd.Series(dtype=float, index=pd.Index([], dtype=int))
     rows = [
-        _run_speed(losses.get(run_id, nothing), threshold, status == "diverged", at_steps, smooth)
-        for run_id, status, threshold in zip(runs["run_id"].astype(str), runs["status"], thresholds, strict=True)
+        _run_speed(losses.get(run_id, nothing), threshold, status == "diverged", at_steps, window)
+        for run_id, status, threshold, window in zip(
+            runs["run_id"].astype(str), runs["status"], thresholds, windows, strict=True
+        )
     ]
     table = pd.DataFrame(rows, columns=_columns(at_steps))
     table.insert(0, "run_id", runs["run_id"].to_numpy())
@@ -85,7 +90,7 @@ def _columns(at_steps: Sequence[int]) -> list[str]:
     return ["loss_threshold", "steps_to_threshold", "censored", "diverged", "auc_log_loss", *at, "final_loss"]
 
 
-def _check(runs: pd.DataFrame, metrics: pd.DataFrame, smooth: int) -> None:
+def _check(runs: pd.DataFrame, metrics: pd.DataFrame) -> None:
     needed = {"runs": (runs, ("run_id", "status")), "metrics": (metrics, ("run_id", "step", "split", "loss"))}
     for name, (frame, columns) in needed.items():
         for column in columns:
@@ -93,8 +98,6 @@ def _check(runs: pd.DataFrame, metrics: pd.DataFrame, smooth: int) -> None:
                 raise InputError(
                     f"the {name} table has no column {column!r}, only {', '.join(map(str, frame.columns))}"
                 )
-    if smooth < 1:
-        raise InputError(f"smooth is {smooth}; it must be at least 1")
     strangers = set(metrics["run_id"]) - set(runs["run_id"])
     if strangers:
         raise InputError(f"metrics of run {min(map(str, strangers))!r}, which is not in the runs table")
@@ -105,12 +108,24 @@ def _thresholds(runs: pd.DataFrame, loss_threshold: float | None) -> np.ndarray:
         if not np.isfinite(loss_threshold):
             raise InputError(f"the loss threshold is {loss_threshold}; it must be a finite number")
         return np.full(len(runs), float(loss_threshold))
-    missing = pd.Series(np.nan, index=runs.index)
-    thresholds = pd.to_numeric(runs.get("loss_threshold", missing), errors="coerce").astype(float)
+    thresholds = _numbers(runs, "loss_threshold")
     if thresholds.isna().any():
         run_id = runs.loc[thresholds.isna(), "run_id"].iloc[0]
         raise InputError(f"run {run_id!r} was configured without a loss_threshold; give --loss-threshold")
     return thresholds.to_numpy()
+
+
+def _windows(runs: pd.DataFrame, smooth: int | None) -> list[int]:
+    """Over how many logged steps the losses of each run are averaged."""
+    if smooth is not None and smooth < 1:
+        raise InputError(f"smooth is {smooth}; it must be at least 1")
+    configured = _numbers(runs, "loss_window").fillna(1).astype(int)
+    return configured.tolist() if smooth is None else [smooth] * len(runs)
+
+
+def _numbers(runs: pd.DataFrame, column: str) -> pd.Series:
+    missing = pd.Series(np.nan, index=runs.index)
+    return pd.to_numeric(runs.get(column, missing), errors="coerce").astype(float)
 
 
 def _run_speed(
@@ -166,28 +181,39 @@ class Options:
     """An experiment, or one run."""
 
     loss_threshold: float | None = None
-    """Training loss to reach; by default the one each run was configured with."""
+    """Training loss to reach; None for the one that each run was configured with."""
 
-    smooth: int = 1
-    """Average the loss over this many logged steps; 1 for full-batch runs."""
+    smooth: int | None = None
+    """Average the loss over this many logged steps; None for the loss window that each run was configured with."""
+
+
+def write_speed(directory: Path, *, loss_threshold: float | None = None, smooth: int | None = None) -> pd.DataFrame:
+    """Write the speed table of an experiment, or of one run, to its ``speed.parquet``, and return it.
+
+    Args:
+        directory: An experiment or a run.
+        loss_threshold: As for :func:`speed_table`.
+        smooth: Likewise.
+
+    Raises:
+        InputError: The tables cannot be read, are not what they should be, or cannot be written.
+    """
+    tables = read_experiment(directory)
+    table = speed_table(tables.runs, tables.metrics, loss_threshold=loss_threshold, smooth=smooth)
+    write_parquet(pa.Table.from_pandas(table, preserve_index=False), directory / SPEED)
+    return table
+
+
+def print_speed(options: Options) -> None:
+    """Write the speed table and print it, fastest run first."""
+    table = write_speed(options.directory, loss_threshold=options.loss_threshold, smooth=options.smooth)
+    print(table.sort_values("speed_rank", kind="stable").to_string(index=False, float_format="{:.4g}".format))
+    print(f"written to {options.directory / SPEED}")
 
 
 def main(args: Sequence[str] | None = None) -> int:
     """Run the command line; returns its exit code, 2 for bad input."""
-    options = tyro.cli(Options, args=args, prog="python -m experiments.speed")
-    try:
-        experiment = read_experiment(options.directory)
-        table = speed_table(
-            experiment.runs, experiment.metrics, loss_threshold=options.loss_threshold, smooth=options.smooth
-        )
-        path = options.directory / "speed.parquet"
-        write_parquet(pa.Table.from_pandas(table, preserve_index=False), path)
-    except InputError as error:
-        print(error, file=sys.stderr)
-        return 2
-    print(table.sort_values("speed_rank", kind="stable").to_string(index=False, float_format="{:.4g}".format))
-    print(f"written to {path}")
-    return 0
+    return run_command(print_speed, lambda: parse_options(Options, "python -m experiments.speed", args))
 
 
 if __name__ == "__main__":

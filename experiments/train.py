@@ -5,10 +5,12 @@
 
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 
 from experiments.cli import parse_preset, run_command
-from experiments.config import PRESETS, TrainConfig
+from experiments.config import TrainConfig
 from experiments.experiment import Experiment
+from experiments.presets import PRESETS
 from experiments.summary import print_summary
 
 
@@ -18,9 +20,24 @@ def train(config: TrainConfig) -> None:
     print_summary(config.out)
 
 
+def parse(args: Sequence[str]) -> TrainConfig:
+    """The options on a command line; the length of runs given by it replaces the preset's, in steps or epochs.
+
+    Raises:
+        InputError: A preset, an option or a value that does not exist.
+    """
+    config = parse_preset(PRESETS, "python -m experiments.train", args)
+    given = {word.partition("=")[0] for word in args}
+    if "--steps" in given and "--epochs" not in given:
+        return replace(config, epochs=None)
+    if "--epochs" in given and "--steps" not in given:
+        return replace(config, steps=None)
+    return config
+
+
 def main(args: Sequence[str] | None = None) -> int:
     """Run the command line; returns its exit code, 2 for bad input."""
-    return run_command(train, lambda: parse_preset(PRESETS, "python -m experiments.train", args))
+    return run_command(train, lambda: parse(sys.argv[1:] if args is None else args))
 
 
 if __name__ == "__main__":

@@ -5,7 +5,6 @@ update. Everything random is a function of the seed and the step, so a resumed r
 the same bits.
 """
 
-import copy
 import math
 import time
 from collections.abc import Callable
@@ -14,6 +13,7 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call
 from torch.nn.functional import cross_entropy
 
 from diagnostics.monitor import SpectrumMonitor
@@ -91,6 +91,8 @@ class Trainer:
         for step in range(first, self.total_steps + 1):
             if self._checkpoint_due(step):
                 self._save(step)
+            if self._evaluation_due(step):
+                self._evaluate(step)
             last = step == self.total_steps
             self._set_lr(step)
             started = time.perf_counter()
@@ -109,8 +111,6 @@ class Trainer:
                 return "diverged"
             if not last:
                 self.optimizer.step()
-            if self._evaluation_due(step + (not last)):
-                self._evaluate(step + (not last))
             progress(step, value, spectra)
         return "finished"
 
@@ -123,10 +123,11 @@ class Trainer:
         return loss.detach(), _accuracy(logits, labels)
 
     def _look(self, step: int) -> tuple[Tensor, Tensor]:
-        """Loss and accuracy in train mode on a copy, whose batch norm may keep its own statistics."""
+        """Loss and accuracy in train mode, on copies of the buffers so that batch norm's statistics stay."""
         images, labels = self.batches.at(step)
+        buffers = {name: buffer.clone() for name, buffer in self.model.named_buffers()}
         with torch.no_grad():
-            logits = copy.deepcopy(self.model)(images)
+            logits = functional_call(self.model, buffers, (images,))
         return cross_entropy(logits, labels), _accuracy(logits, labels)
 
     def _gradient_tensors(self) -> list[Tensor]:
@@ -140,7 +141,9 @@ class Trainer:
 
     def _evaluation_due(self, step: int) -> bool:
         every = self.config.evaluate_epochs
-        return every is not None and (step == self.total_steps or step % (every * self.batches.per_epoch) == 0)
+        if every is None or step == 0:
+            return False
+        return step == self.total_steps or step % (every * self.batches.per_epoch) == 0
 
     def _evaluate(self, step: int) -> None:
         self.model.eval()

@@ -4,21 +4,23 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 import tyro
 from matplotlib.figure import Figure
 
-from diagnostics.errors import InputError, near_matches
+from diagnostics.errors import InputError
 from diagnostics.tables import Experiment, read_experiment
 from figures.conditioning_heat_map import conditioning_heat_map
 from figures.conditioning_vs_speed import conditioning_vs_speed
 from figures.errors import NothingToDrawError
+from figures.histogram_bins import SCALES
 from figures.loss_curves import loss_curves
 from figures.random_matrices import random_matrices
 from figures.saving import save
-from figures.selection import check_measure, read_speed
+from figures.selection import check_measure, check_option, in_listed_order, read_speed
 from figures.singular_value_histograms import singular_value_histograms
+from figures.style import BATCH_MODES, MAPS
 
 
 @dataclass(frozen=True)
@@ -32,11 +34,12 @@ class Options:
         directory: Experiment or run written by experiments.train.
         out: Folder to write to; by default DIRECTORY/figures.
         only: Names of the figures to draw; by default all.
-        map: Derivative whose spectra are shown: tail is ∂logits/∂(output of a layer).
+        map: Derivative whose spectra are shown: tail (∂logits/∂(output of a layer)), layer, network, param or
+            kernel.
         layer: Layer in conditioning_vs_speed and singular_value_histograms; by default the first measured.
         measure: Column of the spectra table in conditioning_vs_speed and conditioning_heat_map, or sigma_q10
             for the 10 % quantile of the singular values.
-        batch_mode: Mode of the spectra; by default batch where it was measured, else sample.
+        batch_mode: Mode of the spectra, batch or sample; by default batch where it was measured.
         steps: In conditioning_vs_speed, how many of the first measured steps to average over; 1 is
             initialisation.
         speed_measure: Column of speed.parquet in conditioning_vs_speed, in which less is faster.
@@ -46,16 +49,17 @@ class Options:
         trial: In conditioning_heat_map, show this trial instead of the average over all.
         histogram_steps: In singular_value_histograms, how many of the first measured steps to average over.
         bins: Bins of singular_value_histograms.
-        range: Ends of these bins, such as the paper's 0 6; by default from 0 to where the data end.
+        range: Ends of these bins; by default they hold the data, and are 0 6 for paper-mnist as in the paper.
+        scale: Scale of these bins: linear, log, or auto, which is log where the values span orders of magnitude.
     """
 
     directory: Annotated[Path, tyro.conf.Positional]
     out: Path | None = None
     only: tuple[str, ...] = ()
-    map: Literal["tail", "layer", "network", "param", "kernel"] = "tail"
+    map: str = "tail"
     layer: str | None = None
     measure: str = "condition_number"
-    batch_mode: Literal["batch", "sample"] | None = None
+    batch_mode: str | None = None
     steps: int = 1
     speed_measure: str = "steps_to_threshold"
     split: str = "train"
@@ -64,6 +68,7 @@ class Options:
     histogram_steps: int = 10
     bins: int = 32
     range: tuple[float, float] | None = None
+    scale: str = "auto"
 
 
 def figure_makers(experiment: Experiment, options: Options) -> dict[str, Callable[[], Figure]]:
@@ -76,8 +81,8 @@ def figure_makers(experiment: Experiment, options: Options) -> dict[str, Callabl
         ),
         "loss_curves": lambda: loss_curves(experiment, split=o.split),
         "singular_value_histograms": lambda: singular_value_histograms(
-            experiment, layer=o.layer, steps=o.histogram_steps, bins=o.bins, range=o.range, lr=o.lr,
-            map=o.map, batch_mode=o.batch_mode,
+            experiment, layer=o.layer, steps=o.histogram_steps, bins=o.bins, range=o.range,
+            scale=o.scale, lr=o.lr, map=o.map, batch_mode=o.batch_mode,
         ),
         "conditioning_heat_map": lambda: conditioning_heat_map(
             experiment, measure=o.measure, lr=o.lr, trial=o.trial, split=o.split,
@@ -93,13 +98,14 @@ def draw(options: Options) -> None:
     Raises:
         InputError: Bad input, or a figure asked for by ``only`` that cannot be drawn.
     """
-    experiment = read_experiment(options.directory)
-    check_measure(options.measure)
+    experiment = in_listed_order(read_experiment(options.directory), options.directory)
     makers = figure_makers(experiment, options)
+    check_measure(options.measure)
+    check_option("map", options.map, MAPS)
+    check_option("batch mode", options.batch_mode or BATCH_MODES[0], BATCH_MODES)
+    check_option("scale", options.scale, SCALES)
     for name in options.only:
-        if name not in makers:
-            hint = near_matches(name, makers) or f" There are {', '.join(makers)}"
-            raise InputError(f"unknown figure {name!r}.{hint}")
+        check_option("figure", name, makers)
     out = options.out or options.directory / "figures"
     figures = {}
     for name in options.only or makers:

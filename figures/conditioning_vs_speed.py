@@ -1,4 +1,6 @@
-"""Conditioning against speed: one point per run, one panel per learning rate, runs of one trial joined.
+"""Conditioning against speed: one point per run, one panel per learning rate.
+
+The runs of one trial are joined by a line, in the order in which the arms were listed.
 
 Learning rates get panels of their own because they drive speed by themselves: a correlation across them would
 mix their effect with that of conditioning.
@@ -13,13 +15,13 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.transforms import ScaledTranslation
 
-from diagnostics.errors import InputError, near_matches
 from diagnostics.tables import Experiment
 from figures.errors import NothingToDrawError
 from figures.rank_correlation import rank_correlation
 from figures.selection import (
     COUNTS,
     averaged,
+    check_option,
     described_runs,
     first_steps,
     first_steps_label,
@@ -134,9 +136,7 @@ def join_points(
         InputError: ``speed`` has no such column of numbers.
     """
     candidates = [name for name in speed.select_dtypes("number").columns if name != "loss_threshold"]
-    if speed_measure not in candidates:
-        hint = near_matches(speed_measure, candidates) or f" There are {', '.join(candidates)}"
-        raise InputError(f"unknown speed measure {speed_measure!r}.{hint}")
+    check_option("speed measure", speed_measure, candidates)
     table = speed[["run_id", "censored", "diverged"]].assign(speed=speed[speed_measure].astype(float))
     points = runs.merge(conditioning.rename(columns={"value": "x"}), on="run_id").merge(table, on="run_id")
     diverged = points["diverged"].astype(bool) | (points["status"] == "diverged")
@@ -151,15 +151,15 @@ def _draw_panel(axis: Axes, points: pd.DataFrame, styles: dict[str, ArmStyle]) -
     order = {arm: rank for rank, arm in enumerate(styles)}
     for _, pair in points.groupby(_PAIR, dropna=False):
         pair = pair.sort_values("arm", key=lambda arms: arms.map(order))
-        axis.plot(pair["x"], pair["y"], color="0.6", linewidth=0.7, alpha=0.7, zorder=1, gid="pair")
+        axis.plot(pair["x"], pair["y"], color="0.75", linewidth=0.6, zorder=1, gid="pair")
     for (arm, fate), group in points.groupby(["arm", "fate"]):
         style = styles[str(arm)]
         axis.scatter(
-            group["x"], group["y"], s=42, zorder=3, gid=f"{arm} {fate}", clip_on=False,
+            group["x"], group["y"], s=36, zorder=3, gid=f"{arm} {fate}", clip_on=False,
             marker="X" if fate == "diverged" else style.marker,
-            facecolor="white" if fate == "censored" else style.colour,
+            facecolor="none" if fate == "censored" else style.colour,
             edgecolor=style.colour if fate == "censored" else "white",
-            linewidth=1.5 if fate == "censored" else 0.6,
+            linewidth=1.3 if fate == "censored" else 0.6,
         )  # fmt: skip
     figure = axis.get_figure(root=True)
     assert figure is not None
@@ -210,7 +210,7 @@ def _legend(points: pd.DataFrame, styles: dict[str, ArmStyle]) -> list[Artist]:
         for arm, style in styles.items()
     ]
     if points.groupby(_PAIR, dropna=False).size().max() > 1:
-        handles.append(Line2D(*empty, color="0.6", linewidth=0.9, label="same trial"))
+        handles.append(Line2D(*empty, color="0.7", linewidth=0.9, label="same trial"))
     fates = set(points["fate"])
     if "censored" in fates:
         handles.append(

@@ -1,6 +1,9 @@
 """Choosing rows of an experiment's tables: runs, one map's spectra, one measure of them, the speed table."""
 
+import dataclasses
+import json
 import re
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +18,30 @@ COUNTS = frozenset({"rank", "effective_rank", "stable_rank"})
 _QUANTILE = re.compile(r"sigma_q(\d{1,2})")
 #: Measures that are only a bound when a singular value lies under its floor, and on which side the truth is.
 _BOUNDED = {"condition_number": "above", "sigma_min": "below", "sigma_gmean": "below"}
+
+
+def check_option(kind: str, value: str, known: Iterable[str]) -> None:
+    """Raise ``InputError``, with the near matches, unless the value is a known one."""
+    known = list(known)
+    if value not in known:
+        raise InputError(f"unknown {kind} {value!r}; known are {', '.join(known)}.{near_matches(value, known)}")
+
+
+def in_listed_order(experiment: Experiment, directory: Path) -> Experiment:
+    """The experiment with its runs in the order in which the user listed the arms: figures show them so.
+
+    The order is that of ``arms`` in the experiment's ``experiment.json``; arms that are not in it follow as they
+    come, and without such a file nothing changes.
+    """
+    try:
+        description = json.loads((directory / "experiment.json").read_text())
+        arms = [str(arm) for arm in description["arms"]]
+    except (OSError, ValueError, KeyError, TypeError):  # the order is no more than a convenience
+        return experiment
+    places = {arm: place for place, arm in enumerate(arms)}
+    order = experiment.runs["arm"].map(places).fillna(len(places))
+    runs = experiment.runs.loc[order.sort_values(kind="stable").index].reset_index(drop=True)
+    return dataclasses.replace(experiment, runs=runs)
 
 
 def described_runs(experiment: Experiment) -> pd.DataFrame:
@@ -71,12 +98,12 @@ def select_spectra(experiment: Experiment, map: str, batch_mode: str | None = No
         raise NothingToDrawError("no spectra were measured; run experiments/spectrum_analysis.py on the checkpoints")
     of_map = spectra[spectra["map"] == map]
     modes = set(of_map["batch_mode"])
-    batch_mode = batch_mode or ("batch" if "batch" in modes else "sample")
-    chosen = of_map[of_map["batch_mode"] == batch_mode]
+    chosen = of_map[of_map["batch_mode"] == (batch_mode or ("batch" if "batch" in modes else "sample"))]
     if chosen.empty:
         measured = spectra[["map", "batch_mode"]].drop_duplicates().itertuples(index=False)
         names = ", ".join(sorted(f"{row.map} ({row.batch_mode})" for row in measured))
-        raise NothingToDrawError(f"no spectra of map {map!r} in mode {batch_mode!r}; measured: {names}")
+        asked = f"map {map!r}" + (f" in batch mode {batch_mode!r}" if batch_mode else "")
+        raise NothingToDrawError(f"no spectra of {asked}; measured: {names}")
     return chosen
 
 
@@ -150,9 +177,8 @@ def measured(spectra: pd.DataFrame, measure: str) -> pd.DataFrame:
 
 def check_measure(measure: str) -> None:
     """Raise ``InputError`` unless ``measured`` knows the measure."""
-    if measure not in STATISTICS and not _QUANTILE.fullmatch(measure):
-        hint = near_matches(measure, STATISTICS) or f" There are {', '.join(STATISTICS)} and sigma_q10 (a quantile)."
-        raise InputError(f"unknown measure {measure!r}.{hint}")
+    if not _QUANTILE.fullmatch(measure):
+        check_option("measure", measure, [*STATISTICS, "sigma_q10 (or another quantile)"])
 
 
 def averaged(rows: pd.DataFrame, keys: list[str], measure: str) -> pd.DataFrame:

@@ -2,6 +2,7 @@
 
 The i-th largest singular value is averaged over trials and first steps; the histogram of these averages is
 that of a typical spectrum. The pooled one keeps the spread between trials and steps that averaging hides.
+Nothing is dropped in silence: values under their floor and values beyond the axis are drawn or declared.
 """
 
 import matplotlib
@@ -14,7 +15,9 @@ from matplotlib.lines import Line2D
 from diagnostics.errors import InputError
 from diagnostics.tables import Experiment
 from figures.errors import NothingToDrawError
+from figures.histogram_bins import SCALES, Bins, Values
 from figures.selection import (
+    check_option,
     chosen_lr,
     described_runs,
     first_steps,
@@ -35,6 +38,11 @@ from figures.style import (
     value_name,
 )
 
+#: The paper draws the spectra of this network on (0, 6).
+_PAPER, _PAPER_RANGE = ("paper-mnist", "tail", "stem", "batch"), (0.0, 6.0)
+#: Fills of more arms than this mix to mud.
+_MOST_FILLED = 3
+
 
 @matplotlib.rc_context(SETTINGS)
 def singular_value_histograms(
@@ -46,6 +54,7 @@ def singular_value_histograms(
     steps: int = 10,
     bins: int = 32,
     range: tuple[float, float] | None = None,
+    scale: str = "auto",
     lr: float | None = None,
 ) -> Figure:
     """Two panels: averaged order statistics, and pooled singular values.
@@ -57,49 +66,54 @@ def singular_value_histograms(
         batch_mode: ``batch`` or ``sample``; by default ``batch`` where it was measured.
         steps: How many of the first measured steps to average.
         bins: Number of bins.
-        range: Ends of the bins; the paper takes (0, 6). By default from 0 to where the data end.
+        range: Ends of the bins; by default all values, but (0, 6) as in the paper for its MNIST network.
+        scale: ``linear`` or ``log`` bins; ``auto`` chooses by how far the values spread (see ``Bins.of``).
         lr: Learning rate; by default the largest at which no run diverged.
 
     Raises:
         NothingToDrawError: The tables hold no such singular values.
         InputError: An option has an impossible value.
     """
+    check_option("scale", scale, SCALES)
     if bins < 1 or (range is not None and not range[0] < range[1]):
         raise InputError(f"cannot make {bins} bins on {range}; give a positive number and an increasing range")
     rate, runs = chosen_lr(described_runs(experiment), lr)
     spectra = select_spectra(experiment, map, batch_mode)
     name, spectra = of_layer(spectra[spectra["run_id"].isin(runs["run_id"])], layer)
-    spectra = first_steps(spectra, steps).merge(runs[["run_id", "arm", "trial"]], on="run_id")
+    spectra = first_steps(spectra, steps).merge(runs[["run_id", "arm", "trial", "model"]], on="run_id")
+    estimates = int(spectra["values"].isna().sum())
     spectra = spectra[spectra["values"].notna()]
     if spectra.empty:
         raise NothingToDrawError(f"no singular values of map {map!r} at {lr_label(rate)} were kept")
-    averaged = order_statistics(spectra)
-    pooled = {str(arm): np.concatenate(list(rows["values"])) for arm, rows in spectra.groupby("arm")}
-    low, high = range or (0.0, _upper_end(pooled))
-    edges = np.linspace(low, high, bins + 1)
+    averaged, pooled = order_statistics(spectra), pooled_values(spectra)
+    edges = Bins.of(pooled.values(), bins, range, scale)
+    if range is None and not edges.log and _as_in_the_paper(spectra):
+        edges = Bins.of(pooled.values(), bins, _PAPER_RANGE, "linear")
     styles = {arm: style for arm, style in arm_styles(runs["arm"]).items() if arm in averaged}
 
     figure = new_figure(3.9)
     left, right = figure.subplots(1, 2, sharex=True)
-    for axis, values, density in ((left, averaged, False), (right, pooled, True)):
-        _draw(axis, values, styles, edges, share=density)
-    left.set(xlabel=value_name(map), title="order statistics, averaged", ylabel=f"{value_name(map)}s per bin")
-    right.set(xlabel=value_name(map), title="all values, pooled", ylabel="share of the values per bin (%)")
+    for axis, values, share in ((left, averaged, False), (right, pooled, True)):
+        note = _draw(axis, values, styles, edges, share=share)
+        axis.set_xlabel(value_name(map) + note)
+    left.set(title="order statistics, averaged", ylabel=f"{value_name(map)}s per bin")
+    right.set(title="all values, pooled", ylabel="share of the values per bin (%)")
     trials = counted(list(spectra.groupby("arm")["trial"].nunique()), "trial")
-    figure.suptitle(
-        fitted(map_label(map, name), f"{first_steps_label(spectra, 'over')}, {trials}, {lr_label(rate)}", ": "),
-        fontsize=10,
-    )
+    title = fitted(map_label(map, name), f"{first_steps_label(spectra, 'over')}, {trials}, {lr_label(rate)}", ": ")
+    note = f"\nnot shown: {counted([estimates], 'estimate')} without single values" if estimates else ""
+    figure.suptitle(title + note, fontsize=10)
     handles = [Line2D([], [], color=s.colour, linestyle=s.line, linewidth=1.8, label=arm) for arm, s in styles.items()]
     figure.legend(handles=handles, loc="outside lower center", ncols=legend_columns(handles))
     return figure
 
 
-def order_statistics(spectra: pd.DataFrame) -> dict[str, np.ndarray]:
+def order_statistics(spectra: pd.DataFrame) -> dict[str, Values]:
     """Mean spectrum of each arm: the i-th largest singular value averaged over trials, steps and samples.
 
+    Floors are averaged likewise: each value is off by at most its floor, so their mean by at most the floors' mean.
+
     Args:
-        spectra: Columns ``arm`` and ``values`` (each descending, all of one length within an arm).
+        spectra: Columns ``arm``, ``floor`` and ``values`` (each descending, all of one length within an arm).
 
     Raises:
         InputError: The lengths differ, so the i-th largest values cannot be compared.
@@ -110,30 +124,45 @@ def order_statistics(spectra: pd.DataFrame) -> dict[str, np.ndarray]:
         if len(sizes) > 1:
             numbers = " and ".join(map(str, sizes))
             raise InputError(f"spectra of arm {arm!r} have {numbers} values, so cannot be averaged; choose one --layer")
-        means[str(arm)] = np.mean(np.stack(list(rows["values"])), axis=0)
+        values = np.mean(np.stack(list(rows["values"])), axis=0)
+        means[str(arm)] = Values(values, np.full(len(values), rows["floor"].mean()))
     return means
 
 
-def _upper_end(values: dict[str, np.ndarray]) -> float:
-    """Where the data end, or where 99 % of every arm's do if the rest would squeeze them into a few bins."""
-    largest = max(float(np.max(arm)) for arm in values.values())
-    bulk = max(float(np.quantile(arm, 0.99)) for arm in values.values())
-    return (largest if largest < 1.5 * bulk else bulk) or 1.0
+def pooled_values(spectra: pd.DataFrame) -> dict[str, Values]:
+    """All singular values of each arm, with the floor of the spectrum each belongs to."""
+    return {
+        str(arm): Values(
+            np.concatenate(list(rows["values"])), np.repeat(rows["floor"].to_numpy(), rows["values"].map(len))
+        )
+        for arm, rows in spectra.groupby("arm")
+    }
 
 
-def _draw(
-    axis: Axes, values: dict[str, np.ndarray], styles: dict[str, ArmStyle], edges: np.ndarray, *, share: bool
-) -> None:
-    beyond = []
-    for arm, style in styles.items():
-        data = values[arm]
-        counts, _ = np.histogram(data, edges)
-        heights = 100 * counts / len(data) if share else counts
-        axis.stairs(heights, edges, fill=True, color=style.colour, alpha=0.1)
-        axis.stairs(heights, edges, color=style.colour, linestyle=style.line, linewidth=1.8, label=arm, baseline=None)
-        beyond.append(100 * (1 - counts.sum() / len(data)))
-    axis.set_xlim(edges[0], edges[-1])
+def _as_in_the_paper(spectra: pd.DataFrame) -> bool:
+    return set(spectra[["model", "map", "layer", "batch_mode"]].itertuples(index=False, name=None)) == {_PAPER}
+
+
+def _draw(axis: Axes, arms: dict[str, Values], styles: dict[str, ArmStyle], bins: Bins, *, share: bool) -> str:
+    """Draw one panel; returns lines for its axis label that say what the bins do not show."""
+    beyond, unresolved = [], []
+    for place, (arm, style) in enumerate(styles.items()):
+        counts, under = bins.count(arms[arm])
+        size = len(arms[arm].values)
+        unit = 100 / size if share else 1
+        if len(styles) <= _MOST_FILLED:
+            axis.stairs(unit * counts, bins.edges, fill=True, color=style.colour, alpha=0.1)
+        axis.stairs(
+            unit * counts, bins.edges, color=style.colour, linestyle=style.line, linewidth=1.8, label=arm,
+            baseline=None,
+        )  # fmt: skip
+        if under:
+            column = bins.unresolved_columns(len(styles))[place : place + 2]
+            axis.stairs([unit * under], column, fill=True, color=style.colour, gid=f"{arm} under")
+        beyond.append(100 * (1 - (counts.sum() + under) / size))
+        unresolved.append(100 * (1 - arms[arm].resolved.mean()))
+    bins.set_axis(axis)
     axis.set_ylim(bottom=0)
-    if max(beyond) > 0:
-        note = f"up to {max(beyond):.2g} % of an arm's\nvalues lie beyond the axis"
-        axis.text(0.98, 0.97, note, transform=axis.transAxes, ha="right", va="top", fontsize=8, color="0.3")
+    notes = [(max(beyond), "beyond the axis"), (0 if bins.log else max(unresolved), "under their floor")]
+    shares = ((f"{percent:.2g}" if percent < 10 else f"{percent:.0f}", fate) for percent, fate in notes if percent > 0)
+    return "".join(f"\nup to {share} % of an arm's values {fate}" for share, fate in shares)

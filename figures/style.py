@@ -1,6 +1,5 @@
 """The look shared by all figures: a colour, marker and line per arm, fonts, log axes, names of quantities."""
 
-import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -43,7 +42,7 @@ _LINES: tuple[LineStyle, ...] = (
     (0, (1, 1)),
     (0, (7, 1.5, 2, 1.5)),
 )
-#: Arms of the paper, in the order it expects of their speed, and the place of each in the palette.
+#: Arms of the paper, and the place of each in the palette.
 _PAPER_ARMS = {"chain": 1, "original": 3, "residual": 0, "modified": 2}
 
 
@@ -57,19 +56,18 @@ class ArmStyle:
 
 
 def arm_styles(arms: Iterable[str]) -> dict[str, ArmStyle]:
-    """Styles of an experiment's arms, in the order in which figures show them.
+    """Styles of an experiment's arms, in the order of their first appearance, in which figures show them.
 
-    The paper's arms always look the same; others take the remaining colours in natural order of their names.
-    When colours run out they return with another marker and line.
+    The paper's arms always look the same; others take the remaining colours in turn. When colours run out they
+    return with another marker and line.
     """
-    present = set(arms)
-    known = [arm for arm in _PAPER_ARMS if arm in present]
-    others = sorted(present - set(known), key=natural_key)
-    taken = {_PAPER_ARMS[arm] for arm in known}
-    free = [place for place in range(len(_COLOURS)) if place not in taken]
-    places = {arm: _PAPER_ARMS[arm] for arm in known}
-    places |= {arm: free[rank % len(free)] + rank // len(free) * len(_COLOURS) for rank, arm in enumerate(others)}
-    return {arm: _style(place) for arm, place in places.items()}
+    listed = list(dict.fromkeys(arms))
+    others = [arm for arm in listed if arm not in _PAPER_ARMS]
+    free = [place for place in range(len(_COLOURS)) if place not in {_PAPER_ARMS.get(arm) for arm in listed}]
+    places = _PAPER_ARMS | {
+        arm: free[rank % len(free)] + rank // len(free) * len(_COLOURS) for rank, arm in enumerate(others)
+    }
+    return {arm: _style(places[arm]) for arm in listed}
 
 
 def _style(place: int) -> ArmStyle:
@@ -79,13 +77,6 @@ def _style(place: int) -> ArmStyle:
         marker=_MARKERS[(place + turn) % len(_MARKERS)],
         line=_LINES[(place + turn) % len(_LINES)],
     )
-
-
-def natural_key(name: str) -> list[tuple[float, str]]:
-    """Sorting key under which ``depth-2`` comes before ``depth-10`` and ``gain-0.25`` before ``gain-0.5``."""
-    return [
-        (float(part), "") if part[0].isdigit() else (-1.0, part) for part in re.split(r"(\d+(?:\.\d+)?)", name) if part
-    ]
 
 
 def new_figure(height: float) -> Figure:
@@ -156,6 +147,16 @@ def counted(numbers: Sequence[int], noun: str) -> str:
     return f"{low if low == high else f'{low}–{high}'} {noun}{'' if high == 1 else 's'}"
 
 
+#: The derivatives, as written on an axis: of one layer, and of any.
+MAPS = {
+    "tail": ("∂logits/∂{}", "∂logits/∂layer"),
+    "layer": ("∂output/∂input of {}", "∂output/∂input"),
+    "network": ("∂logits/∂input", "∂logits/∂input"),
+    "param": ("∂output/∂parameters of {}", "∂output/∂parameters"),
+    "kernel": ("tangent kernel of {}", "tangent kernel of layer"),
+}
+BATCH_MODES = ("batch", "sample")
+
 _MEASURES = {
     "condition_number": "condition number κ",
     "sigma_max": "largest {}",
@@ -189,11 +190,4 @@ def fitted(first: str, second: str, separator: str) -> str:
 
 def map_label(map: str, layer: str | None) -> str:
     """The derivative that was measured, such as ``∂logits/∂stem``; without a layer, of any layer."""
-    at = layer or "layer"
-    return {
-        "layer": f"∂output/∂input of {at}" if layer else "∂output/∂input",
-        "tail": f"∂logits/∂{at}",
-        "network": "∂logits/∂input",
-        "param": f"∂output/∂parameters of {at}" if layer else "∂output/∂parameters",
-        "kernel": f"tangent kernel of {at}",
-    }[map]
+    return MAPS[map][0].format(layer) if layer else MAPS[map][1]

@@ -1,7 +1,15 @@
+import pytest
 import torch
 from torch.nn import functional
 
-from experiments.augmentation import crop_flip, draw_crop_flips, random_crop_flip
+from experiments import augmentation
+from experiments.augmentation import (
+    crop_flip,
+    draw_crop_flips,
+    draw_parts,
+    random_crop_flip,
+    random_resized_crop_flip,
+)
 
 
 def images(n=64, channels=3, height=8, width=6):
@@ -54,3 +62,46 @@ def test_float_images_and_no_padding():
     drawn = draw_crop_flips(len(batch), seeded(), padding=0)
     flipped = torch.where(drawn.flip[:, None, None, None], batch.flip(-1), batch)
     assert torch.equal(crop_flip(batch, drawn, padding=0), flipped)
+
+
+def resized(part):
+    """A smooth picture after a given part (width, height, left, top, flip) was scaled to the whole."""
+    ramp = torch.arange(64.0)
+    picture = (2 * ramp[:, None] + ramp[None, :]).expand(1, 1, 64, 64).to(torch.uint8)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(augmentation, "draw_parts", lambda n, generator: torch.tensor(part)[:, None].expand(5, n))
+        return random_resized_crop_flip(picture, seeded())[0, 0].double()
+
+
+def test_resized_crop_shows_the_part_that_was_drawn():
+    whole = resized([1.0, 1.0, 0.0, 0.0, 0.0])
+    assert torch.equal(whole, 2 * torch.arange(64.0)[:, None].double() + torch.arange(64.0))
+    assert torch.equal(resized([1.0, 1.0, 0.0, 0.0, 1.0]), whole.flip(-1))
+    # The right half, between a quarter and three quarters of the height: pixel centres half as far apart.
+    columns, rows = 32 + (torch.arange(64) + 0.5) / 2 - 0.5, 16 + (torch.arange(64) + 0.5) / 2 - 0.5
+    expected = 2 * rows[:, None] + columns.clamp(max=63)
+    assert (resized([0.5, 0.5, 0.5, 0.25, 0.0]) - expected).abs().max() <= 0.51
+
+
+def test_resized_crop_repeats_keeps_type_and_leaves_the_input_alone():
+    batch, before = images(height=12, width=12), images(height=12, width=12)
+    first, second = (random_resized_crop_flip(batch, seeded()) for _ in range(2))
+    assert torch.equal(first, second)
+    assert (first.dtype, first.shape) == (batch.dtype, batch.shape)
+    assert not torch.equal(first, random_resized_crop_flip(batch, seeded(1)))
+    assert torch.equal(batch, before)
+
+
+def test_parts_lie_within_the_image_and_have_the_stated_areas_and_ratios():
+    width, height, left, top, flip = draw_parts(20_000, seeded()).double()
+    assert min(left.min(), top.min()) >= 0
+    assert max((left + width).max(), (top + height).max()) <= 1 + 1e-6
+    area, ratio = width * height, width / height
+    assert 0.08 - 1e-6 <= area.min() < 0.09
+    assert 3 / 4 - 1e-6 <= ratio.min() < 0.76
+    assert 1.32 < ratio.max() <= 4 / 3 + 1e-6
+    assert (width == 1).double().mean() < 0.01
+    small = area < 0.5  # always fit, so there the draws are as they were
+    assert abs(area[small].mean() - 0.29) < 0.01
+    assert abs(ratio[small].log().mean()) < 0.01
+    assert abs(flip.mean() - 0.5) < 0.02

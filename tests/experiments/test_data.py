@@ -3,7 +3,6 @@ import os
 import socket
 import subprocess
 import sys
-from pathlib import Path
 
 import datasets
 import numpy as np
@@ -15,13 +14,6 @@ from pyarrow import parquet
 
 from diagnostics.errors import InputError
 from experiments.data import load_data, to_float
-
-
-@pytest.fixture
-def real_data():
-    if "SKIP_DATA_DIR" not in os.environ:
-        pytest.skip("SKIP_DATA_DIR is not set: no real data")
-    return Path(os.environ["SKIP_DATA_DIR"])
 
 
 @pytest.fixture

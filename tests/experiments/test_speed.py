@@ -146,6 +146,15 @@ def test_threshold_of_each_run():
     assert table["loss_threshold"].tolist() == [1.0, 0.4, 1.7, 0.1]
 
 
+def test_window_of_each_run():
+    losses = {"a": [1.0, 0.3, 0.9, 0.4, 0.5, 0.45], "b": [1.0, 0.3, 0.9, 0.4, 0.5, 0.45]}
+    runs = runs_of(losses, loss_threshold=0.5, loss_window=[3, 1])
+    assert speed_table(runs, metrics_of(losses))["steps_to_threshold"].tolist() == [5, 1]
+    assert speed_table(runs, metrics_of(losses), smooth=1)["steps_to_threshold"].tolist() == [1, 1]
+    runs["loss_window"] = [np.nan, 3]
+    assert speed_table(runs, metrics_of(losses))["steps_to_threshold"].tolist() == [1, 5]
+
+
 @pytest.mark.parametrize(
     ("runs", "metrics", "options", "message"),
     [
@@ -193,6 +202,27 @@ def test_command_line_threshold(experiment):
     assert main([str(experiment), "--loss-threshold", "1.7"]) == 0
     table = pd.read_parquet(experiment / "speed.parquet").set_index("run_id")
     assert table.loc["never", "steps_to_threshold"] == 3
+    assert table["loss_threshold"].tolist() == [1.7] * 4
+
+
+def test_command_line_averages_as_the_runs_were_configured(experiment):
+    for config in experiment.glob("runs/*/config.json"):
+        config.write_text(json.dumps({**json.loads(config.read_text()), "loss_window": 3}))
+    assert main([str(experiment)]) == 0
+    table = pd.read_parquet(experiment / "speed.parquet").set_index("run_id")
+    pd.testing.assert_frame_equal(table.loc[list(LOSSES)], speeds(smooth=3), check_names=False)
+    assert main([str(experiment), "--smooth", "1"]) == 0
+    table = pd.read_parquet(experiment / "speed.parquet").set_index("run_id")
+    pd.testing.assert_frame_equal(table.loc[list(LOSSES)], speeds(), check_names=False)
+
+
+@pytest.mark.parametrize(
+    "options", [["--smooth", "0"], ["--loss-threshold", "nan"], ["--treshold", "1"], ["--smooth", "x"]]
+)
+def test_command_line_bad_options(experiment, options, capsys):
+    assert main([str(experiment), *options]) == 2
+    assert capsys.readouterr().err.count("\n") == 1
+    assert not (experiment / "speed.parquet").exists()
 
 
 def test_command_line_bad_input(tmp_path):

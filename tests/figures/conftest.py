@@ -8,6 +8,7 @@ import pytest
 
 from diagnostics.spectrum import Spectrum
 from diagnostics.tables import METRICS, SPECTRA, Experiment, TableWriter, read_experiment, write_json
+from figures.selection import in_listed_order
 
 THRESHOLD = 0.3
 
@@ -35,6 +36,7 @@ class Fake:
                 for trial in range(self.trials):
                     speed.append(self._write_run(directory, rank, arm, lr, trial))
         pd.DataFrame(speed).to_parquet(directory / "speed.parquet")
+        write_json({"arms": list(self.arms)}, directory / "experiment.json")
         return directory
 
     def _write_run(self, directory: Path, rank: int, arm: str, lr: float, trial: int) -> dict:
@@ -116,7 +118,7 @@ def fake_directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def fake_experiment(fake_directory: Path) -> Experiment:
-    return read_experiment(fake_directory)
+    return in_listed_order(read_experiment(fake_directory), fake_directory)
 
 
 @pytest.fixture

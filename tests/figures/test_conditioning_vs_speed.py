@@ -70,9 +70,13 @@ def test_unresolved_condition_number_is_marked_as_a_bound(figure: Figure, fake_e
     assert [line.get_xdata() for line in arrows] == [pytest.approx([unresolved])]
 
 
-def test_pairs_share_a_trial(figure: Figure) -> None:
-    lines = [line for line in figure.axes[1].lines if line.get_gid() == "pair"]
-    assert [len(line.get_xdata()) for line in lines] == [3, 3, 3, 3]
+def test_a_line_joins_the_arms_of_one_trial_in_their_order(
+    fake_experiment: Experiment, speed: pd.DataFrame, figure: Figure
+) -> None:
+    lines = [line.get_xdata() for line in figure.axes[1].lines if line.get_gid() == "pair"]
+    table = expected(fake_experiment, speed, 0.05).set_index(["trial", "arm"])["condition_number"]
+    arms = ["chain", "residual", "modified"]
+    np.testing.assert_allclose(lines, [[table[trial, arm] for arm in arms] for trial in range(4)])
 
 
 def test_titles_state_the_rank_correlation(fake_experiment: Experiment, speed: pd.DataFrame, figure: Figure) -> None:

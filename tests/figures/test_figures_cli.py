@@ -1,3 +1,4 @@
+import dataclasses
 import shutil
 import subprocess
 import sys
@@ -5,9 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from diagnostics.tables import read_experiment
+from diagnostics.tables import Experiment, read_experiment
+from figures import loss_curves
 from figures.__main__ import main
-from figures.selection import described_runs
+from figures.selection import described_runs, in_listed_order
+from figures.style import arm_styles
 
 NAMES = [
     "conditioning_vs_speed",
@@ -54,6 +57,9 @@ def test_missing_speed_table_names_the_remedy(
     [
         (["--only", "loss_curve"], "Did you mean 'loss_curves'?"),
         (["--measure", "kappa"], "condition_number"),
+        (["--map", "tial"], "unknown map 'tial'; known are tail, layer, network, param, kernel. Did you mean 'tail'?"),
+        (["--batch-mode", "sampled"], "Did you mean 'sample'?"),
+        (["--scale", "logarithmic"], "known are auto, linear, log"),
         (["--layer", "blck1"], "Did you mean 'block1'"),
         (["--lr", "0.3"], "there are 0.02, 0.05, 0.1"),
         (["--only", "loss_curves", "--split", "test"], "splits: train"),
@@ -75,6 +81,28 @@ def test_bad_directories(tmp_path: Path, capsys: pytest.CaptureFixture[str], nam
     assert main([str(tmp_path / name)]) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert str(tmp_path / name) in line
+
+
+@pytest.mark.parametrize(
+    ("description", "order"),
+    [
+        ('{"arms": ["residual", "modified", "chain"]}', ["residual", "modified", "chain"]),
+        ('{"arms": ["residual"]}', ["residual", "chain", "modified"]),
+        ('{"arms": null}', ["chain", "modified", "residual"]),
+        ("[]", ["chain", "modified", "residual"]),
+        ("{", ["chain", "modified", "residual"]),
+    ],
+)
+def test_arms_come_in_the_order_in_which_they_were_listed(
+    fake_experiment: Experiment, tmp_path: Path, description: str, order: list[str]
+) -> None:
+    by_name = dataclasses.replace(fake_experiment, runs=fake_experiment.runs.sort_values("run_id"))
+    assert in_listed_order(by_name, tmp_path) is by_name
+    (tmp_path / "experiment.json").write_text(description)
+    ordered = in_listed_order(by_name, tmp_path)
+    assert list(arm_styles(described_runs(ordered)["arm"])) == order
+    legend = loss_curves(ordered).legends[0].get_texts()
+    assert [text.get_text() for text in legend][:3] == order
 
 
 def test_figures_do_not_load_torch() -> None:

@@ -20,10 +20,10 @@ def test_the_seed_decides() -> None:
 
 
 def test_histograms_have_30_bins_on_0_to_2() -> None:
-    figure = random_matrices()
+    figure = random_matrices(size=100)
     outlines = [p for p in figure.axes[0].patches if isinstance(p, StepPatch) and p.get_label().startswith("σ")]
     assert len(outlines) == 2
-    for outline, values in zip(outlines, random_matrix_spectra().values(), strict=True):
+    for outline, values in zip(outlines, random_matrix_spectra(size=100).values(), strict=True):
         counts, edges = np.histogram(values, 30, (0, 2))
         np.testing.assert_array_equal(outline.get_data().values, counts)
         np.testing.assert_allclose(outline.get_data().edges, edges)

@@ -1,3 +1,5 @@
+import dataclasses
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -7,7 +9,7 @@ from matplotlib.patches import StepPatch
 from diagnostics.errors import InputError
 from diagnostics.tables import Experiment
 from figures import singular_value_histograms
-from figures.singular_value_histograms import order_statistics
+from figures.singular_value_histograms import order_statistics, pooled_values
 
 
 def stairs(axis: Axes, arm: str) -> StepPatch:
@@ -15,11 +17,24 @@ def stairs(axis: Axes, arm: str) -> StepPatch:
     return found
 
 
+def stretched(experiment: Experiment) -> Experiment:
+    """The same experiment with spectra over six orders of magnitude, of whose values some are under the floor."""
+    spectra = experiment.spectra.assign(values=[values**4 for values in experiment.spectra["values"]], floor=1e-4)
+    return dataclasses.replace(experiment, spectra=spectra)
+
+
 def test_order_statistics_by_hand() -> None:
     spectra = pd.DataFrame({"arm": ["a", "a", "b"], "values": [[4.0, 2.0, 0.0], [2.0, 1.0, 1.0], [5.0, 5.0, 5.0]]})
-    means = order_statistics(spectra)
-    np.testing.assert_array_equal(means["a"], [3.0, 1.5, 0.5])
-    np.testing.assert_array_equal(means["b"], [5.0, 5.0, 5.0])
+    means = order_statistics(spectra.assign(floor=[0.2, 1.0, 5.0]))
+    np.testing.assert_array_equal(means["a"].values, [3.0, 1.5, 0.5])
+    np.testing.assert_array_equal(means["a"].resolved, [True, True, False])  # the mean floor is 0.6
+    np.testing.assert_array_equal(means["b"].values, [5.0, 5.0, 5.0])
+    assert not means["b"].resolved.any()
+
+
+def test_pooled_values_keep_their_floors() -> None:
+    spectra = pd.DataFrame({"arm": "a", "values": [[4.0, 2.0], [2.0]], "floor": [3.0, 1.0]})
+    assert pooled_values(spectra)["a"].resolved.tolist() == [True, False, True]
 
 
 def test_panels_hold_averaged_and_pooled_values(fake_experiment: Experiment) -> None:
@@ -39,7 +54,55 @@ def test_panels_hold_averaged_and_pooled_values(fake_experiment: Experiment) -> 
 
 def test_values_beyond_the_axis_are_declared(fake_experiment: Experiment) -> None:
     figure = singular_value_histograms(fake_experiment, range=(0, 0.5))
-    assert "beyond the axis" in figure.axes[0].texts[0].get_text()
+    assert "of an arm's values beyond the axis" in figure.axes[0].get_xlabel()
+
+
+def test_values_over_orders_of_magnitude_are_all_shown_on_a_log_axis(fake_experiment: Experiment) -> None:
+    axis = singular_value_histograms(stretched(fake_experiment)).axes[1]
+    assert axis.get_xscale() == "log"
+    assert axis.get_xlabel() == "singular value"  # nothing beyond the axis
+    (under,) = [patch for patch in axis.patches if patch.get_gid() == "chain under"]
+    (height,) = under.get_data().values
+    assert height > 10
+    assert height + np.sum(stairs(axis, "chain").get_data().values) == pytest.approx(100)
+    assert axis.get_xlim()[0] < under.get_data().edges[0] < stairs(axis, "chain").get_data().edges[0]
+
+
+def test_linear_bins_declare_the_values_under_their_floor(fake_experiment: Experiment) -> None:
+    figure = singular_value_histograms(stretched(fake_experiment), scale="linear")
+    assert figure.axes[1].get_xscale() == "linear"
+    assert "under their floor" in figure.axes[1].get_xlabel()
+
+
+@pytest.mark.parametrize(
+    ("layer", "change", "paper"),
+    [("block1", {}, False), ("stem", {}, True), ("stem", {"map": "layer"}, False)],
+)
+def test_the_papers_network_has_the_papers_bins(
+    fake_experiment: Experiment, layer: str, change: dict, paper: bool
+) -> None:
+    spectra = fake_experiment.spectra.query("layer == 'block1'").assign(layer=layer, **change)
+    figure = singular_value_histograms(dataclasses.replace(fake_experiment, spectra=spectra), **change)
+    edges = stairs(figure.axes[0], "chain").get_data().edges
+    assert np.allclose(edges, np.linspace(0, 6, 33)) == paper
+
+
+def test_many_arms_are_not_filled(fake_experiment: Experiment) -> None:
+    def filled(experiment: Experiment) -> int:
+        return sum(patch.get_fill() for patch in singular_value_histograms(experiment).axes[0].patches)
+
+    runs = fake_experiment.runs
+    renamed = runs.assign(arm=runs["arm"].where(runs["trial"] > 0, "other " + runs["arm"]))
+    assert filled(fake_experiment) == 3
+    assert filled(dataclasses.replace(fake_experiment, runs=renamed)) == 0
+
+
+def test_estimates_without_values_are_declared(fake_experiment: Experiment) -> None:
+    spectra = fake_experiment.spectra.copy()
+    start = spectra["run_id"].eq("chain-lr0.05-t0") & spectra["layer"].eq("block1") & spectra["step"].eq(0)
+    spectra["values"] = spectra["values"].where(~start, None)
+    figure = singular_value_histograms(dataclasses.replace(fake_experiment, spectra=spectra))
+    assert "not shown: 1 estimate without single values" in figure.get_suptitle()
 
 
 def test_default_range_holds_nearly_all(fake_experiment: Experiment) -> None:
@@ -51,7 +114,7 @@ def test_default_learning_rate_is_the_largest_without_divergence(fake_experiment
     assert "learning rate 0.05" in singular_value_histograms(fake_experiment).get_suptitle()
 
 
-@pytest.mark.parametrize("options", [{"bins": 0}, {"range": (1.0, 1.0)}, {"lr": 0.3}, {"steps": 0}])
+@pytest.mark.parametrize("options", [{"bins": 0}, {"range": (1.0, 1.0)}, {"lr": 0.3}, {"steps": 0}, {"scale": "logg"}])
 def test_impossible_options(fake_experiment: Experiment, options: dict) -> None:
     with pytest.raises(InputError):
         singular_value_histograms(fake_experiment, **options)
@@ -59,4 +122,4 @@ def test_impossible_options(fake_experiment: Experiment, options: dict) -> None:
 
 def test_spectra_of_different_sizes_are_not_averaged() -> None:
     with pytest.raises(InputError, match="1 and 2 values"):
-        order_statistics(pd.DataFrame({"arm": "a", "values": [[1.0], [2.0, 1.0]]}))
+        order_statistics(pd.DataFrame({"arm": "a", "values": [[1.0], [2.0, 1.0]], "floor": 0.0}))

@@ -1,0 +1,101 @@
+"""The presets: the paper's experiments, with the settings of its released code, and the demo."""
+
+from typing import Any
+
+import tyro
+
+from diagnostics.monitor import Measurement
+from diagnostics.schedule import every
+from experiments.config import TrainConfig
+
+_CIFAR: dict[str, Any] = {
+    "model": "preact-resnet18",
+    "arms": ("original", "modified"),
+    "lr": (0.2, 0.1, 0.05, 0.02),
+    "trials": 10,
+    "epochs": 90,
+    "batch_size": 128,
+    "normalise": True,
+    "augment": "crop",
+    "decay_epochs": 30,
+    "decay_factor": 0.2,
+    "evaluate_epochs": 1,
+    "loss_window": 100,
+    "probe_size": 4,
+    "measurements": (Measurement("tail", ("stem", "layer1.1", "layer2.1", "layer3.1")),),
+    "max_overhead": 0.05,
+}
+
+_DESCRIPTIONS_AND_OPTIONS: dict[str, tuple[str, dict[str, Any]]] = {
+    "demo": (
+        "Handwritten digits bundled with scikit-learn, a 16-block residual MLP with batch norm at five skip gains "
+        "and three learning rates: conditioning against speed in a minute or two.",
+        {
+            "dataset": "digits",
+            "model": "residual-mlp",
+            "model_options": ("depth=16", "normaliser=batch"),
+            "arms": ("chain", "gain-0.25", "gain-0.5", "residual", "gain-2"),
+            "lr": (0.02, 0.1, 0.5),
+            "trials": 3,
+            "steps": 60,
+            "subset": 256,
+            "probe_size": 16,
+            "measurements": (Measurement("tail", ("stem", "blocks.3", "blocks.7", "blocks.11"), schedule=every(10)),),
+            "checkpoints": 30,
+        },
+    ),
+    "paper-mnist": (
+        "The paper's MNIST experiment: 32 images drawn once, full-batch SGD, three arms; the spectrum of the Jacobian "
+        "behind the stem at every step.",
+        {
+            "dataset": "mnist",
+            "model": "paper-mnist",
+            "arms": ("chain", "residual", "modified"),
+            "lr": (0.1,),
+            "trials": 10,
+            "steps": 30,
+            "subset": 32,
+            "measurements": (Measurement("tail", ("stem",), schedule=every(1)),),
+            "checkpoints": 10,
+        },
+    ),
+    "paper-cifar10": (
+        "The paper's CIFAR-10 experiment: pre-activation ResNet-18, original against modified shortcuts at four "
+        "learning rates.",
+        {"dataset": "cifar10", **_CIFAR},
+    ),
+    "paper-cifar100": (
+        "The paper's CIFAR-100 experiment: pre-activation ResNet-18, original against modified shortcuts at four "
+        "learning rates.",
+        {"dataset": "cifar100", **_CIFAR, "loss_threshold": 1.5},
+    ),
+    "paper-imagenet": (
+        "The paper's ImageNet experiment: pre-activation ResNet-50 (--model preact-resnet18 … 152 for the other "
+        "depths), original against modified shortcuts.",
+        {
+            "dataset": "imagenet",
+            "model": "preact-resnet50",
+            "arms": ("original", "modified"),
+            "lr": (0.1,),
+            "trials": 1,
+            "epochs": 90,
+            "batch_size": 256,
+            "normalise": True,
+            "augment": "resized-crop",
+            "momentum": 0.9,
+            "weight_decay": 1e-4,
+            "decay_epochs": 30,
+            "evaluate_epochs": 1,
+            "loss_threshold": 2.5,
+            "loss_window": 100,
+            "probe_size": 1,
+            "measurements": (Measurement("tail", ("layer3.*", "layer4.*")),),
+            "max_overhead": 0.05,
+        },
+    ),
+}
+
+PRESETS: dict[str, tuple[str, TrainConfig]] = {
+    name: (description, TrainConfig(out=tyro.MISSING, experiment=name, **options))
+    for name, (description, options) in _DESCRIPTIONS_AND_OPTIONS.items()
+}

@@ -1,0 +1,111 @@
+"""Which layers there are, how often they are called, and errors that name the way out."""
+
+import pytest
+import torch
+from torch import nn
+
+from diagnostics import jacobian, spectra
+from diagnostics.capture import default_layers, select_layers
+from diagnostics.errors import InputError, LayerCallError, UnknownLayerError, UnsupportedModelError
+from models import build_model
+
+
+class Net(nn.Module):
+    """One block used once, one used twice, one never, one that is no map of reals."""
+
+    def __init__(self):
+        super().__init__()
+        self.embed, self.block1, self.shared = nn.Embedding(5, 3), nn.Linear(3, 3), nn.Linear(3, 3)
+        self.unused, self.flag, self.head = nn.Linear(3, 3), nn.Identity(), nn.Linear(3, 2)
+
+    def forward(self, tokens):
+        self.flag(tokens)
+        x = self.block1(self.embed(tokens))
+        return self.head(self.shared(self.shared(x)))
+
+
+TOKENS = torch.tensor([[0, 1], [2, 3]])
+
+
+@pytest.mark.parametrize(
+    ("map", "layers", "error", "message"),
+    [
+        ("tail", "blok1", UnknownLayerError, "layer 'blok1' is no module of Net. Did you mean 'block1'"),
+        ("tail", "zzz", UnknownLayerError, "It has embed, block1, shared, unused, flag, head."),
+        ("tail", "zzz*", UnknownLayerError, r"layer 'zzz\*' is no module of Net"),
+        ("tail", "", UnknownLayerError, "layer '' is no module"),
+        ("tail", [], InputError, "layers is empty"),
+        ("kernel", [], InputError, "layers is empty"),
+        ("tail", "shared", LayerCallError, "called 2 times .* say which call is meant, as 'shared#1' to 'shared#2'"),
+        ("tail", "shared#3", LayerCallError, r"'shared' is called only 2 time\(s\)"),
+        ("tail", "shared#0", UnknownLayerError, "must be a number from 1, as in 'shared#1'"),
+        ("tail", "shared#x", UnknownLayerError, "must be a number from 1"),
+        ("tail", "shared#²", UnknownLayerError, "must be a number from 1"),
+        ("tail", "shared#-1", UnknownLayerError, "must be a number from 1"),
+        ("layer", "unused", LayerCallError, "layer 'unused' is never called in the forward pass"),
+        ("kernel", "unused", LayerCallError, "layer 'unused' is never called"),
+        ("layer", "embed", UnsupportedModelError, "input of torch.int64, .* measure its 'tail' map instead"),
+        ("tail", "flag", UnsupportedModelError, "layer 'flag' returns no real tensor"),
+        ("param", "flag", LayerCallError, "layer 'flag' has no trainable parameters"),
+        ("network", None, UnsupportedModelError, "the network map has an input of torch.int64"),
+    ],
+)
+def test_layers_that_cannot_be_measured(map, layers, error, message):
+    with pytest.raises(error, match=message) as caught:
+        spectra(Net(), TOKENS, map=map, layers=layers)
+    assert "\n" not in str(caught.value)
+
+
+def test_the_call_that_is_meant_is_measured():
+    model = Net().double()
+    first, second = (jacobian(model, TOKENS, layer=f"shared#{call}") for call in (1, 2))
+    head, shared = (torch.block_diag(*[layer.weight] * 4) for layer in (model.head, model.shared))
+    torch.testing.assert_close(second, head.detach(), rtol=1e-14, atol=1e-15)
+    torch.testing.assert_close(first, (head @ shared).detach(), rtol=1e-14, atol=1e-15)
+
+
+def test_defaults_leave_out_what_has_no_map_and_name_every_call():
+    assert list(spectra(Net(), TOKENS)) == ["block1", "shared#1", "shared#2", "head"]
+    assert list(spectra(Net(), TOKENS, map="kernel")) == ["embed", "block1", "shared", "head", "total"]
+
+
+def test_globs_and_names_give_each_layer_once():
+    model = nn.Sequential(nn.Linear(2, 2), nn.Sequential(nn.Linear(2, 2), nn.ReLU()), nn.Linear(2, 2))
+    assert select_layers(model, ["0", "[0-2]"]) == ["0", "1", "2"]
+    assert select_layers(model, "1.*") == ["1.0", "1.1"]
+    assert select_layers(model, ["2", "0"]) == ["2", "0"]
+
+
+def test_default_layers_are_the_blocks():
+    assert default_layers(build_model("paper-mnist")) == ["stem", "block1", "block2", "head"]
+    stages = nn.Sequential(nn.Sequential(nn.Sequential(nn.Linear(2, 2)), nn.Sequential(nn.Linear(2, 2))), nn.ReLU())
+    assert default_layers(stages) == ["0.0", "0.1"]
+    assert default_layers(nn.ModuleList([nn.ModuleList([nn.Linear(1, 1)]), nn.Linear(1, 1)])) == ["0.0", "1"]
+
+
+def test_a_network_without_blocks_says_so():
+    with pytest.raises(InputError, match="Linear has no blocks with a layer map; name the layers"):
+        spectra(nn.Linear(2, 2), torch.randn(1, 2))
+
+
+def test_a_wrong_probe_shape_is_the_models_own_error_and_leaves_no_hook():
+    model = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 2))
+    with pytest.raises(RuntimeError, match="shapes cannot be multiplied"):
+        spectra(model, torch.randn(2, 4))
+    assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
+
+
+def test_the_users_own_hooks_still_run_and_stay():
+    model, seen = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 2)), []
+    handle = model[0].register_forward_hook(lambda module, args, output: seen.append(len(args)))
+    spectra(model, torch.randn(2, 3), map="tail", layers="0")
+    assert seen
+    assert list(model[0]._forward_hooks) == [handle.id]
+
+
+def test_self_attention_is_differentiated_in_all_its_arguments(make, oracle):
+    model = nn.Sequential(nn.TransformerEncoderLayer(4, 2, 6, dropout=0, batch_first=True)).double()
+    x = torch.randn(2, 3, 4, dtype=torch.float64)
+    found = jacobian(model, x, map="layer", layer="0.self_attn")
+    plain = torch.autograd.functional.jacobian(lambda x: model[0].self_attn(x, x, x)[0], x).reshape(24, 24)
+    torch.testing.assert_close(found, plain, rtol=1e-12, atol=1e-13)

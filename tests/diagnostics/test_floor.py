@@ -1,0 +1,109 @@
+"""Is the floor honest, and not wasteful? Rounding in float32 Jacobians, measured against float64."""
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from diagnostics import spectra
+from diagnostics.spectrum import ROUNDING_UNITS
+from models import build_model
+
+
+def mlp(depth, width, activation=nn.Tanh, norm=None):
+    layers = [nn.Linear(6, width)]
+    for _ in range(depth):
+        layers += [norm(width)] if norm else []
+        layers += [activation(), nn.Linear(width, width)]
+    return nn.Sequential(*layers, nn.Linear(width, 4))
+
+
+def conv_net(depth, channels):
+    layers = [nn.Conv2d(1, channels, 3, padding=1)]
+    for _ in range(depth):
+        layers += [nn.BatchNorm2d(channels), nn.Softplus(), nn.Conv2d(channels, channels, 3, padding=1)]
+    return nn.Sequential(*layers, nn.AvgPool2d(2), nn.Flatten(), nn.Linear(9 * channels, 4))
+
+
+def residual_mlp(arm, normaliser, depth=12):
+    options = {"in_features": 6, "width": 24, "num_classes": 4, "activation": "tanh"}
+    return build_model("residual-mlp", arm=arm, depth=depth, normaliser=normaliser, **options)
+
+
+def far_from_zero():
+    """Pixels with a large mean, which batch norm takes away again: the worst that inputs are in practice."""
+    model = mlp(4, 16, norm=nn.BatchNorm1d)
+    model.register_forward_pre_hook(lambda module, args: (args[0] + 30,))
+    return model
+
+
+def bottleneck(depth, norm=None):
+    """At most two of each sample's directions survive: many singular values are zero."""
+    narrow = nn.Sequential(nn.Linear(4, 2), nn.Linear(2, 6))
+    return nn.Sequential(mlp(depth, 24, norm=norm), narrow, mlp(depth, 24, norm=norm))
+
+
+# Smooth activations: a float32 pre-activation on the other side of a ReLU's kink is another Jacobian, not rounding.
+NETWORKS = {
+    "linear": lambda: nn.Sequential(nn.Linear(6, 50), nn.Linear(50, 4)),
+    "mlp": lambda: mlp(3, 32),
+    "deep mlp": lambda: mlp(40, 16),
+    "deep gelu": lambda: mlp(20, 16, nn.GELU),
+    "batch norm": lambda: mlp(6, 32, norm=nn.BatchNorm1d),
+    "deep batch norm": lambda: mlp(30, 16, norm=nn.BatchNorm1d),
+    "deep layer norm": lambda: mlp(30, 16, norm=nn.LayerNorm),
+    "offset batch norm": far_from_zero,
+    "convolutions": lambda: conv_net(4, 6),
+    "deep convolutions": lambda: conv_net(16, 4),
+    "chain": lambda: residual_mlp("chain", "batch"),
+    "residual": lambda: residual_mlp("residual", "batch"),
+    "weight norm": lambda: residual_mlp("residual", "weight"),
+    "deep residual": lambda: residual_mlp("residual", "layer", depth=40),
+    "transformer": lambda: nn.Sequential(
+        nn.Unflatten(1, (3, 2)), nn.Linear(2, 8), nn.TransformerEncoderLayer(8, 2, 16, dropout=0), nn.Flatten()
+    ),
+    "bottleneck": lambda: bottleneck(4),
+    "bottleneck batch norm": lambda: bottleneck(6, nn.BatchNorm1d),
+    "deep bottleneck": lambda: bottleneck(16),
+    "lstm": lambda: nn.Sequential(nn.Unflatten(1, (3, 2)), nn.LSTM(2, 8, batch_first=True)),
+}
+
+
+def rounding_units(build, map):
+    """Largest error of float32 singular values over a few seeds, in units of eps·‖J‖_F: of small ones, and of any."""
+    small, any_size = 0.0, 0.0
+    for seed in range(3):
+        torch.manual_seed(seed)
+        model = build()
+        x = torch.randn(8, 1, 6, 6) if isinstance(model[0], nn.Conv2d) else torch.randn(8, 6)
+        options = {"map": map, "layers": "total" if map == "kernel" else None}
+        single, double = spectra(model, x, **options), spectra(model, x, **options, dtype=torch.float64)
+        for layer, found in single.items():
+            values, exact = found.values, double[layer].values
+            if map == "kernel":
+                values, exact = np.sqrt(values), np.sqrt(exact)
+            units = np.abs(values - exact) / (np.finfo(np.float32).eps * np.linalg.norm(exact))
+            small = max(small, units[exact < 1e-2 * exact[0]].max(initial=0))
+            any_size = max(any_size, units.max())
+    return small, any_size
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_floor_bounds_the_rounding_of_small_values(name):
+    measured = {map: rounding_units(NETWORKS[name], map) for map in ("network", "tail", "kernel")}
+    print(name, *(f"{map}: small {small:.2g}, any {worst:.2g};" for map, (small, worst) in measured.items()))
+    assert max(small for small, _ in measured.values()) <= ROUNDING_UNITS / 2
+
+
+def test_floor_is_not_wasteful():
+    measured = [rounding_units(NETWORKS[name], "network")[0] for name in ("deep batch norm", "bottleneck batch norm")]
+    assert max(measured) > ROUNDING_UNITS / 32
+
+
+@pytest.mark.parametrize("name", [name for name in NETWORKS if name.startswith("bottleneck")])
+def test_rank_through_a_bottleneck_is_told_in_float32(name):
+    torch.manual_seed(3)
+    model = NETWORKS[name]()
+    found = spectra(model, torch.randn(8, 6), map="network")["network"]
+    assert found.rank <= 16
+    assert not found.resolved

@@ -1,0 +1,86 @@
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from diagnostics.tables import METRICS, SPECTRA, TableWriter
+from experiments.speed import write_speed
+from experiments.summary import print_summary, summary_table
+
+# Losses of three trials; the threshold is 0.5.
+LOSSES = {
+    ("chain", 0.1): [[2, 1, 1], [2, 0.4, 0.3], [2, 1, 0.5]],
+    ("residual", 0.1): [[2, 1, 0.2], [2, 0.4, 0.1], [2, 0.4, 0.3]],
+    ("chain", 1.0): [[2, np.nan], [2, np.inf], [2, 0.4, 0.2]],
+}
+KAPPA = {"chain": 1000.0, "residual": 10.0}
+
+
+@pytest.fixture
+def experiment(tmp_path):
+    """Runs whose rates are not in order; arms in order of the first trial."""
+    for (arm, lr), trials in reversed(LOSSES.items()):
+        for trial, losses in enumerate(trials):
+            write_run(tmp_path / "runs" / f"{arm}-lr{lr:g}-trial{trial:02d}", arm, lr, trial, losses)
+    write_speed(tmp_path)
+    return tmp_path
+
+
+def write_run(run, arm, lr, trial, losses):
+    metrics, spectra = TableWriter(run / "metrics", METRICS), TableWriter(run / "spectra", SPECTRA)
+    for step, loss in enumerate(losses):
+        metrics.append({"run_id": run.name, "step": step, "split": "train", "loss": loss})
+        for layer, factor in (("stem", 1), ("head", 100)):
+            kappa = KAPPA[arm] * (trial + 1) * (step + 1) * factor
+            row = {"run_id": run.name, "step": step, "map": "tail", "layer": layer, "batch_mode": "batch"}
+            resolved = (arm, trial) != ("chain", 1)
+            spectra.append({**row, "condition_number": kappa, "sigma_mean": 1 / kappa, "resolved": resolved})
+    metrics.flush()
+    spectra.flush()
+    described = {"run_id": run.name, "arm": arm, "lr": lr, "trial": trial, "loss_threshold": 0.5}
+    (run / "config.json").write_text(json.dumps(described))
+    status = "finished" if np.isfinite(losses).all() else "diverged"
+    (run / "status.json").write_text(json.dumps({"status": status, "diagnostics_share": 0.25}))
+
+
+def test_rows_are_medians_over_trials_in_order_of_the_rates(experiment):
+    table = summary_table(experiment)
+    assert table[["lr", "arm"]].to_numpy().tolist() == [["0.1", "chain"], ["0.1", "residual"], ["1", "chain"]]
+    assert table["runs"].tolist() == [3, 3, 3]
+    assert table["diverged"].tolist() == [0, 0, 2]
+    assert table["never reached"].tolist() == [1, 0, 0]
+    assert table["final loss"].tolist() == ["0.5", "0.2", "–"]
+
+
+def test_runs_that_never_reached_the_threshold_or_diverged_count_as_slowest(experiment):
+    # chain: never, 1, 2 → 2; residual: 2, 1, 1 → 1; chain at 1.0: diverged twice.
+    assert summary_table(experiment)["steps to loss ≤ 0.5"].tolist() == ["2", "1", "–"]
+
+
+def test_conditioning_is_of_the_first_spectrum_of_the_first_layer(experiment):
+    table = summary_table(experiment)
+    assert table["κ at start"].tolist() == ["≥2e+03", "20", "≥2e+03"]
+    assert table["σ mean at start"].tolist() == ["0.0005", "0.05", "0.0005"]
+
+
+def test_without_diagnostics_there_is_no_conditioning(experiment):
+    for part in experiment.glob("runs/*/spectra/*"):
+        part.unlink()
+    assert "κ at start" not in summary_table(experiment)
+
+
+def test_threshold_is_that_of_the_speed_table(experiment):
+    write_speed(experiment, loss_threshold=0.25)
+    assert summary_table(experiment)["steps to loss ≤ 0.25"].tolist() == ["–", "2", "–"]
+
+
+def test_printed_on_standard_output(experiment, capsys):
+    print_summary(experiment)
+    printed, errors = capsys.readouterr()
+    assert errors == ""
+    assert summary_table(experiment).to_string(index=False) in printed
+    assert "diagnostics took 25.0% of the training time" in printed
+    assert str(experiment / "runs") in printed
+    assert str(experiment / "speed.parquet") in printed
+    assert pd.read_parquet(experiment / "speed.parquet")["run_id"].nunique() == 9

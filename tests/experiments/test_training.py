@@ -1,0 +1,195 @@
+"""One run, step by step, against the same training written out with plain autograd."""
+
+import json
+from dataclasses import replace
+
+import pandas as pd
+import pytest
+import torch
+from torch import nn
+from torch.nn.functional import cross_entropy
+
+from diagnostics.monitor import Measurement, SpectrumMonitor
+from diagnostics.schedule import every
+from diagnostics.tables import read_experiment
+from experiments.batches import Batches, Pixels
+from experiments.checkpoints import list_checkpoints, load_weights
+from experiments.data import Split
+from experiments.presets import PRESETS
+from experiments.training import Trainer
+
+PIXELS = Pixels((0.4,), (0.3,))
+
+
+def network(*inner, seed=0):
+    torch.manual_seed(seed)
+    return nn.Sequential(nn.Flatten(), nn.Linear(16, 8), *inner, nn.ReLU(), nn.Linear(8, 3))
+
+
+def split(n, seed):
+    chosen = torch.Generator().manual_seed(seed)
+    images = torch.randint(256, (n, 1, 4, 4), dtype=torch.uint8, generator=chosen)
+    return Split(images, torch.randint(3, (n,), generator=chosen))
+
+
+def trainer(directory, model, *, n=12, steps=6, lr=0.2, **options):
+    """A run of 3 batches of 4 images an epoch."""
+    config = replace(PRESETS["demo"][1], out=directory, **{"batch_size": 4, "checkpoints": None, **options})
+    train, test = split(n, 1), split(7, 2)
+    batches = Batches(train.images, train.labels, PIXELS, config.batch_size, config.augment, seed=3)
+    probe = (torch.rand(2, 1, 4, 4), torch.tensor([0, 2]))
+    maps = [Measurement("tail", "1", schedule=every(1))]
+    monitor = SpectrumMonitor(model, probe, directory, maps=maps, max_overhead=None)
+    return Trainer(config, model, batches, test, PIXELS, monitor, directory, lr, steps)
+
+
+def run(directory, model, **options):
+    """Train and return the status, and the metrics by split."""
+    status = trainer(directory, model, **options).run(lambda *_: None)
+    metrics = read_experiment(directory).metrics
+    return status, {name: rows.set_index("step") for name, rows in metrics.groupby("split")}
+
+
+def by_hand(model, batches, steps, lr_at, momentum=0.0, weight_decay=0.0):
+    """Losses before every update and after the last one, of SGD written out."""
+    losses, velocity = [], [torch.zeros_like(p) for p in model.parameters()]
+    for step in range(steps + 1):
+        images, labels = batches.at(step)
+        loss = cross_entropy(model(images), labels)
+        losses.append(loss.item())
+        gradients = torch.autograd.grad(loss, [*model.parameters()])
+        with torch.no_grad():
+            for p, g, v in zip(model.parameters(), gradients, velocity, strict=True):
+                v.mul_(momentum).add_(g + weight_decay * p)
+                p -= lr_at(step) * v
+    return losses
+
+
+@pytest.mark.parametrize(("momentum", "weight_decay"), [(0.0, 0.0), (0.9, 0.01)])
+def test_is_plain_sgd(tmp_path, momentum, weight_decay):
+    model, twin = network(nn.BatchNorm1d(8)), network(nn.BatchNorm1d(8))
+    made = trainer(tmp_path / "a", model, momentum=momentum, weight_decay=weight_decay)
+    expected = by_hand(twin, made.batches, 6, lambda _: 0.2, momentum, weight_decay)
+    status, metrics = run(tmp_path / "b", model, momentum=momentum, weight_decay=weight_decay)
+    assert status == "finished"
+    assert metrics["train"]["loss"].tolist() == pytest.approx(expected, rel=1e-5)
+    assert metrics["train"].index.tolist() == list(range(7))
+
+
+def test_learning_rate_steps_exactly_at_epoch_boundaries(tmp_path):
+    model, twin = network(), network()
+    options = {"steps": 14, "decay_epochs": 2, "decay_factor": 0.2}
+    expected_lr = [0.2] * 6 + [0.04] * 6 + [0.008] * 3
+    _, metrics = run(tmp_path / "a", model, **options)
+    assert metrics["train"]["lr"].tolist() == pytest.approx(expected_lr)
+    # Not only logged: used.
+    losses = by_hand(twin, trainer(tmp_path / "b", twin).batches, 14, lambda step: expected_lr[step])
+    assert metrics["train"]["loss"].tolist() == pytest.approx(losses, rel=1e-5)
+
+
+def test_row_of_a_step_describes_the_weights_of_its_checkpoint(tmp_path):
+    _, metrics = run(tmp_path, network(), checkpoints=2, steps=4)
+    batches = trainer(tmp_path / "other", network()).batches
+    assert [step for step, _ in list_checkpoints(tmp_path)] == [0, 2, 4]
+    for step, path in list_checkpoints(tmp_path):
+        twin = network(seed=9)
+        twin.load_state_dict(load_weights(path))
+        images, labels = batches.at(step)
+        loss = cross_entropy(twin(images), labels)
+        row = metrics["train"].loc[step]
+        assert row["loss"] == pytest.approx(loss.item(), rel=1e-5)
+        assert row["accuracy"] == pytest.approx((twin(images).argmax(1) == labels).double().mean().item())
+        assert row["epoch"] == pytest.approx(step / 3)
+        if step < 4:
+            gradient = torch.cat([g.flatten() for g in torch.autograd.grad(loss, [*twin.parameters()])])
+            assert row["grad_norm"] == pytest.approx(gradient.norm().item(), rel=1e-4)
+
+
+def test_last_look_leaves_running_statistics_alone(tmp_path):
+    model = network(nn.BatchNorm1d(8))
+    run(tmp_path, model, steps=5)
+    assert model[2].num_batches_tracked.item() == 5
+    _, last = list_checkpoints(tmp_path)[-1]
+    assert all(torch.equal(tensor, model.state_dict()[name]) for name, tensor in load_weights(last).items())
+
+
+def test_model_that_cannot_be_copied_finishes(tmp_path):
+    model = network()
+    model[1].extra = model[1].weight * 2  # no leaf: copy.deepcopy refuses
+    assert run(tmp_path, model)[0] == "finished"
+
+
+def test_evaluation_is_in_eval_mode_on_the_whole_test_split_at_epoch_ends_and_the_last_step(tmp_path):
+    model = network(nn.BatchNorm1d(8), nn.Dropout(0.5))
+    _, metrics = run(tmp_path, model, steps=8, evaluate_epochs=1)
+    assert metrics["test"].index.tolist() == [3, 6, 8]
+    assert metrics["test"]["epoch"].tolist() == pytest.approx([1, 2, 8 / 3])
+    assert model.training
+    test = split(7, 2)
+    with torch.no_grad():
+        logits = model.eval()(PIXELS(test.images))
+    last = metrics["test"].loc[8]
+    assert last["loss"] == pytest.approx(cross_entropy(logits, test.labels).item(), rel=1e-5)
+    assert last["accuracy"] == pytest.approx((logits.argmax(1) == test.labels).double().mean().item())
+
+
+def test_evaluation_of_many_images_is_done_in_parts(tmp_path, monkeypatch):
+    monkeypatch.setattr("experiments.training._EVALUATION_BATCH", 3)
+    _, parts = run(tmp_path / "parts", network(), evaluate_epochs=2)
+    monkeypatch.undo()
+    _, whole = run(tmp_path / "whole", network(), evaluate_epochs=2)
+    pd.testing.assert_series_equal(parts["test"]["loss"], whole["test"]["loss"])
+    assert parts["test"]["accuracy"].equals(whole["test"]["accuracy"])
+
+
+def test_divergence_is_a_result(tmp_path):
+    status, metrics = run(tmp_path, network(), lr=1e20, steps=20)
+    assert status == "diverged"
+    losses = metrics["train"]["loss"]
+    assert losses[:-1].notna().all()
+    assert not abs(losses.iloc[-1]) < float("inf")
+    assert losses.index.tolist() == list(range(len(losses)))
+    assert len(losses) < 21
+
+    def refuse(constant):
+        raise AssertionError(f"{constant} is no JSON")
+
+    found = json.loads((tmp_path / "status.json").read_text(), parse_constant=refuse)
+    assert found["status"] == "diverged"
+
+
+def test_checkpoints_once_an_epoch_by_default_and_one_state_to_resume_from(tmp_path):
+    run(tmp_path, network(), steps=7)
+    assert [step for step, _ in list_checkpoints(tmp_path)] == [0, 3, 6, 7]
+    assert [path.name for path in tmp_path.glob("checkpoints/state_*")] == ["state_000000007.safetensors"]
+
+
+@pytest.mark.parametrize("stop", [0, 1, 2, 3, 4, 5, 6])
+def test_resuming_in_mid_epoch_takes_the_same_path(tmp_path, stop):
+    """Stopped after any step, with dropout, momentum, augmentation and batch norm on."""
+    options = {"momentum": 0.9, "augment": "crop", "evaluate_epochs": 1, "checkpoints": 2}
+
+    def kill(step, *_):
+        if step == stop:
+            raise InterruptedError
+
+    def layers():
+        return network(nn.BatchNorm1d(8), nn.Dropout(0.5))
+
+    _, whole = run(tmp_path / "whole", layers(), **options)
+    with pytest.raises(InterruptedError):
+        trainer(tmp_path / "killed", layers(), **options).run(kill)
+    torch.manual_seed(77)
+    _, resumed = run(tmp_path / "killed", layers(), **options)
+    for name in ("train", "test", "probe"):
+        columns = ["epoch", "loss", "accuracy", "lr", "grad_norm"]
+        pd.testing.assert_frame_equal(whole[name][columns], resumed[name][columns], check_exact=True)
+    for (_, first), (_, second) in zip(*(list_checkpoints(tmp_path / d) for d in ("whole", "killed")), strict=True):
+        assert first.read_bytes() == second.read_bytes()
+
+
+def test_batches_of_all_images_in_their_order(tmp_path):
+    _, metrics = run(tmp_path, network(), batch_size=None, steps=3)
+    losses = by_hand(network(), trainer(tmp_path / "b", network(), batch_size=None).batches, 3, lambda _: 0.2)
+    assert metrics["train"]["loss"].tolist() == pytest.approx(losses, rel=1e-5)
+    assert metrics["train"]["epoch"].tolist() == [0, 1, 2, 3]
