@@ -13,8 +13,10 @@ import numpy as np
 
 from diagnostics.tables import STATISTICS
 
-#: Rounding in a Jacobian computed by reverse mode grows with depth; over the networks of the tests this many
-#: units in the last place of its Frobenius norm bound it (tests/diagnostics/test_floor.py measures them).
+#: Rounding moves a small singular value by so many units in the last place of ``‖J‖_F`` at most. Measured, float32
+#: against float64, over 19 networks (tests/diagnostics/test_floor.py): 7.6 for 30 layers with batch norm and no skip,
+#: 1.4 at most for all others. Large values move further where a deep normalised chain amplifies rounding of the
+#: forward pass (up to 630 units, still only 1e-4 of the value), which no reader takes for zero.
 ROUNDING_UNITS = 16
 
 
@@ -122,10 +124,10 @@ def statistics(values: np.ndarray, floor: float) -> dict[str, Any]:
 
 
 def jacobian_floor(frobenius_norm: float, eps: float) -> float:
-    """What rounding in the entries of a Jacobian does to its singular values at most.
+    """What rounding makes of a singular value that is zero: ``ROUNDING_UNITS · eps · ‖J‖_F`` at most.
 
-    By Weyl's inequality each singular value moves by at most the norm of the perturbation, which is bounded by
-    ``ROUNDING_UNITS · eps · ‖J‖_F``. Never zero: a map that vanishes has all its values under the floor.
+    By Weyl's inequality it moves by at most the norm of the perturbation, which is measured (see
+    ``ROUNDING_UNITS``). Never zero: a map that vanishes has all its values under the floor.
 
     Args:
         frobenius_norm: ``‖J‖_F``.

@@ -120,6 +120,20 @@ def load_probe(path: Path | None, target: Target, samples: int | None) -> Tensor
     return x[:samples]
 
 
+def check_probe(model: nn.Module, x: Tensor) -> None:
+    """See that a network, which is thrown away afterwards, can be applied to the probe.
+
+    Raises:
+        InputError: It cannot; the message is the network's own, and the shape of the probe.
+    """
+    try:
+        with torch.no_grad():
+            model(x)
+    except (RuntimeError, ValueError, TypeError, IndexError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise InputError(f"the network cannot be applied to a probe of shape {tuple(x.shape)}: {reason}") from error
+
+
 def _of_file(path: Path) -> Target:
     """A checkpoint of a run, known by its place ``RUN/checkpoints/step_*.safetensors``, or a foreign one."""
     run = path.absolute().parent.parent

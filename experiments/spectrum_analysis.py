@@ -31,7 +31,7 @@ from diagnostics.tables import (
     read_experiment,
     spectra_frame,
 )
-from experiments.analysis_targets import Target, find_targets, foreign_target, load_probe
+from experiments.analysis_targets import Target, check_probe, find_targets, foreign_target, load_probe
 from experiments.cli import parse_options, run_command
 from experiments.experiment import choose_device
 from figures import conditioning_heat_map, save, singular_value_histograms
@@ -107,7 +107,9 @@ def analyse(options: Options) -> None:
         raise InputError(f"--memory-budget is in GiB and must be positive; it is {options.memory_budget}")
     targets = _targets(options)
     for target in targets:
-        target.build(options.model, options.model_options)
+        check_probe(
+            target.build(options.model, options.model_options), load_probe(options.probe, target, options.samples)
+        )
     out = options.out or _default_out(targets, options.paths)
     if out.exists() and not out.is_dir():
         raise InputError(f"--out {out} is a file; choose a folder")
@@ -147,10 +149,10 @@ def layer_step_table(frame: pd.DataFrame, runs: pd.DataFrame) -> pd.DataFrame:
         frame: Spectra, columns of ``tables.SPECTRA``.
         runs: Columns ``run_id`` and, of experiments, ``arm`` and ``lr``.
     """
-    groups = [name for name in ("lr", "arm") if name in runs]
+    groups = [name for name in ("lr", "arm") if name in runs and runs[name].notna().any()]
     keys = [*groups, "map", "layer", "step"]
     joined = frame.merge(runs[["run_id", *groups]], on="run_id")
-    table = joined.groupby(keys, sort=False).agg(
+    table = joined.groupby(keys, sort=False, dropna=False).agg(
         sigma_max=("sigma_max", "median"),
         sigma_min=("sigma_min", "median"),
         mean=("sigma_mean", "median"),

@@ -6,6 +6,7 @@ import torch
 from torch import nn
 
 from diagnostics import spectra
+from diagnostics.capture import default_layers
 from diagnostics.spectrum import ROUNDING_UNITS
 from models import build_model
 
@@ -76,7 +77,8 @@ def rounding_units(build, map):
         torch.manual_seed(seed)
         model = build()
         x = torch.randn(8, 1, 6, 6) if isinstance(model[0], nn.Conv2d) else torch.randn(8, 6)
-        options = {"map": map, "layers": "total" if map == "kernel" else None}
+        layers = {"network": None, "kernel": "total", "tail": default_layers(model)[::6]}[map]
+        options = {"map": map, "layers": layers}
         single, double = spectra(model, x, **options), spectra(model, x, **options, dtype=torch.float64)
         for layer, found in single.items():
             values, exact = found.values, double[layer].values

@@ -1,0 +1,110 @@
+"""The two public functions: what they return, and errors about anything but layers."""
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from diagnostics import jacobian, spectra
+from diagnostics.errors import InputError, MemoryBudgetError, NonFiniteError, UnsupportedModelError
+from models import build_model
+
+X = torch.ones(2, 3)
+
+
+def net():
+    return nn.Sequential(nn.Linear(3, 3), nn.BatchNorm1d(3), nn.Linear(3, 2))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"map": "tial"}, "unknown map 'tial'; known are layer, tail, network, param, kernel. Did you mean 'tail'"),
+        ({"map": None}, "unknown map None"),
+        ({"batch_mode": "batched"}, "unknown batch_mode 'batched'; known are batch, sample. Did you mean 'batch'"),
+        ({"method": "exakt"}, "unknown method 'exakt'; known are auto, exact. Did you mean 'exact'"),
+        ({"dtype": torch.int32}, r"dtype must be a floating torch.dtype .*; it is torch.int32"),
+        ({"dtype": "float64"}, "it is 'float64'"),
+    ],
+)
+def test_unknown_options(options, message):
+    with pytest.raises(InputError, match=message):
+        spectra(net(), X, **options)
+
+
+@pytest.mark.parametrize(
+    "probe", [torch.ones(0, 3), torch.ones(()), [1.0], None, {"x": X}, torch.ones(2, 0), np.ones((2, 3))]
+)
+@pytest.mark.parametrize("model", [net(), nn.ReLU()], ids=["net", "no-parameters"])
+def test_probes_that_are_none(probe, model):
+    with pytest.raises(InputError, match=r"the probe must be a tensor of shape \(N, \*input_shape\)"):
+        spectra(model, probe, map="network")
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_what_is_not_finite_is_named(value):
+    probe = X.clone()
+    probe[1, 2] = value
+    with pytest.raises(NonFiniteError, match="the probe holds 1 NaN or infinite of 6 values"):
+        spectra(net(), probe)
+    model = net()
+    model[2].bias.data[0] = value
+    with pytest.raises(NonFiniteError, match=r"2.bias holds 1 NaN or infinite of 2 values; measure an earlier step"):
+        spectra(model, X)
+    model = net().eval()
+    model[1].running_mean[1] = value
+    with pytest.raises(NonFiniteError, match="1.running_mean holds|the output of the layer map of '1' holds"):
+        spectra(model, X)
+
+
+def test_jacobian_needs_a_layer_unless_the_map_is_the_network_or_the_kernel():
+    with pytest.raises(InputError, match="the param map needs a layer; name one of the model's modules"):
+        jacobian(net(), X, map="param")
+    assert jacobian(net(), X, map="network").shape == (4, 6)
+    assert jacobian(net(), X, map="kernel").shape == (4, 4)
+
+
+def test_too_small_a_budget_is_told_before_anything_is_computed():
+    with pytest.raises(
+        MemoryBudgetError, match="the layer map of '0' is 6×6: .* the memory budget is 0.000954 MiB; use"
+    ):
+        spectra(net(), X, memory_budget=1000)
+
+
+def test_checkpointed_gradients_are_refused_by_name():
+    class Checkpointed(nn.Linear):
+        def forward(self, x):
+            return torch.utils.checkpoint.checkpoint(super().forward, x, use_reentrant=False)
+
+    with pytest.raises(UnsupportedModelError, match="the network map of 'network' cannot be differentiated"):
+        spectra(Checkpointed(3, 2), X, map="network")
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32, torch.float64])
+def test_every_floating_precision_agrees_within_its_floor(dtype):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(3, 8), nn.Tanh(), nn.Linear(8, 3)).to(dtype)
+    x = torch.randn(4, 3).to(dtype)
+    found, exact = (spectra(model, x, map="network", dtype=one)["network"] for one in (None, torch.float64))
+    assert found.dtype == str(dtype).removeprefix("torch.")
+    assert np.abs(found.values - exact.values).max() <= found.floor
+
+
+def test_the_papers_measurement_has_its_320_values():
+    torch.manual_seed(0)
+    x = torch.rand(32, 1, 28, 28)
+    found = spectra(build_model("paper-mnist", arm="chain"), x, map="tail", layers="stem")["stem"]
+    assert (found.rows, found.cols, len(found.values)) == (320, 32 * 5 * 12 * 12, 320)
+    assert found.map == "tail"
+    assert found.method == "exact: gram of rows"
+    assert found.seconds > 0
+    assert found.resolved
+
+
+def test_importing_the_package_is_cheap_and_lazy():
+    import subprocess
+    import sys
+
+    code = "import sys, diagnostics, diagnostics.tables; assert 'torch' not in sys.modules; diagnostics.nothing"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert "module 'diagnostics' has no attribute 'nothing'" in done.stderr

@@ -1,0 +1,40 @@
+"""Which steps are due."""
+
+import numpy as np
+import pytest
+
+from diagnostics.errors import InputError
+from diagnostics.schedule import as_schedule, every, log_spaced
+
+
+def due(schedule, until):
+    return [step for step in range(until) if schedule(step)]
+
+
+def test_every():
+    assert due(every(3), 10) == [0, 3, 6, 9]
+    assert due(as_schedule(np.int64(4)), 9) == [0, 4, 8]
+
+
+def test_log_spaced_is_dense_at_first_and_constant_per_decade():
+    steps = due(log_spaced(), 10_001)
+    assert steps[:6] == [0, 1, 2, 3, 4, 6]
+    for low in (10, 100, 1000):
+        assert len([step for step in steps if low <= step < 10 * low]) == 5
+        assert low in steps
+    assert len(due(log_spaced(50), 101)) > 60
+
+
+def test_a_function_is_a_schedule():
+    assert due(as_schedule(lambda step: step == 7), 9) == [7]
+
+
+@pytest.mark.parametrize("interval", [0, -1, 2.5, "3", None, True])
+def test_intervals_that_make_no_sense(interval):
+    with pytest.raises(InputError, match="give a whole number from 1"):
+        as_schedule(interval)
+
+
+def test_a_density_that_makes_no_sense():
+    with pytest.raises(InputError, match="give a number from 1"):
+        log_spaced(0)
