@@ -27,12 +27,14 @@ class Call:
         kwargs: Keyword arguments, likewise.
         streams: The random streams when it was called, so that dropout draws the same mask again.
         output: The first tensor of what it returned, detached and cloned; None when it returned none.
+        in_place: Whether that tensor is an input that the module changed.
     """
 
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
     streams: tuple[Any, ...]
     output: Tensor | None
+    in_place: bool
 
 
 def run(
@@ -68,14 +70,18 @@ def capture_calls(model: nn.Module, state: State, x: Tensor, layers: Sequence[st
     handles = []
 
     def record(layer: str) -> None:
-        pending: list[tuple[tuple[Any, ...], dict[str, Any], tuple[Any, ...]]] = []
+        pending: list[tuple[Any, ...]] = []
 
         def before(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            pending.append((*_copy((args, kwargs), {}), save_streams(state.devices)))
+            versions = {id(value): value._version for value in args if isinstance(value, Tensor)}
+            pending.append((*_copy((args, kwargs), {}), save_streams(state.devices), versions))
 
         def after(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
             found = first_tensor(output)
-            calls[layer].append(Call(*pending.pop(), None if found is None else found.detach().clone()))
+            args, kwargs, streams, versions = pending.pop()
+            in_place = found is not None and found._version > versions.get(id(found), found._version)
+            kept = None if found is None else found.detach().clone()
+            calls[layer].append(Call(args, kwargs, streams, kept, in_place))
 
         # First, so that a pre-hook of the user's own is not applied twice when the call is made again.
         handles.append(modules[layer].register_forward_pre_hook(before, with_kwargs=True, prepend=True))

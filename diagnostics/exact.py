@@ -46,13 +46,8 @@ def exact_spectrum(map: Map, *, batch_mode: str, memory_budget: int, sample: int
     plan = Plan.of(map, memory_budget)
     source = RowSource(map, plan.chunk_bytes)
     notes: list[str] = []
-    values, squares, gram_side = _singular_values(plan, source, notes)
-    if not math.isfinite(squares):
-        raise NonFiniteError(
-            f"the Jacobian of the {map.name} map of {map.layer!r} holds NaN or infinite values; "
-            "measure an earlier step, or in dtype float64"
-        )
-    floor = jacobian_floor(math.sqrt(squares), torch.finfo(map.point.dtype).eps)
+    values, gram_side = _singular_values(plan, source, notes)
+    floor = jacobian_floor(_frobenius_norm(values), torch.finfo(map.point.dtype).eps)
     if gram_side:
         floor = max(floor, gram_floor(float(values[0]), gram_side))
     rows, cols = map.rows, map.cols
@@ -123,13 +118,14 @@ class Plan:
         return cls(f"gram of {side}, streamed", block, matrix_bytes, memory_budget)
 
 
-def _singular_values(plan: Plan, source: RowSource, notes: list[str]) -> tuple[np.ndarray, float, int]:
-    """Singular values (descending), their sum of squares, and the side of the Gram matrix used (0 for none)."""
+def _singular_values(plan: Plan, source: RowSource, notes: list[str]) -> tuple[np.ndarray, int]:
+    """Singular values (descending), and the side of the Gram matrix they come from (0 for none)."""
     rows, cols = source.map.rows, source.map.cols
-    if plan.method == "svd":
-        return *_svdvals(source.rows(0, rows), notes), 0
-    if plan.method == "qr, streamed":
-        return *_svdvals(_triangular_factor(source.blocks(plan.block_rows), cols), notes), 0
+    if plan.method in ("svd", "qr, streamed"):
+        whole = plan.method == "svd"
+        matrix = source.rows(0, rows) if whole else _triangular_factor(source.blocks(plan.block_rows), cols)
+        _require_finite(matrix.abs().max(), source.map)
+        return _svdvals(matrix, notes), 0
     if plan.block_rows == rows:
         gram = _gram(source.rows(0, rows))
     elif rows > cols:
@@ -137,8 +133,25 @@ def _singular_values(plan: Plan, source: RowSource, notes: list[str]) -> tuple[n
         for block in source.blocks(plan.block_rows):
             gram += _product(block.T, block.T)
     else:
+        blocks = math.ceil(rows / plan.block_rows)
+        notes.append(f"every row was computed {(blocks + 1) / 2:g} times over; a larger memory_budget is faster")
         gram = _gram_by_pairs(source, plan.block_rows)
-    return *_from_gram(gram, notes), min(rows, cols)
+    _require_finite(torch.trace(gram), source.map)
+    return _from_gram(gram, notes), min(rows, cols)
+
+
+def _require_finite(size: Tensor, map: Map) -> None:
+    """Raise ``NonFiniteError`` for a Jacobian whose largest entry, or sum of squares, is not finite."""
+    if not bool(torch.isfinite(size)):
+        raise NonFiniteError(
+            f"the Jacobian of the {map.name} map of {map.layer!r} holds NaN or infinite values; "
+            "measure an earlier step, or in dtype float64"
+        )
+
+
+def _frobenius_norm(values: np.ndarray) -> float:
+    """``‖J‖_F`` from all singular values, divided by the largest first so that no square overflows."""
+    return float(values[0]) * float(np.linalg.norm(values / values[0])) if values[0] > 0 else 0.0
 
 
 def _gram(jacobian: Tensor) -> Tensor:
@@ -181,31 +194,24 @@ def _triangular_factor(blocks: Iterator[Tensor], cols: int) -> Tensor:
     return factor
 
 
-def _from_gram(gram: Tensor, notes: list[str]) -> tuple[np.ndarray, float]:
-    """Singular values (descending) and their sum of squares from a Gram matrix; none if that is not finite."""
-    squares = float(torch.trace(gram))
-    if not math.isfinite(squares):
-        return np.empty(0), squares
+def _from_gram(gram: Tensor, notes: list[str]) -> np.ndarray:
+    """Singular values, descending, from a Gram matrix."""
     try:
         eigenvalues = torch.linalg.eigvalsh(gram).cpu().numpy()
     except (torch.linalg.LinAlgError, RuntimeError) as error:
         notes.append(f"eigvalsh failed on {gram.device} ({_first_line(error)}); scipy on the CPU instead")
         eigenvalues = _scipy_eigvalsh(gram.cpu().numpy())
     # Rounding makes zero eigenvalues slightly negative; they lie under the floor and are marked by it.
-    return np.sqrt(np.clip(eigenvalues[::-1], 0, None)), squares
+    return np.sqrt(np.clip(eigenvalues[::-1], 0, None))
 
 
-def _svdvals(matrix: Tensor, notes: list[str]) -> tuple[np.ndarray, float]:
-    """Singular values (descending) and their sum of squares of a matrix; none if that is not finite."""
-    squares = float(torch.linalg.vector_norm(matrix)) ** 2
-    if not math.isfinite(squares):
-        return np.empty(0), squares
+def _svdvals(matrix: Tensor, notes: list[str]) -> np.ndarray:
+    """Singular values, descending, of a matrix."""
     try:
-        values = torch.linalg.svdvals(matrix).cpu().numpy()
+        return torch.linalg.svdvals(matrix).cpu().numpy()
     except (torch.linalg.LinAlgError, RuntimeError) as error:
         notes.append(f"svdvals failed on {matrix.device} ({_first_line(error)}); scipy's gesvd on the CPU instead")
-        values = _scipy_svdvals(matrix.cpu().numpy())
-    return values, squares
+        return _scipy_svdvals(matrix.cpu().numpy())
 
 
 def _scipy_eigvalsh(matrix: np.ndarray) -> np.ndarray:

@@ -92,5 +92,6 @@ def _clear_autograd_errors(map: Map) -> Iterator[None]:
     except (RuntimeError, NotImplementedError) as error:
         first_line = str(error).strip().splitlines()[0]
         raise UnsupportedModelError(
-            f"the {map.name} map of {map.layer!r} cannot be differentiated: {first_line}"
+            f"the {map.name} map of {map.layer!r} cannot be differentiated ({first_line}); turn gradient checkpointing "
+            "off if that is it, or choose a layer behind the operator"
         ) from error

@@ -164,13 +164,17 @@ def _tail_map(model: nn.Module, state: State, x: Tensor, layer: str, calls: list
     module = model.get_submodule(split_call(layer)[0])
     point = _real_output(layer, call.output)
 
-    def function(point: Tensor) -> Tensor:
+    def function(point: Tensor, spoil: bool = False) -> Tensor:
         seen = 0
 
         def replace(module: nn.Module, args: Any, output: Any) -> Any:
             nonlocal seen
             seen += 1
-            return _with_first_tensor(output, point.clone()) if seen == wanted + 1 else None
+            if seen != wanted + 1:
+                return None
+            if spoil and (changed := first_tensor(output)) is not None:
+                changed.fill_(torch.nan)
+            return _with_first_tensor(output, point.clone())
 
         handle = module.register_forward_hook(replace)
         try:
@@ -178,6 +182,14 @@ def _tail_map(model: nn.Module, state: State, x: Tensor, layer: str, calls: list
         finally:
             handle.remove()
 
+    if call.in_place:
+        with torch.no_grad():
+            # The tensor that the module changed is replaced where it is returned, not where it is used beside that.
+            if bool(torch.isnan(function(point, spoil=True)).any()):
+                raise UnsupportedModelError(
+                    f"layer {layer!r} works in place on a tensor that is used again; "
+                    "set inplace=False, or measure another layer"
+                )
     return _finish("tail", layer, function, point)
 
 

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from diagnostics.errors import InputError
 from diagnostics.exact import Plan
-from diagnostics.isolation import quiet, unwrap
+from diagnostics.isolation import device_of, quiet, unwrap
 from diagnostics.jacobians import RowSource
 from diagnostics.maps import Map, build_maps, check_map, probe_input
 from diagnostics.measure import GIB, spectra
@@ -103,7 +103,8 @@ class SpectrumMonitor:
         pair = probe if isinstance(probe, tuple | list) else (probe, None)
         if len(pair) != 2:
             raise InputError(f"the probe must be inputs x or a pair (x, y); it is {len(pair)} objects")
-        self.x, self.y = pair
+        # Copied, as a training loop may fill its batch's memory anew.
+        self.x, self.y = (part.detach().clone() if isinstance(part, Tensor) else part for part in pair)
         self.max_overhead, self.dtype, self.memory_budget = max_overhead, dtype, memory_budget
         self.run_id = run_id or Path(out).resolve().name
         self.latest: dict[str, Spectrum] = {}
@@ -111,7 +112,7 @@ class SpectrumMonitor:
         asked = [maps] if isinstance(maps, str | Measurement) else maps
         self._measurements = [_complete(item, layers, otherwise) for item in asked]
         self._pending: set[int] = set()
-        self._made, self._unaffordable = 0, 0
+        self._tried, self._unaffordable = 0, 0
         self._writes = not torch.distributed.is_available() or not torch.distributed.is_initialized()
         self._writes = self._writes or torch.distributed.get_rank() == 0
         if self._writes:
@@ -176,7 +177,7 @@ class SpectrumMonitor:
         Warns when measurements were due and none could be afforded.
         """
         self.flush()
-        if self._unaffordable and not self._made:
+        if self._unaffordable and not self._tried:
             cost, self._unaffordable = sum(self._estimates), 0
             warnings.warn(
                 f"nothing was measured: about {cost:.2g} s of measuring would exceed max_overhead={self.max_overhead} "
@@ -216,9 +217,11 @@ class SpectrumMonitor:
         return self._spent + estimate <= self.max_overhead * training
 
     def _measure(self, index: int, item: Measurement, step: int) -> dict[str, Spectrum]:
-        if self.x.is_cuda:
-            torch.cuda.synchronize(self.x.device)  # the training still under way is not the monitor's time
+        device = device_of(self.model, self.x)
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)  # the training still under way is not the monitor's time
         start = time.perf_counter()
+        self._tried += 1
         try:
             found = spectra(
                 self.model,
@@ -238,7 +241,6 @@ class SpectrumMonitor:
             self._tables["spectra"].append({"run_id": self.run_id, "step": step, **spectrum.as_row()})
         self._estimates[index] = time.perf_counter() - start
         self._spent += self._estimates[index]
-        self._made += 1
         single = len(self._measurements) == 1
         return found if single else {f"{item.map}:{key}": spectrum for key, spectrum in found.items()}
 

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from numbers import Integral
 
 from diagnostics.errors import InputError
 
@@ -14,7 +15,7 @@ def every(interval: int) -> Schedule:
     Raises:
         InputError: ``interval`` is not a positive whole number.
     """
-    if not isinstance(interval, int) or interval < 1:
+    if not isinstance(interval, Integral) or isinstance(interval, bool) or interval < 1:
         raise InputError(f"a schedule of every {interval!r} steps makes no sense; give a whole number from 1")
     return lambda step: step % interval == 0
 
@@ -29,7 +30,10 @@ def log_spaced(per_decade: int = 5) -> Schedule:
         raise InputError(f"a schedule of {per_decade!r} steps per decade makes no sense; give a number from 1")
 
     def due(step: int) -> bool:
-        return step <= 0 or step == round(10 ** (round(per_decade * math.log10(step)) / per_decade))
+        if step <= 0:
+            return True
+        exponent = per_decade * math.log10(step)
+        return any(step == round(10 ** (k / per_decade)) for k in (math.floor(exponent), math.ceil(exponent)))
 
     return due
 

@@ -103,16 +103,16 @@ def statistics(values: np.ndarray, floor: float) -> dict[str, Any]:
     """
     largest = float(values[0])
     raised = np.maximum(values, floor)
-    # Divided by the largest first: squares of very small or large values would leave the range of float64.
+    # Divided by the largest first: sums and squares of extreme values would leave the range of float64.
     scaled = values / largest if largest > 0 else np.zeros_like(values)
     square_sum, total = float(np.sum(scaled**2)), float(np.sum(scaled))
     shares = scaled[scaled > 0] / total if total > 0 else np.ones(0)
     found = {
         "sigma_max": largest,
         "sigma_min": float(raised[-1]),
-        "sigma_mean": float(np.mean(values)),
+        "sigma_mean": largest * float(np.mean(scaled)),
         "sigma_gmean": float(np.exp(np.mean(np.log(raised)))),
-        "sigma_median": float(np.median(values)),
+        "sigma_median": largest * float(np.median(scaled)),
         "sigma_rms": largest * float(np.sqrt(square_sum / len(values))),
         "condition_number": max(largest / float(raised[-1]), 1.0),
         "rank": int(np.sum(values > floor)),

@@ -103,6 +103,29 @@ def test_the_users_own_hooks_still_run_and_stay():
     assert list(model[0]._forward_hooks) == [handle.id]
 
 
+class UsesAgain(nn.Module):
+    """An in-place activation, whose input is used again in some ways."""
+
+    def __init__(self, way):
+        super().__init__()
+        self.linear, self.act, self.way = nn.Linear(3, 3), nn.ReLU(inplace=True), way
+
+    def forward(self, x):
+        x = self.linear(x)
+        if self.way == "only":
+            return self.act(x) * 2
+        y = self.act(x)
+        return x * 2 if self.way == "unassigned" else y * 2 + x
+
+
+@pytest.mark.parametrize("way", ["unassigned", "beside"])
+def test_a_tail_that_bypasses_what_is_replaced_is_refused(way):
+    with pytest.raises(UnsupportedModelError, match="layer 'act' works in place on a tensor that is used again; set"):
+        spectra(UsesAgain(way), torch.randn(2, 3), map="tail", layers="act")
+    model = UsesAgain("only")
+    assert torch.equal(jacobian(model, torch.randn(2, 3), layer="act"), 2 * torch.eye(6))
+
+
 def test_self_attention_is_differentiated_in_all_its_arguments(make, oracle):
     model = nn.Sequential(nn.TransformerEncoderLayer(4, 2, 6, dropout=0, batch_first=True)).double()
     x = torch.randn(2, 3, 4, dtype=torch.float64)
