@@ -53,7 +53,8 @@ def run(
     # Copied, so that a module that works in place writes neither into the probe nor into a captured input.
     args, keywords = _copy((args, dict(kwargs or {})), {})
     # Aliases of tied weights are all in the state, so there is nothing left to tie.
-    return torch.func.functional_call(module, state.of(module, replaced), args, keywords, tie_weights=False)
+    with state.row_major_outputs():
+        return torch.func.functional_call(module, state.of(module, replaced), args, keywords, tie_weights=False)
 
 
 def capture_calls(model: nn.Module, state: State, x: Tensor, layers: Sequence[str]) -> dict[str, list[Call]]:

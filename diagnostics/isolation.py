@@ -176,10 +176,10 @@ class State:
 
     def __init__(self, model: nn.Module, dtype: torch.dtype | None) -> None:
         self._tensors: dict[Tensor, Tensor] = {}
-        kernels = {module.weight for module in model.modules() if type(module) is nn.Conv2d}
+        self._narrow = [module for module in model.modules() if _is_narrow(module)]
+        kernels = {module.weight for module in self._narrow}
         for name, tensor in model.named_parameters():
             require_finite(tensor.detach(), name)
-            # Convolutions' backward, where the time goes, is about twice as fast with weights laid out channels last.
             layout = torch.channels_last if tensor in kernels else torch.preserve_format
             self._tensors[tensor] = convert(tensor.detach(), dtype).to(memory_format=layout)
         for name, buffer in model.named_buffers():
@@ -207,6 +207,31 @@ class State:
 
     def __getitem__(self, tensor: Tensor) -> Tensor:
         return self._tensors[tensor]
+
+    @contextlib.contextmanager
+    def row_major_outputs(self) -> Iterator[None]:
+        """Inside, convolutions with channels-last weights do not hand that layout on.
+
+        On a CPU, batch norm of a channels-last tensor sums naively in float32: with 32 images of 112×112 pixels its
+        output is off by 1e-4, where that of a row-major tensor is off by 1e-6.
+        """
+        handles = [conv.register_forward_hook(lambda _, args, output: output.contiguous()) for conv in self._narrow]
+        try:
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
+
+
+def _is_narrow(module: nn.Module) -> bool:
+    """Whether a convolution's backward is much faster with its weights laid out channels last.
+
+    So it is (about twice) on a CPU for few channels, or a number that does not fill the blocks of 16 that oneDNN
+    would pad it to; for the usual multiples of 16 it makes no difference.
+    """
+    if type(module) is not nn.Conv2d or module.weight.device.type != "cpu":
+        return False
+    return any(channels % 16 for channels in module.weight.shape[:2])
 
 
 def convert(tensor: Tensor, dtype: torch.dtype | None) -> Tensor:

@@ -66,7 +66,7 @@ def prepare_out(config: TrainConfig, probe: tuple[Tensor, Tensor]) -> None:
             # What says that this is an experiment goes last, so that --overwrite can be repeated when interrupted.
             for entry in sorted(out.iterdir(), key=lambda entry: entry.name == _DESCRIPTION):
                 shutil.rmtree(entry) if entry.is_dir() and not entry.is_symlink() else entry.unlink()
-        for leftover in out.rglob(".*.tmp"):
+        for leftover in (*out.rglob(".*.tmp"), *out.rglob(".tmp??????")):  # the latter are safetensors' own
             leftover.unlink()
     except OSError as error:
         raise InputError(f"--out {out} cannot be used ({error.strerror}); choose another directory") from error

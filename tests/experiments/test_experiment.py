@@ -179,8 +179,7 @@ def preset(name, *options):
 
 
 def test_paper_mnist_measures_the_whole_spectrum_of_the_paper(train, real_data):
-    data = ("--data-dir", str(real_data), "--limit-train", "2000", "--limit-test", "1")
-    options = ("paper-mnist", "--trials", "1", "--steps", "2", "--out", "out", *data)
+    options = ("paper-mnist", "--trials", "1", "--steps", "2", "--out", "out", "--data-dir", str(real_data))
     made = Experiment(parse(options))
     assert made.train.images.shape == (32, 1, 28, 28)
     made.run()

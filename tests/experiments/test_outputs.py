@@ -118,7 +118,8 @@ def test_overwriting_through_a_link_keeps_the_link_and_what_links_in_it_point_to
 
 
 def test_resuming_discards_half_written_files(made):
-    leftovers = [made / "runs/a/.config.json.tmp", made / "runs/a/.step_000000002.safetensors.77.tmp"]
+    names = (".config.json.tmp", ".step_000000002.safetensors.77.tmp", ".tmpBExx2G")
+    leftovers = [made / "runs" / "a" / name for name in names]
     for leftover in leftovers:
         leftover.write_text("half")
     prepare_out(config(made, resume=True), PROBE)
