@@ -104,7 +104,9 @@ class ConvolutionShortcut(nn.Conv2d):
         """The scaled convolution, shape ``(N, C_out, ⌈H / s⌉, ⌈W / s⌉)``."""
         if self.gain == 0:
             return _zeros(x, self.out_channels, self.stride[0])
-        y = super().forward(x)
+        # Picking the pixels first is the same map; its backward pass is several times faster on a CPU.
+        stride = self.stride[0]
+        y = nn.functional.conv2d(x[..., ::stride, ::stride], self.weight, self.bias)
         return y if self.gain == 1 else self.gain * y
 
     def extra_repr(self) -> str:
