@@ -3,7 +3,7 @@
 The recipe's time is its time for one spectrum, measured in the same run, times the number of spectra; its training
 and plotting come on top.
 
-``SKIP_DATA_DIR=DIR python -m benchmarks.paper_mnist [--trials N]``
+``SKIP_DATA_DIR=DIR python -m benchmarks.paper_mnist [--trials N] [--keep DIR]``
 """
 
 import argparse
@@ -27,9 +27,10 @@ def main() -> None:
     """Measure and print a table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--trials", type=int, default=10, help="trials of each arm (default: 10, as the preset has)")
+    parser.add_argument("--keep", type=Path, help="keep the experiment in this new directory (default: do not)")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as scratch:
-        out = Path(scratch) / "paper-mnist"
+        out = options.keep or Path(scratch) / "paper-mnist"
         command = [sys.executable, "-m", "experiments.train", "paper-mnist", "--out", str(out)]
         start = time.perf_counter()
         subprocess.run([*command, "--trials", str(options.trials)], check=True)
