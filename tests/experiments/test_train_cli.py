@@ -241,7 +241,9 @@ def files(directory):
 
 
 def test_ctrl_c_says_how_to_go_on(train, start, same_results):
-    process = start("--out", "stopped", *RUNS)
+    # As at a terminal: a suite that runs in the background of a shell hands down that the signal is to be ignored.
+    heeded = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)"
+    process = start("--out", "stopped", *RUNS, before=heeded)
     while process.poll() is None and files("stopped") < 30:
         time.sleep(0.001)
     process.send_signal(signal.SIGINT)
