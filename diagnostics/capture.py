@@ -1,12 +1,13 @@
 """One forward pass that shows which modules exist, which are called, and with what."""
 
 import fnmatch
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from diagnostics.errors import (
     InputError,
@@ -23,18 +24,43 @@ class Call:
     """One call of one module during a forward pass.
 
     Attributes:
+        number: Which call of the module it was, from 1.
         args: Positional arguments, tensors detached and cloned.
         kwargs: Keyword arguments, likewise.
         streams: The random streams when it was called, so that dropout draws the same mask again.
         output: The first tensor of what it returned, detached and cloned; None when it returned none.
         in_place: Whether that tensor is an input that the module changed.
+        began: Of the forward pass's tensors, how many had been made when it was called.
+        ended: The same when it returned.
     """
 
+    number: int
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
     streams: tuple[Any, ...]
     output: Tensor | None
     in_place: bool
+    began: int
+    ended: int
+
+
+@dataclass(frozen=True)
+class ForwardPass:
+    """What one forward pass showed.
+
+    Attributes:
+        calls: Every call of the modules asked for, in order.
+        output: What the model returned.
+        sizes: Entries of each tensor made on the way that depends on the input, in order; memory is planned by them.
+    """
+
+    calls: dict[str, list[Call]]
+    output: Any
+    sizes: list[int]
+
+    def widest(self, first: int = 0, last: int | None = None) -> int:
+        """Entries of the largest of these tensors (of those made between two moments); 0 if there is none."""
+        return max(self.sizes[first:last], default=0)
 
 
 def run(
@@ -57,8 +83,8 @@ def run(
         return torch.func.functional_call(module, state.of(module, replaced), args, keywords, tie_weights=False)
 
 
-def capture_calls(model: nn.Module, state: State, x: Tensor, layers: Sequence[str]) -> dict[str, list[Call]]:
-    """Every call of the named modules in one forward pass, in order.
+def forward_pass(model: nn.Module, state: State, x: Tensor, layers: Sequence[str]) -> ForwardPass:
+    """Run the model once and watch the calls of the named modules and the sizes of its tensors.
 
     Args:
         model: The unwrapped module.
@@ -68,6 +94,7 @@ def capture_calls(model: nn.Module, state: State, x: Tensor, layers: Sequence[st
     """
     calls: dict[str, list[Call]] = {layer: [] for layer in layers}
     modules = dict(model.named_modules())
+    watch = _DependentSizes(x)
     handles = []
 
     def record(layer: str) -> None:
@@ -75,14 +102,16 @@ def capture_calls(model: nn.Module, state: State, x: Tensor, layers: Sequence[st
 
         def before(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             versions = {id(value): value._version for value in args if isinstance(value, Tensor)}
-            pending.append((*_copy((args, kwargs), {}), save_streams(state.devices), versions))
+            began = len(watch.sizes)
+            pending.append((*_copy((args, kwargs), {}), save_streams(state.devices), versions, began))
 
         def after(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
             found = first_tensor(output)
-            args, kwargs, streams, versions = pending.pop()
+            args, kwargs, streams, versions, began = pending.pop()
             in_place = found is not None and found._version > versions.get(id(found), found._version)
             kept = None if found is None else found.detach().clone()
-            calls[layer].append(Call(args, kwargs, streams, kept, in_place))
+            number = len(calls[layer]) + 1
+            calls[layer].append(Call(number, args, kwargs, streams, kept, in_place, began, len(watch.sizes)))
 
         # First, so that a pre-hook of the user's own is not applied twice when the call is made again.
         handles.append(modules[layer].register_forward_pre_hook(before, with_kwargs=True, prepend=True))
@@ -91,12 +120,12 @@ def capture_calls(model: nn.Module, state: State, x: Tensor, layers: Sequence[st
     try:
         for layer in layers:
             record(layer)
-        with torch.no_grad():
-            run(model, state, (x,))
+        with torch.no_grad(), watch:
+            output = run(model, state, (x,))
     finally:
         for handle in handles:
             handle.remove()
-    return calls
+    return ForwardPass(calls, output, watch.sizes)
 
 
 def first_tensor(output: Any) -> Tensor | None:
@@ -140,24 +169,35 @@ def name_each_call(layers: Sequence[str], calls: Mapping[str, list[Call]]) -> li
     return named
 
 
-def one_call(layer: str, calls: list[Call]) -> tuple[int, Call]:
-    """The call of a layer that is meant, and its index from 0.
+def one_call(layer: str, seen: ForwardPass) -> Call:
+    """The call of a layer that is meant.
 
     Raises:
         LayerCallError: It is never called, called less often than asked, or called twice with no call named.
     """
     name, number = split_call(layer)
-    if not calls:
-        raise LayerCallError(f"layer {name!r} is never called in the forward pass; choose one that is")
+    calls = seen.calls[name]
     if number is None and len(calls) > 1:
         raise LayerCallError(
             f"layer {name!r} is called {len(calls)} times in one forward pass; "
             f"say which call is meant, as '{name}#1' to '{name}#{len(calls)}'"
         )
-    index = (number or 1) - 1
-    if index >= len(calls):
+    if calls and number is not None and number > len(calls):
         raise LayerCallError(f"layer {layer!r}: {name!r} is called only {len(calls)} time(s) in one forward pass")
-    return index, calls[index]
+    first = first_call(layer, seen)
+    return first if number is None else calls[number - 1]
+
+
+def first_call(layer: str, seen: ForwardPass) -> Call:
+    """The first call of a layer, whichever call is named.
+
+    Raises:
+        LayerCallError: It is never called.
+    """
+    name, _ = split_call(layer)
+    if not seen.calls[name]:
+        raise LayerCallError(f"layer {name!r} is never called in the forward pass; choose one that is")
+    return seen.calls[name][0]
 
 
 def select_layers(model: nn.Module, patterns: Sequence[str] | str | None) -> list[str]:
@@ -222,3 +262,30 @@ def _copy(value: Any, copies: dict[int, Tensor]) -> Any:
         parts = [_copy(part, copies) for part in value]
         return type(value)(*parts) if hasattr(value, "_fields") else type(value)(parts)
     return {key: _copy(part, copies) for key, part in value.items()} if type(value) is dict else value
+
+
+class _DependentSizes(TorchDispatchMode):
+    """Notes the entries of every tensor made that depends on the input."""
+
+    def __init__(self, x: Tensor) -> None:
+        super().__init__()
+        self.sizes: list[int] = []
+        # Kept alive, so that no other tensor can take the identity of one of them.
+        self._dependent: dict[int, Tensor] = {id(x): x}
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+        result = func(*args, **(kwargs or {}))
+        if any(id(tensor) in self._dependent for tensor in _tensors(args)):
+            for tensor in _tensors((result,)):
+                self._dependent[id(tensor)] = tensor
+                self.sizes.append(tensor.numel())
+        return result
+
+
+def _tensors(values: Iterable[Any]) -> Iterator[Tensor]:
+    """The tensors among an operator's arguments or results, lists of them opened."""
+    for value in values:
+        if isinstance(value, Tensor):
+            yield value
+        elif isinstance(value, tuple | list):
+            yield from _tensors(value)

@@ -23,7 +23,7 @@ from diagnostics.spectrum import Spectrum, gram_floor, jacobian_floor
 _GRAM_COPIES = 3
 
 #: Columns that are converted to float64 at a time.
-_CONVERTED_COLUMNS = 1024
+_CONVERTED_COLUMNS = 2048
 
 #: A symmetric product is computed in this many panels of rows, 5/8 of the work of all of it.
 _PANELS = 4

@@ -13,8 +13,9 @@ from diagnostics.maps import Map
 #: Copies of the largest activation that the backward pass of one row keeps alive at a time.
 _LIVE_COPIES = 6
 
-#: On a CPU larger chunks only fall out of the cache: the largest tensor of a chunk stays near this many bytes.
-_CACHE_BYTES = 4 * 2**20
+#: On a CPU larger chunks only fall out of the cache, and their memory goes back to the system and is asked for again
+#: every time: the largest tensor of a chunk stays near this many bytes.
+_CACHE_BYTES = 3 * 2**20
 
 
 class RowSource:

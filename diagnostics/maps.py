@@ -5,18 +5,19 @@
 the module's share of the tangent kernel (layer ``total`` is the whole of it).
 """
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from diagnostics.capture import (
     Call,
-    capture_calls,
+    ForwardPass,
+    first_call,
     first_tensor,
+    forward_pass,
     logits_of,
     name_each_call,
     one_call,
@@ -107,22 +108,22 @@ def build_maps(
     """
     state = State(model, dtype)
     if name == "network":
-        return [_network_map(model, state, x)]
+        return [_network_map(model, state, x, forward_pass(model, state, x, []))]
     chosen, with_total = _choose(model, name, layers)
-    calls = capture_calls(model, state, x, [split_call(layer)[0] for layer in chosen])
+    seen = forward_pass(model, state, x, [split_call(layer)[0] for layer in chosen])
     if layers is None and name != "kernel":
-        chosen = name_each_call(chosen, calls)
+        chosen = name_each_call(chosen, seen.calls)
     build = {"layer": _layer_map, "tail": _tail_map, "param": _param_map, "kernel": _kernel_map}[name]
     maps = []
     for layer in chosen:
         try:
-            maps.append(build(model, state, x, layer, calls[split_call(layer)[0]]))
+            maps.append(build(model, state, x, layer, seen))
         except (LayerCallError, UnsupportedModelError):
             # Among the default blocks, those the map does not exist for (an unused one, an embedding) are left out.
             if layers is not None:
                 raise
     if with_total:
-        maps.append(_kernel_map(model, state, x, TOTAL, []))
+        maps.append(_kernel_map(model, state, x, TOTAL, seen))
     if not maps:
         raise InputError(f"{type(model).__name__} has no blocks with a {name} map; name the layers to measure")
     return maps
@@ -140,15 +141,15 @@ def _choose(model: nn.Module, name: str, layers: Sequence[str] | str | None) -> 
     return ([] if only_total else select_layers(model, others)), name == "kernel" and TOTAL in asked
 
 
-def _network_map(model: nn.Module, state: State, x: Tensor) -> Map:
+def _network_map(model: nn.Module, state: State, x: Tensor, seen: ForwardPass) -> Map:
     def function(point: Tensor) -> Tensor:
         return logits_of(run(model, state, (point,)))
 
-    return _finish("network", "network", function, x)
+    return _finish("network", "network", function, x, logits_of(seen.output), seen.widest())
 
 
-def _layer_map(model: nn.Module, state: State, x: Tensor, layer: str, calls: list[Call]) -> Map:
-    _, call = one_call(layer, calls)
+def _layer_map(model: nn.Module, state: State, x: Tensor, layer: str, seen: ForwardPass) -> Map:
+    call = one_call(layer, seen)
     module = model.get_submodule(split_call(layer)[0])
     point, place = _first_input(layer, call)
 
@@ -156,21 +157,22 @@ def _layer_map(model: nn.Module, state: State, x: Tensor, layer: str, calls: lis
         args, kwargs = place(point)
         return _real_output(layer, run(module, state, args, kwargs, streams=call.streams))
 
-    return _finish("layer", layer, function, point)
+    value = _real_output(layer, call.output)
+    return _finish("layer", layer, function, point, value, seen.widest(call.began, call.ended))
 
 
-def _tail_map(model: nn.Module, state: State, x: Tensor, layer: str, calls: list[Call]) -> Map:
-    wanted, call = one_call(layer, calls)
+def _tail_map(model: nn.Module, state: State, x: Tensor, layer: str, seen: ForwardPass) -> Map:
+    call = one_call(layer, seen)
     module = model.get_submodule(split_call(layer)[0])
     point = _real_output(layer, call.output)
 
     def function(point: Tensor, spoil: bool = False) -> Tensor:
-        seen = 0
+        count = 0
 
         def replace(module: nn.Module, args: Any, output: Any) -> Any:
-            nonlocal seen
-            seen += 1
-            if seen != wanted + 1:
+            nonlocal count
+            count += 1
+            if count != call.number:
                 return None
             if spoil and (changed := first_tensor(output)) is not None:
                 changed.fill_(torch.nan)
@@ -190,31 +192,31 @@ def _tail_map(model: nn.Module, state: State, x: Tensor, layer: str, calls: list
                     f"layer {layer!r} works in place on a tensor that is used again; "
                     "set inplace=False, or measure another layer"
                 )
-    return _finish("tail", layer, function, point)
+    return _finish("tail", layer, function, point, logits_of(seen.output), seen.widest(call.ended))
 
 
-def _param_map(model: nn.Module, state: State, x: Tensor, layer: str, calls: list[Call]) -> Map:
-    _, call = one_call(layer, calls)
+def _param_map(model: nn.Module, state: State, x: Tensor, layer: str, seen: ForwardPass) -> Map:
+    call = one_call(layer, seen)
     module = model.get_submodule(split_call(layer)[0])
     point, replace = _flat_parameters(module, state, layer)
 
     def function(point: Tensor) -> Tensor:
         return _real_output(layer, run(module, state, call.args, call.kwargs, replace(point), call.streams))
 
-    return _finish("param", layer, function, point)
+    value = _real_output(layer, call.output)
+    return _finish("param", layer, function, point, value, seen.widest(call.began, call.ended))
 
 
-def _kernel_map(model: nn.Module, state: State, x: Tensor, layer: str, calls: list[Call]) -> Map:
+def _kernel_map(model: nn.Module, state: State, x: Tensor, layer: str, seen: ForwardPass) -> Map:
     # A module used twice has its parameters used twice: no call needs to be named, the cross terms are in.
-    if layer != TOTAL and not calls:
-        one_call(layer, calls)
+    began = 0 if layer == TOTAL else first_call(layer, seen).began
     module = model if layer == TOTAL else model.get_submodule(split_call(layer)[0])
     point, replace = _flat_parameters(module, state, layer)
 
     def function(point: Tensor) -> Tensor:
         return logits_of(run(model, state, (x,), replaced=replace(point)))
 
-    return _finish("kernel", layer, function, point)
+    return _finish("kernel", layer, function, point, logits_of(seen.output), seen.widest(began))
 
 
 def _flat_parameters(
@@ -271,39 +273,13 @@ def _with_first_tensor(output: Any, tensor: Tensor) -> Any:
     return type(output)(*parts) if hasattr(output, "_fields") else type(output)(parts)
 
 
-def _finish(name: str, layer: str, function: Callable[[Tensor], Tensor], point: Tensor) -> Map:
+def _finish(
+    name: str, layer: str, function: Callable[[Tensor], Tensor], point: Tensor, value: Tensor, widest: int
+) -> Map:
+    """A map from its function, its point, the function's value there and the largest tensor on the way."""
     if not point.is_floating_point():
         raise UnsupportedModelError(
             f"the {name} map has an input of {point.dtype}, which has no derivative; measure 'tail' or 'layer' instead"
         )
-    with torch.no_grad(), _WidestTensor(point) as seen:
-        value = function(point)
     require_finite(value, f"the output of the {name} map of {layer!r}")
-    return Map(name, layer, function, point, value.shape, seen.numel)
-
-
-class _WidestTensor(TorchDispatchMode):
-    """Watches a forward pass for the entries of the largest tensor that depends on its point."""
-
-    def __init__(self, point: Tensor) -> None:
-        super().__init__()
-        self.numel = point.numel()
-        # Kept alive, so that no other tensor can take the identity of one of them.
-        self._dependent: dict[int, Tensor] = {id(point): point}
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
-        result = func(*args, **(kwargs or {}))
-        if any(id(tensor) in self._dependent for tensor in _tensors(args)):
-            for tensor in _tensors((result,)):
-                self._dependent[id(tensor)] = tensor
-                self.numel = max(self.numel, tensor.numel())
-        return result
-
-
-def _tensors(values: Iterable[Any]) -> Iterator[Tensor]:
-    """The tensors among an operator's arguments or results, lists of them opened."""
-    for value in values:
-        if isinstance(value, Tensor):
-            yield value
-        elif isinstance(value, tuple | list):
-            yield from _tensors(value)
+    return Map(name, layer, function, point, value.shape, max(point.numel(), widest))

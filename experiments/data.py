@@ -6,7 +6,7 @@ to its device and augments there in batches. With a data directory given, no net
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
@@ -65,8 +65,9 @@ def load_data(
     limit_train: int | None = None,
     limit_test: int | None = None,
     image_size: int | None = None,
+    draw: Callable[[int], Tensor] | None = None,
 ) -> ImageData:
-    """Load a data set whole, or its first images.
+    """Load a data set whole, or its first images, or some drawn of these.
 
     ``digits`` (bundled with scikit-learn, upsampled bilinearly from 8×8 to 28×28; 1,500 training and 297 test
     images, a fixed stratified split) needs no files. Any other set comes from ``data_dir`` or, without one,
@@ -81,6 +82,8 @@ def load_data(
             folders, which are read one image of each class in turn: the first of that order, so that classes
             are evenly represented.
         limit_test: The same for the test split.
+        draw: From the number of training images there are (or the limit leaves), the indices of those to take, in
+            order. No others are decoded where classes and statistics are known beforehand.
         image_size: Scale the shorter side to this and crop the centre (bilinear). Default: 224 for
             ``imagenet``, else the images' own size, which must be common to all.
 
@@ -95,7 +98,7 @@ def load_data(
         if value is not None and value < 1:
             raise InputError(f"{option} is {value}; it must be at least 1")
     if name == "digits":
-        return _load_digits(limit_train, limit_test, image_size or 28)
+        return _drawn(_load_digits(limit_train, limit_test, image_size or 28), draw)
     source = find_source(name)
     if data_dir is None:
         splits = read_hub(name, source, streaming=limit_train is not None)
@@ -110,7 +113,11 @@ def load_data(
     if classes:
         source = replace(source, num_classes=len(classes))
     source = replace(source, resize=image_size or source.resize)
-    train = Split(*decode(islice(train_records, limit_train), source, f"{name}: the training split"))
+    train_records = islice(train_records, limit_train)
+    if draw and source.num_classes and source.statistics:
+        encoded = list(train_records)
+        train_records, draw = (encoded[index] for index in draw(len(encoded)).tolist()), None
+    train = Split(*decode(train_records, source, f"{name}: the training split"))
     height, width = train.images.shape[-2:]
     num_classes = source.num_classes or int(train.labels.max()) + 1
     like_train = replace(
@@ -121,7 +128,7 @@ def load_data(
     )
     test = Split(*decode(islice(test_records, limit_test), like_train, f"{name}: the test split"))
     mean, std = source.statistics or _channel_statistics(train.images)
-    return ImageData(name, train, test, num_classes, mean, std)
+    return _drawn(ImageData(name, train, test, num_classes, mean, std), draw)
 
 
 def to_float(
@@ -144,6 +151,14 @@ def to_float(
     if std is not None:
         pixels = pixels / torch.tensor(std, dtype=dtype, device=images.device).view(-1, 1, 1)
     return pixels
+
+
+def _drawn(data: ImageData, draw: Callable[[int], Tensor] | None) -> ImageData:
+    """A data set with the training images that are drawn; with all of them for None."""
+    if draw is None:
+        return data
+    chosen = draw(len(data.train))
+    return replace(data, train=Split(data.train.images[chosen], data.train.labels[chosen]))
 
 
 def _channel_statistics(images: Tensor) -> Statistics:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from tqdm import tqdm
 
 from diagnostics.errors import InputError, UnknownLayerError
@@ -63,14 +63,19 @@ class Experiment:
         check_out(config)
         self.config, self.device = config, choose_device(config.device)
         self.data = load_data(
-            config.dataset, config.data_dir, limit_train=config.limit_train, limit_test=config.limit_test
+            config.dataset,
+            config.data_dir,
+            limit_train=config.limit_train,
+            # That a test split is there is checked also where it is never evaluated.
+            limit_test=config.limit_test if config.evaluate_epochs else 1,
+            draw=None if config.subset is None else lambda count: self._draw(count, config.subset, SUBSET, "--subset"),
         )
         self.pixels = Pixels.of(self.data, config.normalise)
-        chosen = self._draw(self.data.train, config.subset, SUBSET, "--subset")
-        probe = self._draw(chosen, config.probe_size, PROBE, "--probe-size")
-        self.probe = (self.pixels(probe.images), probe.labels)
+        chosen = self._draw(len(self.data.train), config.probe_size, PROBE, "--probe-size")
+        self.probe = (self.pixels(self.data.train.images[chosen]), self.data.train.labels[chosen])
         self.train, self.test = (
-            Split(split.images.to(self.device), split.labels.to(self.device)) for split in (chosen, self.data.test)
+            Split(split.images.to(self.device), split.labels.to(self.device))
+            for split in (self.data.train, self.data.test)
         )
         with tempfile.TemporaryDirectory() as scratch:
             for cell in {cell.arm: cell for cell in self.cells()}.values():
@@ -169,14 +174,13 @@ class Experiment:
         assert self.config.epochs is not None
         return self.config.epochs * self._batches(0).per_epoch
 
-    def _draw(self, split: Split, size: int | None, purpose: int, option: str) -> Split:
-        """Some images of a split, drawn once for the whole experiment; all of them in their order for None."""
-        if size is None or size == len(split):
-            return split
-        if size > len(split):
-            raise InputError(f"{option} {size} is more than the {len(split)} training images there are")
-        chosen = torch.randperm(len(split), generator=generator(self.config.seed, purpose))[:size]
-        return Split(split.images[chosen], split.labels[chosen])
+    def _draw(self, count: int, size: int | None, purpose: int, option: str) -> Tensor:
+        """Indices of some of ``count`` images, drawn once for the whole experiment; all in order for None."""
+        if size is None or size == count:
+            return torch.arange(count)
+        if size > count:
+            raise InputError(f"{option} {size} is more than the {count} training images there are")
+        return torch.randperm(count, generator=generator(self.config.seed, purpose))[:size]
 
     def _describe(self, cell: Cell) -> dict[str, Any]:
         config = self.config
