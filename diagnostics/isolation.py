@@ -5,6 +5,7 @@ flags among them) and global numerical switches are put back.
 """
 
 import contextlib
+import copy
 import random
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -48,9 +49,8 @@ def device_of(model: nn.Module, otherwise: Tensor) -> torch.device:
 def quiet(model: nn.Module, *, batch_mode: str) -> Iterator[None]:
     """Measure inside, change nothing outside.
 
-    Random number streams are forked and the modules' attributes restored (a forward pass may set some). Autocast,
-    TF32, the fused attention kernels and compiled code, which either lose digits or lack the derivatives needed,
-    are off inside.
+    Random number streams are forked and the modules' attributes restored (a forward pass may set some); numbers are
+    computed as in ``exact_numerics``.
 
     Args:
         model: The unwrapped module.
@@ -59,16 +59,7 @@ def quiet(model: nn.Module, *, batch_mode: str) -> Iterator[None]:
     """
     attributes = {module: dict(vars(module)) for module in model.modules()}
     devices = [tensor.device for tensor in (*model.parameters(), *model.buffers())]
-    with contextlib.ExitStack() as stack:
-        stack.enter_context(_forked_streams(devices))
-        stack.enter_context(_full_precision())
-        stack.enter_context(sdpa_kernel(SDPBackend.MATH))
-        for kind in {"cpu", *(device.type for device in devices)}:
-            stack.enter_context(torch.autocast(kind, enabled=False))
-        stack.enter_context(torch.inference_mode(False))
-        stack.enter_context(torch.enable_grad())
-        if "torch._dynamo" in sys.modules:
-            stack.enter_context(torch.compiler.set_stance("force_eager"))
+    with _forked_streams(devices), exact_numerics(devices):
         try:
             if batch_mode == "sample":
                 for module in attributes:
@@ -78,6 +69,21 @@ def quiet(model: nn.Module, *, batch_mode: str) -> Iterator[None]:
             for module, before in attributes.items():
                 vars(module).clear()
                 vars(module).update(before)
+
+
+@contextlib.contextmanager
+def exact_numerics(devices: Sequence[torch.device]) -> Iterator[None]:
+    """Autocast, TF32, fused attention kernels and compiled code, which lose digits or derivatives, are off inside."""
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(_full_precision())
+        stack.enter_context(sdpa_kernel(SDPBackend.MATH))
+        for kind in {"cpu", *(device.type for device in devices)}:
+            stack.enter_context(torch.autocast(kind, enabled=False))
+        stack.enter_context(torch.inference_mode(False))
+        stack.enter_context(torch.enable_grad())
+        if "torch._dynamo" in sys.modules:
+            stack.enter_context(torch.compiler.set_stance("force_eager"))
+        yield
 
 
 @contextlib.contextmanager
@@ -187,6 +193,12 @@ class State:
             require_finite(buffer, name, or_infinite=True)
             self._tensors[buffer] = convert(buffer.detach(), dtype)
         self.devices = [tensor.device for tensor in self._tensors]
+
+    def snapshot(self) -> "State":
+        """The same in memory of its own, which later training does not reach."""
+        copied = copy.copy(self)
+        copied._tensors = {tensor: held.clone() for tensor, held in self._tensors.items()}
+        return copied
 
     def of(self, module: nn.Module, replaced: Mapping[nn.Parameter, Tensor] | None = None) -> dict[str, Tensor]:
         """What ``functional_call`` needs for one module of the model, by name and by every alias.

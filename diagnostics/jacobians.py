@@ -31,13 +31,9 @@ class RowSource:
 
     def __init__(self, map: Map, memory_budget: int) -> None:
         self.map = map
-        largest = map.widest * map.point.element_size()
-        self.row_bytes = _LIVE_COPIES * largest
-        chunk = memory_budget // self.row_bytes
-        if map.point.device.type == "cpu":
-            chunk = min(chunk, _CACHE_BYTES // largest)
-        self.chunk = int(min(max(chunk, 1), map.rows))
-        with _clear_autograd_errors(map):
+        self.row_bytes = _LIVE_COPIES * map.widest * map.point.element_size()
+        self.chunk = min(chunk_size(map, memory_budget), map.rows)
+        with clear_autograd_errors(map):
             self._pullback: Callable[[Tensor], tuple[Tensor]] = vjp(map.function, map.point)[1]
 
     def rows(self, start: int, stop: int) -> Tensor:
@@ -56,7 +52,7 @@ class RowSource:
     def _into(self, block: Tensor, first: int, last: int) -> None:
         cotangents = self.map.point.new_zeros(last - first, self.map.rows)
         cotangents[:, first:last].fill_diagonal_(1)
-        with _clear_autograd_errors(self.map):
+        with clear_autograd_errors(self.map):
             rows = self._pull_back(cotangents.view(-1, *self.map.output_shape))
         block.view(rows.shape).copy_(rows)
 
@@ -69,6 +65,15 @@ class RowSource:
                 raise
             # Group norm's fused backward pass of a channels-last tensor cannot be batched; its differentiable one can.
             return vmap(self._pullback)(cotangents)[0]
+
+
+def chunk_size(map: Map, memory_budget: int) -> int:
+    """How many vectors to carry through a map at a time, at least one."""
+    largest = map.widest * map.point.element_size()
+    chunk = memory_budget // (_LIVE_COPIES * largest)
+    if map.point.device.type == "cpu":
+        chunk = min(chunk, _CACHE_BYTES // largest)
+    return max(int(chunk), 1)
 
 
 def dense_jacobian(map: Map, memory_budget: int) -> Tensor:
@@ -85,7 +90,8 @@ def dense_jacobian(map: Map, memory_budget: int) -> Tensor:
 
 
 @contextlib.contextmanager
-def _clear_autograd_errors(map: Map) -> Iterator[None]:
+def clear_autograd_errors(map: Map) -> Iterator[None]:
+    """Turn what autograd says of an operator it cannot differentiate into one line that names the layer."""
     try:
         yield
     except torch.OutOfMemoryError:

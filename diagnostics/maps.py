@@ -87,26 +87,23 @@ def probe_input(x: Tensor, model: nn.Module, dtype: torch.dtype | None) -> Tenso
     return convert(x.detach().to(device_of(model, x)), dtype)
 
 
-def build_maps(
-    model: nn.Module, x: Tensor, name: str, layers: Sequence[str] | str | None, dtype: torch.dtype | None
-) -> list[Map]:
+def build_maps(model: nn.Module, state: State, x: Tensor, name: str, layers: Sequence[str] | str | None) -> list[Map]:
     """The maps of the chosen layers, from one forward pass on the probe.
 
     To be called, and its results used, inside ``isolation.quiet``.
 
     Args:
         model: The unwrapped module.
+        state: Its weights and buffers, in the precision of the measurement.
         x: Probe inputs as ``probe_input`` returns them.
         name: One of ``MAPS``.
         layers: Names, globs or None for the default blocks.
-        dtype: Precision of the measurement; None keeps the model's own.
 
     Raises:
         UnknownLayerError: A name that is no module.
         LayerCallError: A layer never called, or called more than once with no call named.
         UnsupportedModelError: A map whose input or output is no real tensor.
     """
-    state = State(model, dtype)
     if name == "network":
         return [_network_map(model, state, x, forward_pass(model, state, x, []))]
     chosen, with_total = _choose(model, name, layers)

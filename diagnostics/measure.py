@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from diagnostics.errors import InputError, near_matches
 from diagnostics.exact import exact_spectrum
-from diagnostics.isolation import quiet, require_finite, unwrap
+from diagnostics.isolation import State, quiet, require_finite, unwrap
 from diagnostics.jacobians import dense_jacobian
 from diagnostics.maps import Map, build_maps, check_map, probe_input
 from diagnostics.spectrum import Spectrum
@@ -134,8 +134,9 @@ def _measure(
     x = probe_input(x, model, dtype)
     batches: list[tuple[int | None, Tensor]] = [(None, x)] if batch_mode == "batch" else [*enumerate(x.split(1))]
     with quiet(model, batch_mode=batch_mode):
+        state = State(model, dtype)
         return [
             evaluate(item, sample)
             for sample, batch in batches
-            for item in build_maps(model, batch, name, layers, dtype)
+            for item in build_maps(model, state, batch, name, layers)
         ]

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from diagnostics.errors import InputError
 from diagnostics.exact import Plan
-from diagnostics.isolation import device_of, quiet, unwrap
+from diagnostics.isolation import State, device_of, quiet, unwrap
 from diagnostics.jacobians import RowSource
 from diagnostics.maps import Map, build_maps, check_map, probe_input
 from diagnostics.measure import GIB, spectra
@@ -264,7 +264,7 @@ class SpectrumMonitor:
         x = probe_input(self.x, self.model, self.dtype)
         samples, first = (1, x) if item.batch_mode == "batch" else (len(x), x[:1])
         with quiet(self.model, batch_mode=item.batch_mode):
-            maps = build_maps(self.model, first, item.map, item.layers, self.dtype)
+            maps = build_maps(self.model, State(self.model, self.dtype), first, item.map, item.layers)
             return samples * sum(self._first_guess(one) for one in maps)
 
     def _first_guess(self, one: Map) -> float:

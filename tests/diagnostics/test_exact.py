@@ -9,7 +9,7 @@ from diagnostics import exact as engine
 from diagnostics import jacobian, spectra
 from diagnostics.errors import MemoryBudgetError, NonFiniteError
 from diagnostics.exact import Plan
-from diagnostics.isolation import quiet
+from diagnostics.isolation import State, quiet
 from diagnostics.maps import build_maps
 
 F64 = torch.float64
@@ -167,7 +167,7 @@ def test_sample_mode_has_a_spectrum_per_sample(make):
 def smallest_budget(model, x, map, layers, dtype):
     """The least memory that a plan can be made for, by bisection."""
     with quiet(model, batch_mode="batch"):
-        (one,) = build_maps(model, x.to(dtype), map, layers, dtype)
+        (one,) = build_maps(model, State(model, dtype), x.to(dtype), map, layers)
         low, high = 0, 2**32
         while high - low > 1:
             middle = (low + high) // 2

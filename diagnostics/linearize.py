@@ -1,0 +1,216 @@
+"""The derivative of a function at a point as a program: forward mode runs once, and what it did is done again.
+
+``torch.func.jvp`` evaluates the function anew at every product. Here one such evaluation is watched, operator by
+operator; those that touch the tangent are kept with everything else they used, and a product repeats only them. It
+costs about what the function itself does. (``torch.func.linearize`` does the same by tracing, which takes several
+times longer to set up and keeps copies that PyTorch's formulas make for nothing.)
+"""
+
+import dataclasses
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.func import jvp
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves, tree_map
+
+_aten = torch.ops.aten
+
+#: Operators that forward-mode formulas call and ``vmap`` has no rule for, and the same by another name.
+_BATCHED = {torch.ops.prims.add.default: _aten.add.Tensor}
+
+#: Operators that take no more than the shape of a tensor: it may change.
+_SHAPES_ONLY = {_aten._new_zeros_with_same_feature_meta.default, _aten.zeros_like.default}
+
+
+class NotLinearizableError(Exception):
+    """The function's forward mode cannot be recorded; its double backward mode may still do."""
+
+
+@dataclass(frozen=True)
+class _Slot:
+    """The place of a tensor that depends on the tangent."""
+
+    index: int
+
+
+@dataclass(frozen=True)
+class _Operation:
+    """One operator of the program.
+
+    Attributes:
+        operator: Called with the arguments.
+        args: Positional arguments; tensors that depend on the tangent are slots, also within lists.
+        kwargs: Keyword arguments, likewise.
+        results: The slot of each of its results that is a tensor, None for what is none.
+        written: Slots of the arguments that it writes into.
+        is_copy: Whether its result is its first argument: a copy, an expansion to the same shape, a sum with zeros.
+    """
+
+    operator: Callable[..., Any]
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    results: list[int | None]
+    written: list[int]
+    is_copy: bool
+
+    def slots(self) -> set[int]:
+        """The slots among its arguments."""
+        return {leaf.index for leaf in tree_leaves((self.args, self.kwargs)) if isinstance(leaf, _Slot)}
+
+    def run(self, values: dict[int, Tensor]) -> None:
+        """Call the operator on the tensors in the slots and put its results in theirs."""
+        args = [_filled(argument, values) for argument in self.args]
+        kwargs = {name: _filled(argument, values) for name, argument in self.kwargs.items()}
+        found = self.operator(*args, **kwargs)
+        for slot, value in zip(self.results, [found] if isinstance(found, Tensor) else tree_leaves(found), strict=True):
+            if slot is not None:
+                values[slot] = value
+
+
+def linearize(function: Callable[[Tensor], Tensor], point: Tensor) -> Callable[[Tensor], Tensor]:
+    """The linear map ``v ↦ ∂function(point) · v``, for as many ``v`` as wanted; it can be mapped by ``vmap``.
+
+    Args:
+        function: Differentiable in forward mode.
+        point: Where; not to be changed afterwards.
+
+    Returns:
+        A function of tensors shaped like ``point``. It draws nothing from the random streams: a dropout mask is part of
+        the program.
+
+    Raises:
+        NotLinearizableError: An operator has no forward derivative, or tensors that the program needs were overwritten
+            while it was recorded.
+    """
+    tangent = torch.zeros_like(point)
+    recorder = _Recorder(tangent)
+    try:
+        with torch.no_grad(), recorder:
+            derivative = jvp(function, (point,), (tangent,))[1]
+    except (RuntimeError, NotImplementedError) as error:
+        raise NotLinearizableError(str(error).strip().splitlines()[0]) from error
+    if recorder.overwritten():
+        raise NotLinearizableError("tensors that the derivative needs are overwritten in place")
+    return recorder.program(derivative)
+
+
+class _Recorder(TorchDispatchMode):
+    """Watches a forward-mode evaluation and keeps the operators that touch the tangent."""
+
+    def __init__(self, tangent: Tensor) -> None:
+        super().__init__()
+        self._operations: list[_Operation] = []
+        self._slots: dict[int, int] = {id(tangent): 0}
+        # Kept alive, so that no other tensor can take the identity of one of them.
+        self._seen: list[Tensor] = [tangent]
+        self._constants: dict[int, tuple[Tensor, int]] = {}
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+        kwargs = kwargs or {}
+        before = {} if func in _SHAPES_ONLY else self._constants_among((args, kwargs))
+        result = func(*args, **kwargs)
+        has_tensors = any(isinstance(leaf, Tensor) for leaf in tree_leaves(result))
+        if has_tensors and any(self._is_slot(leaf) for leaf in tree_leaves((args, kwargs))):
+            self._constants |= before
+            self._keep(func, args, kwargs, result)
+        return result
+
+    def _constants_among(self, values: Any) -> dict[int, tuple[Tensor, int]]:
+        """The tensors that do not depend on the tangent, and how often each has been written to."""
+        leaves = [leaf for leaf in tree_leaves(values) if self._is_constant(leaf)]
+        return {id(leaf): self._constants.get(id(leaf), (leaf, leaf._version)) for leaf in leaves}
+
+    def _is_slot(self, value: Any) -> bool:
+        return isinstance(value, Tensor) and id(value) in self._slots
+
+    def _is_constant(self, value: Any) -> bool:
+        return isinstance(value, Tensor) and id(value) not in self._slots
+
+    def _is_copy(self, func: torch._ops.OpOverload, args: tuple[Any, ...], result: Any) -> bool:
+        """Whether an operator is a copy, an expansion or a sum whose result is its first argument."""
+        if not isinstance(result, Tensor) or not self._is_slot(first := args[0]):
+            return False
+        if (first.shape, first.dtype, first.device) != (result.shape, result.dtype, result.device):
+            return False
+        if func in (_aten._to_copy.default, _aten.expand.default):
+            return True
+        # Biases have tangents of zeros.
+        return func is _aten.add.Tensor and self._is_constant(args[1]) and not bool(args[1].any())
+
+    def _keep(self, func: torch._ops.OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any) -> None:
+        is_copy = self._is_copy(func, args, result)
+        place = lambda leaf: _Slot(self._slots[id(leaf)]) if self._is_slot(leaf) else leaf  # noqa: E731
+        args, kwargs = tree_map(place, args), tree_map(place, kwargs)
+        kinds = zip(args, func._schema.arguments, strict=False)
+        written = [arg.index for arg, kind in kinds if isinstance(arg, _Slot) and kind.is_write]
+        results: list[int | None] = []
+        for value in tree_leaves(result):
+            if isinstance(value, Tensor):
+                # An operator that works in place returns its argument, whose place stays the same.
+                results.append(self._slots.setdefault(id(value), len(self._seen)))
+                self._seen.append(value)
+            else:
+                results.append(None)
+        self._operations.append(_Operation(_BATCHED.get(func, func), args, kwargs, results, written, is_copy))
+
+    def overwritten(self) -> bool:
+        """Whether a constant is no longer what it was when it was used.
+
+        The program itself may not write into a constant: a second product would find it changed.
+        """
+        return any(tensor._version != version for tensor, version in self._constants.values())
+
+    def program(self, derivative: Tensor) -> Callable[[Tensor], Tensor]:
+        """What repeats the recorded operators; ``derivative`` is the result that is wanted."""
+        wanted = self._slots.get(id(derivative))
+        if wanted is None:  # the function does not depend on its argument
+            return lambda tangent: torch.zeros_like(derivative)
+        operations, wanted = _without_copies(self._operations, wanted)
+        steps: list[tuple[_Operation, list[int]]] = []
+        needed = {0, wanted}
+        for operation in reversed(operations):
+            used = operation.slots()
+            steps.append((operation, sorted(used - needed)))
+            needed |= used
+        steps.reverse()
+
+        def product(tangent: Tensor) -> Tensor:
+            values = {0: tangent}
+            for operation, last_used in steps:
+                operation.run(values)
+                for slot in last_used:
+                    del values[slot]
+            return values[wanted]
+
+        return product
+
+
+def _without_copies(operations: list[_Operation], wanted: int) -> tuple[list[_Operation], int]:
+    """The program without its needless copies, and where its result now is."""
+    written = {slot for operation in operations for slot in operation.written}
+    views = {slot for one in operations if one.operator.is_view for slot in one.results}  # type: ignore[attr-defined]
+    if written & views:  # memory may be written to under another name
+        return operations, wanted
+    same: dict[int, int] = {}
+    renamed = lambda leaf: _Slot(same.get(leaf.index, leaf.index)) if isinstance(leaf, _Slot) else leaf  # noqa: E731
+    kept = []
+    for operation in operations:
+        args, kwargs = tree_map(renamed, operation.args), tree_map(renamed, operation.kwargs)
+        if operation.is_copy and not {args[0].index, operation.results[0]} & written:
+            same[operation.results[0]] = args[0].index  # type: ignore[index]
+        else:
+            kept.append(dataclasses.replace(operation, args=args, kwargs=kwargs))
+    return kept, same.get(wanted, wanted)
+
+
+def _filled(argument: Any, values: dict[int, Tensor]) -> Any:
+    """An argument with the tensors in place of the slots."""
+    if isinstance(argument, _Slot):
+        return values[argument.index]
+    if isinstance(argument, list | tuple):
+        return [_filled(part, values) for part in argument]
+    return argument
