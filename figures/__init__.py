@@ -9,6 +9,7 @@ from figures.loss_curves import loss_curves
 from figures.random_matrices import random_matrices
 from figures.saving import save
 from figures.singular_value_histograms import singular_value_histograms
+from figures.singular_value_ridges import singular_value_ridges
 
 __all__ = [
     "conditioning_heat_map",
@@ -17,4 +18,5 @@ __all__ = [
     "random_matrices",
     "save",
     "singular_value_histograms",
+    "singular_value_ridges",
 ]

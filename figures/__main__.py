@@ -20,6 +20,7 @@ from figures.random_matrices import random_matrices
 from figures.saving import save
 from figures.selection import check_measure, check_option, in_listed_order, read_speed
 from figures.singular_value_histograms import singular_value_histograms
+from figures.singular_value_ridges import singular_value_ridges
 from figures.style import BATCH_MODES, MAPS
 
 
@@ -27,8 +28,9 @@ from figures.style import BATCH_MODES, MAPS
 class Options:
     """Draw the figures of an experiment, or of one run, as PNG and SVG.
 
-    Figures: conditioning_vs_speed, loss_curves, singular_value_histograms, conditioning_heat_map,
-    random_matrices. One that the tables do not suffice for is skipped, with the reason.
+    Figures: conditioning_vs_speed, loss_curves, singular_value_histograms, singular_value_ridges (density of the
+    singular values of each layer over training), conditioning_heat_map, mean_sigma_map (the same of the mean singular
+    value), random_matrices. One that the tables do not suffice for is skipped, with the reason.
 
     Attributes:
         directory: Experiment or run written by experiments.train.
@@ -36,7 +38,8 @@ class Options:
         only: Names of the figures to draw; by default all.
         map: Derivative whose spectra are shown: tail (∂logits/∂(output of a layer)), layer, network, param or
             kernel.
-        layer: Layer in conditioning_vs_speed and singular_value_histograms; by default the first measured.
+        layer: Layer in conditioning_vs_speed and singular_value_histograms, by default the first measured; the only
+            one in singular_value_ridges, by default all.
         measure: Column of the spectra table in conditioning_vs_speed and conditioning_heat_map, or sigma_q10
             for the 10 % quantile of the singular values.
         batch_mode: Mode of the spectra, batch or sample; by default batch where it was measured.
@@ -44,13 +47,15 @@ class Options:
             initialisation.
         speed_measure: Column of speed.parquet in conditioning_vs_speed, in which less is faster.
         split: Split whose loss is shown.
-        lr: Learning rate in singular_value_histograms and conditioning_heat_map; by default the largest at
-            which no run diverged.
-        trial: In conditioning_heat_map, show this trial instead of the average over all.
+        lr: Learning rate in figures of singular values and heat maps; by default the largest at which no run
+            diverged.
+        trial: In heat maps, show this trial instead of the average over all.
         histogram_steps: In singular_value_histograms, how many of the first measured steps to average over.
         bins: Bins of singular_value_histograms.
         range: Ends of these bins; by default they hold the data, and are 0 6 for paper-mnist as in the paper.
-        scale: Scale of these bins: linear, log, or auto, which is log where the values span orders of magnitude.
+        scale: Scale of these bins, and of singular_value_ridges: linear, log, or auto, which is log where the values
+            span orders of magnitude.
+        ridge_steps: In singular_value_ridges, how many of the measured steps to show at most.
     """
 
     directory: Annotated[Path, tyro.conf.Positional]
@@ -69,11 +74,18 @@ class Options:
     bins: int = 32
     range: tuple[float, float] | None = None
     scale: str = "auto"
+    ridge_steps: int = 6
 
 
 def figure_makers(experiment: Experiment, options: Options) -> dict[str, Callable[[], Figure]]:
     """What draws each figure, by name."""
     o = options
+
+    def heat_map(measure: str) -> Figure:
+        return conditioning_heat_map(
+            experiment, measure=measure, lr=o.lr, trial=o.trial, split=o.split, map=o.map, batch_mode=o.batch_mode
+        )
+
     return {
         "conditioning_vs_speed": lambda: conditioning_vs_speed(
             experiment, read_speed(o.directory), layer=o.layer, measure=o.measure, steps=o.steps,
@@ -84,10 +96,11 @@ def figure_makers(experiment: Experiment, options: Options) -> dict[str, Callabl
             experiment, layer=o.layer, steps=o.histogram_steps, bins=o.bins, range=o.range,
             scale=o.scale, lr=o.lr, map=o.map, batch_mode=o.batch_mode,
         ),
-        "conditioning_heat_map": lambda: conditioning_heat_map(
-            experiment, measure=o.measure, lr=o.lr, trial=o.trial, split=o.split,
-            map=o.map, batch_mode=o.batch_mode,
+        "singular_value_ridges": lambda: singular_value_ridges(
+            experiment, layer=o.layer, steps=o.ridge_steps, scale=o.scale, lr=o.lr, map=o.map, batch_mode=o.batch_mode,
         ),
+        "conditioning_heat_map": lambda: heat_map(o.measure),
+        "mean_sigma_map": lambda: heat_map("sigma_mean"),
         "random_matrices": random_matrices,
     }  # fmt: skip
 

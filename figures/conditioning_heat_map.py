@@ -1,12 +1,20 @@
-"""Heat map of a conditioning measure, layer by step, under the loss curve; one panel per arm."""
+"""Heat map of a conditioning measure, layer by step, under the loss curve; one panel per arm.
+
+Estimates show their standard error: as a number in the cell where all cells are wide enough, else as a dot where it
+exceeds 10 % of the value.
+"""
+
+from typing import Any
 
 import matplotlib
 import numpy as np
 import pandas as pd
+from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.collections import QuadMesh
 from matplotlib.colors import LogNorm, Normalize
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from matplotlib.patches import Patch, Rectangle
 
 from diagnostics.errors import InputError
@@ -14,9 +22,10 @@ from diagnostics.tables import Experiment
 from figures.errors import NothingToDrawError
 from figures.loss_curves import draw_losses, set_loss_limits, split_losses, windowed
 from figures.selection import COUNTS, averaged, chosen_lr, described_runs, measured, select_spectra
-from figures.step_axis import cell_edges, evenly_spaced, set_step_axis
+from figures.step_axis import cell_edges, cell_middles, evenly_spaced, narrowest_cell, set_step_axis
 from figures.style import (
     SETTINGS,
+    WIDTH,
     arm_styles,
     counted,
     log_axis,
@@ -24,12 +33,20 @@ from figures.style import (
     map_label,
     measure_label,
     new_figure,
+    percentage,
+    with_error,
 )
 
 _UNMEASURED = "0.88"
 _HATCH = "////"
 #: The hatch must be seen on the end of the colour scale where unresolved values lie.
 _HATCH_COLOURS = {"above": "0.1", "below": "0.9"}
+#: Inches that a value with its error needs, and what colour bar and layer names leave of the figure's width.
+_ERROR_WIDTH, _MAPS_WIDTH = 0.72, WIDTH - 2.0
+_LARGE_ERROR = 0.1
+#: Viridis is dark up to here.
+_DARK = 0.55
+_DOT: dict[str, Any] = {"linestyle": "none", "marker": "o", "markersize": 4, "color": "0.1", "markeredgecolor": "white"}
 
 
 @matplotlib.rc_context(SETTINGS)
@@ -44,6 +61,8 @@ def conditioning_heat_map(
     split: str = "train",
 ) -> Figure:
     """Layer × step under the loss curve, one panel per arm, averaged over trials geometrically.
+
+    With ``measure="sigma_mean"`` it is the map of the mean singular value.
 
     Args:
         experiment: Its ``runs``, ``metrics`` and ``spectra`` are used.
@@ -69,12 +88,15 @@ def conditioning_heat_map(
     losses = losses[losses["run_id"].isin(runs["run_id"])]
     grids = {arm: layer_step_grid(spectra, arm, measure) for arm in styles if (spectra["arm"] == arm).any()}
     norm = _norm(grids, measure)
+    columns = min(len(grids), 3)
+    errors = "numbers" if narrowest_cell(steps) * _MAPS_WIDTH / columns >= _ERROR_WIDTH else "dots"
 
     figure, panels = _panels(len(grids), spectra["layer"].nunique())
     for (above, below), (arm, grid) in zip(panels, grids.items(), strict=True):
         draw_losses(above, losses, runs[runs["arm"] == arm], {arm: styles[arm]})
         above.set_title(arm)
         mesh = _draw_grid(below, grid, norm)
+        (_write_errors if errors == "numbers" else _mark_large_errors)(below, grid, norm)
         set_loss_limits(above, losses, runs)
     panels[0][0].set_ylabel(f"{split} loss")
     set_step_axis(panels[0][1], steps)
@@ -87,8 +109,8 @@ def conditioning_heat_map(
     if isinstance(norm, LogNorm):
         log_axis(bar.ax.yaxis, *mesh.get_clim())
     trials = counted(list(runs.groupby("arm")["trial"].nunique()), "trial") if trial is None else f"trial {trial}"
-    figure.suptitle(f"{map_label(map, None)}: {lr_label(rate)}, {trials}", fontsize=10)
-    handles = _legend(grids)
+    figure.suptitle(f"{map_label(map, None)}: {lr_label(rate)}, {trials}{_error_note(grids)}", fontsize=10)
+    handles = _legend(grids, dots=errors == "dots")
     if handles:
         figure.legend(handles=handles, loc="outside lower center", ncols=len(handles))
     return figure
@@ -103,8 +125,8 @@ def layer_step_grid(spectra: pd.DataFrame, arm: str, measure: str) -> pd.DataFra
         measure: As in ``selection.measured``.
 
     Returns:
-        Columns ``value`` (NaN where nothing was measured) and ``bound``, as in ``selection.measured``, indexed
-        by every layer, in the order of the table, and step, ascending.
+        Columns ``value`` (NaN where nothing was measured), ``error`` and ``bound``, as in ``selection.measured``,
+        indexed by every layer, in the order of the table, and step, ascending.
     """
     values = averaged(measured(spectra[spectra["arm"] == arm], measure), ["layer", "step"], measure)
     cells = pd.MultiIndex.from_product([spectra["layer"].unique(), np.unique(spectra["step"])], names=["layer", "step"])
@@ -173,9 +195,47 @@ def _draw_grid(axis: Axes, grid: pd.DataFrame, norm: Normalize) -> QuadMesh:
     return mesh
 
 
-def _legend(grids: dict[str, pd.DataFrame]) -> list[Patch]:
+def _write_errors(axis: Axes, grid: pd.DataFrame, norm: Normalize) -> None:
+    """Write each estimate with its standard error into its cell."""
+    steps = grid.index.unique("step")
+    middles = cell_middles(steps.to_numpy())
+    for place, (value, error, bound) in enumerate(zip(grid["value"], grid["error"], grid["bound"], strict=True)):
+        row, column = divmod(place, len(steps))
+        if not error > 0:
+            continue
+        # Text on a hatched bound stands on a plate of the cell's colour.
+        colour = matplotlib.colormaps["viridis"](norm(value))
+        plate = {"boxstyle": "square,pad=0.1", "linewidth": 0, "facecolor": colour} if bound else None
+        axis.text(
+            middles[column], row, with_error(value, error), fontsize=7, ha="center", va="center", gid="error",
+            color="white" if norm(value) < _DARK else "black", bbox=plate,
+        )  # fmt: skip
+
+
+def _mark_large_errors(axis: Axes, grid: pd.DataFrame, _: Normalize) -> None:
+    """A dot in each cell whose standard error exceeds 10 % of its value."""
+    steps = grid.index.unique("step")
+    middles = cell_middles(steps.to_numpy())
+    for place in np.flatnonzero(grid["error"] > _LARGE_ERROR * grid["value"]):
+        row, column = divmod(int(place), len(steps))
+        axis.plot(middles[column], row, gid="large error", **_DOT)
+
+
+def _error_note(grids: dict[str, pd.DataFrame]) -> str:
+    """A line of the title that says how well the estimates are known."""
     cells = pd.concat(grids.values())
-    handles = []
+    known = cells[cells["error"] > 0]
+    errors = known["error"] / known["value"]
+    if errors.empty:
+        return ""
+    return f"\nestimates: standard error {percentage(errors.median())} (median), at most {percentage(errors.max())}"
+
+
+def _legend(grids: dict[str, pd.DataFrame], *, dots: bool) -> list[Artist]:
+    cells = pd.concat(grids.values())
+    handles: list[Artist] = []
+    if dots and (cells["error"] > _LARGE_ERROR * cells["value"]).any():
+        handles.append(Line2D([], [], label=f"standard error above {percentage(_LARGE_ERROR)}", **_DOT))
     for bound, side in (("above", "lower"), ("below", "upper")):
         if (cells["bound"] == bound).any():
             label = f"{side} bound: unresolved in some run"

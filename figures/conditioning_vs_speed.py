@@ -102,7 +102,7 @@ def conditioning_vs_speed(
         _draw_panel(axis, panel.assign(y=scale.place(panel)), styles)
         correlation = rank_correlation(panel["x"].to_numpy(), scale.rank(panel), panel["trial"].to_numpy())
         axis.set_title(f"{lr_label(lr)}, {len(panel)} run{'s' if len(panel) > 1 else ''}\n{correlation}")
-    _set_x(axes[0], points["x"], measure)
+    _set_x(axes[0], _with_errors(points), measure)
     for axis in axes:
         scale.apply(axis)
     missing = len(runs) - len(points)
@@ -124,12 +124,12 @@ def join_points(
 
     Args:
         runs: As from ``described_runs``.
-        conditioning: Columns ``run_id, value, bound``.
+        conditioning: Columns ``run_id, value, error, bound``.
         speed: The speed table.
         speed_measure: The column of it to show.
 
     Returns:
-        The runs that have both, with ``x``, ``bound``, ``speed`` (NaN unless reached) and ``fate``:
+        The runs that have both, with ``x``, ``error``, ``bound``, ``speed`` (NaN unless reached) and ``fate``:
         ``reached``, ``censored`` (never reached the threshold) or ``diverged``.
 
     Raises:
@@ -161,6 +161,10 @@ def _draw_panel(axis: Axes, points: pd.DataFrame, styles: dict[str, ArmStyle]) -
             edgecolor=style.colour if fate == "censored" else "white",
             linewidth=1.3 if fate == "censored" else 0.6,
         )  # fmt: skip
+    known = points[points["error"] > 0]
+    axis.errorbar(
+        known["x"], known["y"], xerr=known["error"], fmt="none", ecolor=GREY, elinewidth=0.9, zorder=2, gid="error",
+    )  # fmt: skip
     figure = axis.get_figure(root=True)
     assert figure is not None
     for bound, shift in (("above", 9), ("below", -9)):
@@ -176,6 +180,12 @@ def _draw_panel(axis: Axes, points: pd.DataFrame, styles: dict[str, ArmStyle]) -
 
 def _arrow(bound: str) -> str:
     return r"$\rightarrow$" if bound == "above" else r"$\leftarrow$"
+
+
+def _with_errors(points: pd.DataFrame) -> pd.Series:
+    """The ends of error bars, those of large errors no lower than a third of the value: the axis is logarithmic."""
+    x, error = points["x"], points["error"].fillna(0)
+    return pd.concat([x + error, np.maximum(x - error, x / 3)])
 
 
 def _set_x(axis: Axes, x: pd.Series, measure: str) -> None:
@@ -222,13 +232,8 @@ def _legend(points: pd.DataFrame, styles: dict[str, ArmStyle]) -> list[Artist]:
     for bound, side in (("above", "lower"), ("below", "upper")):
         if (points["bound"] == bound).any():
             handles.append(
-                Line2D(
-                    *empty,
-                    linestyle="none",
-                    marker=_arrow(bound),
-                    color="0.2",
-                    markersize=9,
-                    label=f"{side} bound",
-                )
+                Line2D(*empty, linestyle="none", marker=_arrow(bound), color="0.2", markersize=9, label=f"{side} bound")
             )
+    if (points["error"] > 0).any():
+        handles.append(Line2D(*empty, color=GREY, linewidth=0.9, label="± standard error"))
     return handles

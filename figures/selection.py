@@ -12,6 +12,7 @@ import pandas as pd
 from diagnostics.errors import InputError, UnknownLayerError, near_matches
 from diagnostics.tables import STATISTICS, Experiment
 from figures.errors import NothingToDrawError
+from figures.values import weighted_quantile, with_points
 
 #: Measures that count something and may be zero: averaged arithmetically, drawn on a linear scale.
 COUNTS = frozenset({"rank", "effective_rank", "stable_rank"})
@@ -151,28 +152,50 @@ def measured(spectra: pd.DataFrame, measure: str) -> pd.DataFrame:
         measure: One of ``tables.STATISTICS``, or ``sigma_qNN`` for the NN % quantile of the values.
 
     Returns:
-        Columns ``run_id, step, layer, value, bound``, samples averaged; ``bound`` is ``above`` or ``below``
-        where the truth lies on that side of the value (some σ was under its floor), else the empty string.
+        Columns ``run_id, step, layer, value, error, bound``, samples averaged; ``error`` is the standard error
+        where the value is an estimate (else NaN), ``bound`` is ``above`` or ``below`` where the truth lies on that
+        side of the value, else the empty string.
 
     Raises:
         InputError: There is no such measure.
-        NothingToDrawError: A quantile is asked for and no singular values were kept.
+        NothingToDrawError: No spectrum has it; a quantile needs singular values or a density.
     """
     check_measure(measure)
-    rows = spectra[["run_id", "step", "layer"]].copy()
     quantile = _QUANTILE.fullmatch(measure)
-    if quantile:
-        if spectra["values"].isna().any():
-            raise NothingToDrawError(
-                f"{measure} needs all singular values, and some spectra are estimates without them"
-            )
-        rows["value"] = [np.quantile(values, int(quantile[1]) / 100) for values in spectra["values"]]
-        rows["bound"] = np.where(rows["value"] > spectra["floor"], "", "below")
-    else:
-        rows["value"] = spectra[measure]
-        rows["bound"] = np.where(spectra["resolved"].astype(bool), "", _BOUNDED.get(measure, ""))
     keys = ["run_id", "step", "layer"]
-    return averaged(rows[np.isfinite(rows["value"])], keys, measure)
+    rows = _quantiles(spectra, int(quantile[1]) / 100) if quantile else _statistics(spectra, measure)
+    rows = rows[np.isfinite(rows["value"])]
+    if rows.empty:
+        raise NothingToDrawError(f"no spectrum has the measure {measure!r}")
+    return averaged(rows, keys, measure)
+
+
+def _statistics(spectra: pd.DataFrame, measure: str) -> pd.DataFrame:
+    rows = spectra[["run_id", "step", "layer"]].assign(
+        value=spectra[measure].astype(float), error=spectra[f"{measure}_se"].astype(float)
+    )
+    bounded = ~spectra["resolved"].astype(bool)
+    if measure == "sigma_gmean":
+        # The ends of an estimated spectrum are bounds always, its mean only where nodes were raised to the floor.
+        smallest = spectra["nodes"].map(np.min, na_action="ignore").astype(float)
+        bounded &= smallest.isna() | (smallest <= spectra["floor"])
+    return rows.assign(bound=np.where(bounded, _BOUNDED.get(measure, ""), ""))
+
+
+def _quantiles(spectra: pd.DataFrame, share: float) -> pd.DataFrame:
+    points = with_points(spectra)
+    if len(points) < len(spectra):
+        raise NothingToDrawError(
+            f"sigma_q{100 * share:02.0f} needs singular values or their density, and some spectra have neither"
+        )
+    values = [weighted_quantile(*pair, share) for pair in zip(points["points"], points["counts"], strict=True)]
+    rows = points[["run_id", "step", "layer"]].assign(value=values, error=np.nan)
+    # A quadrature does not see past the middle of its outermost nodes: there the quantile is the node, a bound.
+    ends = [(counts[-1] / counts.sum() / 2, 1 - counts[0] / counts.sum() / 2) for counts in points["counts"]]
+    low, high = np.transpose(ends)
+    estimate = points["values"].isna()
+    below = (rows["value"] <= points["floor"]) | (estimate & (share < low))
+    return rows.assign(bound=np.select([below, estimate & (share > high)], ["below", "above"], ""))
 
 
 def check_measure(measure: str) -> None:
@@ -182,16 +205,20 @@ def check_measure(measure: str) -> None:
 
 
 def averaged(rows: pd.DataFrame, keys: list[str], measure: str) -> pd.DataFrame:
-    """Mean of ``value`` per key, geometric unless the measure is a count; a mean over a bound is one."""
-    groups = rows.groupby(keys, sort=False, dropna=False)
-    if measure in COUNTS:
-        values = groups["value"].mean()
-    else:
-        with np.errstate(divide="ignore"):  # a vanished value makes the geometric mean vanish, as it should
-            values = np.exp(
-                rows.assign(value=np.log(rows["value"])).groupby(keys, sort=False, dropna=False)["value"].mean()
-            )
-    return pd.DataFrame({"value": values, "bound": groups["bound"].max()}).reset_index()
+    """Mean of ``value`` per key, geometric unless the measure is a count; a mean over a bound is one.
+
+    The ``error`` of a mean is that of independent estimates; exact values (NaN) have none. It says how far the mean
+    of these very runs is known, not how much runs differ.
+    """
+    logs = measure not in COUNTS
+    with np.errstate(divide="ignore", invalid="ignore"):  # a vanished value makes the geometric mean vanish
+        values = np.log(rows["value"]) if logs else rows["value"]
+        squares = (rows["error"] / rows["value"] if logs else rows["error"]) ** 2
+        groups = rows.assign(value=values, square=squares).groupby(keys, sort=False, dropna=False)
+        means = groups["value"].mean()
+        means = np.exp(means) if logs else means
+        errors = np.sqrt(groups["square"].sum(min_count=1)) / groups.size() * (means if logs else 1)
+    return pd.DataFrame({"value": means, "error": errors, "bound": groups["bound"].max()}).reset_index()
 
 
 def read_speed(directory: Path) -> pd.DataFrame:

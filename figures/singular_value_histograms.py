@@ -3,6 +3,9 @@
 The i-th largest singular value is averaged over trials and first steps; the histogram of these averages is
 that of a typical spectrum. The pooled one keeps the spread between trials and steps that averaging hides.
 Nothing is dropped in silence: values under their floor and values beyond the axis are drawn or declared.
+
+An estimated density counts as the singular values it stands for: each node of its quadrature for as many as its
+weight says.
 """
 
 import matplotlib
@@ -15,7 +18,7 @@ from matplotlib.lines import Line2D
 from diagnostics.errors import InputError
 from diagnostics.tables import Experiment
 from figures.errors import NothingToDrawError
-from figures.histogram_bins import SCALES, Bins, Values
+from figures.histogram_bins import SCALES, Bins
 from figures.selection import (
     check_option,
     chosen_lr,
@@ -35,13 +38,17 @@ from figures.style import (
     lr_label,
     map_label,
     new_figure,
+    percentage,
     value_name,
 )
+from figures.values import Values, pooled, with_points
 
 #: The paper draws the spectra of this network on (0, 6).
 _PAPER, _PAPER_RANGE = ("paper-mnist", "tail", "stem", "batch"), (0.0, 6.0)
 #: Fills of more arms than this mix to mud.
 _MOST_FILLED = 3
+#: Sums of weights are no more precise.
+_ROUNDING = 1e-9
 
 
 @matplotlib.rc_context(SETTINGS)
@@ -81,27 +88,28 @@ def singular_value_histograms(
     spectra = select_spectra(experiment, map, batch_mode)
     name, spectra = of_layer(spectra[spectra["run_id"].isin(runs["run_id"])], layer)
     spectra = first_steps(spectra, steps).merge(runs[["run_id", "arm", "trial", "model"]], on="run_id")
-    estimates = int(spectra["values"].isna().sum())
-    spectra = spectra[spectra["values"].notna()]
+    missing = len(spectra)
+    spectra = with_points(spectra)
+    missing -= len(spectra)
     if spectra.empty:
-        raise NothingToDrawError(f"no singular values of map {map!r} at {lr_label(rate)} were kept")
-    averaged, pooled = order_statistics(spectra), pooled_values(spectra)
-    edges = Bins.of(pooled.values(), bins, range, scale)
+        raise NothingToDrawError(f"no singular values of map {map!r} at {lr_label(rate)} were kept, nor their density")
+    averaged = order_statistics(spectra)
+    everything = {str(arm): pooled(rows) for arm, rows in spectra.groupby("arm")}
+    edges = Bins.of(everything.values(), bins, range, scale)
     if range is None and not edges.log and _as_in_the_paper(spectra):
-        edges = Bins.of(pooled.values(), bins, _PAPER_RANGE, "linear")
+        edges = Bins.of(everything.values(), bins, _PAPER_RANGE, "linear")
     styles = {arm: style for arm, style in arm_styles(runs["arm"]).items() if arm in averaged}
 
     figure = new_figure(3.9)
     left, right = figure.subplots(1, 2, sharex=True)
-    for axis, values, share in ((left, averaged, False), (right, pooled, True)):
+    for axis, values, share in ((left, averaged, False), (right, everything, True)):
         note = _draw(axis, values, styles, edges, share=share)
         axis.set_xlabel(value_name(map) + note)
     left.set(title="order statistics, averaged", ylabel=f"{value_name(map)}s per bin")
     right.set(title="all values, pooled", ylabel="share of the values per bin (%)")
     trials = counted(list(spectra.groupby("arm")["trial"].nunique()), "trial")
     title = fitted(map_label(map, name), f"{first_steps_label(spectra, 'over')}, {trials}, {lr_label(rate)}", ": ")
-    note = f"\nnot shown: {counted([estimates], 'estimate')} without single values" if estimates else ""
-    figure.suptitle(title + note, fontsize=10)
+    figure.suptitle(title + _notes(spectra, missing), fontsize=10)
     handles = [Line2D([], [], color=s.colour, linestyle=s.line, linewidth=1.8, label=arm) for arm, s in styles.items()]
     figure.legend(handles=handles, loc="outside lower center", ncols=legend_columns(handles))
     return figure
@@ -110,33 +118,44 @@ def singular_value_histograms(
 def order_statistics(spectra: pd.DataFrame) -> dict[str, Values]:
     """Mean spectrum of each arm: the i-th largest singular value averaged over trials, steps and samples.
 
-    Floors are averaged likewise: each value is off by at most its floor, so their mean by at most the floors' mean.
+    A node stands for singular values in a row, so spectra are averaged piece by piece between the ranks at which
+    any of them changes. Floors are averaged likewise: each value is off by at most its floor, so their mean by at
+    most the floors' mean.
 
     Args:
-        spectra: Columns ``arm``, ``floor`` and ``values`` (each descending, all of one length within an arm).
+        spectra: Columns ``arm``, ``floor``, ``points`` and ``counts``, as from ``with_points``.
 
     Raises:
-        InputError: The lengths differ, so the i-th largest values cannot be compared.
+        InputError: The numbers of singular values differ within an arm, so the i-th largest cannot be compared.
     """
     means = {}
     for arm, rows in spectra.groupby("arm"):
-        sizes = sorted(set(rows["values"].map(len)))
+        sizes = sorted({round(counts.sum()) for counts in rows["counts"]})
         if len(sizes) > 1:
             numbers = " and ".join(map(str, sizes))
             raise InputError(f"spectra of arm {arm!r} have {numbers} values, so cannot be averaged; choose one --layer")
-        values = np.mean(np.stack(list(rows["values"])), axis=0)
-        means[str(arm)] = Values(values, np.full(len(values), rows["floor"].mean()))
+        ends = [np.cumsum(counts) for counts in rows["counts"]]
+        # Rounded, so that the last ranks of all spectra are the same number.
+        ranks = np.unique(np.concatenate([[0.0], *ends]).round(6))
+        middles = (ranks[1:] + ranks[:-1]) / 2
+        pieces = [
+            points[np.minimum(np.searchsorted(end, middles), len(points) - 1)]
+            for end, points in zip(ends, rows["points"], strict=True)
+        ]
+        floors = np.full(len(middles), rows["floor"].mean())
+        means[str(arm)] = Values(np.mean(pieces, axis=0), floors, np.diff(ranks))
     return means
 
 
-def pooled_values(spectra: pd.DataFrame) -> dict[str, Values]:
-    """All singular values of each arm, with the floor of the spectrum each belongs to."""
-    return {
-        str(arm): Values(
-            np.concatenate(list(rows["values"])), np.repeat(rows["floor"].to_numpy(), rows["values"].map(len))
-        )
-        for arm, rows in spectra.groupby("arm")
-    }
+def _notes(spectra: pd.DataFrame, missing: int) -> str:
+    """Lines for the title that say what was estimated, and what is not shown."""
+    estimates, note = int(spectra["values"].isna().sum()), ""
+    if estimates:
+        which = "all" if estimates == len(spectra) else f"{estimates} of {len(spectra)}"
+        note = f"\n{which} spectra are estimated densities: nodes counted by their weights"
+    return note + (
+        f"\nnot shown: {missing} {'spectrum' if missing == 1 else 'spectra'} without singular values" if missing else ""
+    )
 
 
 def _as_in_the_paper(spectra: pd.DataFrame) -> bool:
@@ -148,7 +167,7 @@ def _draw(axis: Axes, arms: dict[str, Values], styles: dict[str, ArmStyle], bins
     beyond, unresolved = [], []
     for place, (arm, style) in enumerate(styles.items()):
         counts, under = bins.count(arms[arm])
-        size = len(arms[arm].values)
+        size = arms[arm].size
         unit = 100 / size if share else 1
         if len(styles) <= _MOST_FILLED:
             axis.stairs(unit * counts, bins.edges, fill=True, color=style.colour, alpha=0.1)
@@ -157,12 +176,13 @@ def _draw(axis: Axes, arms: dict[str, Values], styles: dict[str, ArmStyle], bins
             baseline=None,
         )  # fmt: skip
         if under:
-            column = bins.unresolved_columns(len(styles))[place : place + 2]
+            column = bins.axis.columns(len(styles))[place : place + 2]
             axis.stairs([unit * under], column, fill=True, color=style.colour, gid=f"{arm} under")
-        beyond.append(100 * (1 - (counts.sum() + under) / size))
-        unresolved.append(100 * (1 - arms[arm].resolved.mean()))
-    bins.set_axis(axis)
+        beyond.append(1 - (counts.sum() + under) / size)
+        unresolved.append(arms[arm].unresolved / size)
+    bins.axis.apply(axis)
     axis.set_ylim(bottom=0)
     notes = [(max(beyond), "beyond the axis"), (0 if bins.log else max(unresolved), "under their floor")]
-    shares = ((f"{percent:.2g}" if percent < 10 else f"{percent:.0f}", fate) for percent, fate in notes if percent > 0)
-    return "".join(f"\nup to {share} % of an arm's values {fate}" for share, fate in shares)
+    return "".join(
+        f"\nup to {percentage(share)} of an arm's values {fate}" for share, fate in notes if share > _ROUNDING
+    )

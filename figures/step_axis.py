@@ -22,6 +22,21 @@ def cell_edges(steps: np.ndarray) -> np.ndarray:
     return edges if evenly_spaced(steps) else np.expm1(edges)
 
 
+def cell_middles(steps: np.ndarray) -> np.ndarray:
+    """Middles of the cells around ascending steps, on the axis's scale."""
+    edges = cell_edges(steps)
+    if evenly_spaced(steps):
+        return (edges[1:] + edges[:-1]) / 2
+    return np.expm1((np.log1p(edges[1:]) + np.log1p(edges[:-1])) / 2)
+
+
+def narrowest_cell(steps: np.ndarray) -> float:
+    """Width of the narrowest cell around ascending steps, as a share of the axis."""
+    edges = cell_edges(steps)
+    widths = np.diff(edges if evenly_spaced(steps) else np.log1p(edges))
+    return float(widths.min() / widths.sum())
+
+
 def set_step_axis(axis: Axes, steps: np.ndarray) -> None:
     """Scale, limits and ticks for cells around ascending steps."""
     edges = cell_edges(steps)

@@ -130,6 +130,20 @@ def number(value: float) -> str:
     return rf"$10^{{{exponent}}}$" if np.isclose(factor, 1) else rf"${factor:.3g}\times10^{{{exponent}}}$"
 
 
+def percentage(share: float) -> str:
+    """A share as a percentage: two digits under 10 %, else whole."""
+    percent = 100 * share
+    return f"{percent:.2g} %" if percent < 10 else f"{percent:.0f} %"
+
+
+def with_error(value: float, error: float) -> str:
+    """An estimate and its standard error, such as ``1.23 ±0.02``: the error to one digit, the value as far."""
+    if not 0.01 <= value < 1e4 or error >= value:
+        return f"{value:.2g} ±{percentage(error / value)}"
+    decimals = max(0, -int(np.floor(np.log10(float(f"{error:.0e}")))))
+    return f"{value:.{decimals}f} ±{error:.{decimals}f}"
+
+
 def legend_columns(handles: Sequence[Artist]) -> int:
     """Columns of a legend above or below the panels: one line if the labels fit beside each other, else four."""
     width = sum(len(str(handle.get_label())) + 7 for handle in handles)

@@ -28,6 +28,8 @@ class Fake:
     diverged: tuple[tuple[str, float, int], ...] = (("residual", 0.1, 1),)
     slow: tuple[tuple[str, float, int], ...] = (("chain", 0.02, 0), ("chain", 0.02, 3))
     unresolved: tuple[tuple[str, float, int], ...] = (("chain", 0.05, 2),)
+    #: (arm, trial) of runs whose spectra are known as a density only.
+    densities: tuple[tuple[str, int], ...] = ()
 
     def write(self, directory: Path) -> Path:
         speed = []
@@ -74,7 +76,8 @@ class Fake:
                     "dtype": "float32",
                 }
                 row = Spectrum(map=self.map, layer=layer, batch_mode="batch", values=2 * values, **rows).as_row()
-                spectra.append({"run_id": run_id, "step": step, **row})
+                density = density_row(2 * values, rng) if (arm, trial) in self.densities else {}
+                spectra.append({"run_id": run_id, "step": step, **row, **density})
         spectra.flush()
         config = {
             "run_id": run_id, "experiment": "fake", "dataset": "digits", "model": "paper-mnist", "arm": arm,
@@ -110,6 +113,28 @@ class Fake:
         }
 
 
+def density_row(values: np.ndarray, rng: np.random.Generator, probes: int = 2, steps: int = 8) -> dict:
+    """What differs in a row of the spectra table when only a quadrature of the density is known."""
+    rules = [quadrature(values, steps, rng) for _ in range(probes)]
+    means = [float(nodes @ weights) for nodes, weights in rules]
+    nodes, weights = np.concatenate([rule[0] for rule in rules]), np.concatenate([rule[1] for rule in rules]) / probes
+    order = np.argsort(-nodes)
+    return {
+        "values": None, "nodes": nodes[order].tolist(), "weights": weights[order].tolist(), "resolved": False,
+        "sigma_mean": np.mean(means), "sigma_mean_se": np.std(means, ddof=1) / probes**0.5,
+        "sigma_min": nodes.min(), "condition_number": nodes.max() / nodes.min(), "method": "lanczos",
+    }  # fmt: skip
+
+
+def quadrature(values: np.ndarray, steps: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+    """Nodes (σ) and weights that Lanczos finds from one probe vector for the squares of given singular values."""
+    probe = rng.standard_normal(len(values))
+    krylov = np.vander(values**2 / np.max(values) ** 2, steps, increasing=True) * probe[:, None]
+    basis, _ = np.linalg.qr(krylov / np.linalg.norm(krylov, axis=0))
+    squares, vectors = np.linalg.eigh(basis.T @ (values[:, None] ** 2 * basis))
+    return np.sqrt(np.maximum(squares, 0)), (basis.T @ probe / np.linalg.norm(probe) @ vectors) ** 2
+
+
 @pytest.fixture(scope="session")
 def fake_directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Three arms, three learning rates, four trials; among them diverged, censored and unresolved runs."""
@@ -119,6 +144,15 @@ def fake_directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def fake_experiment(fake_directory: Path) -> Experiment:
     return in_listed_order(read_experiment(fake_directory), fake_directory)
+
+
+@pytest.fixture(scope="session")
+def mixed_experiment(tmp_path_factory: pytest.TempPathFactory) -> Experiment:
+    """Two arms, two trials at one learning rate: ``modified`` known by densities only, ``original`` in one trial."""
+    densities = (("modified", 0), ("modified", 1), ("original", 1))
+    fake = Fake(arms=("original", "modified"), lrs=(0.1,), trials=2, densities=densities)
+    directory = fake.write(tmp_path_factory.mktemp("mixed"))
+    return in_listed_order(read_experiment(directory), directory)
 
 
 @pytest.fixture

@@ -10,7 +10,11 @@ from matplotlib.figure import Figure
 from diagnostics.errors import InputError
 from diagnostics.tables import Experiment, read_experiment
 from figures import conditioning_heat_map
+from figures.conditioning_heat_map import layer_step_grid
+from figures.errors import NothingToDrawError
+from figures.selection import measured
 from figures.step_axis import cell_edges
+from figures.style import with_error
 
 
 def arrays(figure: Figure) -> list[np.ndarray]:
@@ -44,6 +48,79 @@ def test_quantile_of_one_trial(fake_experiment: Experiment) -> None:
         "values"
     ]
     assert residual[2, 10] == pytest.approx(np.quantile(values, 0.25))
+
+
+def test_quantile_of_a_density(mixed_experiment: Experiment) -> None:
+    (original, modified) = arrays(conditioning_heat_map(mixed_experiment, measure="sigma_q50", trial=0))
+    rows = mixed_experiment.spectra.query("layer == 'block3' and step == 30").set_index("run_id")
+    assert original[2, 10] == pytest.approx(np.median(rows.loc["original-lr0.1-t0", "values"]))
+    row = rows.loc["modified-lr0.1-t0"]
+    nodes, weights = row["nodes"][::-1], row["weights"][::-1]
+    assert modified[2, 10] == pytest.approx(np.interp(0.5, np.cumsum(weights) - weights / 2, nodes))
+
+
+def test_quantile_beyond_the_outermost_node_is_a_bound(mixed_experiment: Experiment) -> None:
+    grid = measured(mixed_experiment.spectra, "sigma_q01").set_index(["run_id", "step", "layer"])
+    for row in mixed_experiment.spectra.itertuples():
+        bound = row.nodes is not None and row.weights[-1] / 2 > 0.01
+        assert grid.loc[(row.run_id, row.step, row.layer), "bound"] == ("below" if bound else "")
+    assert set(grid["bound"]) == {"", "below"}
+
+
+def test_estimated_condition_number_is_a_bound_and_estimated_mean_is_not(mixed_experiment: Experiment) -> None:
+    for measure, bounds in (("condition_number", {"", "above"}), ("sigma_mean", {""}), ("sigma_gmean", {""})):
+        assert set(measured(mixed_experiment.spectra, measure)["bound"]) == bounds
+    raised = mixed_experiment.spectra.assign(floor=0.5)
+    assert set(measured(raised, "sigma_gmean")["bound"]) == {"", "below"}
+
+
+def test_error_of_a_mean_over_trials(mixed_experiment: Experiment) -> None:
+    spectra = mixed_experiment.spectra.merge(mixed_experiment.runs[["run_id", "arm"]], on="run_id")
+    cell = ("block2", 6)
+    rows = spectra.query("layer == 'block2' and step == 6").set_index("run_id")
+    relative = rows["sigma_mean_se"] / rows["sigma_mean"]
+    modified = layer_step_grid(spectra, "modified", "sigma_mean").loc[cell]
+    both = np.hypot(*relative[["modified-lr0.1-t0", "modified-lr0.1-t1"]]) / 2
+    assert modified["error"] == pytest.approx(modified["value"] * both)
+    # The exact trial adds no error.
+    original = layer_step_grid(spectra, "original", "sigma_mean").loc[cell]
+    assert original["error"] == pytest.approx(original["value"] * relative["original-lr0.1-t1"] / 2)
+
+
+def test_few_cells_hold_their_standard_errors(mixed_experiment: Experiment) -> None:
+    spectra = mixed_experiment.spectra[mixed_experiment.spectra["step"].isin([0, 15, 30])]
+    figure = conditioning_heat_map(
+        dataclasses.replace(mixed_experiment, spectra=spectra), measure="sigma_mean", trial=0
+    )
+    original, modified = figure.axes[2:4]
+    assert not [text for text in original.texts if text.get_gid() == "error"]  # this trial is exact
+    texts = {text.get_position(): text.get_text() for text in modified.texts if text.get_gid() == "error"}
+    assert len(texts) == 9
+    (row,) = spectra.query("run_id == 'modified-lr0.1-t0' and layer == 'block2' and step == 15").itertuples()
+    assert texts[15, 1] == with_error(row.sigma_mean, row.sigma_mean_se)
+    assert "estimates: standard error" in figure.get_suptitle()
+
+
+def test_large_standard_errors_of_many_cells_are_dots(mixed_experiment: Experiment) -> None:
+    spectra = mixed_experiment.spectra.copy()
+    estimated = spectra["nodes"].notna()
+    large = spectra["run_id"].eq("modified-lr0.1-t0") & spectra["layer"].eq("block3") & spectra["step"].eq(12)
+    spectra["sigma_mean_se"] = (spectra["sigma_mean"] * np.where(large, 0.11, 0.09)).where(estimated)
+    figure = conditioning_heat_map(
+        dataclasses.replace(mixed_experiment, spectra=spectra), measure="sigma_mean", trial=0
+    )
+    dots = [(axis, line) for axis in figure.axes for line in axis.lines if line.get_gid() == "large error"]
+    assert [(axis, *line.get_xydata()[0]) for axis, line in dots] == [(figure.axes[3], 12, 2)]
+    assert not [text for axis in figure.axes for text in axis.texts]
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["standard error above 10 %"]
+    assert "standard error 9 % (median), at most 11 %" in figure.get_suptitle()
+
+
+def test_a_measure_that_no_spectrum_has(fake_experiment: Experiment) -> None:
+    for change, measure in (({"sigma_gmean": np.nan}, "sigma_gmean"), ({"values": None}, "sigma_q10")):
+        experiment = dataclasses.replace(fake_experiment, spectra=fake_experiment.spectra.assign(**change))
+        with pytest.raises(NothingToDrawError, match=measure):
+            conditioning_heat_map(experiment, measure=measure)
 
 
 def test_unresolved_cell_is_hatched(fake_experiment: Experiment) -> None:

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from matplotlib.collections import PathCollection
+from matplotlib.collections import LineCollection, PathCollection
 from matplotlib.figure import Figure
 
 from diagnostics.errors import InputError, UnknownLayerError
@@ -133,3 +133,17 @@ def test_impossible_options_name_the_way_out(
 ) -> None:
     with pytest.raises(error, match=hint):
         conditioning_vs_speed(fake_experiment, speed, **options)
+
+
+def test_estimates_have_an_error_bar(mixed_experiment: Experiment) -> None:
+    speed = pd.DataFrame({"run_id": mixed_experiment.runs["run_id"], "censored": False, "diverged": False})
+    speed = speed.assign(steps_to_threshold=[3.0, 4.0, 5.0, 6.0])
+    figure = conditioning_vs_speed(mixed_experiment, speed, measure="sigma_mean")
+    (bars,) = [c for c in figure.axes[0].collections if isinstance(c, LineCollection) and c.get_gid() == "error"]
+    rows = mixed_experiment.spectra.query("layer == 'block1' and step == 0 and sigma_mean_se > 0")
+    ends = sorted(tuple(segment[:, 0]) for segment in bars.get_segments())
+    error, mean = rows["sigma_mean_se"], rows["sigma_mean"]
+    assert len(ends) == 3
+    np.testing.assert_allclose(ends, sorted(zip(mean - error, mean + error, strict=True)))
+    assert figure.axes[0].get_xlim()[0] < min(ends)[0] < max(high for _, high in ends) < figure.axes[0].get_xlim()[1]
+    assert "± standard error" in [text.get_text() for text in figure.legends[0].get_texts()]

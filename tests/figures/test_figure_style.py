@@ -2,7 +2,7 @@ import matplotlib
 import pytest
 
 from figures import random_matrices
-from figures.style import arm_styles, fitted, map_label, measure_label, number
+from figures.style import arm_styles, fitted, map_label, measure_label, number, percentage, with_error
 
 
 def test_an_arm_looks_the_same_whatever_the_others() -> None:
@@ -35,6 +35,24 @@ def test_drawing_leaves_the_users_settings_alone() -> None:
 )
 def test_tick_labels(value: float, text: str) -> None:
     assert number(value) == text
+
+
+@pytest.mark.parametrize(
+    ("value", "error", "text"),
+    [
+        (1.2345, 0.0195, "1.23 ±0.02"),
+        (1.2345, 0.0995, "1.2 ±0.1"),
+        (345.6, 20, "346 ±20"),
+        (1.2e-4, 3e-6, "0.00012 ±2.5 %"),
+        (0.5, 0.6, "0.5 ±120 %"),
+    ],
+)
+def test_estimates_show_as_many_digits_as_are_known(value: float, error: float, text: str) -> None:
+    assert with_error(value, error) == text
+
+
+def test_percentages() -> None:
+    assert [percentage(share) for share in (0.00123, 0.0996, 0.125, 1)] == ["0.12 %", "10 %", "12 %", "100 %"]
 
 
 def test_labels_name_what_was_measured() -> None:

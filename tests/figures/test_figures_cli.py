@@ -16,7 +16,9 @@ NAMES = [
     "conditioning_vs_speed",
     "loss_curves",
     "singular_value_histograms",
+    "singular_value_ridges",
     "conditioning_heat_map",
+    "mean_sigma_map",
     "random_matrices",
 ]
 
@@ -59,6 +61,7 @@ def test_missing_speed_table_names_the_remedy(
         (["--measure", "kappa"], "condition_number"),
         (["--map", "tial"], "unknown map 'tial'; known are tail, layer, network, param, kernel. Did you mean 'tail'?"),
         (["--batch-mode", "sampled"], "Did you mean 'sample'?"),
+        (["--ridge-steps", "0"], "must be 1 or more, not 0"),
         (["--scale", "logarithmic"], "known are auto, linear, log"),
         (["--layer", "blck1"], "Did you mean 'block1'"),
         (["--lr", "0.3"], "there are 0.02, 0.05, 0.1"),

@@ -3,16 +3,17 @@ import pytest
 from matplotlib.figure import Figure
 
 from diagnostics.errors import InputError
-from figures.histogram_bins import Bins, Values
+from figures.histogram_bins import Bins
+from figures.values import Values
 
 
 def values(*numbers: float, floor: float = 1e-6) -> Values:
-    return Values(np.array(numbers), np.full(len(numbers), floor))
+    return Values(np.array(numbers), np.full(len(numbers), floor), np.ones(len(numbers)))
 
 
 def labels(bins: Bins) -> list[str]:
     axis = Figure().subplots()
-    bins.set_axis(axis)
+    bins.axis.apply(axis)
     low, high = axis.get_xlim()
     ticks = zip(axis.get_xticks(), axis.xaxis.get_major_formatter().seq, strict=True)
     return [label for tick, label in sorted(ticks) if low <= tick <= high]
@@ -48,9 +49,17 @@ def test_logarithmic_bins_hold_every_value() -> None:
 
 
 def test_each_value_has_the_floor_of_its_own_spectrum() -> None:
-    arm = Values(np.array([1e-3, 1e-3, 1.0, 1e3]), np.array([1e-2, 1e-4, 1e-2, 1e-2]))
+    arm = Values(np.array([1e-3, 1e-3, 1.0, 1e3]), np.array([1e-2, 1e-4, 1e-2, 1e-2]), np.ones(4))
     counts, under = Bins.of([arm], 3).count(arm)
     assert (counts.tolist(), under) == ([1, 1, 1], 1)
+
+
+def test_a_node_counts_for_the_values_it_stands_for() -> None:
+    arm = Values(np.array([10.0, 1.0, 1e-3, 0.0]), np.full(4, 1e-6), np.array([5.0, 100.0, 0.5, 20.0]))
+    counts, under = Bins.of([arm], 2, (1e-3, 100), "log").count(arm)
+    assert (counts.tolist(), under) == ([0.5, 105.0], 20.0)
+    # The one node that spans decades stands for too few values to ask for a logarithmic axis.
+    assert not Bins.of([arm], 2).log
 
 
 def test_place_under_the_floor_is_marked_only_where_needed() -> None:
@@ -58,7 +67,7 @@ def test_place_under_the_floor_is_marked_only_where_needed() -> None:
     cut = values(*np.geomspace(1e-3, 10, 100), 0.0)
     assert labels(Bins.of([whole], 8)) == ["0.001", "0.01", "0.1", "1", "10"]
     assert labels(Bins.of([whole, cut], 8)) == ["under\nfloor", "0.01", "0.1", "1", "10"]
-    columns = Bins.of([whole, cut], 8).unresolved_columns(2)
+    columns = Bins.of([whole, cut], 8).axis.columns(2)
     assert columns[0] < columns[1] < columns[2] < 1e-3
 
 

@@ -9,7 +9,9 @@ from matplotlib.patches import StepPatch
 from diagnostics.errors import InputError
 from diagnostics.tables import Experiment
 from figures import singular_value_histograms
-from figures.singular_value_histograms import order_statistics, pooled_values
+from figures.errors import NothingToDrawError
+from figures.singular_value_histograms import order_statistics
+from figures.values import with_points
 
 
 def stairs(axis: Axes, arm: str) -> StepPatch:
@@ -23,18 +25,26 @@ def stretched(experiment: Experiment) -> Experiment:
     return dataclasses.replace(experiment, spectra=spectra)
 
 
+def points(arms: list[str], values: list[list[float]], counts: list[list[float]], floors: list[float]) -> pd.DataFrame:
+    arrays = {"points": [np.array(row) for row in values], "counts": [np.array(row) for row in counts]}
+    return pd.DataFrame({"arm": arms, "floor": floors, **arrays})
+
+
 def test_order_statistics_by_hand() -> None:
-    spectra = pd.DataFrame({"arm": ["a", "a", "b"], "values": [[4.0, 2.0, 0.0], [2.0, 1.0, 1.0], [5.0, 5.0, 5.0]]})
-    means = order_statistics(spectra.assign(floor=[0.2, 1.0, 5.0]))
+    values = [[4.0, 2.0, 0.0], [2.0, 1.0, 1.0], [5.0, 5.0, 5.0]]
+    means = order_statistics(points(["a", "a", "b"], values, 3 * [[1.0, 1.0, 1.0]], [0.2, 1.0, 5.0]))
     np.testing.assert_array_equal(means["a"].values, [3.0, 1.5, 0.5])
     np.testing.assert_array_equal(means["a"].resolved, [True, True, False])  # the mean floor is 0.6
     np.testing.assert_array_equal(means["b"].values, [5.0, 5.0, 5.0])
     assert not means["b"].resolved.any()
 
 
-def test_pooled_values_keep_their_floors() -> None:
-    spectra = pd.DataFrame({"arm": "a", "values": [[4.0, 2.0], [2.0]], "floor": [3.0, 1.0]})
-    assert pooled_values(spectra)["a"].resolved.tolist() == [True, False, True]
+def test_order_statistics_of_nodes_and_values() -> None:
+    # Two nodes that stand for 1.5 values each, and three values: of the second value each node has one half.
+    spectra = points(["a", "a"], [[4.0, 2.0], [8.0, 6.0, 0.0]], [[1.5, 1.5], [1.0, 1.0, 1.0]], [0.0, 0.0])
+    means = order_statistics(spectra)["a"]
+    np.testing.assert_allclose(means.values, [6.0, 5.0, 4.0, 1.0])
+    np.testing.assert_allclose(means.counts, [1.0, 0.5, 0.5, 1.0])
 
 
 def test_panels_hold_averaged_and_pooled_values(fake_experiment: Experiment) -> None:
@@ -97,12 +107,31 @@ def test_many_arms_are_not_filled(fake_experiment: Experiment) -> None:
     assert filled(dataclasses.replace(fake_experiment, runs=renamed)) == 0
 
 
-def test_estimates_without_values_are_declared(fake_experiment: Experiment) -> None:
+def test_densities_are_counted_by_their_weights(mixed_experiment: Experiment) -> None:
+    figure = singular_value_histograms(mixed_experiment, steps=2, bins=8, range=(0, 4), layer="block2")
+    rows = mixed_experiment.spectra.query("layer == 'block2' and step in [0, 3]")
+    left, right = figure.axes
+    for arm, densities in (("original", 2), ("modified", 4)):
+        chosen = with_points(rows[rows["run_id"].str.startswith(arm)])
+        assert chosen["nodes"].notna().sum() == densities
+        values, counts = (np.concatenate(list(chosen[name])) for name in ("points", "counts"))
+        assert counts.sum() == pytest.approx(4 * 24)
+        pooled = 100 * np.histogram(values, 8, (0, 4), weights=counts)[0] / (4 * 24)
+        np.testing.assert_allclose(stairs(right, arm).get_data().values, pooled)
+        assert np.sum(stairs(left, arm).get_data().values) == pytest.approx(24)
+    assert figure.get_suptitle().endswith("6 of 8 spectra are estimated densities: nodes counted by their weights")
+    assert "beyond" not in left.get_xlabel()
+
+
+def test_spectra_without_values_or_density_are_declared(fake_experiment: Experiment) -> None:
     spectra = fake_experiment.spectra.copy()
     start = spectra["run_id"].eq("chain-lr0.05-t0") & spectra["layer"].eq("block1") & spectra["step"].eq(0)
     spectra["values"] = spectra["values"].where(~start, None)
     figure = singular_value_histograms(dataclasses.replace(fake_experiment, spectra=spectra))
-    assert "not shown: 1 estimate without single values" in figure.get_suptitle()
+    assert "not shown: 1 spectrum without singular values" in figure.get_suptitle()
+    nothing = dataclasses.replace(fake_experiment, spectra=spectra.assign(values=None))
+    with pytest.raises(NothingToDrawError, match="nor their density"):
+        singular_value_histograms(nothing)
 
 
 def test_default_range_holds_nearly_all(fake_experiment: Experiment) -> None:
@@ -122,4 +151,4 @@ def test_impossible_options(fake_experiment: Experiment, options: dict) -> None:
 
 def test_spectra_of_different_sizes_are_not_averaged() -> None:
     with pytest.raises(InputError, match="1 and 2 values"):
-        order_statistics(pd.DataFrame({"arm": "a", "values": [[1.0], [2.0, 1.0]], "floor": 0.0}))
+        order_statistics(points(["a", "a"], [[1.0], [2.0, 1.0]], [[1.0], [1.0, 1.0]], [0.0, 0.0]))

@@ -1,0 +1,134 @@
+"""Arms of an experiment compared in pairs: ratios over trials, with bootstrap intervals. No verdict, no correction.
+
+``python -m experiments.paired_ratios DIR``: each later arm over the one listed before it, and the last over the first.
+"""
+
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import Annotated
+
+import numpy as np
+import pandas as pd
+import tyro
+from scipy.stats import bootstrap
+
+from diagnostics.errors import InputError, near_matches
+from diagnostics.tables import STATISTICS, Experiment, read_experiment
+from experiments.cli import parse_options, run_command
+
+
+@dataclass(frozen=True)
+class Options:
+    """Compare the arms of an experiment in pairs: ratios of geometric means over trials, 95 % bootstrap intervals."""
+
+    directory: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="DIR")]
+    """An experiment written by experiments.train."""
+
+    measures: tuple[str, ...] = STATISTICS
+    """Columns of the spectra table."""
+
+    spectra_steps: int = 10
+    """How many of the first measured steps to average a measure over (geometrically)."""
+
+    loss_steps: tuple[int, ...] = (2, 5, 10, 20, 30)
+    """Steps at which the training losses are compared."""
+
+
+def paired_ratios(
+    tables: Experiment, arms: Sequence[str], measures: Sequence[str], spectra_steps: int, loss_steps: Sequence[int]
+) -> pd.DataFrame:
+    """One row per measure and learning rate, one column per pair of arms: ratio [interval], and in how many trials < 1.
+
+    A pair's trials are those in which both runs have the quantity, positive and finite; a diverged run has no loss at
+    later steps, which the count shows.
+
+    Args:
+        tables: The experiment; each run's first measured layer counts.
+        arms: In the order of comparison.
+        measures: Columns of the spectra table.
+        spectra_steps: How many of the first measured steps to average over.
+        loss_steps: Steps of the training losses.
+    """
+    logs = {name: _log_measure(tables, name, spectra_steps) for name in measures}
+    logs |= {f"training loss at step {step}": _log_loss(tables, step) for step in loss_steps}
+    pairs = list(pairwise(arms)) + ([(arms[0], arms[-1])] if len(arms) > 2 else [])
+    rows = []
+    for name, values in logs.items():
+        frame = tables.runs[["run_id", "arm", "lr", "trial"]].assign(value=tables.runs["run_id"].map(values))
+        for lr, group in frame.groupby("lr"):
+            by_arm = group.pivot(index="trial", columns="arm", values="value")
+            row = {f"{after} / {before}": _ratio(by_arm[after] - by_arm[before]) for before, after in pairs}
+            rows.append({"quantity": name, "lr": f"{lr:g}", **row})
+    return pd.DataFrame(rows)
+
+
+def _log_measure(tables: Experiment, name: str, count: int) -> pd.Series:
+    """Mean logarithm of a measure over each run's first steps, by run."""
+    spectra = tables.spectra
+    first = spectra[spectra["layer"] == spectra.groupby("run_id")["layer"].transform("first")]
+    first = first[first.groupby("run_id")["step"].rank(method="dense") <= count]
+    return _log(first[name]).groupby(first["run_id"]).mean()
+
+
+def _log_loss(tables: Experiment, step: int) -> pd.Series:
+    rows = tables.metrics[(tables.metrics["split"] == "train") & (tables.metrics["step"] == step)]
+    return _log(rows["loss"]).set_axis(rows["run_id"])
+
+
+def _log(values: pd.Series) -> pd.Series:
+    return np.log(values.where(values > 0)).replace(np.inf, np.nan)
+
+
+def _ratio(differences: pd.Series) -> str:
+    differences = differences.dropna()
+    if differences.empty:
+        return "–"
+    text = f"{np.exp(differences.mean()):.2f}"
+    if differences.nunique() > 1:
+        interval = bootstrap((differences.to_numpy(),), np.mean, rng=np.random.default_rng(0)).confidence_interval
+        text += f" [{np.exp(interval.low):.2f}, {np.exp(interval.high):.2f}]"
+    return f"{text}, < 1 in {int((differences < 0).sum())} of {len(differences)}"
+
+
+def print_ratios(options: Options) -> None:
+    """Print the table.
+
+    Raises:
+        InputError: The directory is no experiment with spectra and at least two arms, or a measure is unknown.
+    """
+    for name in options.measures:
+        if name not in STATISTICS:
+            raise InputError(
+                f"unknown measure {name!r}; known are {', '.join(STATISTICS)}.{near_matches(name, STATISTICS)}"
+            )
+    tables = read_experiment(options.directory)
+    if tables.spectra.empty:
+        raise InputError(f"{options.directory} has no spectra; train with diagnostics, or analyse its checkpoints")
+    arms = _listed_arms(options.directory, tables)
+    if len(arms) < 2:
+        raise InputError(f"{options.directory} has one arm only, {arms[0]}; there is nothing to compare")
+    table = paired_ratios(tables, arms, options.measures, options.spectra_steps, options.loss_steps)
+    print(table.to_string(index=False))
+
+
+def _listed_arms(directory: Path, tables: Experiment) -> list[str]:
+    """The arms in the order in which they were asked for."""
+    there = list(tables.runs["arm"].dropna().unique())
+    try:
+        listed = json.loads((directory / "experiment.json").read_text())["arms"]
+    except (OSError, ValueError, KeyError):
+        return there
+    return [arm for arm in listed if arm in there] + [arm for arm in there if arm not in listed]
+
+
+def main(args: Sequence[str] | None = None) -> int:
+    """Run the command line; returns its exit code, 2 for bad input."""
+    return run_command(print_ratios, lambda: parse_options(Options, "python -m experiments.paired_ratios", args))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
