@@ -8,13 +8,15 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from diagnostics import tables
+    from diagnostics.jacobian_operator import JacobianOperator
     from diagnostics.measure import jacobian, spectra
     from diagnostics.monitor import SpectrumMonitor
     from diagnostics.spectrum import Spectrum
 
-__all__ = ["Spectrum", "SpectrumMonitor", "jacobian", "spectra", "tables"]
+__all__ = ["JacobianOperator", "Spectrum", "SpectrumMonitor", "jacobian", "spectra", "tables"]
 
 _HOMES = {
+    "JacobianOperator": "diagnostics.jacobian_operator",
     "Spectrum": "diagnostics.spectrum",
     "SpectrumMonitor": "diagnostics.monitor",
     "jacobian": "diagnostics.measure",

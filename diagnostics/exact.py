@@ -13,10 +13,12 @@ from collections.abc import Iterator
 import numpy as np
 import torch
 from torch import Tensor
+from torch.distributed import ProcessGroup
 
-from diagnostics.errors import MemoryBudgetError, NonFiniteError
+from diagnostics.errors import MemoryBudgetError, NonFiniteError, readable
 from diagnostics.jacobians import RowSource
 from diagnostics.maps import Map
+from diagnostics.progress import Progress
 from diagnostics.spectrum import Spectrum, gram_floor, jacobian_floor
 
 #: Copies of a Gram matrix that its eigensolver holds.
@@ -29,7 +31,16 @@ _CONVERTED_COLUMNS = 2048
 _PANELS = 4
 
 
-def exact_spectrum(map: Map, *, batch_mode: str, memory_budget: int, sample: int | None = None) -> Spectrum:
+def exact_spectrum(
+    map: Map,
+    *,
+    batch_mode: str,
+    memory_budget: int,
+    sample: int | None = None,
+    note: str = "",
+    progress: Progress | None = None,
+    group: ProcessGroup | None = None,
+) -> Spectrum:
     """All singular values of a map; for ``kernel`` the eigenvalues of the Gram matrix of its Jacobian.
 
     Cost: one forward pass and ``rows`` backward passes (several times as many for a wide Jacobian that does not
@@ -40,6 +51,9 @@ def exact_spectrum(map: Map, *, batch_mode: str, memory_budget: int, sample: int
         batch_mode: Recorded in the result.
         memory_budget: Bytes for the Jacobian or its Gram matrix and all temporaries.
         sample: Recorded in the result.
+        note: Recorded in the result.
+        progress: Called after every chunk of rows.
+        group: Processes to share the rows among; all have to call, and all get the same result.
 
     Raises:
         MemoryBudgetError: Not even the smaller Gram matrix fits.
@@ -47,8 +61,8 @@ def exact_spectrum(map: Map, *, batch_mode: str, memory_budget: int, sample: int
     """
     start = time.perf_counter()
     plan = Plan.of(map, memory_budget)
-    source = RowSource(map, plan.chunk_bytes)
-    notes: list[str] = []
+    source = RowSource(map, plan.chunk_bytes, progress=progress, group=group)
+    notes = [note] if note else []
     values, gram_side = _singular_values(plan, source, notes)
     floor = jacobian_floor(_frobenius_norm(values), torch.finfo(map.point.dtype).eps)
     if gram_side:
@@ -111,7 +125,7 @@ class Plan:
         if block < 1:
             raise MemoryBudgetError(
                 f"the {map.name} map of {map.layer!r} is {rows}×{cols}: its exact spectrum needs about "
-                f"{_readable(gram + one_row + 4 * cols * 8)}, the memory budget is {_readable(memory_budget)}; "
+                f"{readable(gram + one_row + 4 * cols * 8)}, the memory budget is {readable(memory_budget)}; "
                 "use fewer probe samples, a later layer, or a larger memory_budget"
             )
         block = min(block, rows)
@@ -119,6 +133,14 @@ class Plan:
         if rows > cols and double:
             return cls("qr, streamed", block, matrix_bytes, memory_budget)
         return cls(f"gram of {side}, streamed", block, matrix_bytes, memory_budget)
+
+    def cost(self, map: Map, product: float) -> float:
+        """Arithmetic operations it will take, given those of one product with the Jacobian."""
+        rows, short, long = map.rows, min(map.rows, map.cols), max(map.rows, map.cols)
+        # A wide Jacobian that is streamed has its rows computed again for every pair of blocks.
+        blocks = math.ceil(rows / self.block_rows)
+        passes = (blocks + 1) / 2 if rows <= map.cols else 1
+        return passes * rows * product + 2.0 * short**2 * long + 10.0 * short**3
 
 
 def _singular_values(plan: Plan, source: RowSource, notes: list[str]) -> tuple[np.ndarray, int]:
@@ -242,7 +264,3 @@ def _scipy_svdvals(matrix: np.ndarray) -> np.ndarray:
 
 def _first_line(error: Exception) -> str:
     return str(error).strip().splitlines()[0]
-
-
-def _readable(size: int) -> str:
-    return f"{size / 2**30:.2g} GiB" if size >= 2**29 else f"{size / 2**20:.3g} MiB"

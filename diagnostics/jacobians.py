@@ -5,10 +5,13 @@ from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor
+from torch.distributed import ProcessGroup
 from torch.func import vjp, vmap
 
 from diagnostics.errors import UnsupportedModelError
 from diagnostics.maps import Map
+from diagnostics.progress import Progress
+from diagnostics.sharding import gathered_rows
 
 #: Copies of the largest activation that the backward pass of one row keeps alive at a time.
 _LIVE_COPIES = 6
@@ -24,13 +27,22 @@ class RowSource:
     Args:
         map: The map; to be used inside ``isolation.quiet``.
         memory_budget: Bytes that the temporaries of a chunk may take.
+        progress: Called after every chunk.
+        group: Processes to share the rows among; every one of them has to ask for the same rows, and gets them all.
 
     Raises:
         UnsupportedModelError: An operator in the model cannot be differentiated by ``torch.func``.
     """
 
-    def __init__(self, map: Map, memory_budget: int) -> None:
-        self.map = map
+    def __init__(
+        self,
+        map: Map,
+        memory_budget: int,
+        *,
+        progress: Progress | None = None,
+        group: ProcessGroup | None = None,
+    ) -> None:
+        self.map, self._progress, self._group, self._done = map, progress, group, 0
         self.row_bytes = _LIVE_COPIES * map.widest * map.point.element_size()
         self.chunk = min(chunk_size(map, memory_budget), map.rows)
         with clear_autograd_errors(map):
@@ -38,10 +50,18 @@ class RowSource:
 
     def rows(self, start: int, stop: int) -> Tensor:
         """Rows ``start`` to ``stop`` of the Jacobian, shape ``(stop - start, cols)``, row-major."""
+        if self._group is None:
+            return self._own_rows(start, stop)
+        return gathered_rows(self._own_rows, start, stop, self._group)
+
+    def _own_rows(self, start: int, stop: int) -> Tensor:
         block = self.map.point.new_empty(stop - start, self.map.cols)
         for first in range(start, stop, self.chunk):
             last = min(first + self.chunk, stop)
             self._into(block[first - start : last - start], first, last)
+            self._done += last - first
+            if self._progress is not None:
+                self._progress(self._done, max(self._done, self.map.rows))
         return block
 
     def blocks(self, size: int) -> Iterator[Tensor]:

@@ -5,15 +5,18 @@ from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
+from torch.distributed import ProcessGroup
 
-from diagnostics.errors import InputError, near_matches
+from diagnostics.choice import check_method, choose_method
+from diagnostics.errors import InputError
 from diagnostics.exact import exact_spectrum
 from diagnostics.isolation import State, quiet, require_finite, unwrap
 from diagnostics.jacobians import dense_jacobian
 from diagnostics.maps import Map, build_maps, check_map, probe_input
+from diagnostics.matrix_free import matrix_free_spectrum
+from diagnostics.progress import progress_bar
 from diagnostics.spectrum import Spectrum
 
-METHODS = ("auto", "exact")
 GIB = 2**30
 
 Result = TypeVar("Result")
@@ -27,10 +30,14 @@ def spectra(
     layers: Sequence[str] | str | None = None,
     batch_mode: str = "batch",
     method: str = "auto",
+    tolerance: float | None = None,
+    seed: int = 0,
     dtype: torch.dtype | None = None,
     memory_budget: int = GIB,
+    progress: bool = False,
+    group: ProcessGroup | None = None,
 ) -> dict[str, Spectrum]:
-    """Singular values of the chosen maps of a model at a probe batch.
+    """Singular values of the chosen maps of a model at a probe batch, or their density where there are too many.
 
     The model comes out as it went in: weights, buffers, gradients, flags and random streams.
 
@@ -44,9 +51,17 @@ def spectra(
         batch_mode: ``batch`` measures the map of the whole probe at once, with the model's own train/eval flags
             (so that batch norm in train mode couples the samples). ``sample`` measures each sample by itself,
             in eval mode (batch norm with running statistics, no dropout).
-        method: ``exact``, or ``auto``, which is exact.
+        method: ``exact`` computes all singular values; ``lanczos`` a quadrature of their density from products
+            with random vectors, with standard errors; ``auto`` is exact while that fits the memory budget and is
+            cheaper by estimated cost or a matter of seconds (the spectrum's ``note`` says what was chosen, and why).
+        tolerance: Relative standard error of the mean σ that ``lanczos`` is to reach by adding steps and probe
+            vectors; None for 2 vectors and 32 steps. The ``note`` tells where a limit was met first.
+        seed: Of the random vectors.
         dtype: Precision of the Jacobian; None keeps the model's. float64 resolves about 1e8 times smaller values.
         memory_budget: Bytes the measurement may take; chunks are chosen to fit.
+        progress: Whether to show a bar.
+        group: Processes of ``torch.distributed`` to share the work among: probe vectors, or rows of an exact
+            Jacobian. Every one of them has to call, and gets what a single process would.
 
     Returns:
         One spectrum per layer, in the model's order, by name. In ``sample`` mode one per layer and sample, by
@@ -58,13 +73,35 @@ def spectra(
         NonFiniteError: NaN or infinity in the probe, the weights or a Jacobian.
         MemoryBudgetError: A spectrum that does not fit the budget.
         UnsupportedModelError: Something that cannot be differentiated.
-        InputError: An unknown map, batch mode or method.
+        InputError: An unknown map, batch mode or method, or a tolerance that is none.
     """
-    if method not in METHODS:
-        raise InputError(f"unknown method {method!r}; known are {', '.join(METHODS)}.{near_matches(method, METHODS)}")
+    check_method(method, tolerance)
 
     def evaluate(item: Map, sample: int | None) -> Spectrum:
-        return exact_spectrum(item, batch_mode=batch_mode, memory_budget=int(memory_budget), sample=sample)
+        budget = int(memory_budget)
+        chosen, reason = choose_method(item, budget) if method == "auto" else (method, "")
+        with progress_bar(f"{item.name} {item.layer}", show=progress) as advance:
+            if chosen == "exact":
+                return exact_spectrum(
+                    item,
+                    batch_mode=batch_mode,
+                    memory_budget=budget,
+                    sample=sample,
+                    note=reason,
+                    progress=advance,
+                    group=group,
+                )
+            return matrix_free_spectrum(
+                item,
+                batch_mode=batch_mode,
+                memory_budget=budget,
+                sample=sample,
+                tolerance=tolerance,
+                seed=seed,
+                note=reason,
+                progress=advance,
+                group=group,
+            )
 
     found = _measure(evaluate, model, x, map, layers, batch_mode, dtype)
     return {_key(spectrum): spectrum for spectrum in found}

@@ -21,14 +21,18 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from diagnostics.choice import check_method, choose_method
 from diagnostics.errors import InputError
 from diagnostics.exact import Plan
 from diagnostics.isolation import State, device_of, quiet, unwrap
+from diagnostics.jacobian_operator import operator_of
 from diagnostics.jacobians import RowSource
 from diagnostics.maps import Map, build_maps, check_map, probe_input
+from diagnostics.matrix_free import affordable_steps
 from diagnostics.measure import GIB, spectra
 from diagnostics.probe import probe_metrics
 from diagnostics.schedule import Schedule, as_schedule, log_spaced
+from diagnostics.slq import PROBES, STEPS
 from diagnostics.spectrum import Spectrum
 from diagnostics.tables import METRICS, SKIPPED, SPECTRA, TableWriter
 
@@ -72,6 +76,8 @@ class SpectrumMonitor:
         schedule: Interval in steps, or a function of the step; for maps without a schedule of their own.
         max_overhead: Share of the training time that measurements may take. One that would exceed it is skipped,
             which the table ``skipped`` records, and made as soon as it can be afforded. None: never skip.
+        method: ``auto``, ``exact`` or ``lanczos``, as for ``spectra``.
+        tolerance: Accuracy of matrix-free spectra, as for ``spectra``.
         dtype: Precision of the Jacobians; None keeps the model's.
         memory_budget: Bytes a measurement may take.
         run_id: Name of the run in the tables; the directory's name by default.
@@ -92,6 +98,8 @@ class SpectrumMonitor:
         layers: Sequence[str] | str | None = None,
         schedule: Schedule | int | None = None,
         max_overhead: float | None = 0.05,
+        method: str = "auto",
+        tolerance: float | None = None,
         dtype: torch.dtype | None = None,
         memory_budget: int = GIB,
         run_id: str | None = None,
@@ -105,7 +113,8 @@ class SpectrumMonitor:
             raise InputError(f"the probe must be inputs x or a pair (x, y); it is {len(pair)} objects")
         # Copied, as a training loop may fill its batch's memory anew.
         self.x, self.y = (part.detach().clone() if isinstance(part, Tensor) else part for part in pair)
-        self.max_overhead, self.dtype, self.memory_budget = max_overhead, dtype, memory_budget
+        self.max_overhead = max_overhead
+        self.method, self.tolerance, self.dtype, self.memory_budget = method, tolerance, dtype, memory_budget
         self.run_id = run_id or Path(out).resolve().name
         self.latest: dict[str, Spectrum] = {}
         otherwise = schedule if schedule is not None else log_spaced()
@@ -229,6 +238,8 @@ class SpectrumMonitor:
                 map=item.map,
                 layers=item.layers,
                 batch_mode=item.batch_mode,
+                method=self.method,
+                tolerance=self.tolerance,
                 dtype=self.dtype,
                 memory_budget=self.memory_budget,
             )
@@ -261,6 +272,7 @@ class SpectrumMonitor:
     def _check(self, item: Measurement) -> float:
         """Meet every bad input before training starts; return a first guess at the seconds a measurement takes."""
         check_map(item.map, item.batch_mode, self.dtype)
+        check_method(self.method, self.tolerance)
         x = probe_input(self.x, self.model, self.dtype)
         samples, first = (1, x) if item.batch_mode == "batch" else (len(x), x[:1])
         with quiet(self.model, batch_mode=item.batch_mode):
@@ -268,7 +280,15 @@ class SpectrumMonitor:
             return samples * sum(self._first_guess(one) for one in maps)
 
     def _first_guess(self, one: Map) -> float:
-        """Seconds a spectrum will take, from the time of its first chunk of rows."""
+        """Seconds a spectrum will take, from the time of its first chunk of rows or its first products."""
+        method = choose_method(one, self.memory_budget)[0] if self.method == "auto" else self.method
+        if method == "lanczos":
+            affordable_steps(one, self.memory_budget)
+            start = time.perf_counter()
+            operator = operator_of(one, self.memory_budget)
+            ready = time.perf_counter()
+            operator.gram_matvec(torch.ones(operator.shape[1], dtype=operator.dtype, device=operator.device))
+            return ready - start + PROBES * STEPS * (time.perf_counter() - ready)
         source = RowSource(one, Plan.of(one, self.memory_budget).chunk_bytes)
         start = time.perf_counter()
         source.rows(0, source.chunk)

@@ -65,7 +65,7 @@ class Operator(ABC):
         return self.rmatvec(self.matvec(vector))
 
     @property
-    def T(self) -> "Operator":
+    def T(self) -> "Operator":  # noqa: N802
         """The adjoint."""
         return _Adjoint(self)
 
@@ -149,7 +149,7 @@ class _Adjoint(Operator):
         self.operator = operator
 
     @property
-    def T(self) -> Operator:
+    def T(self) -> Operator:  # noqa: N802
         """The operator itself."""
         return self.operator
 

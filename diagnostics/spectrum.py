@@ -1,4 +1,4 @@
-"""A spectrum: the singular values of a map, their statistics, and how far each can be trusted.
+"""A spectrum: the singular values of a map or their density, statistics, and how far each can be trusted.
 
 Statistics that depend on the smallest values (``sigma_min``, ``sigma_gmean``, ``condition_number``) are taken on
 ``max(σ, floor)``: when a value lies under the floor they are bounds, and ``resolved`` is False. ``values`` keeps
@@ -6,11 +6,13 @@ what was computed, untouched.
 """
 
 import dataclasses
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import InitVar, dataclass, field
 from typing import Any
 
 import numpy as np
 
+from diagnostics.density import Estimate
 from diagnostics.tables import STATISTICS
 
 #: Rounding moves a small singular value by so many units in the last place of ``‖J‖_F`` at most. Measured, float32
@@ -22,7 +24,10 @@ ROUNDING_UNITS = 16
 
 @dataclass(frozen=True)
 class Spectrum:
-    """All singular values of one map, descending, with statistics and provenance.
+    """The singular values of one map, or a quadrature of their density, with statistics and provenance.
+
+    Each statistic has a standard error beside it, ``sigma_mean_se`` and so on: None where all singular values were
+    computed.
 
     Attributes:
         map: ``layer``, ``tail``, ``network``, ``param`` or ``kernel``.
@@ -30,9 +35,12 @@ class Spectrum:
         batch_mode: ``batch`` or ``sample``.
         sample: Index of the probe sample in ``sample`` mode, else None.
         values: Singular values, descending, shape ``(min(rows, cols),)``, float64. For ``kernel`` these are
-            the eigenvalues of the (positive semi-definite) kernel.
+            the eigenvalues of the (positive semi-definite) kernel. Empty when only the density is known.
+        nodes: Nodes of the density's quadrature, descending, shape ``(k,)``; empty when all values are known.
+        weights: The share of the ``min(rows, cols)`` singular values that each node stands for; they sum to 1.
         sigma_max: Largest singular value, the spectral norm.
-        sigma_min: Smallest one; when it is under ``floor``, the floor itself, an upper bound.
+        sigma_min: Smallest one; when it is under ``floor``, the floor itself, an upper bound. Of a density the smallest
+            node, an upper bound too.
         sigma_mean: Arithmetic mean.
         sigma_gmean: Geometric mean of ``max(σ, floor)``.
         sigma_median: Median.
@@ -41,15 +49,16 @@ class Spectrum:
         rank: How many values exceed ``floor``.
         effective_rank: ``exp(entropy(σ / Σσ))`` (Roy & Vetterli 2007).
         stable_rank: ``‖J‖_F² / ‖J‖₂²``.
-        resolved: Whether every value exceeds ``floor``.
+        resolved: Whether every value is known and exceeds ``floor``.
         rows: ``N·d_out``, or ``d_out`` in ``sample`` mode.
         cols: ``N·d_in``, or ``d_in`` in ``sample`` mode.
         floor: Size below which a value cannot be told from zero.
-        method: How it was obtained, such as ``exact: svd`` or ``exact: gram (rows)``.
+        method: How it was obtained, such as ``exact: svd`` or ``lanczos: 2 probe vectors × 32 steps``.
         dtype: Precision in which the Jacobian was computed.
         seconds: Time it took.
         peak_bytes: Largest memory the engine planned for its temporaries and matrices.
         note: Anything a reader should know, such as a solver that failed and what replaced it.
+        estimates: To be given with a density: an ``Estimate`` for each of ``tables.STATISTICS``.
     """
 
     map: str
@@ -65,6 +74,9 @@ class Spectrum:
     seconds: float = 0.0
     peak_bytes: int = 0
     note: str = ""
+    nodes: np.ndarray = field(default_factory=lambda: np.zeros(0), repr=False)
+    weights: np.ndarray = field(default_factory=lambda: np.zeros(0), repr=False)
+    estimates: InitVar[Mapping[str, Estimate] | None] = None
     sigma_max: float = field(init=False)
     sigma_min: float = field(init=False)
     sigma_mean: float = field(init=False)
@@ -76,21 +88,38 @@ class Spectrum:
     effective_rank: float = field(init=False)
     stable_rank: float = field(init=False)
     resolved: bool = field(init=False)
+    sigma_max_se: float | None = field(init=False)
+    sigma_min_se: float | None = field(init=False)
+    sigma_mean_se: float | None = field(init=False)
+    sigma_gmean_se: float | None = field(init=False)
+    sigma_median_se: float | None = field(init=False)
+    sigma_rms_se: float | None = field(init=False)
+    condition_number_se: float | None = field(init=False)
+    rank_se: float | None = field(init=False)
+    effective_rank_se: float | None = field(init=False)
+    stable_rank_se: float | None = field(init=False)
 
-    def __post_init__(self) -> None:
-        for name, value in statistics(self.values, self.floor).items():
+    def __post_init__(self, estimates: Mapping[str, Estimate] | None) -> None:
+        if estimates is None:
+            found = statistics(self.values, self.floor) | {f"{name}_se": None for name in STATISTICS}
+        else:
+            found = {name: estimates[name].value for name in STATISTICS} | {"resolved": False}
+            found["rank"] = round(found["rank"])
+            found |= {f"{name}_se": estimates[name].error for name in STATISTICS}
+        for name, value in found.items():
             object.__setattr__(self, name, value)
 
     def as_row(self) -> dict[str, Any]:
         """The spectrum as a row of the ``spectra`` table (without ``run_id`` and ``step``)."""
         row = {item.name: getattr(self, item.name) for item in dataclasses.fields(self)}
-        return row | {"values": self.values.tolist()}
+        return row | {name: row[name].tolist() or None for name in ("values", "nodes", "weights")}
 
     def __str__(self) -> str:
         kappa = f"κ {'' if self.resolved else '≥ '}{self.condition_number:.3g}"
         return (
             f"{self.map} {self.layer}: {self.rows}×{self.cols}, σ from {self.sigma_max:.3g} down to "
-            f"{'' if self.resolved else '≤ '}{self.sigma_min:.3g}, mean {self.sigma_mean:.3g}, {kappa} ({self.method})"
+            f"{'' if self.resolved else '≤ '}{self.sigma_min:.3g}, mean {self.sigma_mean:.3g}"
+            f"{'' if self.sigma_mean_se is None else f' ± {self.sigma_mean_se:.1g}'}, {kappa} ({self.method})"
         )
 
 

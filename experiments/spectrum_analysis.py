@@ -1,7 +1,8 @@
 """Spectra of saved checkpoints: ``python experiments/spectrum_analysis.py PATH…``.
 
 A PATH is an experiment, a run or a checkpoint of ``experiments.train``; a checkpoint of anybody else's network needs
-``--model package.module:factory --weights FILE --probe FILE``. Writes a table of spectra and their figures.
+``--model package.module:factory --weights FILE --probe FILE``. Writes a table of spectra and their figures. Under
+``torchrun --nproc-per-node N`` the processes share the work of each spectrum.
 """
 
 import dataclasses
@@ -18,6 +19,7 @@ import tyro
 from tqdm import tqdm
 
 from diagnostics import Spectrum, spectra
+from diagnostics.choice import check_method
 from diagnostics.errors import InputError
 from diagnostics.maps import check_map
 from diagnostics.measure import GIB
@@ -34,6 +36,8 @@ from diagnostics.tables import (
 from experiments.analysis_targets import Target, check_probe, find_targets, foreign_target, load_probe
 from experiments.cli import parse_options, run_command
 from experiments.experiment import choose_device
+from experiments.processes import is_first_process, own_device, process_group
+from experiments.shortcut_table import print_shortcut_table
 from figures import conditioning_heat_map, save, singular_value_histograms
 from figures.errors import NothingToDrawError
 
@@ -59,7 +63,15 @@ class Options:
     mode."""
 
     method: str = "auto"
-    """How singular values are obtained: exact, or auto, which is exact."""
+    """How singular values are obtained: exact (all of them), lanczos (a quadrature of their density, with standard
+    errors), or auto, which is exact where that fits the memory budget and is not too dear."""
+
+    tolerance: float | None = None
+    """Relative standard error of the mean singular value that lanczos is to reach, such as 0.05; by default it uses 2
+    probe vectors with 32 steps each."""
+
+    seed: int = 0
+    """Of the probe vectors of lanczos."""
 
     dtype: str | None = None
     """Precision of the Jacobians, float32 or float64; by default the weights' own."""
@@ -93,6 +105,10 @@ class Options:
     """Folder for the results, which replaces earlier ones there; by default 'analysis' in the PATH, or beside the
     checkpoint."""
 
+    shortcuts: bool = False
+    """Instead of analysing a PATH, print the rank and spectrum of every shortcut that changes the shape, in ResNet-18
+    and -50 as initialised with --seed: original against modified arm. Takes about half a minute."""
+
 
 def analyse(options: Options) -> None:
     """Measure every checkpoint, then write the table and the figures and print a summary.
@@ -100,9 +116,14 @@ def analyse(options: Options) -> None:
     Raises:
         InputError: Anything wrong with options, checkpoints or probes, before anything is measured or written.
     """
-    device, dtype = choose_device(options.device), _dtype(options.dtype)
+    if options.shortcuts:
+        if options.paths or options.weights is not None:
+            raise InputError("--shortcuts is about fresh networks; give it without a PATH and without --weights")
+        return print_shortcut_table(seed=options.seed)
+    device, dtype = own_device(choose_device(options.device)), _dtype(options.dtype)
     for name in options.map:
         check_map(name, options.batch_mode)
+    check_method(options.method, options.tolerance)
     if options.memory_budget <= 0:
         raise InputError(f"--memory-budget is in GiB and must be positive; it is {options.memory_budget}")
     targets = _targets(options)
@@ -115,7 +136,7 @@ def analyse(options: Options) -> None:
         raise InputError(f"--out {out} is a file; choose a folder")
 
     rows: list[dict] = []
-    with tqdm(targets, unit="checkpoint", dynamic_ncols=True) as bar:
+    with process_group(device) as group, tqdm(targets, unit="checkpoint", dynamic_ncols=True) as bar:
         for target in bar:
             bar.set_description(f"{target.run['run_id']} step {target.step}")
             model = target.build(options.model, options.model_options).to(device)
@@ -128,11 +149,17 @@ def analyse(options: Options) -> None:
                     layers=list(options.layers) or None,
                     batch_mode=options.batch_mode,
                     method=options.method,
+                    tolerance=options.tolerance,
+                    seed=options.seed,
                     dtype=dtype,
                     memory_budget=int(options.memory_budget * GIB),
+                    progress=True,
+                    group=group,
                 )
                 rows += [_row(target, spectrum) for spectrum in found.values()]
 
+    if not is_first_process():
+        return
     _write(rows, out)
     tables = dataclasses.replace(_tables(targets), spectra=spectra_frame(rows))
     print(layer_step_table(tables.spectra, tables.runs).to_string(index=False))

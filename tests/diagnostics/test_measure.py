@@ -22,9 +22,11 @@ def net():
         ({"map": "tial"}, "unknown map 'tial'; known are layer, tail, network, param, kernel. Did you mean 'tail'"),
         ({"map": None}, "unknown map None"),
         ({"batch_mode": "batched"}, "unknown batch_mode 'batched'; known are batch, sample. Did you mean 'batch'"),
-        ({"method": "exakt"}, "unknown method 'exakt'; known are auto, exact. Did you mean 'exact'"),
+        ({"method": "exakt"}, "unknown method 'exakt'; known are auto, exact, lanczos. Did you mean 'exact'"),
         ({"dtype": torch.int32}, r"dtype must be a floating torch.dtype .*; it is torch.int32"),
         ({"dtype": "float64"}, "it is 'float64'"),
+        ({"tolerance": 0}, "tolerance must be a positive relative error such as 0.01, or None; it is 0"),
+        ({"tolerance": float("nan")}, "tolerance must be a positive"),
     ],
 )
 def test_unknown_options(options, message):
@@ -66,7 +68,7 @@ def test_jacobian_needs_a_layer_unless_the_map_is_the_network_or_the_kernel():
 
 def test_too_small_a_budget_is_told_before_anything_is_computed():
     with pytest.raises(MemoryBudgetError, match=r"the layer map of '0' is 6×6: .* budget is 0.000954 MiB; use"):
-        spectra(net(), X, memory_budget=1000)
+        spectra(net(), X, memory_budget=1000, method="exact")
 
 
 def test_checkpointed_gradients_are_refused_by_name():

@@ -1,0 +1,359 @@
+"""The density of singular values as quadratures from Lanczos, and its statistics with standard errors.
+
+**Sampling.** A start vector ``v`` uniform on the unit sphere of dimension ``d`` sees the singular values through
+``vᵀf(JᵀJ)v = Σ wᵢ f(σᵢ)``, whose weights have the Dirichlet distribution ``(½, …, ½)``. So one probe vector has
+variance exactly ``2/(d+2) · Var(f)`` over the spectrum, which is read off the density itself: a single probe vector has
+a standard error. Nonlinear statistics follow by the delta method.
+
+**Quadrature.** With ``x = σ²`` the even derivatives of ``√x`` are negative and the odd ones positive, so that Gauss's
+rule lies above ``vᵀ(JᵀJ)^½v`` and Gauss–Radau's with a node at 0 below it (Golub & Meurant, *Matrices, Moments and
+Quadrature*, §6). Distribution functions have the bounds of Chebyshev, Markov and Stieltjes (Szegő, *Orthogonal
+Polynomials*, §3.41). A bracket of half-width ``h`` enters the standard error as ``h/√3``: 1.96 of it cover the bracket.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+if TYPE_CHECKING:  # numpy alone at run time
+    from diagnostics.bidiagonal import Bidiagonal
+
+#: A statistic of one singular value; takes and returns an array.
+Function = Callable[[np.ndarray], np.ndarray]
+
+#: What a stated interval takes of the standard error on either side.
+_INTERVAL = 1.96
+#: A bracket's half-width over its share of the standard error: as for a uniform distribution.
+_UNIFORM = 3**0.5
+#: Where the limit of slow quadratures is read off, beside all steps: after this share of them.
+_COARSE_SHARE = 2 / 3
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A number and its standard error."""
+
+    value: float
+    error: float
+
+
+@dataclass(frozen=True, eq=False)
+class Rule:
+    """A quadrature rule.
+
+    Attributes:
+        nodes: Singular values, ascending, shape ``(k,)``, float64.
+        weights: Share of each, shape ``(k,)``; they sum to 1.
+    """
+
+    nodes: np.ndarray
+    weights: np.ndarray
+
+    @classmethod
+    def of(cls, matrix: np.ndarray) -> "Rule":
+        """Singular values of a matrix and the squares of its right singular vectors' first components.
+
+        Args:
+            matrix: Shape ``(k, k)``, or ``(k, k + 1)``: its null vector supplies a node at 0.
+        """
+        _, values, right = np.linalg.svd(matrix)
+        nodes = np.append(values, np.zeros(matrix.shape[1] - len(values)))
+        return cls(nodes[::-1], right[::-1, 0] ** 2)
+
+    def integral(self, function: Function) -> float:
+        """``Σ wᵢ f(σᵢ)``."""
+        return float(self.weights @ function(self.nodes))
+
+    def distribution_bounds(self, points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Bounds of Chebyshev, Markov and Stieltjes on the share at or below each point, and on that below it."""
+        sums = np.append(0.0, np.cumsum(self.weights))
+        below = np.searchsorted(self.nodes, points, side="right") - 1  # last node at or below
+        above = np.searchsorted(self.nodes, points, side="left")  # first node at or above
+        upper = np.where(above < len(self.nodes), sums[np.minimum(above + 1, len(self.nodes))], 1.0)
+        return sums[np.maximum(below, 0)], upper
+
+
+@dataclass(frozen=True, eq=False)
+class Quadrature:
+    """What one probe vector knows of the density.
+
+    Attributes:
+        gauss: Gauss's rule, ``k`` nodes.
+        radau: Gauss–Radau's with a node prescribed at 0, ``k + 1`` nodes.
+        residuals: Some singular value lies within this of each of Gauss's nodes, shape ``(k,)``.
+        exhausted: Whether the Krylov space was, so that Gauss's rule is exact for this probe vector.
+        coarse: The quadrature after two thirds of the steps; None after a single step.
+    """
+
+    gauss: Rule
+    radau: Rule
+    residuals: np.ndarray
+    exhausted: bool
+    coarse: "Quadrature | None" = None
+
+    @classmethod
+    def of(cls, bidiagonal: "Bidiagonal") -> "Quadrature":
+        """The quadratures that a bidiagonalisation holds."""
+        fine = cls._rules(bidiagonal.alphas, bidiagonal.betas)
+        steps = int(_COARSE_SHARE * bidiagonal.steps)
+        if not steps:
+            return fine
+        coarse = cls._rules(bidiagonal.alphas[:steps], bidiagonal.betas[:steps])
+        return cls(fine.gauss, fine.radau, fine.residuals, fine.exhausted, coarse)
+
+    @classmethod
+    def _rules(cls, alphas: np.ndarray, betas: np.ndarray) -> "Quadrature":
+        square = np.diag(alphas) + np.diag(betas[:-1], 1)
+        extended = np.hstack([square, betas[-1] * np.eye(len(alphas))[:, -1:]])
+        residuals = betas[-1] * np.abs(np.linalg.svd(square)[0][-1, ::-1])
+        return cls(Rule.of(square), Rule.of(extended), residuals, bool(betas[-1] == 0))
+
+    @property
+    def steps(self) -> int:
+        """Lanczos steps taken, ``k``."""
+        return len(self.gauss.nodes)
+
+    def mean(self) -> Estimate:
+        """This probe vector's own mean of σ, the middle of its bracket; the error is the quadrature's alone.
+
+        Where in the bracket the truth lies depends on the density at 0: a third from the top where that is finite, at
+        the top where it vanishes, at the bottom where many values are 0. The middle errs least in the worst case.
+        """
+        high, low = self.gauss.integral(_identity), self.radau.integral(_identity)
+        return Estimate((high + low) / 2, 0.0 if self.exhausted else max(high - low, 0.0) / 2 / _UNIFORM)
+
+    def limits(self, function: Function) -> np.ndarray:
+        """An increasing function's integral by Gauss, and what Gauss and Radau tend to if they err by ``1/k``.
+
+        Returns:
+            Shape ``(3,)``. The limits are no lower than Radau's rule and no higher than Gauss's.
+        """
+        high, low = self.gauss.integral(function), self.radau.integral(function)
+        if self.exhausted:
+            return np.full(3, high)
+        if self.coarse is None:
+            return np.array([high, low, low])
+        fine, coarse = self.steps, self.coarse.steps
+        before = np.array([self.coarse.gauss.integral(function), self.coarse.radau.integral(function)])
+        tends = (fine * np.array([high, low]) - coarse * before) / (fine - coarse)
+        return np.append(high, np.clip(tends, low, high))
+
+    def distribution_bounds(self, points: np.ndarray, *, inclusive: bool) -> tuple[np.ndarray, np.ndarray]:
+        """Lower and upper bounds on the share of σ at or below each point, or below it if not ``inclusive``."""
+        if self.exhausted:
+            exact = self.distribution(points, inclusive=inclusive)
+            return exact, exact
+        bounds = [rule.distribution_bounds(points) for rule in (self.gauss, self.radau)]
+        lower, upper = np.maximum(bounds[0][0], bounds[1][0]), np.minimum(bounds[0][1], bounds[1][1])
+        empty = points < 0 if inclusive else points <= 0
+        return np.where(empty, 0.0, lower), np.where(empty, 0.0, upper)
+
+    def distribution(self, points: np.ndarray, *, inclusive: bool) -> np.ndarray:
+        """The share of σ at or below each point (or below it): interpolated between steps of the bounds."""
+        nodes, weights = self.gauss.nodes, self.gauss.weights
+        if self.exhausted:
+            found = np.searchsorted(nodes, points, side="right" if inclusive else "left")
+            return np.minimum(np.append(0.0, np.cumsum(weights))[found], 1.0)
+        middles = np.cumsum(weights) - weights / 2
+        return np.interp(points, np.append(0.0, nodes), np.append(0.0, middles), right=1.0)
+
+
+class Density:
+    """The density of singular values that some probe vectors have in common.
+
+    Where one of them found as many nodes as there are singular values, these are all known, each with the same weight,
+    and the statistics are exact.
+
+    Args:
+        quadratures: One for each probe vector, at least one.
+        size: ``min(rows, cols)``, the dimension of the space that the start vectors are drawn in.
+
+    Attributes:
+        probes: How many probe vectors.
+        nodes: Those of all probe vectors, descending, shape ``(k,)``, float64.
+        weights: Share of the singular values that each node stands for; they sum to 1.
+    """
+
+    def __init__(self, quadratures: Sequence[Quadrature], size: int) -> None:
+        self.probes, self.size = len(quadratures), size
+        complete = [item for item in quadratures if item.steps == size]
+        if complete:
+            rule = Rule(complete[0].gauss.nodes, np.full(size, 1 / size))
+            quadratures = [Quadrature(rule, rule, np.zeros(size), exhausted=True)]
+        self._quadratures = list(quadratures)
+        # Variance of a probe vectors' mean over the variance over the spectrum, 2/(d+2)/n.
+        self._factor = 0.0 if complete else 2 / (size + 2) / self.probes
+        nodes = np.concatenate([item.gauss.nodes for item in self._quadratures])
+        order = np.argsort(nodes, kind="stable")[::-1]
+        self.nodes = nodes[order]
+        weights = np.concatenate([item.gauss.weights for item in self._quadratures])[order]
+        self.weights = weights / weights.sum()
+        # Divided by the largest first: squares of extreme values would leave the range of float64.
+        self._scale = float(self.nodes[0]) or 1.0
+
+    def mean(self) -> Estimate:
+        """Arithmetic mean of σ, with a rigorous bracket for each probe vector."""
+        means = [item.mean() for item in self._quadratures]
+        quadrature = float(np.mean([mean.error for mean in means]))
+        return Estimate(
+            float(np.mean([mean.value for mean in means])), float(np.hypot(self._sampling(_identity), quadrature))
+        )
+
+    def rms(self) -> Estimate:
+        """Root mean square of σ: Gauss's rule is exact for it."""
+        square = self._moment(self._relative_square)
+        root = square**0.5
+        error = self._sampling(self._relative_square) / (2 * root) if root else 0.0
+        return Estimate(self._scale * root, self._scale * error)
+
+    def stable_rank(self, sigma_max: float) -> Estimate:
+        """``‖J‖_F² / σ_max²``, taking ``sigma_max`` as known."""
+        if not sigma_max:
+            return Estimate(0.0, 0.0)
+        factor = self.size * (self._scale / sigma_max) ** 2
+        return Estimate(factor * self._moment(self._relative_square), factor * self._sampling(self._relative_square))
+
+    def gmean(self, floor: float) -> Estimate:
+        """Geometric mean of ``max(σ, floor)``; ``floor`` positive.
+
+        The logarithm's bracket reaches from Gauss's rule, too high, down to a Radau rule that puts all it can at the
+        floor. Far from either the truth is where both tend to with more steps: the middle of Gauss's rule and the two
+        limits is taken, and half their range counts as error.
+        """
+
+        def logarithm(nodes: np.ndarray) -> np.ndarray:
+            return np.log(np.maximum(nodes, floor))
+
+        limits = np.mean([item.limits(logarithm) for item in self._quadratures], axis=0)
+        middle, half = (limits.max() + limits.min()) / 2, (limits.max() - limits.min()) / 2
+        error = _INTERVAL * np.hypot(self._sampling(logarithm, gauss=True), half / _UNIFORM)
+        value, ceiling = float(np.exp(middle)), max(self._scale, floor)
+        # The interval is one of the logarithm; its longer side, within what a mean can be, counts as the error.
+        upper = np.exp(min(middle + error, np.log(ceiling)))
+        return Estimate(value, float(max(upper - value, value - np.exp(middle - error), 0.0)) / _INTERVAL)
+
+    def effective_rank(self) -> Estimate:
+        """``exp(entropy(σ / Σσ))`` (Roy & Vetterli 2007): ``d·a·exp(−b/a)`` with ``a = E[σ]``, ``b = E[σ log σ]``.
+
+        Relative to the largest, ``σ log σ`` is convex where ``√x`` is concave, and so on: bracketed the other way.
+        """
+        if not self.nodes[0]:
+            return Estimate(0.0, 0.0)
+
+        def entropy(nodes: np.ndarray) -> np.ndarray:
+            relative = nodes / self._scale
+            return relative * np.log(np.where(relative > 0, relative, 1.0))
+
+        means, entropies = ([self._moment(f, radau) for radau in (False, True)] for f in (self._relative, entropy))
+        # Each corner of the box that the two brackets span.
+        values = [self.size * a * np.exp(-b / a) for a in means for b in entropies]
+        value, half = (max(values) + min(values)) / 2, (max(values) - min(values)) / 2
+        a, b = means[0], entropies[0]
+        sampling = value * self._sampling(lambda nodes: ((1 + b / a) * self._relative(nodes) - entropy(nodes)) / a)
+        return Estimate(float(value), float(np.hypot(sampling, half / _UNIFORM)))
+
+    def median(self) -> Estimate:
+        """The median of σ."""
+        return self.quantile(0.5)
+
+    def quantile(self, p: float) -> Estimate:
+        """The value that a share ``p`` of the singular values lies below, ``0 < p < 1``."""
+        if not self._factor:
+            return Estimate(float(np.quantile(self.nodes, p)), 0.0)
+        points = np.unique(
+            np.concatenate([rule.nodes for item in self._quadratures for rule in (item.gauss, item.radau)])
+        )
+        shares = np.stack([self._distribution(points, inclusive=side) for side in (False, True)], axis=1).ravel()
+        value = float(np.interp(p, np.maximum.accumulate(shares), np.repeat(points, 2)))
+        # The values that p cannot be told to lie outside of.
+        lower, upper = self._interval(points, inclusive=True)[1], self._interval(points, inclusive=False)[0]
+        low = points[lower < p].max(initial=0.0)
+        high = points[upper > p].min(initial=points[-1])
+        return Estimate(value, float(max(value - low, high - value, 0.0)) / _INTERVAL)
+
+    def share(self, low: float, high: float) -> Estimate:
+        """The share of singular values in ``[low, high]``."""
+        edges = np.array([low]), np.array([high])
+        below = [item.distribution_bounds(edges[0], inclusive=False) for item in self._quadratures]
+        up_to = [item.distribution_bounds(edges[1], inclusive=True) for item in self._quadratures]
+        least = np.mean([np.maximum(top[0] - bottom[1], 0.0) for top, bottom in zip(up_to, below, strict=True)])
+        most = np.mean([np.maximum(top[1] - bottom[0], 0.0) for top, bottom in zip(up_to, below, strict=True)])
+        value = self._distribution(edges[1], inclusive=True) - self._distribution(edges[0], inclusive=False)
+        return self._share(float(np.clip(value[0], least, most)), float(least), float(most))
+
+    def rank(self, floor: float) -> Estimate:
+        """How many singular values exceed ``floor``.
+
+        Up to the floor count the nodes there; for certain, those of them whose residual also lies under it.
+        """
+        up_to, certain, most = [], [], []
+        for item in self._quadratures:
+            nodes, weights = item.gauss.nodes, item.gauss.weights
+            up_to.append(weights[nodes <= floor].sum())
+            certain.append(weights[nodes + item.residuals <= floor].sum())
+            most.append(item.distribution_bounds(np.array([floor]), inclusive=True)[1][0])
+        value, least = np.mean(up_to), np.mean(certain)
+        found = self._share(float(value), float(least), float(max(np.mean(most), value)))
+        return Estimate(self.size * (1 - found.value), self.size * found.error)
+
+    def _share(self, value: float, least: float, most: float) -> Estimate:
+        """A share with its bracket, and the standard error of both."""
+        sampling = self._share_sampling(np.array([value]))[0]
+        return Estimate(value, float(np.hypot(sampling, max(value - least, most - value, 0.0) / _UNIFORM)))
+
+    def _distribution(self, points: np.ndarray, *, inclusive: bool) -> np.ndarray:
+        return np.mean([item.distribution(points, inclusive=inclusive) for item in self._quadratures], axis=0)
+
+    def _interval(self, points: np.ndarray, *, inclusive: bool) -> tuple[np.ndarray, np.ndarray]:
+        """Ends of the interval for the share at or below (or below) each point, ±1.96 standard errors."""
+        bounds = [item.distribution_bounds(points, inclusive=inclusive) for item in self._quadratures]
+        lower, upper = np.mean(bounds, axis=0)
+        middle, half = (upper + lower) / 2, (upper - lower) / 2
+        error = _INTERVAL * np.hypot(self._share_sampling(middle), half / _UNIFORM)
+        return middle - error, middle + error
+
+    def _share_sampling(self, share: np.ndarray) -> np.ndarray:
+        """Standard error of a share from the probe vectors: a share that is neither 0 nor 1 is one value's at least."""
+        least = min(self._least_share, 0.5)
+        inside = (share > 0) & (share < 1)
+        raised = np.where(inside, np.clip(share, least, 1 - least), share)
+        return np.sqrt(self._factor * np.maximum(raised * (1 - raised), 0.0))
+
+    def _moment(self, function: Function, radau: bool = False) -> float:
+        return float(np.mean([(item.radau if radau else item.gauss).integral(function) for item in self._quadratures]))
+
+    @property
+    def _least_share(self) -> float:
+        """What the weight of a node, pooled, should come to at least: it stands for one singular value or more."""
+        return 1 / (self.size * self.probes)
+
+    def _sampling(self, function: Function, *, gauss: bool = False) -> float:
+        """Standard error of ``E[f(σ)]`` from the probe vectors.
+
+        The variance is Radau's, which is exact for ``σ²`` after one step, or Gauss's where 0 is singular for ``f``.
+        A single value's weight ``z²/d`` often comes out far too small, and with it the variance: it is raised.
+        """
+        rules = [item.gauss if gauss or item.exhausted else item.radau for item in self._quadratures]
+        weights = []
+        for item, rule in zip(self._quadratures, rules, strict=True):
+            raised = np.maximum(rule.weights, self._least_share)
+            if rule is item.radau and not item.exhausted:
+                raised[0] = rule.weights[0]  # the node at 0 is prescribed, not found
+            weights.append(raised / raised.sum() / len(rules))
+        values = np.concatenate([function(rule.nodes) for rule in rules])
+        shares = np.concatenate(weights)
+        variance = shares @ (values - shares @ values) ** 2
+        # Over the spectrum; that of a sample of it is smaller by the variance of its mean.
+        return float(np.sqrt(self._factor * variance / (1 - self._factor)))
+
+    def _relative(self, nodes: np.ndarray) -> np.ndarray:
+        return nodes / self._scale
+
+    def _relative_square(self, nodes: np.ndarray) -> np.ndarray:
+        return (nodes / self._scale) ** 2
+
+
+def _identity(nodes: np.ndarray) -> np.ndarray:
+    return nodes

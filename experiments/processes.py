@@ -1,0 +1,33 @@
+"""Several processes started by ``torchrun``: joined to one group, of which the first writes."""
+
+import contextlib
+import os
+from collections.abc import Iterator
+
+import torch
+from torch import distributed
+
+
+@contextlib.contextmanager
+def process_group(device: torch.device) -> Iterator[distributed.ProcessGroup | None]:
+    """The group of all processes that ``torchrun`` started, joined inside; None for a single process."""
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        yield None
+        return
+    distributed.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    try:
+        yield distributed.group.WORLD
+    finally:
+        distributed.destroy_process_group()
+
+
+def own_device(device: torch.device) -> torch.device:
+    """The device for this process: of several GPUs, the one that ``torchrun`` means for it."""
+    if device.type == "cuda" and device.index is None and "LOCAL_RANK" in os.environ:
+        return torch.device("cuda", int(os.environ["LOCAL_RANK"]))
+    return device
+
+
+def is_first_process() -> bool:
+    """Whether this process is to write and print: the only one, or rank 0."""
+    return int(os.environ.get("RANK", "0")) == 0
