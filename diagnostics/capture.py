@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.weak import WeakIdKeyDictionary
 
 from diagnostics.errors import (
     InputError,
@@ -270,14 +271,14 @@ class _DependentSizes(TorchDispatchMode):
     def __init__(self, x: Tensor) -> None:
         super().__init__()
         self.sizes: list[int] = []
-        # Kept alive, so that no other tensor can take the identity of one of them.
-        self._dependent: dict[int, Tensor] = {id(x): x}
+        # Weak, as keeping every activation alive would take the memory of a whole training step.
+        self._dependent = WeakIdKeyDictionary({x: True})
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
         result = func(*args, **(kwargs or {}))
-        if any(id(tensor) in self._dependent for tensor in _tensors(args)):
+        if any(tensor in self._dependent for tensor in _tensors(args)):
             for tensor in _tensors((result,)):
-                self._dependent[id(tensor)] = tensor
+                self._dependent[tensor] = True
                 self.sizes.append(tensor.numel())
         return result
 

@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.func import jvp
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
+from torch.utils.weak import WeakIdKeyDictionary
 
 _aten = torch.ops.aten
 
@@ -104,9 +105,9 @@ class _Recorder(TorchDispatchMode):
     def __init__(self, tangent: Tensor) -> None:
         super().__init__()
         self._operations: list[_Operation] = []
-        self._slots: dict[int, int] = {id(tangent): 0}
-        # Kept alive, so that no other tensor can take the identity of one of them.
-        self._seen: list[Tensor] = [tangent]
+        # Weak, so that what the evaluation no longer needs takes no memory.
+        self._slots = WeakIdKeyDictionary({tangent: 0})
+        self._count = 1
         self._constants: dict[int, tuple[Tensor, int]] = {}
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
@@ -125,10 +126,10 @@ class _Recorder(TorchDispatchMode):
         return {id(leaf): self._constants.get(id(leaf), (leaf, leaf._version)) for leaf in leaves}
 
     def _is_slot(self, value: Any) -> bool:
-        return isinstance(value, Tensor) and id(value) in self._slots
+        return isinstance(value, Tensor) and value in self._slots
 
     def _is_constant(self, value: Any) -> bool:
-        return isinstance(value, Tensor) and id(value) not in self._slots
+        return isinstance(value, Tensor) and value not in self._slots
 
     def _is_copy(self, func: torch._ops.OpOverload, args: tuple[Any, ...], result: Any) -> bool:
         """Whether an operator is a copy, an expansion or a sum whose result is its first argument."""
@@ -143,7 +144,7 @@ class _Recorder(TorchDispatchMode):
 
     def _keep(self, func: torch._ops.OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any) -> None:
         is_copy = self._is_copy(func, args, result)
-        place = lambda leaf: _Slot(self._slots[id(leaf)]) if self._is_slot(leaf) else leaf  # noqa: E731
+        place = lambda leaf: _Slot(self._slots[leaf]) if self._is_slot(leaf) else leaf  # noqa: E731
         args, kwargs = tree_map(place, args), tree_map(place, kwargs)
         kinds = zip(args, func._schema.arguments, strict=False)
         written = [arg.index for arg, kind in kinds if isinstance(arg, _Slot) and kind.is_write]
@@ -151,8 +152,8 @@ class _Recorder(TorchDispatchMode):
         for value in tree_leaves(result):
             if isinstance(value, Tensor):
                 # An operator that works in place returns its argument, whose place stays the same.
-                results.append(self._slots.setdefault(id(value), len(self._seen)))
-                self._seen.append(value)
+                results.append(self._slots.setdefault(value, self._count))
+                self._count += 1
             else:
                 results.append(None)
         self._operations.append(_Operation(_BATCHED.get(func, func), args, kwargs, results, written, is_copy))
@@ -166,7 +167,7 @@ class _Recorder(TorchDispatchMode):
 
     def program(self, derivative: Tensor) -> Callable[[Tensor], Tensor]:
         """What repeats the recorded operators; ``derivative`` is the result that is wanted."""
-        wanted = self._slots.get(id(derivative))
+        wanted = self._slots.get(derivative)
         if wanted is None:  # the function does not depend on its argument
             return lambda tangent: torch.zeros_like(derivative)
         operations, wanted = _without_copies(self._operations, wanted)

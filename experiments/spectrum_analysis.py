@@ -106,8 +106,8 @@ class Options:
     checkpoint."""
 
     shortcuts: bool = False
-    """Instead of analysing a PATH, print the rank and spectrum of every shortcut that changes the shape, in ResNet-18
-    and -50 as initialised with --seed: original against modified arm. Takes about half a minute."""
+    """Print rank and spectrum of the shortcuts that change the shape, original against modified, in preact-resnet18
+    and preact-resnet50 as initialised with --seed; takes no PATH, and half a minute."""
 
 
 def analyse(options: Options) -> None:
