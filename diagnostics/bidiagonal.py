@@ -14,6 +14,9 @@ from torch import Tensor
 
 from diagnostics.operators import Operator
 
+#: Right vectors are allocated so many at a time: many runs end long before the last step that is allowed.
+_BLOCK = 8
+
 #: A new direction shorter than this many units of rounding of the largest coefficient is none: the space is exhausted.
 _BREAKDOWN_UNITS = 100
 
@@ -26,12 +29,17 @@ class Bidiagonal:
         alphas: Diagonal, shape ``(k,)``, float64.
         betas: What links each step to the next, shape ``(k,)``: the superdiagonal, then ``β_k``. That last one is 0
             where the Krylov space is exhausted.
-        V: Right vectors, shape ``(cols, k)``.
+        blocks: Right vectors, one a row, some of them in each block; the last block may have rows to spare.
     """
 
     alphas: np.ndarray
     betas: np.ndarray
-    V: Tensor
+    blocks: tuple[Tensor, ...]
+
+    @property
+    def V(self) -> Tensor:  # noqa: N802
+        """Right vectors, a copy of shape ``(cols, k)``."""
+        return torch.cat(self.blocks)[: self.steps].T
 
     @property
     def steps(self) -> int:
@@ -66,29 +74,32 @@ def golub_kahan(operator: Operator, start: Tensor, max_steps: int) -> Iterator[B
     """
     eps = torch.finfo(operator.dtype).eps
     limit = min(max_steps, operator.shape[1])
-    V = start.new_zeros(limit, operator.shape[1])  # one vector a row, contiguous
-    V[0] = start / torch.linalg.vector_norm(start)
+    blocks = [start.new_zeros(min(_BLOCK, limit), operator.shape[1])]
+    vector = blocks[0][0] = start / torch.linalg.vector_norm(start)
     alphas, betas = np.zeros(limit), np.zeros(limit)
-    left = operator.matvec(V[0])
+    left = operator.matvec(vector)
     for step in range(limit):
         if step:
-            left = operator.matvec(V[step]) - betas[step - 1] * left
+            left = operator.matvec(vector) - betas[step - 1] * left
         alphas[step] = float(torch.linalg.vector_norm(left))
         largest = max(alphas.max(), betas.max())
         if alphas[step] > _BREAKDOWN_UNITS * eps * largest:
             left = left / alphas[step]
-            right = operator.rmatvec(left) - alphas[step] * V[step]
+            right = operator.rmatvec(left) - alphas[step] * vector
         else:
             # The left space is exhausted: a zero singular value, and nothing beyond it.
-            alphas[step], right = 0.0, torch.zeros_like(V[step])
-        known = V[: step + 1]
+            alphas[step], right = 0.0, torch.zeros_like(vector)
         for _ in range(2):
-            right = right - known.T @ (known @ right)
+            for block in blocks:  # rows to spare are zero
+                right = right - block.T @ (block @ right)
         beta = float(torch.linalg.vector_norm(right))
         exhausted = step + 1 == operator.shape[1] or beta <= _BREAKDOWN_UNITS * eps * largest
         betas[step] = 0.0 if exhausted else beta
-        if not exhausted and step + 1 < limit:
-            V[step + 1] = right / beta
-        yield Bidiagonal(alphas[: step + 1].copy(), betas[: step + 1].copy(), known.T)
+        yield Bidiagonal(alphas[: step + 1].copy(), betas[: step + 1].copy(), tuple(blocks))
         if exhausted:
             return
+        if step + 1 < limit:
+            place = (step + 1) % _BLOCK
+            if not place:
+                blocks.append(start.new_zeros(min(_BLOCK, limit - step - 1), operator.shape[1]))
+            vector = blocks[-1][place] = right / beta

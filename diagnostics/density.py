@@ -237,19 +237,16 @@ class Density:
 
         The logarithm's bracket reaches from Gauss's rule, too high, down to a Radau rule that puts all it can at the
         floor. Far from either the truth is where both tend to with more steps: of Gauss's rule and the two limits the
-        middle one is taken, and how far the others lie from it counts as error.
+        middle one is taken; ±1.96 standard errors cover the others and sampling on top.
         """
 
         def logarithm(nodes: np.ndarray) -> np.ndarray:
             return np.log(np.maximum(nodes, floor))
 
         limits = np.sort(np.mean([item.limits(logarithm) for item in self._quadratures], axis=0))
-        middle = float(limits[1])
-        error = _INTERVAL * np.hypot(self._sampling(logarithm, gauss=True), _farthest(middle, limits) / _UNIFORM)
-        value, ceiling = float(np.exp(middle)), max(self._scale, floor)
-        # The interval is one of the logarithm; its longer side, within what a mean can be, counts as the error.
-        upper = np.exp(min(middle + error, np.log(ceiling)))
-        return Estimate(value, float(max(upper - value, value - np.exp(middle - error), 0.0)) / _INTERVAL)
+        sampling = _INTERVAL * self._sampling(logarithm, gauss=True)
+        low, value, high = np.exp(np.minimum(limits + [-sampling, 0.0, sampling], np.log(max(self._scale, floor))))
+        return Estimate(float(value), _farthest(value, [low, high]) / _INTERVAL)
 
     def effective_rank(self) -> Estimate:
         """``exp(entropy(σ / Σσ))`` (Roy & Vetterli 2007): ``d·a·exp(−b/a)`` with ``a = E[σ]``, ``b = E[σ log σ]``.

@@ -79,16 +79,14 @@ def test_the_largest_ritz_value_bounds_and_the_residual_holds(values):
 
 @pytest.mark.parametrize("tolerance", [0.1, 0.02])
 def test_a_tolerance_met_is_met_in_truth(values, tolerance):
-    met = 0
+    needed = 2 / (N + 2) * values.var() / values.mean() ** 2 / (0.75 * tolerance**2)  # of the 32 probe vectors at most
     for seed in range(10):
         found = lanczos_density(operator_of(values), tolerance=tolerance, seed=seed)
         mean = found.density.mean()
         assert found.converged == (mean.error <= tolerance * mean.value)
-        met += found.converged
+        assert found.converged or needed > 16
         if found.converged:
             assert abs(mean.value - values.mean()) <= 3 * tolerance * values.mean()
-    outlier = values.max() > 100  # one value in 120 that makes 13/14 of the mean: no 32 probe vectors suffice
-    assert met == 10 or outlier
 
 
 def test_a_limit_reached_is_said():
