@@ -41,8 +41,11 @@ def choose_method(map: Map, memory_budget: int) -> tuple[str, str]:
         plan = Plan.of(map, memory_budget)
     except MemoryBudgetError:
         return "lanczos", "auto: an exact spectrum does not fit the memory budget"
+    products, algebra = plan.products(map), plan.algebra(map)
+    if products <= _MATRIX_FREE_PRODUCTS and algebra <= _CHEAP:
+        return "exact", f"auto: exact fits, with {products:.0f} products"
     product = _product_cost(map)
-    exact, free = plan.cost(map, product), _MATRIX_FREE_PRODUCTS * product
+    exact, free = products * product + algebra, _MATRIX_FREE_PRODUCTS * product
     if exact <= max(free, _CHEAP):
         return "exact", f"auto: exact fits, at about {exact:.1g} operations"
     return "lanczos", f"auto: exact would take about {exact:.1g} operations, matrix-free {free:.1g}"

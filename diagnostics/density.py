@@ -18,6 +18,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from diagnostics.errors import InputError
+
 if TYPE_CHECKING:  # numpy alone at run time
     from diagnostics.bidiagonal import Bidiagonal
 
@@ -61,7 +63,8 @@ class Rule:
         """
         _, values, right = np.linalg.svd(matrix)
         nodes = np.append(values, np.zeros(matrix.shape[1] - len(values)))
-        return cls(nodes[::-1], right[::-1, 0] ** 2)
+        # Not views: those sum in another order once they have been sent to another process.
+        return cls(nodes[::-1].copy(), right[::-1, 0].copy() ** 2)
 
     def integral(self, function: Function) -> float:
         """``Σ wᵢ f(σᵢ)``."""
@@ -108,7 +111,7 @@ class Quadrature:
     def _rules(cls, alphas: np.ndarray, betas: np.ndarray) -> "Quadrature":
         square = np.diag(alphas) + np.diag(betas[:-1], 1)
         extended = np.hstack([square, betas[-1] * np.eye(len(alphas))[:, -1:]])
-        residuals = betas[-1] * np.abs(np.linalg.svd(square)[0][-1, ::-1])
+        residuals = betas[-1] * np.abs(np.linalg.svd(square)[0][-1, ::-1].copy())
         return cls(Rule.of(square), Rule.of(extended), residuals, bool(betas[-1] == 0))
 
     @property
@@ -233,19 +236,25 @@ class Density:
         return Estimate(factor * self._moment(self._relative_square), factor * self._sampling(self._relative_square))
 
     def gmean(self, floor: float) -> Estimate:
-        """Geometric mean of ``max(σ, floor)``; ``floor`` positive.
+        """Geometric mean of ``max(σ, floor)``.
 
         The logarithm's bracket reaches from Gauss's rule, too high, down to a Radau rule that puts all it can at the
         floor. Far from either the truth is where both tend to with more steps: of Gauss's rule and the two limits the
         middle one is taken; ±1.96 standard errors cover the others and sampling on top.
+
+        Raises:
+            InputError: ``floor`` is not positive.
         """
+        if not floor > 0:
+            raise InputError(f"the floor of a geometric mean must be positive; it is {floor!r}")
 
         def logarithm(nodes: np.ndarray) -> np.ndarray:
             return np.log(np.maximum(nodes, floor))
 
         limits = np.sort(np.mean([item.limits(logarithm) for item in self._quadratures], axis=0))
         sampling = _INTERVAL * self._sampling(logarithm, gauss=True)
-        low, value, high = np.exp(np.minimum(limits + [-sampling, 0.0, sampling], np.log(max(self._scale, floor))))
+        ends = limits + sampling * np.array([-1, 0, 1])
+        low, value, high = np.exp(np.minimum(ends, np.log(max(self._scale, floor))))
         return Estimate(float(value), _farthest(value, [low, high]) / _INTERVAL)
 
     def effective_rank(self) -> Estimate:
@@ -273,7 +282,13 @@ class Density:
         return self.quantile(0.5)
 
     def quantile(self, p: float) -> Estimate:
-        """The value that a share ``p`` of the singular values lies below, ``0 < p < 1``."""
+        """The value that a share ``p`` of the singular values lies below.
+
+        Raises:
+            InputError: Not ``0 < p < 1``.
+        """
+        if not 0 < p < 1:
+            raise InputError(f"a quantile's share must lie between 0 and 1; it is {p!r}")
         if not self._factor:
             return Estimate(float(np.quantile(self.nodes, p)), 0.0)
         points = np.unique(

@@ -134,13 +134,16 @@ class Plan:
             return cls("qr, streamed", block, matrix_bytes, memory_budget)
         return cls(f"gram of {side}, streamed", block, matrix_bytes, memory_budget)
 
-    def cost(self, map: Map, product: float) -> float:
-        """Arithmetic operations it will take, given those of one product with the Jacobian."""
-        rows, short, long = map.rows, min(map.rows, map.cols), max(map.rows, map.cols)
+    def products(self, map: Map) -> float:
+        """Rows of the Jacobian that it will compute, repeated ones included."""
         # A wide Jacobian that is streamed has its rows computed again for every pair of blocks.
-        blocks = math.ceil(rows / self.block_rows)
-        passes = (blocks + 1) / 2 if rows <= map.cols else 1
-        return passes * rows * product + 2.0 * short**2 * long + 10.0 * short**3
+        blocks = math.ceil(map.rows / self.block_rows)
+        return map.rows * ((blocks + 1) / 2 if map.rows <= map.cols else 1)
+
+    def algebra(self, map: Map) -> float:
+        """Arithmetic operations on the matrices, the Jacobian given."""
+        short, long = sorted((map.rows, map.cols))
+        return 2.0 * short**2 * long + 10.0 * short**3
 
 
 def _singular_values(plan: Plan, source: RowSource, notes: list[str]) -> tuple[np.ndarray, int]:

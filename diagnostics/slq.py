@@ -23,6 +23,9 @@ from diagnostics.sketching import smaller_side
 #: Probe vectors and steps of a density for which no accuracy is asked.
 PROBES, STEPS = 2, 32
 
+#: However lax the tolerance, it takes so many steps to tell the ends of a spectrum and the shape of its density.
+_LEAST_STEPS = 16
+
 #: Share of the tolerance that each probe vector's quadrature error may take.
 _QUADRATURE_SHARE = 0.5
 #: The quadrature is computed at every step up to this one, then once in so many per cent more steps.
@@ -84,9 +87,9 @@ def lanczos_density(
 ) -> Lanczos:
     """The density of an operator's singular values, on its smaller side.
 
-    Without a tolerance exactly ``probes`` vectors take ``steps`` steps each. With one, each takes steps until its
-    bracket is narrow enough, and then as many vectors are added as the variance over the spectrum calls for. Nothing
-    depends on the clock or on the number of processes, so that a measurement repeats.
+    Without a tolerance exactly ``probes`` vectors take ``steps`` steps each. With one, each takes steps (16 at least)
+    until its bracket is narrow enough, and then as many vectors are added as the variance over the spectrum calls for.
+    Nothing depends on the clock or on the number of processes, so that a measurement repeats.
 
     Cost: two products a step. Memory: as many vectors of the smaller side as steps, at most ``max_steps``.
 
@@ -163,7 +166,7 @@ def probe_quadrature(
     for bidiagonal in golub_kahan(operator, start_vector(operator, seed, index), max_steps):
         if step_taken is not None:
             step_taken(bidiagonal.steps)
-        if tolerance is not None and bidiagonal.steps >= check:
+        if tolerance is not None and bidiagonal.steps >= max(check, _LEAST_STEPS):
             check = bidiagonal.steps * _SPACING if bidiagonal.steps >= _EVERY_STEP else bidiagonal.steps + 1
             mean = Quadrature.of(bidiagonal).mean()
             if mean.error <= _QUADRATURE_SHARE * tolerance * mean.value:

@@ -22,7 +22,7 @@ _CIFAR: dict[str, Any] = {
     "evaluate_epochs": 1,
     "loss_window": 100,
     "probe_size": 4,
-    "measurements": (Measurement("tail", ("stem", "layer1.1", "layer2.1", "layer3.1")),),
+    "measurements": (Measurement("tail", ("stem", "layer1.1", "layer2.1", "layer3.1")), Measurement("layer")),
     "max_overhead": 0.05,
 }
 
@@ -89,7 +89,7 @@ _DESCRIPTIONS_AND_OPTIONS: dict[str, tuple[str, dict[str, Any]]] = {
             "loss_threshold": 2.5,
             "loss_window": 100,
             "probe_size": 1,
-            "measurements": (Measurement("tail", ("layer3.*", "layer4.*")),),
+            "measurements": (Measurement("tail", ("layer3.*", "layer4.*")), Measurement("layer")),
             "max_overhead": 0.05,
         },
     ),

@@ -6,9 +6,10 @@ A PATH is an experiment, a run or a checkpoint of ``experiments.train``; a check
 """
 
 import dataclasses
+import functools
 import shutil
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -16,6 +17,7 @@ from typing import Annotated
 import pandas as pd
 import torch
 import tyro
+from matplotlib.figure import Figure
 from tqdm import tqdm
 
 from diagnostics import Spectrum, spectra
@@ -38,7 +40,7 @@ from experiments.cli import parse_options, run_command
 from experiments.experiment import choose_device
 from experiments.processes import is_first_process, own_device, process_group
 from experiments.shortcut_table import print_shortcut_table
-from figures import conditioning_heat_map, save, singular_value_histograms
+from figures import conditioning_heat_map, save, singular_value_histograms, singular_value_ridges
 from figures.errors import NothingToDrawError
 
 DTYPES = {"float32": torch.float32, "float64": torch.float64}
@@ -119,7 +121,7 @@ def analyse(options: Options) -> None:
     if options.shortcuts:
         if options.paths or options.weights is not None:
             raise InputError("--shortcuts is about fresh networks; give it without a PATH and without --weights")
-        return print_shortcut_table(seed=options.seed)
+        return print_shortcut_table(seed=options.seed) if is_first_process() else None
     device, dtype = own_device(choose_device(options.device)), _dtype(options.dtype)
     for name in options.map:
         check_map(name, options.batch_mode)
@@ -170,7 +172,7 @@ def analyse(options: Options) -> None:
 def layer_step_table(frame: pd.DataFrame, runs: pd.DataFrame) -> pd.DataFrame:
     """Layer × step: σ_max, σ_min, mean σ and κ, medians over trials and samples.
 
-    ``≤`` marks a smallest singular value, and ``≥`` a condition number, that is only a bound in some of them.
+    ``±`` is the standard error of an estimate. ``≤`` marks a smallest singular value, and ``≥`` a condition number, that is only a bound in some of them.
 
     Args:
         frame: Spectra, columns of ``tables.SPECTRA``.
@@ -183,6 +185,7 @@ def layer_step_table(frame: pd.DataFrame, runs: pd.DataFrame) -> pd.DataFrame:
         sigma_max=("sigma_max", "median"),
         sigma_min=("sigma_min", "median"),
         mean=("sigma_mean", "median"),
+        error=("sigma_mean_se", "median"),
         kappa=("condition_number", "median"),
         resolved=("resolved", "all"),
         spectra=("resolved", "size"),
@@ -193,6 +196,8 @@ def layer_step_table(frame: pd.DataFrame, runs: pd.DataFrame) -> pd.DataFrame:
     table["kappa"] = [f"{mark}{value:.3g}" for (_, mark), value in zip(bound, table["kappa"], strict=True)]
     for name in ("sigma_max", "mean"):
         table[name] = table[name].map("{:.3g}".format)
+    errors = table.pop("error").map("{:.1g}".format)
+    table["mean"] += [f" ±{error}" if error != "nan" else "" for error in errors]
     return table.rename(columns={"sigma_max": "σ max", "sigma_min": "σ min", "mean": "σ mean", "kappa": "κ"})
 
 
@@ -250,14 +255,20 @@ def _tables(targets: Sequence[Target]) -> Experiment:
 
 
 def _draw(tables: Experiment, out: Path) -> list[Path]:
-    """Histogram and heat map of each map that was measured; those there is nothing to draw for are named."""
+    """The figures of each map that was measured; those there is nothing to draw for are named."""
+    makers: dict[str, Callable[..., Figure]] = {
+        "singular_value_histograms": singular_value_histograms,
+        "singular_value_ridges": singular_value_ridges,
+        "conditioning_heat_map": conditioning_heat_map,
+        "mean_sigma_map": functools.partial(conditioning_heat_map, measure="sigma_mean"),
+    }
     paths: list[Path] = []
     for name in tables.spectra["map"].unique():
-        for draw in (singular_value_histograms, conditioning_heat_map):
+        for figure, draw in makers.items():
             try:
-                paths += save(draw(tables, map=name), out / f"{draw.__name__}_{name}")
+                paths += save(draw(tables, map=name), out / f"{figure}_{name}")
             except NothingToDrawError as reason:
-                print(f"skipped {draw.__name__} of {name}: {reason}", file=sys.stderr)
+                print(f"skipped {figure} of {name}: {reason}", file=sys.stderr)
     return paths
 
 

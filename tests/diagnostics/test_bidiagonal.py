@@ -1,5 +1,7 @@
 """The relations of Golub–Kahan bidiagonalisation, and where it ends."""
 
+import itertools
+
 import numpy as np
 import pytest
 import torch
@@ -56,7 +58,7 @@ def test_each_step_extends_the_one_before():
     operator, start = MatrixOperator(torch.from_numpy(MATRICES["tall"])), torch.ones(N, dtype=torch.float64)
     found = list(golub_kahan(operator, start, 5))
     assert [item.steps for item in found] == [1, 2, 3, 4, 5]
-    for before, after in zip(found, found[1:], strict=False):
+    for before, after in itertools.pairwise(found):
         assert np.array_equal(after.alphas[:-1], before.alphas)
         assert np.array_equal(after.betas[:-1], before.betas)
         assert not before.exhausted
