@@ -172,7 +172,8 @@ def analyse(options: Options) -> None:
 def layer_step_table(frame: pd.DataFrame, runs: pd.DataFrame) -> pd.DataFrame:
     """Layer × step: σ_max, σ_min, mean σ and κ, medians over trials and samples.
 
-    ``±`` is the standard error of an estimate. ``≤`` marks a smallest singular value, and ``≥`` a condition number, that is only a bound in some of them.
+    ``±`` is the standard error of an estimate. ``≤`` marks a smallest singular value, and ``≥`` a condition number,
+    that is only a bound in some of them.
 
     Args:
         frame: Spectra, columns of ``tables.SPECTRA``.
