@@ -8,18 +8,38 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from diagnostics import tables
+    from diagnostics.extremes import largest_singular_value, smallest_singular_value
     from diagnostics.jacobian_operator import JacobianOperator
     from diagnostics.measure import jacobian, spectra
     from diagnostics.monitor import SpectrumMonitor
+    from diagnostics.sketching import frobenius_norm, randomized_svd
+    from diagnostics.slq import lanczos_density
     from diagnostics.spectrum import Spectrum
 
-__all__ = ["JacobianOperator", "Spectrum", "SpectrumMonitor", "jacobian", "spectra", "tables"]
+__all__ = [
+    "JacobianOperator",
+    "Spectrum",
+    "SpectrumMonitor",
+    "frobenius_norm",
+    "jacobian",
+    "lanczos_density",
+    "largest_singular_value",
+    "randomized_svd",
+    "smallest_singular_value",
+    "spectra",
+    "tables",
+]
 
 _HOMES = {
     "JacobianOperator": "diagnostics.jacobian_operator",
     "Spectrum": "diagnostics.spectrum",
     "SpectrumMonitor": "diagnostics.monitor",
+    "frobenius_norm": "diagnostics.sketching",
     "jacobian": "diagnostics.measure",
+    "lanczos_density": "diagnostics.slq",
+    "largest_singular_value": "diagnostics.extremes",
+    "randomized_svd": "diagnostics.sketching",
+    "smallest_singular_value": "diagnostics.extremes",
     "spectra": "diagnostics.measure",
 }
 
