@@ -26,6 +26,9 @@ PROBES, STEPS = 2, 32
 #: However lax the tolerance, it takes so many steps to tell the ends of a spectrum and the shape of its density.
 _LEAST_STEPS = 16
 
+#: Keeps probe vectors apart from weights or data drawn with the same seed: one that repeats them is not random.
+_STREAM = 0x51_0A_D5
+
 #: Share of the tolerance that each probe vector's quadrature error may take.
 _QUADRATURE_SHARE = 0.5
 #: The quadrature is computed at every step up to this one, then once in so many per cent more steps.
@@ -176,7 +179,8 @@ def probe_quadrature(
 
 def start_vector(operator: Operator, seed: int, index: int) -> torch.Tensor:
     """A vector uniform on the unit sphere, the same on every device; shape ``(cols,)``, the operator's dtype."""
-    drawn = np.random.default_rng(np.random.SeedSequence([seed, index])).standard_normal(operator.shape[1])
+    sequence = np.random.SeedSequence(seed, spawn_key=(_STREAM, index))
+    drawn = np.random.default_rng(sequence).standard_normal(operator.shape[1])
     return torch.from_numpy(drawn / np.linalg.norm(drawn)).to(dtype=operator.dtype, device=operator.device)
 
 

@@ -47,6 +47,8 @@ def test_composition_applies_the_right_one_first():
     assert product.shape == (4, 3)
     torch.testing.assert_close(product.dense(), left @ right)
     torch.testing.assert_close(product.T.dense(), (left @ right).T)
+    u = random(4, seed=2)
+    torch.testing.assert_close(product.rmatvec(u), (left @ right).T @ u)
 
 
 def test_a_block_without_columns_has_a_product_without_columns():

@@ -98,10 +98,16 @@ def test_a_limit_reached_is_said():
     assert (few_steps.steps, few_steps.converged) == ((4, 4), False)
 
 
-def test_a_tolerance_takes_no_more_steps_than_it_needs():
-    coarse, fine = (lanczos_density(operator_of(SPECTRA["geometric"]), tolerance=t) for t in (0.3, 0.05))
+def test_a_finer_tolerance_takes_more_steps_and_then_more_probe_vectors():
+    operator = operator_of(SPECTRA["geometric"])
+    coarse, fine = (lanczos_density(operator, tolerance=tolerance, max_probes=2) for tolerance in (0.3, 0.005))
     assert max(coarse.steps) < min(fine.steps)
-    assert coarse.density.probes < fine.density.probes
+    few, many = (lanczos_density(operator, tolerance=tolerance) for tolerance in (0.3, 0.1))
+    assert few.density.probes < many.density.probes
+
+
+def test_a_lax_tolerance_still_takes_the_least_steps_unless_the_space_is_exhausted():
+    assert lanczos_density(operator_of(SPECTRA["wishart tall"]), tolerance=1.0).steps == (16, 16)
     assert lanczos_density(operator_of(np.ones(N)), tolerance=1e-6).steps == (1, 1)
 
 
@@ -124,6 +130,14 @@ def test_a_probe_vector_depends_on_its_index_and_the_seed_alone():
     pooled = lanczos_density(operator, probes=3, steps=5, seed=1).density
     apart = [probe_quadrature(operator, index, 5, seed=1).quadrature.gauss.nodes for index in range(3)]
     assert np.array_equal(pooled.nodes, np.sort(np.concatenate(apart))[::-1])
+
+
+@pytest.mark.parametrize("seed", [0, 7])
+def test_a_probe_vector_is_independent_of_data_drawn_with_the_same_seed(seed):
+    # An index of 0 appended to the entropy would leave numpy's stream as it is.
+    data = np.random.default_rng(seed).standard_normal(4000)
+    seen = start_vector(operator_of(data), seed, 0).numpy() ** 2 @ data**2
+    assert seen == pytest.approx(np.mean(data**2), rel=0.2)  # 3, not 1, were they the same
 
 
 def test_float32_is_as_good_as_its_rounding(values):
