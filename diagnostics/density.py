@@ -1,183 +1,21 @@
-"""The density of singular values as quadratures from Lanczos, and its statistics with standard errors.
+"""The density of singular values from several Lanczos runs, and its statistics with standard errors.
 
-**Sampling.** A start vector ``v`` uniform on the unit sphere of dimension ``d`` sees the singular values through
+A start vector ``v`` uniform on the unit sphere of dimension ``d`` sees the singular values through
 ``vᵀf(JᵀJ)v = Σ wᵢ f(σᵢ)``, whose weights have the Dirichlet distribution ``(½, …, ½)``. So one probe vector has
 variance exactly ``2/(d+2) · Var(f)`` over the spectrum, which is read off the density itself: a single probe vector has
-a standard error. Nonlinear statistics follow by the delta method.
-
-**Quadrature.** With ``x = σ²`` the even derivatives of ``√x`` are negative and the odd ones positive, so that Gauss's
-rule lies above ``vᵀ(JᵀJ)^½v`` and Gauss–Radau's with a node at 0 below it (Golub & Meurant, *Matrices, Moments and
-Quadrature*, §6). Distribution functions have the bounds of Chebyshev, Markov and Stieltjes (Szegő, *Orthogonal
-Polynomials*, §3.41). An estimate whose bracket reaches as far as ``h`` has ``h/√3`` added in quadrature, so that ±1.96
-standard errors cover the bracket.
+a standard error. Nonlinear statistics follow by the delta method. The error of the quadrature comes on top
+(``diagnostics/quadrature.py``).
 """
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
 
 import numpy as np
 
 from diagnostics.errors import InputError
-
-if TYPE_CHECKING:  # numpy alone at run time
-    from diagnostics.bidiagonal import Bidiagonal
-
-#: A statistic of one singular value; takes and returns an array.
-Function = Callable[[np.ndarray], np.ndarray]
+from diagnostics.quadrature import UNIFORM, Estimate, Function, Quadrature, Rule, farthest, identity
 
 #: What a stated interval takes of the standard error on either side.
 _INTERVAL = 1.96
-#: A bracket's half-width over its share of the standard error: as for a uniform distribution.
-_UNIFORM = 3**0.5
-#: Where the limit of slow quadratures is read off, beside all steps: after this share of them.
-_COARSE_SHARE = 2 / 3
-
-
-@dataclass(frozen=True)
-class Estimate:
-    """A number and its standard error."""
-
-    value: float
-    error: float
-
-
-@dataclass(frozen=True, eq=False)
-class Rule:
-    """A quadrature rule.
-
-    Attributes:
-        nodes: Singular values, ascending, shape ``(k,)``, float64.
-        weights: Share of each, shape ``(k,)``; they sum to 1.
-    """
-
-    nodes: np.ndarray
-    weights: np.ndarray
-
-    @classmethod
-    def of(cls, matrix: np.ndarray) -> "Rule":
-        """Singular values of a matrix and the squares of its right singular vectors' first components.
-
-        Args:
-            matrix: Shape ``(k, k)``, or ``(k, k + 1)``: its null vector supplies a node at 0.
-        """
-        _, values, right = np.linalg.svd(matrix)
-        nodes = np.append(values, np.zeros(matrix.shape[1] - len(values)))
-        # Not views: those sum in another order once they have been sent to another process.
-        return cls(nodes[::-1].copy(), right[::-1, 0].copy() ** 2)
-
-    def integral(self, function: Function) -> float:
-        """``Σ wᵢ f(σᵢ)``."""
-        return float(self.weights @ function(self.nodes))
-
-    def distribution_bounds(self, points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Bounds of Chebyshev, Markov and Stieltjes on the share at or below each point, and on that below it."""
-        sums = np.append(0.0, np.cumsum(self.weights))
-        below = np.searchsorted(self.nodes, points, side="right") - 1  # last node at or below
-        above = np.searchsorted(self.nodes, points, side="left")  # first node at or above
-        upper = np.where(above < len(self.nodes), sums[np.minimum(above + 1, len(self.nodes))], 1.0)
-        return sums[np.maximum(below, 0)], upper
-
-
-@dataclass(frozen=True, eq=False)
-class Quadrature:
-    """What one probe vector knows of the density.
-
-    Attributes:
-        gauss: Gauss's rule, ``k`` nodes.
-        radau: Gauss–Radau's with a node prescribed at 0, ``k + 1`` nodes.
-        residuals: Some singular value lies within this of each of Gauss's nodes, shape ``(k,)``.
-        exhausted: Whether the Krylov space was, so that Gauss's rule is exact for this probe vector.
-        coarse: The quadrature after two thirds of the steps; None after a single step.
-    """
-
-    gauss: Rule
-    radau: Rule
-    residuals: np.ndarray
-    exhausted: bool
-    coarse: "Quadrature | None" = None
-
-    @classmethod
-    def of(cls, bidiagonal: "Bidiagonal") -> "Quadrature":
-        """The quadratures that a bidiagonalisation holds."""
-        fine = cls._rules(bidiagonal.alphas, bidiagonal.betas)
-        steps = int(_COARSE_SHARE * bidiagonal.steps)
-        if not steps:
-            return fine
-        coarse = cls._rules(bidiagonal.alphas[:steps], bidiagonal.betas[:steps])
-        return cls(fine.gauss, fine.radau, fine.residuals, fine.exhausted, coarse)
-
-    @classmethod
-    def _rules(cls, alphas: np.ndarray, betas: np.ndarray) -> "Quadrature":
-        square = np.diag(alphas) + np.diag(betas[:-1], 1)
-        extended = np.hstack([square, betas[-1] * np.eye(len(alphas))[:, -1:]])
-        residuals = betas[-1] * np.abs(np.linalg.svd(square)[0][-1, ::-1].copy())
-        return cls(Rule.of(square), Rule.of(extended), residuals, bool(betas[-1] == 0))
-
-    @property
-    def steps(self) -> int:
-        """Lanczos steps taken, ``k``."""
-        return len(self.gauss.nodes)
-
-    def bracket(self, function: Function) -> np.ndarray:
-        """Bounds of an integral by Gauss and Gauss–Radau, where these are bounds, and its likely value between them.
-
-        Where in the bracket the truth lies depends on the density at 0: a third from Gauss's end where that is finite,
-        at it where there is none, at the other where many values are 0. Steps narrow the bracket and hardly move that
-        place, so that the coarse bracket tells it: measured, to a fifth of the width or better.
-
-        Returns:
-            Shape ``(3,)``: Gauss's, the likely one, Radau's.
-        """
-        gauss, radau = self.gauss.integral(function), self.radau.integral(function)
-        if self.exhausted:
-            return np.full(3, gauss)
-        place = 0.5
-        if self.coarse is not None:
-            before = self.coarse.gauss.integral(function)
-            shrunk = (before - self.coarse.radau.integral(function)) - (gauss - radau)
-            place = float(np.clip((before - gauss) / shrunk, 0.0, 1.0)) if shrunk else 0.5
-        return np.array([gauss, gauss + place * (radau - gauss), radau])
-
-    def mean(self) -> Estimate:
-        """This probe vector's own mean of σ; the error is the quadrature's alone."""
-        bounds = self.bracket(_identity)
-        return Estimate(float(bounds[1]), _farthest(bounds[1], bounds) / _UNIFORM)
-
-    def limits(self, function: Function) -> np.ndarray:
-        """An increasing function's integral by Gauss, and what Gauss and Radau tend to if they err by ``1/k``.
-
-        Returns:
-            Shape ``(3,)``. The limits are no lower than Radau's rule and no higher than Gauss's.
-        """
-        high, low = self.gauss.integral(function), self.radau.integral(function)
-        if self.exhausted:
-            return np.full(3, high)
-        if self.coarse is None:
-            return np.array([high, low, low])
-        fine, coarse = self.steps, self.coarse.steps
-        before = np.array([self.coarse.gauss.integral(function), self.coarse.radau.integral(function)])
-        tends = (fine * np.array([high, low]) - coarse * before) / (fine - coarse)
-        return np.append(high, np.clip(tends, low, high))
-
-    def distribution_bounds(self, points: np.ndarray, *, inclusive: bool) -> tuple[np.ndarray, np.ndarray]:
-        """Lower and upper bounds on the share of σ at or below each point, or below it if not ``inclusive``."""
-        if self.exhausted:
-            exact = self.distribution(points, inclusive=inclusive)
-            return exact, exact
-        bounds = [rule.distribution_bounds(points) for rule in (self.gauss, self.radau)]
-        lower, upper = np.maximum(bounds[0][0], bounds[1][0]), np.minimum(bounds[0][1], bounds[1][1])
-        empty = points < 0 if inclusive else points <= 0
-        return np.where(empty, 0.0, lower), np.where(empty, 0.0, upper)
-
-    def distribution(self, points: np.ndarray, *, inclusive: bool) -> np.ndarray:
-        """The share of σ at or below each point (or below it): interpolated between steps of the bounds."""
-        nodes, weights = self.gauss.nodes, self.gauss.weights
-        if self.exhausted:
-            found = np.searchsorted(nodes, points, side="right" if inclusive else "left")
-            return np.minimum(np.append(0.0, np.cumsum(weights))[found], 1.0)
-        middles = np.cumsum(weights) - weights / 2
-        return np.interp(points, np.append(0.0, nodes), np.append(0.0, middles), right=1.0)
 
 
 class Density:
@@ -218,7 +56,7 @@ class Density:
         means = [item.mean() for item in self._quadratures]
         quadrature = float(np.mean([mean.error for mean in means]))
         return Estimate(
-            float(np.mean([mean.value for mean in means])), float(np.hypot(self._sampling(_identity), quadrature))
+            float(np.mean([mean.value for mean in means])), float(np.hypot(self._sampling(identity), quadrature))
         )
 
     def rms(self) -> Estimate:
@@ -255,7 +93,7 @@ class Density:
         sampling = _INTERVAL * self._sampling(logarithm, gauss=True)
         ends = limits + sampling * np.array([-1, 0, 1])
         low, value, high = np.exp(np.minimum(ends, np.log(max(self._scale, floor))))
-        return Estimate(float(value), _farthest(value, [low, high]) / _INTERVAL)
+        return Estimate(float(value), farthest(value, [low, high]) / _INTERVAL)
 
     def effective_rank(self) -> Estimate:
         """``exp(entropy(σ / Σσ))`` (Roy & Vetterli 2007): ``d·a·exp(−b/a)`` with ``a = E[σ]``, ``b = E[σ log σ]``.
@@ -276,7 +114,7 @@ class Density:
         # The corners of the box that the two brackets span, where Radau's mean is not 0.
         corners = [self.size * x * np.exp(-y / x) for x in means if x > 0 for y in entropies]
         sampling = value * self._sampling(lambda nodes: ((1 + b / a) * self._relative(nodes) - entropy(nodes)) / a)
-        return Estimate(value, float(np.hypot(sampling, _farthest(value, corners) / _UNIFORM)))
+        return Estimate(value, float(np.hypot(sampling, farthest(value, corners) / UNIFORM)))
 
     def median(self) -> Estimate:
         """The median of σ."""
@@ -301,7 +139,7 @@ class Density:
         below, up_to = self._interval(points, inclusive=False)[1], self._interval(points, inclusive=True)[0]
         low = points[below < p - 1 / self.size].max(initial=0.0)
         high = points[up_to > p + 1 / self.size].min(initial=points[-1])
-        return Estimate(value, _farthest(value, [low, high]) / _INTERVAL)
+        return Estimate(value, farthest(value, [low, high]) / _INTERVAL)
 
     def share(self, low: float, high: float) -> Estimate:
         """The share of singular values in ``[low, high]``."""
@@ -331,7 +169,7 @@ class Density:
     def _share(self, value: float, least: float, most: float) -> Estimate:
         """A share with its bracket, which atoms fill to either end: ±1.96 standard errors cover it and sampling too."""
         sampling = float(self._share_sampling(np.array(least), np.array(most)))
-        return Estimate(value, sampling + _farthest(value, [least, most]) / _INTERVAL)
+        return Estimate(value, sampling + farthest(value, [least, most]) / _INTERVAL)
 
     def _distribution(self, points: np.ndarray, *, inclusive: bool) -> np.ndarray:
         return np.mean([item.distribution(points, inclusive=inclusive) for item in self._quadratures], axis=0)
@@ -387,12 +225,3 @@ class Density:
 
     def _relative_square(self, nodes: np.ndarray) -> np.ndarray:
         return (nodes / self._scale) ** 2
-
-
-def _identity(nodes: np.ndarray) -> np.ndarray:
-    return nodes
-
-
-def _farthest(value: float, others: Sequence[float] | np.ndarray) -> float:
-    """The largest distance from a value."""
-    return float(np.max(np.abs(np.asarray(others) - value)))

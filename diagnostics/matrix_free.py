@@ -5,11 +5,11 @@ import time
 import torch
 from torch.distributed import ProcessGroup
 
-from diagnostics.density import Estimate
 from diagnostics.errors import MemoryBudgetError, readable
 from diagnostics.jacobian_operator import operator_of
 from diagnostics.maps import Map
 from diagnostics.progress import Progress
+from diagnostics.quadrature import Estimate
 from diagnostics.slq import Lanczos, lanczos_density
 from diagnostics.spectrum import Spectrum, jacobian_floor
 

@@ -13,10 +13,11 @@ import torch
 from torch.distributed import ProcessGroup
 
 from diagnostics.bidiagonal import Bidiagonal, golub_kahan
-from diagnostics.density import Density, Quadrature
+from diagnostics.density import Density
 from diagnostics.errors import InputError
 from diagnostics.operators import Operator
 from diagnostics.progress import Progress
+from diagnostics.quadrature import Quadrature
 from diagnostics.sharding import deal
 from diagnostics.sketching import smaller_side
 

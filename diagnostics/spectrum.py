@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from diagnostics.density import Estimate
+from diagnostics.quadrature import Estimate
 from diagnostics.tables import STATISTICS
 
 #: Rounding moves a small singular value by so many units in the last place of ``‖J‖_F`` at most. Measured, float32

@@ -7,9 +7,10 @@ import pytest
 import torch
 
 from diagnostics.bidiagonal import golub_kahan
-from diagnostics.density import Density, Estimate, Quadrature
+from diagnostics.density import Density
 from diagnostics.errors import InputError
 from diagnostics.operators import MatrixOperator
+from diagnostics.quadrature import Estimate, Quadrature
 from diagnostics.slq import lanczos_density, start_vector
 from diagnostics.spectrum import statistics
 
