@@ -76,9 +76,10 @@ class Density:
     def gmean(self, floor: float) -> Estimate:
         """Geometric mean of ``max(σ, floor)``.
 
-        The logarithm's bracket reaches from Gauss's rule, too high, down to a Radau rule that puts all it can at the
-        floor. Far from either the truth is where both tend to with more steps: of Gauss's rule and the two limits the
-        middle one is taken; ±1.96 standard errors cover the others and sampling on top.
+        The logarithm's bracket reaches from Gauss's rule, too high, down to Radau's, which puts all it can at the
+        floor; ±1.96 standard errors cover it and sampling on top. So the geometric mean is known well only where few
+        steps show that hardly any value can be near 0. Of Gauss's rule and what both rules tend to with more steps the
+        middle one is taken.
 
         Raises:
             InputError: ``floor`` is not positive.
@@ -89,9 +90,10 @@ class Density:
         def logarithm(nodes: np.ndarray) -> np.ndarray:
             return np.log(np.maximum(nodes, floor))
 
-        limits = np.sort(np.mean([item.limits(logarithm) for item in self._quadratures], axis=0))
-        sampling = _INTERVAL * self._sampling(logarithm, gauss=True)
-        ends = limits + sampling * np.array([-1, 0, 1])
+        _, value, high = np.sort(np.mean([item.limits(logarithm) for item in self._quadratures], axis=0))
+        low = float(np.mean([item.bracket(logarithm).min() for item in self._quadratures]))
+        sampling = _INTERVAL * max(self._sampling(logarithm, gauss=gauss) for gauss in (True, False))
+        ends = np.array([low - sampling, value, high + sampling])
         low, value, high = np.exp(np.minimum(ends, np.log(max(self._scale, floor))))
         return Estimate(float(value), farthest(value, [low, high]) / _INTERVAL)
 

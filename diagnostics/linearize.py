@@ -87,7 +87,7 @@ def linearize(function: Callable[[Tensor], Tensor], point: Tensor) -> Callable[[
         NotLinearizableError: An operator has no forward derivative, or tensors that the program needs were overwritten
             while it was recorded.
     """
-    tangent = torch.zeros_like(point)
+    tangent = torch.zeros(point.shape, dtype=point.dtype, device=point.device)  # row-major, as those that will come
     recorder = _Recorder(tangent)
     try:
         with torch.no_grad(), recorder:
@@ -137,6 +137,9 @@ class _Recorder(TorchDispatchMode):
             return False
         if (first.shape, first.dtype, first.device) != (result.shape, result.dtype, result.device):
             return False
+        # Copied to another layout, as a later view may need it.
+        if first.stride() != result.stride():
+            return False
         if func in (_aten._to_copy.default, _aten.expand.default):
             return True
         # Biases have tangents of zeros.
@@ -146,8 +149,7 @@ class _Recorder(TorchDispatchMode):
         is_copy = self._is_copy(func, args, result)
         place = lambda leaf: _Slot(self._slots[leaf]) if self._is_slot(leaf) else leaf  # noqa: E731
         args, kwargs = tree_map(place, args), tree_map(place, kwargs)
-        kinds = zip(args, func._schema.arguments, strict=False)
-        written = [arg.index for arg, kind in kinds if isinstance(arg, _Slot) and kind.is_write]
+        written = _written_slots(func, args, kwargs)
         results: list[int | None] = []
         for value in tree_leaves(result):
             if isinstance(value, Tensor):
@@ -170,7 +172,9 @@ class _Recorder(TorchDispatchMode):
         wanted = self._slots.get(derivative)
         if wanted is None:  # the function does not depend on its argument
             return lambda tangent: torch.zeros_like(derivative)
-        operations, wanted = _without_copies(self._operations, wanted)
+        memory = _Memory(self._operations)
+        operations, wanted = memory.without_copies(self._operations, wanted)
+        takes_copy, gives_copy = memory.is_written(0), memory.is_shared(0, wanted)
         steps: list[tuple[_Operation, list[int]]] = []
         needed = {0, wanted}
         for operation in reversed(operations):
@@ -180,32 +184,67 @@ class _Recorder(TorchDispatchMode):
         steps.reverse()
 
         def product(tangent: Tensor) -> Tensor:
-            values = {0: tangent}
+            # The caller's own vector is neither written into nor handed back.
+            values = {0: tangent.clone() if takes_copy else tangent}
             for operation, last_used in steps:
                 operation.run(values)
                 for slot in last_used:
                     del values[slot]
-            return values[wanted]
+            return values[wanted].clone() if gives_copy else values[wanted]
 
         return product
 
 
-def _without_copies(operations: list[_Operation], wanted: int) -> tuple[list[_Operation], int]:
-    """The program without its needless copies, and where its result now is."""
-    written = {slot for operation in operations for slot in operation.written}
-    views = {slot for one in operations if one.operator.is_view for slot in one.results}  # type: ignore[attr-defined]
-    if written & views:  # memory may be written to under another name
-        return operations, wanted
-    same: dict[int, int] = {}
-    renamed = lambda leaf: _Slot(same.get(leaf.index, leaf.index)) if isinstance(leaf, _Slot) else leaf  # noqa: E731
-    kept = []
-    for operation in operations:
-        args, kwargs = tree_map(renamed, operation.args), tree_map(renamed, operation.kwargs)
-        if operation.is_copy and not {args[0].index, operation.results[0]} & written:
-            same[operation.results[0]] = args[0].index  # type: ignore[index]
-        else:
-            kept.append(dataclasses.replace(operation, args=args, kwargs=kwargs))
-    return kept, same.get(wanted, wanted)
+class _Memory:
+    """Which slots share memory, being views of one another, and which memory is written into.
+
+    Args:
+        operations: The program.
+    """
+
+    def __init__(self, operations: list[_Operation]) -> None:
+        self._owners: dict[int, int] = {0: 0}
+        for one in operations:
+            viewed = next(iter(one.slots()), None) if one.operator.is_view else None  # type: ignore[attr-defined]
+            for slot in one.results:
+                if slot is not None:
+                    self._owners.setdefault(slot, slot if viewed is None else self._owners[viewed])
+        self._written = {self._owners[slot] for one in operations for slot in one.written}
+
+    def is_written(self, slot: int) -> bool:
+        """Whether some operator writes into the slot's memory."""
+        return self._owners[slot] in self._written
+
+    def is_shared(self, slot: int, other: int) -> bool:
+        """Whether two slots have memory in common."""
+        return self._owners[slot] == self._owners[other]
+
+    def without_copies(self, operations: list[_Operation], wanted: int) -> tuple[list[_Operation], int]:
+        """The program without its needless copies, and where its result now is.
+
+        A copy is needed where the memory of either side is written into.
+        """
+        same: dict[int, int] = {}
+        renamed = lambda leaf: _Slot(same.get(leaf.index, leaf.index)) if isinstance(leaf, _Slot) else leaf  # noqa: E731
+        kept = []
+        for operation in operations:
+            args, kwargs = tree_map(renamed, operation.args), tree_map(renamed, operation.kwargs)
+            result = operation.results[0]
+            if operation.is_copy and result is not None and not any(map(self.is_written, (args[0].index, result))):
+                same[result] = args[0].index
+            else:
+                kept.append(dataclasses.replace(operation, args=args, kwargs=kwargs))
+        return kept, same.get(wanted, wanted)
+
+
+def _written_slots(func: torch._ops.OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[int]:
+    """Slots among the arguments that an operator writes into, by its schema."""
+    written = []
+    for position, kind in enumerate(func._schema.arguments):
+        if kind.is_write:
+            value = args[position] if position < len(args) else kwargs.get(kind.name)
+            written += [leaf.index for leaf in tree_leaves(value) if isinstance(leaf, _Slot)]
+    return written
 
 
 def _filled(argument: Any, values: dict[int, Tensor]) -> Any:

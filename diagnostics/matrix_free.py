@@ -10,6 +10,7 @@ from diagnostics.jacobian_operator import operator_of
 from diagnostics.maps import Map
 from diagnostics.progress import Progress
 from diagnostics.quadrature import Estimate
+from diagnostics.sharding import together
 from diagnostics.slq import Lanczos, lanczos_density
 from diagnostics.spectrum import Spectrum, jacobian_floor
 
@@ -59,7 +60,7 @@ def matrix_free_spectrum(
     """
     start = time.perf_counter()
     steps = affordable_steps(map, memory_budget)
-    operator = operator_of(map, memory_budget)
+    operator = together(lambda: operator_of(map, memory_budget), group)
     found = lanczos_density(operator, tolerance=tolerance, seed=seed, max_steps=steps, progress=progress, group=group)
     rows, cols = operator.shape
     floor = jacobian_floor(found.density.rms().value * min(rows, cols) ** 0.5, torch.finfo(operator.dtype).eps)

@@ -23,12 +23,29 @@ def gathered_rows(rows: Callable[[int, int], Tensor], start: int, stop: int, gro
     rank, size = distributed.get_rank(group), distributed.get_world_size(group)
     share = -(-(stop - start) // size)
     first = min(start + rank * share, stop)
-    own = rows(first, min(first + share, stop))
+    own = together(lambda: rows(first, min(first + share, stop)), group)
     padded = own.new_zeros(share, own.shape[1])  # gathering needs equal sizes
     padded[: len(own)] = own
     parts = [torch.empty_like(padded) for _ in range(size)]
     distributed.all_gather(parts, padded, group=group)
     return torch.cat(parts)[: stop - start]
+
+
+def together(work: Callable[[], Result], group: ProcessGroup | None) -> Result:
+    """This process's result of some work that every process of a group does.
+
+    Raises:
+        Exception: What the work raised in any of them, in all of them: none goes on alone.
+    """
+    if group is None:
+        return work()
+    results, error = _attempt([0], lambda _: work())
+    errors: list[Exception | None] = [None] * distributed.get_world_size(group)
+    distributed.all_gather_object(errors, error, group=group)
+    for failure in errors:
+        if failure is not None:
+            raise failure
+    return results[0]
 
 
 def deal(indices: Sequence[int], work: Callable[[int], Result], group: ProcessGroup | None) -> list[Result]:
