@@ -2,7 +2,9 @@
 
 import contextlib
 import os
+import sys
 from collections.abc import Iterator
+from typing import NoReturn
 
 import torch
 from torch import distributed
@@ -31,3 +33,12 @@ def own_device(device: torch.device) -> torch.device:
 def is_first_process() -> bool:
     """Whether this process is to write and print: the only one, or rank 0."""
     return int(os.environ.get("RANK", "0")) == 0
+
+
+def leave(code: int) -> NoReturn:
+    """End the program; one process of several at once, as gloo's threads may abort while the interpreter winds up."""
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        sys.exit(code)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)

@@ -38,7 +38,7 @@ from diagnostics.tables import (
 from experiments.analysis_targets import Target, check_probe, find_targets, foreign_target, load_probe
 from experiments.cli import parse_options, run_command
 from experiments.experiment import choose_device
-from experiments.processes import is_first_process, own_device, process_group
+from experiments.processes import is_first_process, leave, own_device, process_group
 from experiments.shortcut_table import print_shortcut_table
 from figures import conditioning_heat_map, save, singular_value_histograms, singular_value_ridges
 from figures.errors import NothingToDrawError
@@ -280,4 +280,4 @@ def main(args: Sequence[str] | None = None) -> int:
 
 if __name__ == "__main__":
     sys.path.insert(0, str(Path.cwd()))  # so that --model finds factories beside the user
-    sys.exit(main())
+    leave(main())
