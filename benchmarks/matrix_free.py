@@ -5,11 +5,11 @@ peers are ``scipy.sparse.linalg.svds`` on the same operator and ``torch.svd_lowr
 """
 
 import argparse
-import resource
 import statistics
 import subprocess
 import sys
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import scipy.sparse.linalg
@@ -118,10 +118,10 @@ def one_size(index: int, device: torch.device) -> None:
     model = nn.Sequential(build_model("preact-resnet18", num_classes=10).layer1[0]).to(device)
     x = torch.randn(count, 64, side, side, device=device)
     model(x)
-    before = _peak_bytes(device)
+    before = _memory(device)
     options = {"map": "layer", "layers": "0", "method": "lanczos"}
     time = seconds(lambda: spectra(model, x, **options), device)
-    print(x.numel(), time, _peak_bytes(device) - before)
+    print(x.numel(), time, _peak_memory(device) - before)
 
 
 def leading(device: torch.device) -> None:
@@ -145,7 +145,9 @@ def leading(device: torch.device) -> None:
     print("| what | method | seconds | largest relative error |\n|---|---|---|---|")
     times = _medians([row[3] for row in rows], device, 5)
     for (what, method, count, compute), time in zip(rows, times, strict=True):
-        found = np.sort(np.asarray(torch.as_tensor(np.asarray(compute())).cpu()))[::-1][:count]
+        values = compute()
+        values = values.cpu().numpy() if isinstance(values, Tensor) else np.asarray(values)
+        found = np.sort(values)[::-1][:count]
         error = np.max(np.abs(found - truth[:count]) / truth[:count])
         print(f"| {what} | {method} | {time:.3f} | {error:.1e} |", flush=True)
 
@@ -166,10 +168,22 @@ def _medians(functions: list[Callable[[], object]], device: torch.device, repeat
     return [statistics.median(side) for side in zip(*times, strict=True)]
 
 
-def _peak_bytes(device: torch.device) -> int:
+def _memory(device: torch.device) -> int:
+    """Bytes in use; the peak is counted from here."""
     if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+        torch.cuda.reset_peak_memory_stats(device)
+        return torch.cuda.memory_allocated(device)
+    Path("/proc/self/clear_refs").write_text("5")
+    return _status("VmRSS")
+
+
+def _peak_memory(device: torch.device) -> int:
+    return torch.cuda.max_memory_allocated(device) if device.type == "cuda" else _status("VmHWM")
+
+
+def _status(field: str) -> int:
+    line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(field))
+    return int(line.split()[1]) * 1024
 
 
 PARTS = {"accuracy": accuracy, "products": products, "growth": growth, "leading": leading}

@@ -128,7 +128,8 @@ class _MapOperator(Operator):
                     return torch.cat(chunks).T
                 except RuntimeError:
                     self._chunk = 1  # some operator cannot be batched; one vector at a time always works
-            return torch.stack([function(vector).reshape(-1) for vector in vectors], dim=1)
+            products = [function(vector).reshape(-1, 1) for vector in vectors]
+            return products[0] if len(products) == 1 else torch.cat(products, dim=1)
 
 
 class _BlockDiagonal(Operator):

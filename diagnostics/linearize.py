@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.func import jvp
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves, tree_map
+from torch.utils._pytree import tree_flatten, tree_leaves, tree_map
 from torch.utils.weak import WeakIdKeyDictionary
 
 _aten = torch.ops.aten
@@ -62,12 +62,17 @@ class _Operation:
         """The slots among its arguments."""
         return {leaf.index for leaf in tree_leaves((self.args, self.kwargs)) if isinstance(leaf, _Slot)}
 
+    def signature(self) -> Any:
+        """Equal for operators that compute the same."""
+        leaves, structure = tree_flatten((self.args, self.kwargs))
+        keys = [id(leaf) if isinstance(leaf, Tensor) else leaf for leaf in leaves]
+        return self.operator, str(structure), tuple((type(leaf), key) for leaf, key in zip(leaves, keys, strict=True))
+
     def run(self, values: dict[int, Tensor]) -> None:
         """Call the operator on the tensors in the slots and put its results in theirs."""
         args = [_filled(argument, values) for argument in self.args]
         kwargs = {name: _filled(argument, values) for name, argument in self.kwargs.items()}
-        found = self.operator(*args, **kwargs)
-        for slot, value in zip(self.results, [found] if isinstance(found, Tensor) else tree_leaves(found), strict=True):
+        for slot, value in zip(self.results, tree_leaves(self.operator(*args, **kwargs)), strict=True):
             if slot is not None:
                 values[slot] = value
 
@@ -173,7 +178,7 @@ class _Recorder(TorchDispatchMode):
         if wanted is None:  # the function does not depend on its argument
             return lambda tangent: torch.zeros_like(derivative)
         memory = _Memory(self._operations)
-        operations, wanted = memory.without_copies(self._operations, wanted)
+        operations, wanted = memory.condensed(self._operations, wanted)
         takes_copy, gives_copy = memory.is_written(0), memory.is_shared(0, wanted)
         steps: list[tuple[_Operation, list[int]]] = []
         needed = {0, wanted}
@@ -219,21 +224,28 @@ class _Memory:
         """Whether two slots have memory in common."""
         return self._owners[slot] == self._owners[other]
 
-    def without_copies(self, operations: list[_Operation], wanted: int) -> tuple[list[_Operation], int]:
-        """The program without its needless copies, and where its result now is.
+    def condensed(self, operations: list[_Operation], wanted: int) -> tuple[list[_Operation], int]:
+        """The program without needless copies and repetitions, and where its result now is.
 
-        A copy is needed where the memory of either side is written into.
+        Both are needed where the memory of an argument or of the result is written into.
         """
         same: dict[int, int] = {}
+        found: dict[Any, int] = {}
         renamed = lambda leaf: _Slot(same.get(leaf.index, leaf.index)) if isinstance(leaf, _Slot) else leaf  # noqa: E731
         kept = []
-        for operation in operations:
-            args, kwargs = tree_map(renamed, operation.args), tree_map(renamed, operation.kwargs)
+        for original in operations:
+            args, kwargs = tree_map(renamed, original.args), tree_map(renamed, original.kwargs)
+            operation = dataclasses.replace(original, args=args, kwargs=kwargs)
+            slots = [slot for slot in (*operation.slots(), *operation.results) if slot is not None]
             result = operation.results[0]
-            if operation.is_copy and result is not None and not any(map(self.is_written, (args[0].index, result))):
+            if result is None or len(operation.results) > 1 or any(map(self.is_written, slots)):
+                kept.append(operation)
+            elif operation.is_copy:
                 same[result] = args[0].index
+            elif (known := found.setdefault(operation.signature(), result)) != result:
+                same[result] = known
             else:
-                kept.append(dataclasses.replace(operation, args=args, kwargs=kwargs))
+                kept.append(operation)
         return kept, same.get(wanted, wanted)
 
 
