@@ -221,7 +221,13 @@ def test_paper_cifar_runs(nets, real_data, name):
     assert metrics.loc["train", "loss"].notna().sum() == 3
     assert metrics.index.unique("split").tolist() == ["train", "probe", "test"]
     assert tables.spectra["layer"].unique().tolist() == ["layer4.1"]
-    assert set(tables.spectra["rows"]) == {20 if name == "cifar10" else 200}
+    tails, blocks = (tables.spectra[tables.spectra["map"] == map] for map in ("tail", "layer"))
+    assert set(tails["rows"]) == {20 if name == "cifar10" else 200}
+    assert tails["values"].notna().all()
+    # Matrix-free: a density with standard errors.
+    assert set(blocks["rows"]) == {2 * 512 * 4 * 4}
+    assert (blocks["sigma_mean_se"] > 0).all()
+    assert blocks["nodes"].notna().all()
 
 
 def test_paper_imagenet_runs(nets, real_data):

@@ -81,10 +81,11 @@ def test_foreign_weights_with_a_factory_and_a_probe(foreign, tmp_path, capsys):
 def test_the_printed_table_marks_bounds():
     rows = pd.DataFrame({"run_id": ["a", "a"], "map": "tail", "layer": ["x", "y"], "step": 0, "sigma_max": 1.0})
     rows["sigma_min"], rows["sigma_mean"], rows["condition_number"] = 0.1, 0.5, 10.0
-    rows["resolved"] = [True, False]
+    rows["resolved"], rows["sigma_mean_se"] = [True, False], [np.nan, 0.02]
     table = layer_step_table(rows, pd.DataFrame({"run_id": ["a"]}))
     assert list(table["κ"]) == ["10", "≥10"]
     assert list(table["σ min"]) == ["0.1", "≤0.1"]
+    assert list(table["σ mean"]) == ["0.5", "0.5 ±0.02"]
 
 
 def bad_inputs(experiment, tmp_path, options):
