@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from diagnostics.operators import Operator
+from diagnostics.operators import Operator, require_precision
 
 #: Right vectors are allocated so many at a time: many runs end long before the last step that is allowed.
 _BLOCK = 8
@@ -71,7 +71,12 @@ def golub_kahan(operator: Operator, start: Tensor, max_steps: int) -> Iterator[B
         operator: Any; ``cols`` should be its smaller side.
         start: Not zero, shape ``(cols,)``; normalised here.
         max_steps: At most so many; never more than ``cols``.
+
+    Raises:
+        InputError: The operator works in half precision.
+        NonFiniteError: A product holds NaN or infinity.
     """
+    require_precision(operator.dtype, operator.name)
     eps = torch.finfo(operator.dtype).eps
     limit = min(max_steps, operator.shape[1])
     blocks = [start.new_zeros(min(_BLOCK, limit), operator.shape[1])]

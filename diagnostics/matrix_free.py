@@ -8,6 +8,7 @@ from torch.distributed import ProcessGroup
 from diagnostics.errors import MemoryBudgetError, readable
 from diagnostics.jacobian_operator import operator_of
 from diagnostics.maps import Map
+from diagnostics.operators import require_precision
 from diagnostics.progress import Progress
 from diagnostics.quadrature import Estimate
 from diagnostics.sharding import together
@@ -89,7 +90,9 @@ def affordable_steps(map: Map, memory_budget: int) -> int:
 
     Raises:
         MemoryBudgetError: They are too few for a density.
+        InputError: The map is computed in half precision.
     """
+    require_precision(map.point.dtype, f"the {map.name} map of {map.layer!r}")
     steps = memory_budget // _vector_bytes(map)
     if steps < min(_MIN_STEPS, map.rows, map.cols):
         raise MemoryBudgetError(

@@ -183,3 +183,10 @@ class _Product(Operator):
 
     def _apply_adjoint(self, block: Tensor) -> Tensor:
         return self.right._apply_adjoint(self.left._apply_adjoint(block))
+
+
+def require_precision(dtype: torch.dtype, name: str) -> None:
+    """Raise ``InputError`` for a half precision, in which Lanczos and orthonormalisation lose all meaning."""
+    if torch.finfo(dtype).eps > torch.finfo(torch.float32).eps:
+        kind = str(dtype).removeprefix("torch.")
+        raise InputError(f"{name} is computed in {kind}, too coarse for matrix-free methods; use dtype=torch.float32")

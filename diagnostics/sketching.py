@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from diagnostics.errors import InputError
-from diagnostics.operators import Operator
+from diagnostics.operators import Operator, require_precision
 
 #: Vectors that the error bound of ``randomized_svd`` is measured on: it fails with probability ``10 ** -5``.
 _BOUND_VECTORS = 5
@@ -94,6 +94,7 @@ def randomized_svd(
         InputError: ``rank`` is not between 1 and the smaller side, or another option is negative.
         NonFiniteError: A product holds NaN or infinity.
     """
+    require_precision(operator.dtype, operator.name)
     rows, cols = operator.shape
     if not 1 <= rank <= min(rows, cols):
         raise InputError(f"rank={rank}: {operator.name} {operator.shape} has between 1 and {min(rows, cols)} triplets")

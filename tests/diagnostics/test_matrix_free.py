@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import nn
 
-from diagnostics import SpectrumMonitor, spectra
+from diagnostics import JacobianOperator, SpectrumMonitor, lanczos_density, spectra
 from diagnostics.errors import InputError, LayerCallError, MemoryBudgetError, NonFiniteError, UnsupportedModelError
 from diagnostics.spectrum import statistics
 from diagnostics.tables import SPECTRA, STATISTICS, TableWriter, read_experiment, spectra_frame
@@ -477,3 +477,17 @@ def test_two_processes_agree_with_one_and_fail_together(part, tmp_path):
     finally:
         for process in processes:
             process.kill()
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_is_refused_and_float32_offered(dtype, tmp_path):
+    model, x = nn.Sequential(nn.Linear(4, 4), nn.Tanh(), nn.Linear(4, 2)).to(dtype), torch.randn(3, 4).to(dtype)
+    with pytest.raises(InputError, match=r"the layer map of '0' is computed in .*float16, too coarse .* dtype=torch.f"):
+        spectra(model, x, map="layer", layers="0", method="lanczos")
+    with pytest.raises(InputError, match="too coarse"):
+        SpectrumMonitor(model, x, tmp_path / "run", maps="layer", layers="0", method="lanczos")
+    with pytest.raises(InputError, match="too coarse"):
+        lanczos_density(JacobianOperator(model, x, map="layer", layer="0"))
+    found = spectra(model, x, map="layer", layers="0", method="lanczos", dtype=torch.float32)["0"]
+    exact = spectra(model, x, map="layer", layers="0", method="exact", dtype=torch.float32)["0"]
+    assert abs(found.sigma_mean - exact.sigma_mean) < 0.5 * exact.sigma_mean
