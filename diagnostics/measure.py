@@ -1,5 +1,6 @@
 """The two functions that measure a model at a batch: ``spectra`` and ``jacobian``."""
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import TypeVar
 
@@ -80,24 +81,14 @@ def spectra(
     def evaluate(item: Map, sample: int | None) -> Spectrum:
         budget = int(memory_budget)
         chosen, reason = choose_method(item, budget) if method == "auto" else (method, "")
+        free: Callable[..., Spectrum] = functools.partial(matrix_free_spectrum, tolerance=tolerance, seed=seed)
+        engine = exact_spectrum if chosen == "exact" else free
         with progress_bar(f"{item.name} {item.layer}", show=progress) as advance:
-            if chosen == "exact":
-                return exact_spectrum(
-                    item,
-                    batch_mode=batch_mode,
-                    memory_budget=budget,
-                    sample=sample,
-                    note=reason,
-                    progress=advance,
-                    group=group,
-                )
-            return matrix_free_spectrum(
+            return engine(
                 item,
                 batch_mode=batch_mode,
                 memory_budget=budget,
                 sample=sample,
-                tolerance=tolerance,
-                seed=seed,
                 note=reason,
                 progress=advance,
                 group=group,
