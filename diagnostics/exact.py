@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.distributed import ProcessGroup
 
 from diagnostics.errors import MemoryBudgetError, NonFiniteError, readable
+from diagnostics.gram import CONVERTED_COLUMNS, eigenvalues, product, self_product
 from diagnostics.jacobians import RowSource
 from diagnostics.maps import Map
 from diagnostics.progress import Progress
@@ -23,12 +24,6 @@ from diagnostics.spectrum import Spectrum, gram_floor, jacobian_floor
 
 #: Copies of a Gram matrix that its eigensolver holds.
 _GRAM_COPIES = 3
-
-#: Columns that are converted to float64 at a time.
-_CONVERTED_COLUMNS = 2048
-
-#: A symmetric product is computed in this many panels of rows, 5/8 of the work of all of it.
-_PANELS = 4
 
 
 def exact_spectrum(
@@ -113,7 +108,7 @@ class Plan:
         rows, cols, item = map.rows, map.cols, map.point.element_size()
         short, double = min(rows, cols), map.point.dtype == torch.float64
         one_row = map.widest * item
-        converted = min(_CONVERTED_COLUMNS, max(rows, cols))
+        converted = min(CONVERTED_COLUMNS, max(rows, cols))
         gram = 8 * short * (_GRAM_COPIES * short + 2 * converted)
         side = "rows" if rows <= cols else "columns"
         whole = rows * cols * item + (2 * 8 * rows * cols if double else gram)
@@ -159,7 +154,7 @@ def _singular_values(plan: Plan, source: RowSource, notes: list[str]) -> tuple[n
     elif rows > cols:
         gram = torch.zeros(cols, cols, dtype=torch.float64, device=source.map.point.device)
         for block in source.blocks(plan.block_rows):
-            gram += _self_product(block.T)
+            gram += self_product(block.T)
     else:
         blocks = math.ceil(rows / plan.block_rows)
         notes.append(f"every row was computed {(blocks + 1) / 2:g} times over; a larger memory_budget is faster")
@@ -184,29 +179,7 @@ def _frobenius_norm(values: np.ndarray) -> float:
 
 def _gram(jacobian: Tensor) -> Tensor:
     """``J·Jᵀ`` or ``Jᵀ·J``, whichever is smaller, in float64."""
-    return _self_product(jacobian if jacobian.shape[0] <= jacobian.shape[1] else jacobian.T)
-
-
-def _self_product(matrix: Tensor) -> Tensor:
-    """``A·Aᵀ`` accumulated in float64, some columns at a time; only its lower panels are computed."""
-    size = matrix.shape[0]
-    panel = math.ceil(size / _PANELS)
-    total = torch.zeros(size, size, dtype=torch.float64, device=matrix.device)
-    for columns in matrix.split(_CONVERTED_COLUMNS, dim=1):
-        piece = columns.double()
-        for start in range(0, size, panel):
-            stop = start + panel
-            total[start:stop, :stop].addmm_(piece[start:stop], piece[:stop].T)
-    return total.tril_() + total.tril(-1).T
-
-
-def _product(left: Tensor, right: Tensor) -> Tensor:
-    """``left·rightᵀ`` accumulated in float64, converting some columns at a time."""
-    total = torch.zeros(left.shape[0], right.shape[0], dtype=torch.float64, device=left.device)
-    for start in range(0, left.shape[1], _CONVERTED_COLUMNS):
-        chosen = slice(start, start + _CONVERTED_COLUMNS)
-        total.addmm_(left[:, chosen].double(), right[:, chosen].double().T)
-    return total
+    return self_product(jacobian if jacobian.shape[0] <= jacobian.shape[1] else jacobian.T)
 
 
 def _gram_by_pairs(source: RowSource, size: int) -> Tensor:
@@ -215,9 +188,9 @@ def _gram_by_pairs(source: RowSource, size: int) -> Tensor:
     gram = torch.empty(rows, rows, dtype=torch.float64, device=source.map.point.device)
     for start in range(0, rows, size):
         held = source.rows(start, min(start + size, rows))
-        gram[start : start + size, start : start + size] = _self_product(held)
+        gram[start : start + size, start : start + size] = self_product(held)
         for first in range(start + size, rows, size):
-            cross = _product(source.rows(first, min(first + size, rows)), held)
+            cross = product(source.rows(first, min(first + size, rows)), held)
             gram[first : first + size, start : start + size] = cross
             gram[start : start + size, first : first + size] = cross.T
     return gram
@@ -235,13 +208,8 @@ def _triangular_factor(blocks: Iterator[Tensor], cols: int) -> Tensor:
 
 def _from_gram(gram: Tensor, notes: list[str]) -> np.ndarray:
     """Singular values, descending, from a Gram matrix."""
-    try:
-        eigenvalues = torch.linalg.eigvalsh(gram).cpu().numpy()
-    except (torch.linalg.LinAlgError, RuntimeError) as error:
-        notes.append(f"eigvalsh failed on {gram.device} ({_first_line(error)}); scipy on the CPU instead")
-        eigenvalues = _scipy_eigvalsh(gram.cpu().numpy())
     # Rounding makes zero eigenvalues slightly negative; they lie under the floor and are marked by it.
-    return np.sqrt(np.clip(eigenvalues[::-1], 0, None))
+    return np.sqrt(np.clip(eigenvalues(gram, notes), 0, None))
 
 
 def _svdvals(matrix: Tensor, notes: list[str]) -> np.ndarray:
@@ -251,12 +219,6 @@ def _svdvals(matrix: Tensor, notes: list[str]) -> np.ndarray:
     except (torch.linalg.LinAlgError, RuntimeError) as error:
         notes.append(f"svdvals failed on {matrix.device} ({_first_line(error)}); scipy's gesvd on the CPU instead")
         return _scipy_svdvals(matrix.cpu().numpy())
-
-
-def _scipy_eigvalsh(matrix: np.ndarray) -> np.ndarray:
-    import scipy.linalg
-
-    return scipy.linalg.eigh(matrix, eigvals_only=True, driver="ev")
 
 
 def _scipy_svdvals(matrix: np.ndarray) -> np.ndarray:

@@ -18,7 +18,7 @@ _LIVE_COPIES = 6
 
 #: On a CPU larger chunks only fall out of the cache, and their memory goes back to the system and is asked for again
 #: every time: the largest tensor of a chunk stays near this many bytes.
-_CACHE_BYTES = 3 * 2**20
+CACHE_BYTES = 3 * 2**20
 
 
 class RowSource:
@@ -92,7 +92,7 @@ def chunk_size(map: Map, memory_budget: int) -> int:
     largest = map.widest * map.point.element_size()
     chunk = memory_budget // (_LIVE_COPIES * largest)
     if map.point.device.type == "cpu":
-        chunk = min(chunk, _CACHE_BYTES // largest)
+        chunk = min(chunk, CACHE_BYTES // largest)
     return max(int(chunk), 1)
 
 

@@ -31,6 +31,12 @@ def gathered_rows(rows: Callable[[int, int], Tensor], start: int, stop: int, gro
     return torch.cat(parts)[: stop - start]
 
 
+def summed(tensor: Tensor, group: ProcessGroup | None) -> None:
+    """Replace a tensor by its sum over the processes of a group, in place; a lone process has the sum."""
+    if group is not None:
+        distributed.all_reduce(tensor, group=group)
+
+
 def together(work: Callable[[], Result], group: ProcessGroup | None) -> Result:
     """This process's result of some work that every process of a group does.
 

@@ -1,0 +1,78 @@
+"""Gram matrices accumulated in float64, whatever the precision of what they are made from.
+
+Squaring in float32 would lose every singular value under 3e-4 of the largest. Pieces are converted some columns at a
+time, so that no float64 copy of the whole exists.
+"""
+
+import math
+
+import numpy as np
+import torch
+from torch import Tensor
+
+#: Columns that are converted to float64 at a time.
+CONVERTED_COLUMNS = 2048
+
+#: A symmetric product is computed in this many panels of rows, 5/8 of the work of all of it.
+_PANELS = 4
+
+
+def self_product(matrix: Tensor) -> Tensor:
+    """``A·Aᵀ`` in float64; only its lower panels are computed.
+
+    Args:
+        matrix: Shape ``(rows, cols)``, floating.
+
+    Returns:
+        Shape ``(rows, rows)``.
+    """
+    size = matrix.shape[0]
+    panel = math.ceil(size / _PANELS)
+    total = torch.zeros(size, size, dtype=torch.float64, device=matrix.device)
+    for columns in matrix.split(CONVERTED_COLUMNS, dim=1):
+        piece = columns.double()
+        for start in range(0, size, panel):
+            stop = start + panel
+            total[start:stop, :stop].addmm_(piece[start:stop], piece[:stop].T)
+    return total.tril_() + total.tril(-1).T
+
+
+def product(left: Tensor, right: Tensor) -> Tensor:
+    """``left·rightᵀ`` in float64.
+
+    Args:
+        left: Shape ``(rows, cols)``, floating.
+        right: Shape ``(others, cols)``.
+
+    Returns:
+        Shape ``(rows, others)``; ``self_product`` where both are one tensor.
+    """
+    if left is right:
+        return self_product(left)
+    total = torch.zeros(left.shape[0], right.shape[0], dtype=torch.float64, device=left.device)
+    for start in range(0, left.shape[1], CONVERTED_COLUMNS):
+        chosen = slice(start, start + CONVERTED_COLUMNS)
+        total.addmm_(left[:, chosen].double(), right[:, chosen].double().T)
+    return total
+
+
+def eigenvalues(gram: Tensor, notes: list[str]) -> np.ndarray:
+    """Eigenvalues of a symmetric matrix, descending; rounding may make zeros slightly negative.
+
+    Args:
+        gram: Shape ``(size, size)``, float64.
+        notes: Told when the device's solver failed and scipy's was used instead.
+    """
+    try:
+        found = torch.linalg.eigvalsh(gram).cpu().numpy()
+    except (torch.linalg.LinAlgError, RuntimeError) as error:
+        reason = str(error).strip().splitlines()[0]
+        notes.append(f"eigvalsh failed on {gram.device} ({reason}); scipy on the CPU instead")
+        found = _scipy_eigvalsh(gram.cpu().numpy())
+    return found[::-1]
+
+
+def _scipy_eigvalsh(matrix: np.ndarray) -> np.ndarray:
+    import scipy.linalg
+
+    return scipy.linalg.eigh(matrix, eigvals_only=True, driver="ev")

@@ -1,0 +1,209 @@
+"""The tangent kernel of a network at finite width, layer by layer, in both batch modes."""
+
+import time
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.distributed import ProcessGroup
+
+from diagnostics.errors import InputError, LayerCallError, MemoryBudgetError, near_matches, readable
+from diagnostics.isolation import State, quiet, require_finite, unwrap
+from diagnostics.kernel_batch import Batch
+from diagnostics.kernel_check import Check
+from diagnostics.kernel_engine import Route, UnitKernel, unit_kernels
+from diagnostics.kernel_result import TangentKernel, centred
+from diagnostics.kernel_units import Unit, blocks_of, units_of
+from diagnostics.maps import TOTAL, check_map, probe_input
+from diagnostics.progress import progress_bar
+
+GIB = 2**30
+
+OUTPUTS = ("all", "trace", "sum", "centred")
+
+
+def tangent_kernel(
+    model: nn.Module,
+    x: Tensor,
+    x2: Tensor | None = None,
+    *,
+    layers: Sequence[str] | str | None = None,
+    batch_mode: str = "batch",
+    outputs: str = "all",
+    memory_budget: int = GIB,
+    dtype: torch.dtype | None = None,
+    progress: bool = False,
+    group: ProcessGroup | None = None,
+) -> TangentKernel:
+    """The tangent kernel of a model on a batch, or between two, with the share of every layer.
+
+    Costs one forward pass and ``O`` backward passes (``N·O`` where batch norm in train mode couples the samples),
+    which compute no parameter gradients, and a Gram matrix for each layer: from activations and cotangents alone
+    where that is cheaper than to form the gradients. The whole ``N·O × P`` Jacobian never exists. Every block is
+    held against autograd by one random product; what does not agree is computed the slow way, and if that does not
+    either, refused.
+
+    The model comes out as it went in: weights, buffers, gradients, flags and random streams.
+
+    Args:
+        model: Any module whose forward pass takes ``x`` and returns logits, ``(N, O)``; other dimensions are flattened.
+        x: Inputs, shape ``(N, *input_shape)``.
+        x2: Other inputs, for the rectangular kernel ``K(x, x2)``.
+        layers: Module names or globs; None takes the blocks and whatever parameters lie outside them, so that the blocks
+            sum to the whole. With ``"total"`` among them, ``total`` is the whole; else the sum of those named.
+        batch_mode: ``batch`` is the kernel of the map of the whole batch, with the model's own train/eval flags, batch
+            norm in train mode included; ``sample`` that of each sample by itself, in eval mode.
+        outputs: ``all``; ``trace``: ``Σ_o K[(i,o),(j,o)]``, ``N × N``; ``sum``: the kernel of ``Σ_o F_o``, ``N × N``;
+            ``centred``: without the direction in which all outputs of a sample move together, which softmax does not
+            feel (rows and columns sum to zero over the outputs).
+        memory_budget: Bytes the measurement may take beside the forward pass; where it is short, passes are repeated.
+        dtype: Precision of the derivatives; None keeps the model's. Gram matrices are accumulated in float64 always.
+        progress: Whether to show a bar.
+        group: Processes of ``torch.distributed`` to share the backward passes and Gram matrices among. Every one of them
+            has to call, and gets what a single process would.
+
+    Raises:
+        UnknownLayerError: A name that is no module; near matches are offered.
+        LayerCallError: A named layer without trainable parameters, or that the outputs do not depend on.
+        MemoryBudgetError: The kernel does not fit the budget.
+        UnsupportedModelError: A complex parameter, outputs without a row for each sample, a forward pass that differs
+            from call to call.
+        NonFiniteError: NaN or infinity in the inputs, the weights or the kernel.
+        InputError: An unknown option; no trainable parameters; ``centred`` for a single output.
+    """
+    start = time.perf_counter()
+    check_map("kernel", batch_mode, dtype)
+    if outputs not in OUTPUTS:
+        raise InputError(f"unknown outputs {outputs!r}; known are {', '.join(OUTPUTS)}.{near_matches(outputs, OUTPUTS)}")
+    model = unwrap(model)
+    inputs = [probe_input(batch, model, dtype) for batch in ((x,) if x2 is None else (x, x2))]
+    with quiet(model, batch_mode=batch_mode), progress_bar("tangent kernel", show=progress) as advance:
+        state, units = State(model, dtype), units_of(model)
+        blocks = blocks_of(model, layers, units)
+        whole = layers is None or TOTAL in ([layers] if isinstance(layers, str) else layers)
+        wanted = [unit for unit in units if whole or any(unit in held for held in blocks.values())]
+        sides = [
+            Batch(model, state, batch, wanted, memory_budget=int(memory_budget) // 4, group=group, progress=advance)
+            for batch in inputs
+        ]
+        bases = _bases(outputs, sides[0].basis)
+        sums = _Sums(blocks, [len(bases[0]) * side.samples for side in sides], x.device, int(memory_budget))
+        routes: dict[Unit, Route] = {}
+        for basis in bases:
+            for side in sides:
+                side.basis = basis
+            check = None if routes else Check(sides[0], sides[-1])
+            if check is not None:
+                wanted = [unit for unit in wanted if check.is_used(unit)]
+                sums.drop_unused(wanted, named=layers is not None)
+            for found in unit_kernels(
+                sides,
+                wanted,
+                routes,
+                check,
+                coupled=batch_mode == "batch" and _couples(model),
+                may_couple=batch_mode == "batch",
+                memory_budget=int(memory_budget) - sums.bytes,
+                group=group,
+            ):
+                sums.add(found)
+        if outputs == "centred":
+            sums.centre(len(bases[0]))
+    for name, matrix in [*sums.blocks.items(), (TOTAL, sums.total)]:
+        require_finite(matrix, f"the tangent kernel of {name!r}")
+    return TangentKernel(
+        blocks=sums.blocks,
+        total=sums.total,
+        methods={name: ", ".join(sorted(sums.methods[name])) for name in sums.blocks},
+        outputs=outputs,
+        batch_mode=batch_mode,
+        num_outputs=len(bases[0]),
+        symmetric=x2 is None,
+        dtype=str(sides[0].basis.dtype).removeprefix("torch."),
+        seconds=time.perf_counter() - start,
+        peak_bytes=sums.bytes + max(side.kept_bytes for side in sides) * len(sides),
+        note="; ".join(_notes(model, batch_mode, sides[0], sums)),
+    )
+
+
+class _Sums:
+    """Kernels of units added up, by block and all together.
+
+    Args:
+        units: Those of each block.
+        rows: Rows of the kernel on either side.
+        device: Where the kernels live.
+        memory_budget: Bytes there are.
+
+    Raises:
+        MemoryBudgetError: They do not fit.
+    """
+
+    def __init__(
+        self, units: dict[str, list[Unit]], rows: Sequence[int], device: torch.device, memory_budget: int
+    ) -> None:
+        # One for each block, the total, and the two of the unit under way.
+        self.bytes = 8 * rows[0] * rows[-1] * (len(units) + 3)
+        if 2 * self.bytes > memory_budget:
+            raise MemoryBudgetError(
+                f"a tangent kernel of {rows[0]}×{rows[-1]} for {len(units)} layers needs about "
+                f"{readable(2 * self.bytes)}, the memory budget is {readable(memory_budget)}; use fewer samples or layers, "
+                'outputs="trace", a larger memory_budget, or JacobianOperator(map="kernel"), which stores nothing'
+            )
+        self._units, self._unused = units, list[str]()
+        zeros = torch.zeros(rows[0], rows[-1], dtype=torch.float64, device=device)
+        self.blocks = {name: zeros.clone() for name in units}
+        self.total = zeros
+        self.methods: dict[str, set[str]] = {name: set() for name in units}
+
+    def drop_unused(self, used: Sequence[Unit], *, named: bool) -> None:
+        """Leave out the blocks that the outputs do not depend on, or refuse if they were asked for."""
+        for name, held in self._units.items():
+            if not any(unit in used for unit in held):
+                if named:
+                    raise LayerCallError(f"the outputs do not depend on layer {name!r}; leave it out")
+                self._unused.append(name)
+                del self.blocks[name]
+
+    def add(self, found: UnitKernel) -> None:
+        """Add the kernel of one unit to its blocks and the total."""
+        self.total += found.matrix
+        for name in self.blocks:
+            if found.unit in self._units[name]:
+                self.blocks[name] += found.matrix
+                self.methods[name].add(found.method)
+
+    def centre(self, outputs: int) -> None:
+        """Take from every kernel what the outputs of a sample have in common."""
+        self.total = centred(self.total, outputs)
+        self.blocks = {name: centred(matrix, outputs) for name, matrix in self.blocks.items()}
+
+    @property
+    def note(self) -> str:
+        """What was left out."""
+        return f"the outputs do not depend on {', '.join(self._unused)}" if self._unused else ""
+
+
+def _bases(outputs: str, identity: Tensor) -> list[Tensor]:
+    """Combinations of outputs whose kernels are wanted, each ``(R, O)``; those of several are added."""
+    if outputs == "centred" and len(identity) == 1:
+        raise InputError("centred outputs of a network with a single output are all zero; use outputs=\"all\"")
+    if outputs == "sum":
+        return [identity.sum(0, keepdim=True)]
+    return list(identity.split(1)) if outputs == "trace" else [identity]
+
+
+def _couples(model: nn.Module) -> bool:
+    """Whether batch norm, in train mode or without running statistics, makes the samples of a batch interact."""
+    return any(
+        isinstance(module, nn.modules.batchnorm._BatchNorm) and (module.training or module.running_mean is None)
+        for module in model.modules()
+    )
+
+
+def _notes(model: nn.Module, batch_mode: str, side: Batch, sums: _Sums) -> list[str]:
+    notes = [sums.note] if sums.note else []
+    shape = side.recording.output_shape
+    if len(shape) != 2:
+        notes.append(f"outputs of shape {tuple(shape)} taken as {tuple(side.recording.logits.shape)}")
+    return notes
