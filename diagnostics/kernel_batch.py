@@ -29,6 +29,7 @@ class Batch:
     Attributes:
         basis: Combinations of outputs, shape ``(R, O)``; all single ones at first.
         samples: N.
+        rules: Of the units that have one.
         kept_bytes: The most that a sweep has kept so far.
 
     Args:
@@ -54,13 +55,11 @@ class Batch:
     ) -> None:
         self._model, self._state, self._x, self._group = model, state, x, group
         self._budget, self._progress, self._done = memory_budget, progress, 0
-        rules = {unit: rule_for(unit.module, state) for unit in units if unit.module is not None}
-        known = {unit: rule for unit, rule in rules.items() if rule is not None}
-        self.recording = Recording(model, state, x, [rule.module for rule in known.values()])
+        self.recording = Recording(model, state, x)
         self.basis = torch.eye(self.recording.logits.shape[1], dtype=self.recording.logits.dtype, device=x.device)
         self.samples, self.kept_bytes = len(x), 0
-        #: Rules of the units that have one and were called as it expects.
-        self.rules = {unit: rule for unit, rule in known.items() if self._fits(rule)}
+        found = {unit: self._rule(unit) for unit in units}
+        self.rules = {unit: rule for unit, rule in found.items() if rule is not None}
 
     @property
     def rows(self) -> int:
@@ -86,7 +85,7 @@ class Batch:
         samples, rows = (1, self.rows) if coupled else (self.samples, len(self.basis))
         if rule is None:
             return Extent(samples, rows, 1)
-        shapes = [rule.cotangents(_shaped(use.output_shape)).shape for use in self.recording.uses[rule.module]]
+        shapes = [rule.cotangents(_shape_only(use)).shape for use in rule.uses]
         if not coupled and any(shape[1] % self.samples for shape in shapes):
             return None
         return Extent(samples, rows, sum(shape[1] * shape[4] for shape in shapes) // samples)
@@ -111,14 +110,13 @@ class Batch:
 
     def activations(self, part: Part, coupled: bool) -> Tensor:
         """Activations of a part's layer, all its calls in a row: shape ``(S, G, D, T)``."""
-        assert part.rule is not None
-        found = []
+        rule, found = self.rules[part.unit], []
         with torch.no_grad():
-            for use in self.recording.uses[part.rule.module]:
-                a = part.rule.activations(use.input)
+            for use in rule.uses:
+                a = rule.activations(use)
                 found.append(a.permute(1, 2, 0, 3).flatten(2)[None] if coupled else self._by_sample(a, 0).flatten(3))
         whole = found[0] if len(found) == 1 else torch.cat(found, dim=3)
-        return whole[:, part.start : part.stop] if part.rule.groups > 1 else whole
+        return whole[:, part.start : part.stop] if rule.groups > 1 else whole
 
     def _by_sample(self, tensor: Tensor, dimension: int) -> Tensor:
         """``(…, N·k, G, C, T)`` to ``(…, N, G, C, k, T)``."""
@@ -126,7 +124,7 @@ class Batch:
 
     def _joint_sweep(self, kept: list[Kept], coupled: bool) -> None:
         """Backward passes from many samples' outputs at once."""
-        uses = {one: self.recording.uses[one.part.rule.module] for one in kept if one.part.rule is not None}
+        uses = {one: self.rules[one.part.unit].uses for one in kept if one.part.rule is not None}
         every = [use for calls in uses.values() for use in calls]
         by_autograd = [one for one in kept if one.part.rule is None]
         leaves = [self.recording.leaves[one] for part in by_autograd for one in part.part.unit.parameters]
@@ -136,16 +134,15 @@ class Batch:
         for first, found in self._pull_back(self.recording, [*every, *leaves], count, coupled):
             parts = iter(found)
             for one, calls in uses.items():
-                cotangents = [self._cotangent(one, next(parts), coupled) for _ in calls]
+                cotangents = [self._cotangent(one, next(parts), use, coupled) for use in calls]
                 one.add_cotangents(first, cotangents[0] if len(calls) == 1 else torch.cat(cotangents, dim=4))
             for one in by_autograd:
                 rows = [next(parts).flatten(1) for _ in one.part.unit.parameters]
                 one.add_gradients(first, torch.cat(rows, dim=1))
 
-    def _cotangent(self, one: Kept, g: Tensor, coupled: bool) -> Tensor:
+    def _cotangent(self, one: Kept, g: Tensor, use: Use, coupled: bool) -> Tensor:
         """What arrived at one call's output, as ``(S, rows, G, C, T)``."""
-        assert one.part.rule is not None
-        g = one.part.rule.cotangents(g)
+        g = self.rules[one.part.unit].cotangents(g.movedim(use.sample_axis + 1, 1))
         if coupled:
             return g.permute(0, 2, 3, 1, 4).flatten(3)[None]
         return self._by_sample(g, 1).flatten(4).transpose(0, 1)
@@ -211,11 +208,17 @@ class Batch:
             limit = min(limit, CACHE_BYTES // largest)
         return max(int(limit), 1)
 
-    def _fits(self, rule: Rule) -> bool:
-        """Whether every call of the module had the dimensions that its rule expects."""
-        uses = self.recording.uses[rule.module]
-        return bool(uses) and all(rule.accepts(use.input, use.output_shape) for use in uses)
+    def _rule(self, unit: Unit) -> Rule | None:
+        """The rule of a unit whose parameters are used in calls of one kind only, as far as can be seen."""
+        held = [(use, unit.holds(use.weight), unit.holds(use.bias)) for use in self.recording.uses]
+        uses = [use for use, has_weight, has_bias in held if has_weight or has_bias]
+        kinds = {(use.function, has_weight, has_bias) for use, has_weight, has_bias in held if has_weight or has_bias}
+        if len(kinds) != 1:
+            return None
+        _, has_weight, has_bias = kinds.pop()
+        return rule_for(uses, has_weight, has_bias) if has_weight + has_bias == len(unit.parameters) else None
 
 
-def _shaped(shape: torch.Size) -> Tensor:
-    return torch.empty((1, *shape), device="meta")
+def _shape_only(use: Use) -> Tensor:
+    """Cotangents of a call's output without memory, samples first."""
+    return torch.empty((1, *use.output_shape), device="meta").movedim(use.sample_axis + 1, 1)

@@ -4,7 +4,6 @@ Output channels contribute to the kernel independently, so a layer too large for
 along them.
 """
 
-import math
 from dataclasses import dataclass
 
 import torch
@@ -67,10 +66,10 @@ def parts_of(unit: Unit, rule: Rule | None, extent: Extent, item: int, limit: in
         channels = rule.groups if rule.groups > 1 else rule.outputs
         wide = rule.outputs if rule.groups > 1 else 1
         signal = whole * wide * extent.positions
-        gradient = whole * wide * (rule.inputs or math.inf)
-        activations = extent.samples * rule.groups * (rule.inputs or 0) * extent.positions
-        gradients = gradient * channels + activations < signal * channels
-        fixed, each = (activations, int(gradient)) if gradients else (0, signal)
+        gradient = whole * wide * (rule.inputs + rule.has_bias)
+        activations = extent.samples * rule.groups * rule.inputs * extent.positions
+        gradients = rule.forms_gradients and gradient * channels + activations < signal * channels
+        fixed, each = (activations, gradient) if gradients else (0, signal)
     count = max(1, min(channels, (limit // item - fixed) // max(each, 1)))
     return [
         Part(unit, rule, start, min(start + count, channels), gradients, item * (fixed + each * min(count, channels)))
@@ -96,12 +95,12 @@ class Kept:
             shape: tuple[int, ...] = (samples, rows, count)
         else:
             groups, outputs = (count, part.rule.outputs) if part.rule.groups > 1 else (1, count)
-            last = part.rule.inputs if part.keeps_gradients else positions
-            shape = (samples, rows, groups, outputs, last)  # type: ignore[assignment]
+            last = part.rule.inputs + part.rule.has_bias if part.keeps_gradients else positions
+            shape = (samples, rows, groups, outputs, last)
         if activations is not None and part.rule is not None and part.rule.groups > 1:
             activations = activations[:, part.start : part.stop]
         self.activations = activations
-        self.values = like.new_zeros(shape)
+        self.values = like.new_zeros(shape)  # zeros, as processes that share the rows add theirs
 
     def add_cotangents(self, first: int, g: Tensor) -> None:
         """Keep the cotangents ``(S, rows, G, C, T)`` of some rows from ``first`` on, or the gradients they give."""
@@ -110,8 +109,12 @@ class Kept:
         g = g.narrow(dimension, self.part.start, self.part.stop - self.part.start)
         if self.part.keeps_gradients:
             assert self.activations is not None
-            g = gradients(self.activations, g)
-        self.values[:, first : first + g.shape[1]] = g
+            where = self.values[:, first : first + g.shape[1]]
+            where[..., : self.part.rule.inputs] = gradients(self.activations, g)
+            if self.part.rule.has_bias:
+                where[..., -1] = g.sum(-1)
+        else:
+            self.values[:, first : first + g.shape[1]] = g
 
     def add_gradients(self, first: int, rows: Tensor, sample: int = 0) -> None:
         """Keep the gradients ``(rows, P)`` of some rows of a sample."""
@@ -119,16 +122,15 @@ class Kept:
 
 
 def gradients(a: Tensor, g: Tensor) -> Tensor:
-    """Parameter gradients: activations ``(S, G, D, T)`` and cotangents ``(S, R, G, C, T)`` to ``(S, R, G, C, D)``."""
+    """Weight gradients: activations ``(S, G, D, T)`` and cotangents ``(S, R, G, C, T)`` to ``(S, R, G, C, D)``."""
     samples, rows, groups, outputs, positions = g.shape
     inputs = a.shape[2]
     if groups == 1:
         flat = g.reshape(samples, rows * outputs, positions) @ a[:, 0].transpose(1, 2)
         return flat.view(samples, rows, 1, outputs, inputs)
-    if outputs == 1 and inputs <= 2:
-        # Batches of tiny products are slow; a constant activation (the bias) is only a sum.
-        columns = [(g[:, :, :, 0] * a[:, None, :, column]).sum(-1) for column in range(inputs)]
-        return torch.stack(columns, dim=-1).unsqueeze(3)
+    if outputs == inputs == 1:
+        # Batches of products of single rows and columns are slow.
+        return (g[:, :, :, 0] * a[:, None, :, 0]).sum(-1)[..., None, None]
     flat = g.transpose(1, 2).reshape(samples, groups, rows * outputs, positions) @ a.transpose(2, 3)
     return flat.view(samples, groups, rows, outputs, inputs).transpose(1, 2)
 
@@ -167,7 +169,7 @@ def _by_grams_is_cheaper(left: Kept, right: Kept, limit: int) -> bool:
     """Compare multiplications, unless memory or the layer leave no choice."""
     rule, (one, two) = left.part.rule, (left.extent, right.extent)
     assert rule is not None
-    if rule.inputs is None:
+    if not rule.forms_gradients:
         return True
     if rule.groups > 1:
         return False
@@ -185,7 +187,7 @@ def _by_gradients(left: Kept, right: Kept, limit: int) -> Tensor:
     """Gradients formed for as many channels at a time as memory allows, and their Gram matrix."""
     total: Tensor | None = None
     rule, samples, rows = left.part.rule, left.extent.samples, left.extent.rows
-    assert rule is not None and rule.inputs is not None and left.activations is not None
+    assert rule is not None and left.activations is not None
     dimension = 2 if rule.groups > 1 else 3
     channels = left.part.stop - left.part.start
     wide = rule.outputs if rule.groups > 1 else 1
@@ -205,6 +207,9 @@ def _by_gradients(left: Kept, right: Kept, limit: int) -> Tensor:
         share = product(flat, flat if right is left else formed(right))
         total = share if total is None else total.add_(share)
     assert total is not None
+    if rule.has_bias:
+        flat = left.values.sum(-1).flatten(2).flatten(0, 1)
+        total += product(flat, flat if right is left else right.values.sum(-1).flatten(2).flatten(0, 1))
     return total
 
 
@@ -213,7 +218,8 @@ def _by_grams(rule: Rule, left: Kept, right: Kept, limit: int) -> Tensor:
     (samples, rows, positions), (others, columns, places) = (
         (kept.extent.samples, kept.extent.rows, kept.extent.positions) for kept in (left, right)
     )
-    similar = _similarities(rule, left, right)
+    assert left.activations is not None and right.activations is not None
+    similar = rule.similarities(left.activations, right.activations)
     if positions == places == 1:
         flat = left.values.flatten(2).flatten(0, 1)
         grams = product(flat, flat if right is left else right.values.flatten(2).flatten(0, 1))
@@ -232,13 +238,3 @@ def _by_grams(rule: Rule, left: Kept, right: Kept, limit: int) -> Tensor:
         met = met.view(samples * rows, stop - start, others, places).permute(2, 0, 1, 3).flatten(2)
         total.baddbmm_(met, other.flatten(2).transpose(1, 2))
     return total.transpose(0, 1).reshape(samples * rows, others * columns)
-
-
-def _similarities(rule: Rule, left: Kept, right: Kept) -> Tensor:
-    """``a[t]·a'[t']``, shape ``(S·T, S'·T')``, float64."""
-    assert left.activations is not None and right.activations is not None
-    special = rule.similarities(left.activations, right.activations)
-    if special is not None:
-        return special
-    flat = left.activations[:, 0].transpose(1, 2).flatten(0, 1)
-    return product(flat, flat if right is left else right.activations[:, 0].transpose(1, 2).flatten(0, 1))

@@ -1,90 +1,85 @@
-"""How the parameter gradients of a layer follow from what goes in and the cotangent of what comes out.
+"""How the gradient of a parameter follows from what its layer was given and the cotangent of what that returned.
 
 For a linear layer, a convolution, a normalisation's gain and an embedding alike, the gradient in output channel c is a
 sum over positions t (pixels, tokens, calls): ``Σ_t a[t] · g[c, t]``, with ``a`` the layer's activations (patches of
-pixels, normalised values, one-hot indices; a constant 1 for the bias) and ``g`` the cotangent. A rule brings both into
-one shape:
+pixels, normalised values, one-hot indices) and ``g`` the cotangent; for a bias, ``a`` is a constant 1. A rule brings
+both into one shape:
 
 - activations ``(M, G, D, T)``: M samples, G groups of channels, D inputs of each, T positions;
 - cotangents ``(rows, M, G, C, T)``: C outputs of each group.
 
 The kernel follows from the two without the gradients being formed: ``Σ_{c,t,t'} (a[t]·a'[t']) g[c,t] g'[c,t']``
-(for T = 1 the product of two Gram matrices, Jacot et al. 2018; in general as in Novak et al. 2022, "structured
-derivatives").
+(for T = 1 the product of two Gram matrices, Jacot et al. 2018; in general "structured derivatives", Novak et al. 2022).
 """
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional
 
-from diagnostics.isolation import State
+from diagnostics.gram import product
+from diagnostics.recording import Use
 
 
 class Rule(ABC):
-    """The rule of one module.
+    """The rule of parameters that are used in calls of one kind.
 
     Args:
-        module: A module of a type that ``rule_for`` knows.
+        uses: The calls.
+        has_weight: Whether the weight of the calls is among the parameters.
+        has_bias: Whether their bias is.
 
     Attributes:
         groups: G.
-        inputs: D; None where gradients are never formed.
+        inputs: D, 0 without the weight.
         outputs: C.
+        forms_gradients: Whether gradients may be formed.
     """
 
     groups: int
-    inputs: int | None
+    inputs: int
     outputs: int
+    forms_gradients = True
 
-    def __init__(self, module: nn.Module, state: State) -> None:
-        self.module, self.state = module, state
-        self.has_weight = _trains(module, "weight")
-        self.has_bias = _trains(module, "bias")
-
-    @property
-    def parameters(self) -> int:
-        """P: trainable parameters that the rule speaks for."""
-        return self.groups * self.outputs * (self.inputs or 0)
-
-    def accepts(self, x: Tensor, output_shape: torch.Size) -> bool:
-        """Whether a call had the dimensions that the rule expects: samples first."""
-        return len(output_shape) >= 2 and x.shape[:1] == output_shape[:1]
+    def __init__(self, uses: Sequence[Use], has_weight: bool, has_bias: bool) -> None:
+        self.uses, self.has_weight, self.has_bias = tuple(uses), has_weight, has_bias
 
     @abstractmethod
-    def activations(self, x: Tensor) -> Tensor:
-        """Of one call, from the module's input: ``(M, G, D, T)``."""
+    def activations(self, use: Use) -> Tensor:
+        """Of one call: ``(M, G, D, T)``."""
 
     @abstractmethod
     def cotangents(self, g: Tensor) -> Tensor:
-        """Of one call, from the cotangents of the module's output: ``(rows, M, G, C, T)``."""
+        """Of one call, from the cotangents of its output, samples first: ``(rows, M, G, C, T)``."""
 
-    def similarities(self, left: Tensor, right: Tensor) -> Tensor | None:
-        """``a[t]·a'[t']`` where it is not simply that: None, or shape ``(m·t, m'·t')``."""
-        return None
+    def similarities(self, left: Tensor, right: Tensor) -> Tensor:
+        """``a[t]·a'[t']`` of activations ``(m, 1, D, T)``: shape ``(m·T, m'·T')``, float64, the bias included."""
+        flat = left[:, 0].transpose(1, 2).flatten(0, 1)
+        found = product(flat, flat if right is left else right[:, 0].transpose(1, 2).flatten(0, 1))
+        return found.add_(1) if self.has_bias else found
 
-    def _with_bias(self, weight_part: Tensor) -> Tensor:
-        """Activations ``(M, G, D, T)`` of those parameters that are trained, a constant 1 for the bias."""
-        parts = [weight_part] if self.has_weight else []
-        if self.has_bias:
-            parts.append(weight_part.new_ones(1, 1, 1, 1).expand(*weight_part.shape[:2], 1, weight_part.shape[3]))
-        return parts[0] if len(parts) == 1 else torch.cat(parts, dim=2)
+    def _trained(self, activations: Tensor) -> Tensor:
+        """Activations ``(M, G, D, T)`` with the weight, else none."""
+        return activations if self.has_weight else activations[:, :, :0]
 
 
 class LinearRule(Rule):
-    """``nn.Linear``: positions are all dimensions between the first and the last."""
+    """``linear``: positions are all dimensions between the first and the last."""
 
-    def __init__(self, module: nn.Linear, state: State) -> None:
-        super().__init__(module, state)
-        self.groups, self.outputs = 1, module.out_features
-        self.inputs = module.in_features * self.has_weight + self.has_bias
+    groups = 1
 
-    def activations(self, x: Tensor) -> Tensor:
+    def __init__(self, uses: Sequence[Use], has_weight: bool, has_bias: bool) -> None:
+        super().__init__(uses, has_weight, has_bias)
+        self.inputs, self.outputs = uses[0].input.shape[-1] * has_weight, uses[0].output_shape[-1]
+
+    def activations(self, use: Use) -> Tensor:
         """See ``Rule``."""
-        return self._with_bias(x.reshape(len(x), 1, -1, x.shape[-1]).transpose(2, 3))
+        x = use.input.movedim(use.sample_axis, 0)
+        return self._trained(x.reshape(len(x), 1, -1, x.shape[-1]).transpose(2, 3))
 
     def cotangents(self, g: Tensor) -> Tensor:
         """See ``Rule``."""
@@ -92,50 +87,44 @@ class LinearRule(Rule):
 
 
 class ConvolutionRule(Rule):
-    """``nn.Conv1d``, ``nn.Conv2d`` and ``nn.Conv3d``: activations are patches, positions the output's pixels."""
+    """``conv1d``, ``conv2d``, ``conv3d``: activations are patches, positions the output's pixels."""
 
-    def __init__(self, module: nn.Conv1d | nn.Conv2d | nn.Conv3d, state: State) -> None:
-        super().__init__(module, state)
-        self.conv = module
-        self.groups, self.outputs = module.groups, module.out_channels // module.groups
-        patch = module.in_channels // module.groups * math.prod(module.kernel_size)
-        self.inputs = patch * self.has_weight + self.has_bias
+    def __init__(self, uses: Sequence[Use], has_weight: bool, has_bias: bool) -> None:
+        super().__init__(uses, has_weight, has_bias)
+        self.kernel = tuple(uses[0].weight_shape[2:])
+        self.groups = int(uses[0].options.get("groups", 1))
+        self.outputs = uses[0].output_shape[1] // self.groups
+        self.inputs = uses[0].input.shape[1] // self.groups * math.prod(self.kernel) * has_weight
 
-    def accepts(self, x: Tensor, output_shape: torch.Size) -> bool:
-        """See ``Rule``; a single image without a dimension of samples is not accepted."""
-        return len(output_shape) == len(self.conv.kernel_size) + 2
-
-    def activations(self, x: Tensor) -> Tensor:
+    def activations(self, use: Use) -> Tensor:
         """See ``Rule``."""
-        conv = self.conv
-        if isinstance(conv, nn.Conv2d) and conv.padding_mode == "zeros" and not isinstance(conv.padding, str):
-            patches = functional.unfold(x, conv.kernel_size, conv.dilation, conv.padding, conv.stride)  # type: ignore[arg-type]
-        else:
-            patches = _patches(self._padded(x), conv.kernel_size, conv.stride, conv.dilation)
-        return self._with_bias(patches.reshape(len(x), self.groups, -1, patches.shape[-1]))
+        stride, dilation = (self._each(use.options.get(name, 1)) for name in ("stride", "dilation"))
+        x = _padded(use.input, self.kernel, use.options.get("padding", 0), dilation)
+        patches = _patches(x, self.kernel, stride, dilation)
+        return self._trained(patches.view(len(x), self.groups, -1, patches.shape[-1]))
 
     def cotangents(self, g: Tensor) -> Tensor:
         """See ``Rule``."""
         return g.reshape(*g.shape[:2], self.groups, self.outputs, -1)
 
-    def _padded(self, x: Tensor) -> Tensor:
-        mode = "constant" if self.conv.padding_mode == "zeros" else self.conv.padding_mode
-        # PyTorch keeps what functional.pad takes, "same" resolved, under this name.
-        return functional.pad(x, self.conv._reversed_padding_repeated_twice, mode=mode)
+    def _each(self, value: Any) -> tuple[int, ...]:
+        return (int(value),) * len(self.kernel) if isinstance(value, int) else _repeated(value, len(self.kernel))
 
 
 class EmbeddingRule(Rule):
-    """``nn.Embedding``: activations are one-hot, so two positions meet where their indices are equal."""
+    """``embedding``: activations are one-hot, so two positions meet where their indices are equal."""
 
-    inputs = None
+    groups = inputs = 1
+    forms_gradients = False
 
-    def __init__(self, module: nn.Embedding, state: State) -> None:
-        super().__init__(module, state)
-        self.groups, self.outputs = 1, module.embedding_dim
-        self.padding = module.padding_idx
+    def __init__(self, uses: Sequence[Use], has_weight: bool, has_bias: bool) -> None:
+        super().__init__(uses, has_weight, has_bias)
+        self.outputs = uses[0].output_shape[-1]
 
-    def activations(self, x: Tensor) -> Tensor:
-        """See ``Rule``; the indices themselves, D = 1."""
+    def activations(self, use: Use) -> Tensor:
+        """See ``Rule``; the indices themselves, with -1 for the one that is not trained, D = 1."""
+        x, padding = use.input.movedim(use.sample_axis, 0), use.options.get("padding_idx")
+        x = x if padding is None or padding < 0 else torch.where(x == padding, -1, x)
         return x.reshape(len(x), 1, 1, -1)
 
     def cotangents(self, g: Tensor) -> Tensor:
@@ -143,108 +132,126 @@ class EmbeddingRule(Rule):
         return g.reshape(*g.shape[:2], 1, -1, g.shape[-1]).transpose(3, 4)
 
     def similarities(self, left: Tensor, right: Tensor) -> Tensor:
-        """1 where the indices are equal and trained."""
+        """1 where the indices are equal."""
         left, right = left.reshape(-1, 1), right.reshape(1, -1)
-        equal = left == right
-        return (equal if self.padding is None else equal & (left != self.padding)).double()
+        return ((left == right) & (left >= 0)).double()
 
 
 class GainRule(Rule):
-    """The gain and bias of a normalisation: each channel is a group of its own, its activation the normalised value.
+    """Gain and bias of a normalisation: each channel is a group of its own, its activation the normalised value.
 
     Args:
-        module: The normalisation.
-        state: Where its running statistics are.
-        normalise: The normalisation without gain and bias.
-        channels: Entries of the gain.
-        positions: Brings a tensor ``(M, ...)`` into the shape ``(M, channels, T)``.
+        uses: The calls.
+        has_weight: As for ``Rule``.
+        has_bias: As for ``Rule``.
+        normalise: What a call does before gain and bias.
+        features: Trailing dimensions that the gain has entries for; None for a gain with an entry for each channel, the
+            second dimension.
     """
 
     outputs = 1
 
     def __init__(
         self,
-        module: nn.Module,
-        state: State,
-        normalise: Callable[[Tensor], Tensor],
-        channels: int,
-        positions: Callable[[Tensor], Tensor],
+        uses: Sequence[Use],
+        has_weight: bool,
+        has_bias: bool,
+        normalise: Callable[[Use], Tensor],
+        features: int | None,
     ) -> None:
-        super().__init__(module, state)
-        self.groups, self.inputs = channels, self.has_weight + self.has_bias
-        self._normalise, self._positions = normalise, positions
+        super().__init__(uses, has_weight, has_bias)
+        shape = uses[0].output_shape
+        self.groups = shape[1] if features is None else math.prod(shape[len(shape) - features :])
+        self.inputs = int(has_weight)
+        self._normalise, self._features = normalise, features
 
-    def activations(self, x: Tensor) -> Tensor:
+    def activations(self, use: Use) -> Tensor:
         """See ``Rule``."""
-        return self._with_bias(self._positions(self._normalise(x)).unsqueeze(2))
+        return self._trained(self._positions(self._normalise(use).movedim(use.sample_axis, 0)).unsqueeze(2))
 
     def cotangents(self, g: Tensor) -> Tensor:
         """See ``Rule``."""
         return self._positions(g.flatten(0, 1)).reshape(*g.shape[:2], self.groups, 1, -1)
 
+    def _positions(self, tensor: Tensor) -> Tensor:
+        """``(M, …)`` to ``(M, channels, T)``."""
+        if self._features is None:
+            return tensor.reshape(len(tensor), self.groups, -1)
+        return tensor.reshape(len(tensor), -1, self.groups).transpose(1, 2)
 
-def rule_for(module: nn.Module, state: State) -> Rule | None:
-    """The rule of a module, or None where there is none: its gradients are then found by autograd.
 
-    Subclasses have rules of their own, or none: they may do anything.
+def rule_for(uses: Sequence[Use], has_weight: bool, has_bias: bool) -> Rule | None:
+    """The rule for parameters used in some calls of one function, or None where there is none.
+
+    Args:
+        uses: The calls, at least one.
+        has_weight: Whether the weight of the calls is among the parameters.
+        has_bias: Whether their bias is.
     """
-    kind = type(module)
-    trained = {name for name, parameter in module.named_parameters(recurse=False) if parameter.requires_grad}
-    if not trained or not trained <= {"weight", "bias"} or any(True for _ in module.children()):
-        return None
-    if kind is nn.Linear or kind is nn.modules.linear.NonDynamicallyQuantizableLinear:
-        return LinearRule(module, state)  # type: ignore[arg-type]
-    if kind in (nn.Conv1d, nn.Conv2d, nn.Conv3d):
-        return ConvolutionRule(module, state)  # type: ignore[arg-type]
-    if kind is nn.Embedding:
-        plain = module.max_norm is None and not module.scale_grad_by_freq and not module.sparse
-        return EmbeddingRule(module, state) if plain else None  # type: ignore[arg-type]
-    return _gain_rule(module, state)
+    function, options = uses[0].function, uses[0].options
+    spatial = _SPATIAL.get(function)
+    if any(len(use.output_shape) < 2 for use in uses):
+        return None  # a single sample without a dimension for it
+    if function is functional.linear:
+        return LinearRule(uses, has_weight, has_bias)
+    if spatial is not None:
+        alike = all(use.options.get("groups") == options.get("groups") for use in uses)
+        known = alike and all(len(use.output_shape) == spatial + 2 for use in uses)
+        return ConvolutionRule(uses, has_weight, has_bias) if known else None
+    if function is functional.embedding:
+        special = any(use.options.get(name) for use in uses for name in ("max_norm", "scale_grad_by_freq", "sparse"))
+        return None if special else EmbeddingRule(uses, has_weight, has_bias)
+    normalise = _NORMALISATIONS[function]
+    features = len(options["normalized_shape"]) if "normalized_shape" in options else None
+    return GainRule(uses, has_weight, has_bias, normalise, features)
 
 
-def _gain_rule(module: nn.Module, state: State) -> GainRule | None:
-    """The rule of a normalisation, None for any other module."""
-
-    def per_channel(tensor: Tensor) -> Tensor:
-        return tensor.flatten(2) if tensor.dim() > 2 else tensor.unsqueeze(2)
-
-    def statistic(name: str) -> Tensor | None:
-        buffer = getattr(module, name)
-        return None if buffer is None else state[buffer]
-
-    if type(module) in (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d):
-
-        def batch_norm(x: Tensor) -> Tensor:
-            mean, var = statistic("running_mean"), statistic("running_var")
-            if module.training or mean is None:
-                return functional.batch_norm(x, None, None, training=True, eps=module.eps)  # type: ignore[arg-type]
-            return functional.batch_norm(x, mean, var, eps=module.eps)  # type: ignore[arg-type]
-
-        return GainRule(module, state, batch_norm, module.num_features, per_channel)  # type: ignore[arg-type]
-    if type(module) is nn.GroupNorm:
-
-        def group_norm(x: Tensor) -> Tensor:
-            return functional.group_norm(x, module.num_groups, eps=module.eps)  # type: ignore[arg-type]
-
-        return GainRule(module, state, group_norm, module.num_channels, per_channel)
-    if type(module) in (nn.LayerNorm, getattr(nn, "RMSNorm", nn.LayerNorm)):
-        shape = module.normalized_shape
-        entries = math.prod(shape)  # type: ignore[arg-type]
-
-        def layer_norm(x: Tensor) -> Tensor:
-            function = functional.layer_norm if type(module) is nn.LayerNorm else functional.rms_norm
-            return function(x, shape, eps=module.eps)  # type: ignore[arg-type]
-
-        def last(tensor: Tensor) -> Tensor:
-            return tensor.reshape(len(tensor), -1, entries).transpose(1, 2)
-
-        return GainRule(module, state, layer_norm, entries, last)
-    return None
+_SPATIAL = {functional.conv1d: 1, functional.conv2d: 2, functional.conv3d: 3}
 
 
-def _trains(module: nn.Module, name: str) -> bool:
-    parameter = module._parameters.get(name)
-    return parameter is not None and parameter.requires_grad
+def _batch_norm(use: Use) -> Tensor:
+    eps = use.options.get("eps", 1e-5)
+    if use.options.get("training", False):
+        return functional.batch_norm(use.input, None, None, training=True, eps=eps)
+    return functional.batch_norm(use.input, use.options["running_mean"], use.options["running_var"], eps=eps)
+
+
+def _group_norm(use: Use) -> Tensor:
+    return functional.group_norm(use.input, use.options["num_groups"], eps=use.options.get("eps", 1e-5))
+
+
+def _layer_norm(use: Use) -> Tensor:
+    return functional.layer_norm(use.input, use.options["normalized_shape"], eps=use.options.get("eps", 1e-5))
+
+
+def _rms_norm(use: Use) -> Tensor:
+    return functional.rms_norm(use.input, use.options["normalized_shape"], eps=use.options.get("eps"))
+
+
+_NORMALISATIONS: dict[Callable[..., Any], Callable[[Use], Tensor]] = {
+    functional.batch_norm: _batch_norm,
+    functional.group_norm: _group_norm,
+    functional.layer_norm: _layer_norm,
+    functional.rms_norm: _rms_norm,
+}
+
+
+def _repeated(values: Sequence[int], count: int) -> tuple[int, ...]:
+    """One number for each dimension, from as many or from a single one."""
+    return tuple(values) * (count if len(values) == 1 else 1)
+
+
+def _padded(x: Tensor, kernel: tuple[int, ...], padding: Any, dilation: tuple[int, ...]) -> Tensor:
+    """The input with a convolution's zero padding: a number, one for each dimension, ``"same"`` or ``"valid"``."""
+    if padding == "valid":
+        return x
+    if padding == "same":
+        totals = [spread * (size - 1) for size, spread in zip(kernel, dilation, strict=True)]
+        ends = [(total // 2, total - total // 2) for total in totals]
+    else:
+        each = _repeated([padding] if isinstance(padding, int) else padding, len(kernel))
+        ends = [(size, size) for size in each]
+    return functional.pad(x, [size for pair in reversed(ends) for size in pair]) if any(map(any, ends)) else x
 
 
 def _patches(x: Tensor, kernel: tuple[int, ...], stride: tuple[int, ...], dilation: tuple[int, ...]) -> Tensor:

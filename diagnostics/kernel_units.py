@@ -15,16 +15,18 @@ class Unit:
     """Trainable parameters whose share of the kernel is computed together.
 
     Attributes:
-        name: Dotted name of the module that owns them; of the parameter itself if several modules do, or the model.
-        module: The module, when they are all its own; a rule may know it. None for what only autograd can answer for.
+        name: Dotted name of the module whose weight and bias they are, or of a single parameter.
         parameters: In the model's order.
         owners: Names of the modules that hold them.
     """
 
     name: str
-    module: nn.Module | None
     parameters: tuple[nn.Parameter, ...]
     owners: tuple[str, ...]
+
+    def holds(self, parameter: nn.Parameter | None) -> bool:
+        """Whether a parameter is one of them."""
+        return any(one is parameter for one in self.parameters)
 
     def within(self, layer: str) -> bool:
         """Whether one of the owners is a layer or lies in it."""
@@ -32,7 +34,7 @@ class Unit:
 
 
 def units_of(model: nn.Module) -> list[Unit]:
-    """Every trainable parameter in exactly one unit: those of a module together, tied ones by themselves.
+    """Every trainable parameter in exactly one unit: a module's own weight and bias together, any other by itself.
 
     Raises:
         UnsupportedModelError: A trainable parameter is complex.
@@ -53,11 +55,12 @@ def units_of(model: nn.Module) -> list[Unit]:
     for name, module in model.named_modules():
         held = dict.fromkeys(parameter for parameter in module._parameters.values() if parameter in owners)
         own = tuple(parameter for parameter in held if owners[parameter] == [name])
-        if own:
-            whole = module if len(own) == len(held) and name else None
-            units += [Unit(name, whole, own, (name,))] if name else [Unit(names[one], None, (one,), ("",)) for one in own]
+        if name and own and set(module._parameters) <= {"weight", "bias"}:
+            units.append(Unit(name, own, (name,)))
+        else:
+            units += [Unit(names[one], (one,), (name,)) for one in own]
         tied = [parameter for parameter in held if len(owners[parameter]) > 1 and owners[parameter][0] == name]
-        units += [Unit(names[one], None, (one,), tuple(owners[one])) for one in tied]
+        units += [Unit(names[one], (one,), tuple(owners[one])) for one in tied]
     return units
 
 

@@ -1,30 +1,58 @@
-"""A forward pass kept for many backward ones: what every layer was given, and the derivative of what it returned."""
+"""A forward pass kept for many backward ones: what was done with every parameter, and with what."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge, get_gradient_edge
+from torch.nn import functional
+from torch.overrides import TorchFunctionMode
 
-from diagnostics.capture import first_tensor, logits_of, run
+from diagnostics.capture import logits_of, run
 from diagnostics.errors import NonFiniteError, UnsupportedModelError
 from diagnostics.isolation import State
 
+#: Functions whose parameter gradients have a structure worth using, and the names of their arguments in order.
+SIGNATURES: dict[Callable[..., Any], tuple[str, ...]] = {
+    functional.linear: ("input", "weight", "bias"),
+    functional.conv1d: ("input", "weight", "bias", "stride", "padding", "dilation", "groups"),
+    functional.conv2d: ("input", "weight", "bias", "stride", "padding", "dilation", "groups"),
+    functional.conv3d: ("input", "weight", "bias", "stride", "padding", "dilation", "groups"),
+    functional.batch_norm: ("input", "running_mean", "running_var", "weight", "bias", "training", "momentum", "eps"),
+    functional.group_norm: ("input", "num_groups", "weight", "bias", "eps"),
+    functional.layer_norm: ("input", "normalized_shape", "weight", "bias", "eps"),
+    functional.rms_norm: ("input", "normalized_shape", "weight", "eps"),
+    functional.embedding: ("input", "weight", "padding_idx", "max_norm", "norm_type", "scale_grad_by_freq", "sparse"),
+}
 
-@dataclass(frozen=True)
+
+@dataclass(frozen=True, eq=False)
 class Use:
-    """One call of one layer.
+    """One call of a function of ``SIGNATURES`` with a trainable parameter.
 
     Attributes:
-        input: The first tensor it was given, detached.
-        output_shape: Shape of the tensor it returned.
-        edge: Where that tensor's cotangent arrives; it holds also if the tensor was changed in place afterwards.
+        function: Which.
+        input: What it was given, detached; samples first.
+        weight: The trainable parameter in that place; None if there is none.
+        bias: Likewise.
+        weight_shape: Shape of what was in the weight's place; empty if nothing was.
+        options: The other arguments that were given.
+        output_shape: Shape of what it returned, as it was returned.
+        edge: Where the cotangent of that arrives; it holds also if the tensor was changed in place afterwards.
+        sample_axis: Which axis of the output the samples run along; 1 for sequences that come first.
     """
 
+    function: Callable[..., Any]
     input: Tensor
+    weight: nn.Parameter | None
+    bias: nn.Parameter | None
+    weight_shape: torch.Size
+    options: Mapping[str, Any]
     output_shape: torch.Size
     edge: GradientEdge
+    sample_axis: int
 
 
 class Recording:
@@ -34,37 +62,25 @@ class Recording:
         model: The unwrapped module; to be used inside ``isolation.quiet``.
         state: Its weights and buffers.
         x: Inputs, shape ``(N, *input_shape)``.
-        layers: Modules whose calls are watched.
 
     Attributes:
         logits: Shape ``(N, O)``: what the model returned, flattened per sample.
         output_shape: Its shape before.
-        uses: The calls of each watched module, in order.
-        leaves: The trainable parameters' stand-ins in the graph.
-        widest: Entries of the largest tensor that a layer returned; memory is planned by it.
+        uses: The calls in which the structure of parameter gradients is known, in order.
+        leaves: The trainable parameters' stand-ins in the graph, so that nothing of the model is touched.
+        widest: Entries of the largest tensor that such a call returned; memory is planned by it.
 
     Raises:
         UnsupportedModelError: The output has no dimension of samples, or is not differentiable.
         NonFiniteError: The output holds NaN or infinity.
     """
 
-    def __init__(self, model: nn.Module, state: State, x: Tensor, layers: Sequence[nn.Module] = ()) -> None:
-        self.uses: dict[nn.Module, list[Use]] = {layer: [] for layer in layers}
-        self.widest = x.numel()
+    def __init__(self, model: nn.Module, state: State, x: Tensor) -> None:
         trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
         self.leaves = {parameter: state[parameter].detach().requires_grad_() for parameter in trainable}
-        handles = [
-            # First, so that a hook of the user's own that changes the output comes after.
-            layer.register_forward_hook(self._watch, prepend=True, with_kwargs=True)
-            for layer in model.modules()
-            if layer in self.uses or not any(True for _ in layer.children())
-        ]
-        try:
-            with torch.enable_grad():
-                output = logits_of(run(model, state, (x,), replaced=self.leaves))
-        finally:
-            for handle in handles:
-                handle.remove()
+        watch = _Watch({leaf: parameter for parameter, leaf in self.leaves.items()}, len(x))
+        with torch.enable_grad(), watch:
+            output = logits_of(run(model, state, (x,), replaced=self.leaves))
         if output.dim() == 0 or len(output) != len(x):
             raise UnsupportedModelError(
                 f"the model returns a tensor of shape {tuple(output.shape)} for {len(x)} samples; a tangent kernel "
@@ -76,8 +92,8 @@ class Recording:
             )
         if not bool(torch.isfinite(output.detach()).all()):
             raise NonFiniteError("the model's output holds NaN or infinite values; measure an earlier step")
-        self.output_shape = output.shape
-        self.logits = output.reshape(len(x), -1)
+        self.uses, self.output_shape, self.logits = watch.uses, output.shape, output.reshape(len(x), -1)
+        self.widest = max([x.numel(), output.numel(), *(use.output_shape.numel() for use in watch.uses)])
 
     def gradients(self, cotangent: Tensor) -> dict[nn.Parameter, Tensor]:
         """``Jᵀ v`` by autograd for one cotangent ``(N, O)``; parameters that the logits do not depend on are left out."""
@@ -110,8 +126,59 @@ class Recording:
             self.logits, places, cotangents, retain_graph=True, allow_unused=True, is_grads_batched=batched
         )
 
-    def _watch(self, module: nn.Module, args: tuple, kwargs: dict, output: object) -> None:  # type: ignore[type-arg]
-        given, returned = first_tensor((*args, *kwargs.values())), first_tensor(output)
-        self.widest = max(self.widest, 0 if returned is None else returned.numel())
-        if module in self.uses and given is not None and returned is not None and returned.requires_grad:
-            self.uses[module].append(Use(given.detach(), returned.shape, get_gradient_edge(returned)))
+
+class _Watch(TorchFunctionMode):
+    """Notes the calls of known functions with trainable parameters.
+
+    Args:
+        parameters: By their leaf.
+        samples: N.
+    """
+
+    def __init__(self, parameters: Mapping[Tensor, nn.Parameter], samples: int) -> None:
+        super().__init__()
+        self.uses: list[Use] = []
+        self._parameters, self._samples = parameters, samples
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+        kwargs = kwargs or {}
+        if func is functional.multi_head_attention_forward:
+            return self._attention(func, args, kwargs)
+        output = func(*args, **kwargs)
+        if func in SIGNATURES:
+            self._note(func, dict(zip(SIGNATURES[func], args, strict=False)) | kwargs, output)
+        return output
+
+    def _note(self, func: Callable[..., Any], given: dict[str, Any], output: Tensor, axis: int | None = None) -> None:
+        weight, bias = self._parameter(given.get("weight")), self._parameter(given.get("bias"))
+        if (weight is None and bias is None) or not output.requires_grad:
+            return
+        options = {name: value for name, value in given.items() if name not in ("input", "weight", "bias")}
+        edge, shape = get_gradient_edge(output), output.shape
+        if axis is None:
+            axis = int(output.dim() == 3 and shape[0] != self._samples == shape[1])
+        weight_shape = torch.Size() if given.get("weight") is None else given["weight"].shape
+        self.uses.append(Use(func, given["input"].detach(), weight, bias, weight_shape, options, shape, edge, axis))
+
+    def _parameter(self, tensor: Any) -> nn.Parameter | None:
+        return self._parameters.get(tensor) if isinstance(tensor, Tensor) else None
+
+    def _attention(self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Self-attention with its projections taken out, where they can be noted; any other as it is."""
+        names = func.__code__.co_varnames[: func.__code__.co_argcount]
+        given = dict(zip(names, args, strict=False)) | kwargs
+        query = given["query"]
+        if not (query is given["key"] is given["value"]) or given.get("use_separate_proj_weight") or query.dim() != 3:
+            return func(*args, **kwargs)
+        projected = self._linear(query, given["in_proj_weight"], given["in_proj_bias"])
+        unchanged = torch.eye(query.shape[-1], dtype=projected.dtype, device=projected.device)
+        parts = dict(zip(("query", "key", "value"), projected.chunk(3, dim=-1), strict=True))
+        weights = dict.fromkeys(("q_proj_weight", "k_proj_weight", "v_proj_weight", "out_proj_weight"), unchanged)
+        without = dict.fromkeys(("in_proj_weight", "in_proj_bias", "out_proj_bias"))
+        mixed, attention = func(**given | parts | weights | without | {"use_separate_proj_weight": True})
+        return self._linear(mixed, given["out_proj_weight"], given["out_proj_bias"]), attention
+
+    def _linear(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        output = functional.linear(x, weight, bias)
+        self._note(functional.linear, {"input": x, "weight": weight, "bias": bias}, output, axis=1)
+        return output
