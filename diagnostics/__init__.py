@@ -10,6 +10,8 @@ if TYPE_CHECKING:
     from diagnostics import tables
     from diagnostics.extremes import largest_singular_value, smallest_singular_value
     from diagnostics.jacobian_operator import JacobianOperator
+    from diagnostics.kernel import tangent_kernel
+    from diagnostics.kernel_result import TangentKernel
     from diagnostics.measure import jacobian, spectra
     from diagnostics.monitor import SpectrumMonitor
     from diagnostics.sketching import frobenius_norm, randomized_svd
@@ -20,6 +22,7 @@ __all__ = [
     "JacobianOperator",
     "Spectrum",
     "SpectrumMonitor",
+    "TangentKernel",
     "frobenius_norm",
     "jacobian",
     "lanczos_density",
@@ -28,6 +31,7 @@ __all__ = [
     "smallest_singular_value",
     "spectra",
     "tables",
+    "tangent_kernel",
 ]
 
 _HOMES = {
@@ -41,6 +45,8 @@ _HOMES = {
     "randomized_svd": "diagnostics.sketching",
     "smallest_singular_value": "diagnostics.extremes",
     "spectra": "diagnostics.measure",
+    "TangentKernel": "diagnostics.kernel_result",
+    "tangent_kernel": "diagnostics.kernel",
 }
 
 

@@ -103,7 +103,8 @@ class Batch:
             kept.append(Kept(part, extent, like.to(leaf.dtype), self.activations(part, coupled) if early else None))
         alone = [one for one in kept if one.part.rule is None and not coupled]
         joint = [one for one in kept if one not in alone]
-        together(lambda: (self._joint_sweep(joint, coupled), self._sample_by_sample(alone)), self._group)
+        together(lambda: self._joint_sweep(joint, coupled), self._group)
+        together(lambda: self._sample_by_sample(alone), self._group)
         for one in kept:
             summed(one.values, self._group)
         return kept

@@ -1,15 +1,16 @@
-"""A tangent kernel held against autograd: ``vᵀ K_u v = |J_uᵀ v|²`` for one random ``v`` and every unit, at the price of
-one gradient.
+"""A tangent kernel held against autograd: ``vᵀ K_u v = |J_uᵀ v|²`` for one random ``v`` and every unit.
 
-Whatever a rule does not know of (a weight used outside its layer, samples that interact, a hook that changes what
-passes) shows here.
+It takes one gradient. Whatever a rule does not know of (a weight used elsewhere too, samples that interact, a hook
+that changes what passes) shows here.
 """
 
+import math
 from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
 
+from diagnostics.errors import NonFiniteError
 from diagnostics.kernel_batch import Batch
 from diagnostics.kernel_units import Unit
 
@@ -20,6 +21,9 @@ class Check:
     Args:
         left: The first batch.
         right: The second; the same object for a batch with itself.
+
+    Raises:
+        NonFiniteError: A gradient holds NaN or infinity.
     """
 
     def __init__(self, left: Batch, right: Batch) -> None:
@@ -32,6 +36,11 @@ class Check:
         #: before batch norm); what a wrong rule leaves out is of the size of the gradient itself.
         self._relative, self._absolute = 10 * eps**0.5, 100 * eps
         self._whole = _norm(self._left) * _norm(self._right)
+        if not math.isfinite(self._whole):
+            raise NonFiniteError(
+                "the gradients of the tangent kernel hold NaN or infinite values; measure an earlier step, or in dtype "
+                "float64"
+            )
 
     def is_used(self, unit: Unit) -> bool:
         """Whether the outputs depend on a unit's parameters at all."""

@@ -151,7 +151,7 @@ def _sweeps(parts: Sequence[Part], limit: int) -> Iterator[list[Part]]:
             raise MemoryBudgetError(
                 f"the tangent kernel of {part.unit.name!r} needs {readable(4 * part.bytes)} even for one channel at a "
                 f"time, and half of the memory budget is {readable(limit)}; use fewer probe samples, a larger "
-                'memory_budget, outputs="trace", or JacobianOperator(map="kernel"), which stores nothing'
+                'memory_budget, outputs="trace", or TangentKernelOperator, which stores nothing'
             )
         if group and sum(one.bytes for one in group) + part.bytes > limit:
             yield group
@@ -186,6 +186,6 @@ def _shared(
     mine = place % distributed.get_world_size(group) == distributed.get_rank(group)
     rows, columns = sides[0].rows, sides[-1].rows
     nothing = torch.zeros(rows, columns, dtype=torch.float64, device=ends[0].values.device)
-    share, method = together(lambda: compute() if mine else (nothing, part_method(*ends, limit)), group)
+    share, method = together(lambda: compute() if mine else (nothing, part_method(ends[0], ends[-1], limit)), group)
     summed(share, group)
     return share, method

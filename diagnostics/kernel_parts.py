@@ -187,7 +187,7 @@ def _by_gradients(left: Kept, right: Kept, limit: int) -> Tensor:
     """Gradients formed for as many channels at a time as memory allows, and their Gram matrix."""
     total: Tensor | None = None
     rule, samples, rows = left.part.rule, left.extent.samples, left.extent.rows
-    assert rule is not None and left.activations is not None
+    assert rule is not None
     dimension = 2 if rule.groups > 1 else 3
     channels = left.part.stop - left.part.start
     wide = rule.outputs if rule.groups > 1 else 1
@@ -218,7 +218,8 @@ def _by_grams(rule: Rule, left: Kept, right: Kept, limit: int) -> Tensor:
     (samples, rows, positions), (others, columns, places) = (
         (kept.extent.samples, kept.extent.rows, kept.extent.positions) for kept in (left, right)
     )
-    assert left.activations is not None and right.activations is not None
+    assert left.activations is not None
+    assert right.activations is not None
     similar = rule.similarities(left.activations, right.activations)
     if positions == places == 1:
         flat = left.values.flatten(2).flatten(0, 1)

@@ -22,6 +22,7 @@ class TangentKernel:
         blocks: The share of each layer, shape ``(N·R, N'·R)``, float64; rows run over (sample, output).
         total: Of all the layers asked for together; parameters in two of them count once.
         methods: How each block was found.
+        num_parameters: Trainable parameters of each block and of ``total``, which bound its rank.
         outputs: ``all``, ``trace``, ``sum`` or ``centred``.
         batch_mode: ``batch`` or ``sample``.
         num_outputs: R, rows per sample: O, or 1 for ``trace`` and ``sum``.
@@ -35,6 +36,7 @@ class TangentKernel:
     blocks: dict[str, Tensor] = field(repr=False)
     total: Tensor = field(repr=False)
     methods: dict[str, str]
+    num_parameters: dict[str, int]
     outputs: str
     batch_mode: str
     num_outputs: int
@@ -69,8 +71,9 @@ class TangentKernel:
         start, notes = time.perf_counter(), [self.note] if self.note else []
         if self.outputs == "centred":
             matrix = _on_contrasts(matrix, self.num_outputs)
-        values = eigenvalues(matrix, notes)
-        trace = float(np.sum(np.clip(values, 0, None)))
+        values = np.clip(eigenvalues(matrix, notes), 0, None)
+        values[self.num_parameters[name] :] = 0  # beyond the rank there is only rounding
+        trace = float(np.sum(values))
         eps, rows = np.finfo(np.float64).eps, len(values)
         # Rounding of the Jacobian moves singular values, of the Gram matrix their squares.
         floor = jacobian_floor(trace**0.5, torch.finfo(getattr(torch, self.dtype)).eps) ** 2
@@ -80,14 +83,13 @@ class TangentKernel:
             batch_mode=self.batch_mode,
             rows=rows,
             cols=rows,
-            values=np.clip(values, 0, None),
+            values=values,
             floor=max(floor, rows * eps * float(values[0]), float(np.finfo(np.float64).tiny)),
             method=f"exact: {self.methods.get(name, 'sum of the blocks')}",
             dtype=self.dtype,
             seconds=self.seconds + time.perf_counter() - start,
             peak_bytes=self.peak_bytes,
             note="; ".join(notes),
-            trace=trace,
         )
 
     @property
@@ -105,12 +107,15 @@ class TangentKernel:
             name: A block.
 
         Raises:
-            InputError: The gradient has another number of entries or is not finite, or the kernel is between two batches.
+            InputError: The gradient has another number of entries or is not finite, or the kernel is between two
+                batches.
         """
         matrix = self._square(name)
         if not isinstance(gradient, Tensor) or gradient.numel() != len(matrix):
             given = tuple(gradient.shape) if isinstance(gradient, Tensor) else type(gradient).__name__
-            raise InputError(f"the gradient must have {len(matrix)} entries, one for each row of the kernel; it is {given}")
+            raise InputError(
+                f"the gradient must have {len(matrix)} entries, one for each row of the kernel; it is {given}"
+            )
         require_finite(gradient, "the gradient")
         vector = gradient.detach().to(matrix).flatten()
         scale = vector.abs().max()

@@ -48,8 +48,8 @@ def units_of(model: nn.Module) -> list[Unit]:
     for parameter in owners:
         if parameter.is_complex():
             raise UnsupportedModelError(
-                f"parameter {names[parameter]!r} is complex, a tangent kernel is real; hold its real and imaginary parts "
-                "in two parameters, or freeze it"
+                f"parameter {names[parameter]!r} is complex, a tangent kernel is real; hold its real and imaginary "
+                "parts in two parameters, or freeze it"
             )
     units = []
     for name, module in model.named_modules():

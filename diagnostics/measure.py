@@ -9,10 +9,11 @@ from torch import Tensor, nn
 from torch.distributed import ProcessGroup
 
 from diagnostics.choice import check_method, choose_method
-from diagnostics.errors import InputError
+from diagnostics.errors import InputError, MemoryBudgetError
 from diagnostics.exact import exact_spectrum
 from diagnostics.isolation import State, quiet, require_finite, unwrap
 from diagnostics.jacobians import dense_jacobian
+from diagnostics.kernel_spectra import kernel_spectra
 from diagnostics.maps import Map, build_maps, check_map, probe_input
 from diagnostics.matrix_free import matrix_free_spectrum
 from diagnostics.progress import progress_bar
@@ -94,6 +95,22 @@ def spectra(
                 group=group,
             )
 
+    if map == "kernel" and method != "lanczos":
+        try:
+            found = kernel_spectra(
+                model,
+                x,
+                layers=layers,
+                batch_mode=batch_mode,
+                dtype=dtype,
+                memory_budget=int(memory_budget),
+                progress=progress,
+                group=group,
+            )
+            return {_key(spectrum): spectrum for spectrum in found}
+        except MemoryBudgetError:
+            if method == "exact":
+                raise
     found = _measure(evaluate, model, x, map, layers, batch_mode, dtype)
     return {_key(spectrum): spectrum for spectrum in found}
 

@@ -30,7 +30,7 @@ from diagnostics.jacobians import RowSource
 from diagnostics.maps import Map, build_maps, check_map, probe_input
 from diagnostics.matrix_free import affordable_steps
 from diagnostics.measure import GIB, spectra
-from diagnostics.probe import probe_metrics
+from diagnostics.probe import probe_metrics, rayleigh_quotients
 from diagnostics.schedule import Schedule, as_schedule, log_spaced
 from diagnostics.slq import PROBES, STEPS
 from diagnostics.spectrum import Spectrum
@@ -248,12 +248,22 @@ class SpectrumMonitor:
             self._skip(item, step, str(error).splitlines()[0], time.perf_counter() - start)
             self._spent += time.perf_counter() - start
             return {}
-        for spectrum in found.values():
-            self._tables["spectra"].append({"run_id": self.run_id, "step": step, **spectrum.as_row()})
+        speeds = self._speeds_felt(item)
+        for key, spectrum in found.items():
+            row = {"run_id": self.run_id, "step": step, **spectrum.as_row(), "rayleigh": speeds.get(key)}
+            self._tables["spectra"].append(row)
         self._estimates[index] = time.perf_counter() - start
         self._spent += self._estimates[index]
         single = len(self._measurements) == 1
         return found if single else {f"{item.map}:{key}": spectrum for key, spectrum in found.items()}
+
+    def _speeds_felt(self, item: Measurement) -> dict[str, float]:
+        """Rayleigh quotients of the loss's gradient on the probe, where tangent kernels are measured."""
+        if item.map != "kernel" or self.y is None:
+            return {}
+        return rayleigh_quotients(
+            self.model, self.x, self.y, layers=item.layers, batch_mode=item.batch_mode, dtype=self.dtype
+        )
 
     def _skip(self, item: Measurement, step: int, reason: str, seconds: float) -> None:
         layers = [item.layers] if isinstance(item.layers, str) else item.layers or ["(default)"]
@@ -277,6 +287,9 @@ class SpectrumMonitor:
         samples, first = (1, x) if item.batch_mode == "batch" else (len(x), x[:1])
         with quiet(self.model, batch_mode=item.batch_mode):
             maps = build_maps(self.model, State(self.model, self.dtype), first, item.map, item.layers)
+            if item.map == "kernel" and self.method != "lanczos":
+                # All layers together take about a backward pass of the whole for each row at most.
+                return samples * self._first_guess(max(maps, key=lambda one: one.cols))
             return samples * sum(self._first_guess(one) for one in maps)
 
     def _first_guess(self, one: Map) -> float:

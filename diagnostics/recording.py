@@ -78,9 +78,15 @@ class Recording:
     def __init__(self, model: nn.Module, state: State, x: Tensor) -> None:
         trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
         self.leaves = {parameter: state[parameter].detach().requires_grad_() for parameter in trainable}
+        self._called: set[nn.Module] = set()
+        handles = [module.register_forward_pre_hook(self._note_call) for module in model.modules()]
         watch = _Watch({leaf: parameter for parameter, leaf in self.leaves.items()}, len(x))
-        with torch.enable_grad(), watch:
-            output = logits_of(run(model, state, (x,), replaced=self.leaves))
+        try:
+            with torch.enable_grad(), watch:
+                output = logits_of(run(model, state, (x,), replaced=self.leaves))
+        finally:
+            for handle in handles:
+                handle.remove()
         if output.dim() == 0 or len(output) != len(x):
             raise UnsupportedModelError(
                 f"the model returns a tensor of shape {tuple(output.shape)} for {len(x)} samples; a tangent kernel "
@@ -95,9 +101,17 @@ class Recording:
         self.uses, self.output_shape, self.logits = watch.uses, output.shape, output.reshape(len(x), -1)
         self.widest = max([x.numel(), output.numel(), *(use.output_shape.numel() for use in watch.uses)])
 
+    def calls(self, model: nn.Module, layer: str) -> bool:
+        """Whether a module, or one within it, was called; true for a parameter's name."""
+        modules = dict(model.named_modules())
+        return layer not in modules or any(module in self._called for module in modules[layer].modules())
+
+    def _note_call(self, module: nn.Module, args: Any) -> None:
+        self._called.add(module)
+
     def gradients(self, cotangent: Tensor) -> dict[nn.Parameter, Tensor]:
-        """``Jᵀ v`` by autograd for one cotangent ``(N, O)``; parameters that the logits do not depend on are left out."""
-        found = self._grad(cotangent, list(self.leaves.values()), batched=False)
+        """``Jᵀ v`` by autograd for one cotangent ``(N, O)``, without parameters that the logits do not depend on."""
+        found = self._grad(cotangent, [*self.leaves.values()], batched=False)
         return {one: part for one, part in zip(self.leaves, found, strict=True) if part is not None}
 
     def pull_back(self, cotangents: Tensor, targets: Sequence[Use | Tensor]) -> list[Tensor]:
@@ -119,9 +133,8 @@ class Recording:
             for part, shape in zip(found, shapes, strict=True)
         ]
 
-    def _grad(
-        self, cotangents: Tensor, places: Sequence[Tensor | GradientEdge], batched: bool
-    ) -> tuple[Tensor | None, ...]:
+    def _grad(self, cotangents: Tensor, places: Sequence[Any], batched: bool) -> tuple[Tensor | None, ...]:
+        """Gradients at tensors and edges of the graph; None where the logits do not depend on them."""
         return torch.autograd.grad(
             self.logits, places, cotangents, retain_graph=True, allow_unused=True, is_grads_batched=batched
         )

@@ -109,10 +109,16 @@ class Spectrum:
         for name, value in found.items():
             object.__setattr__(self, name, value)
 
+    @property
+    def trace(self) -> float | None:
+        """Sum of the eigenvalues of a kernel; None for other maps."""
+        return self.sigma_mean * min(self.rows, self.cols) if self.map == "kernel" else None
+
     def as_row(self) -> dict[str, Any]:
-        """The spectrum as a row of the ``spectra`` table (without ``run_id`` and ``step``)."""
+        """The spectrum as a row of the ``spectra`` table (without ``run_id``, ``step`` and what takes a loss)."""
         row = {item.name: getattr(self, item.name) for item in dataclasses.fields(self)}
-        return row | {name: row[name].tolist() or None for name in ("values", "nodes", "weights")}
+        lists = {name: row[name].tolist() or None for name in ("values", "nodes", "weights")}
+        return row | lists | {"trace": self.trace, "rayleigh": None}
 
     def __str__(self) -> str:
         kappa = f"κ {'' if self.resolved else '≥ '}{self.condition_number:.3g}"

@@ -48,6 +48,8 @@ SPECTRA = pa.schema(
         ("sample", _INT),
         *((name, _REAL) for name in STATISTICS),
         ("resolved", _FLAG),
+        ("trace", _REAL),
+        ("rayleigh", _REAL),
         ("rows", _INT),
         ("cols", _INT),
         ("method", _TEXT),

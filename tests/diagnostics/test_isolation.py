@@ -84,7 +84,8 @@ class Breaks(nn.Module):
 
     def forward(self, x):
         x = self.linear(self.norm(x))
-        if self.way == "interrupt" and torch._C._functorch.peek_interpreter_stack() is not None:
+        differentiated = x.requires_grad or torch._C._functorch.peek_interpreter_stack() is not None
+        if self.way == "interrupt" and differentiated:
             raise KeyboardInterrupt
         if self.way == "operator":
             return Doubled.apply(x)
@@ -109,7 +110,8 @@ def test_an_error_half_way_changes_nothing_either(way, error, batch_mode, snapsh
     model, x = Breaks(way), torch.randn(4, 3)
     before = snapshot(model, x)
     for name in ("network", "kernel", "tail"):
-        with pytest.raises(error):
+        # The kernel asks nothing of an operator but what any training does.
+        with contextlib.nullcontext() if (way, name) == ("operator", "kernel") else pytest.raises(error):
             spectra(model, x, map=name, layers=["linear"], batch_mode=batch_mode)
     after = snapshot(model, x)
     assert [key for key in before if not unchanged(before[key], after[key])] == []

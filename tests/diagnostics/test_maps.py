@@ -155,4 +155,4 @@ def test_a_result_without_a_derivative_is_refused():
 def test_default_layers_name_every_call_of_a_shared_block(make):
     model, x = make("called-thrice")
     assert list(spectra(model, x)) == ["cell#1", "cell#2", "cell#3", "head"]
-    assert list(spectra(model, x, map="kernel")) == ["cell", "head", "total"]
+    assert list(spectra(model, x, map="kernel")) == ["cell", "head", "scale", "total"]

@@ -113,6 +113,8 @@ def test_the_geometric_mean_of_a_map_with_a_few_zeros_is_covered():
 @pytest.mark.parametrize("build", NETWORKS)
 def test_the_ends_are_bounds_and_say_so(build, map):
     model, x = made(build)
+    if map == "kernel":
+        model.eval()  # the engines' dropout masks differ where a tensor's memory is in another order
     (exact,) = measured(model, x, "exact", map).values()
     for seed in SEEDS[:3]:
         (found,) = measured(model, x, map=map, seed=seed).values()

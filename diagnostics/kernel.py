@@ -1,7 +1,7 @@
 """The tangent kernel of a network at finite width, layer by layer, in both batch modes."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -49,8 +49,8 @@ def tangent_kernel(
         model: Any module whose forward pass takes ``x`` and returns logits, ``(N, O)``; other dimensions are flattened.
         x: Inputs, shape ``(N, *input_shape)``.
         x2: Other inputs, for the rectangular kernel ``K(x, x2)``.
-        layers: Module names or globs; None takes the blocks and whatever parameters lie outside them, so that the blocks
-            sum to the whole. With ``"total"`` among them, ``total`` is the whole; else the sum of those named.
+        layers: Module names or globs; None takes the blocks and whatever parameters lie outside them, so that the
+            blocks sum to the whole. With ``"total"`` among them, ``total`` is the whole; else the sum of those named.
         batch_mode: ``batch`` is the kernel of the map of the whole batch, with the model's own train/eval flags, batch
             norm in train mode included; ``sample`` that of each sample by itself, in eval mode.
         outputs: ``all``; ``trace``: ``Σ_o K[(i,o),(j,o)]``, ``N × N``; ``sum``: the kernel of ``Σ_o F_o``, ``N × N``;
@@ -59,12 +59,12 @@ def tangent_kernel(
         memory_budget: Bytes the measurement may take beside the forward pass; where it is short, passes are repeated.
         dtype: Precision of the derivatives; None keeps the model's. Gram matrices are accumulated in float64 always.
         progress: Whether to show a bar.
-        group: Processes of ``torch.distributed`` to share the backward passes and Gram matrices among. Every one of them
-            has to call, and gets what a single process would.
+        group: Processes of ``torch.distributed`` to share the backward passes and Gram matrices among. Every one of
+            them has to call, and gets what a single process would.
 
     Raises:
         UnknownLayerError: A name that is no module; near matches are offered.
-        LayerCallError: A named layer without trainable parameters, or that the outputs do not depend on.
+        LayerCallError: A named layer without trainable parameters, or that is never called.
         MemoryBudgetError: The kernel does not fit the budget.
         UnsupportedModelError: A complex parameter, outputs without a row for each sample, a forward pass that differs
             from call to call.
@@ -74,7 +74,9 @@ def tangent_kernel(
     start = time.perf_counter()
     check_map("kernel", batch_mode, dtype)
     if outputs not in OUTPUTS:
-        raise InputError(f"unknown outputs {outputs!r}; known are {', '.join(OUTPUTS)}.{near_matches(outputs, OUTPUTS)}")
+        raise InputError(
+            f"unknown outputs {outputs!r}; known are {', '.join(OUTPUTS)}.{near_matches(outputs, OUTPUTS)}"
+        )
     model = unwrap(model)
     inputs = [probe_input(batch, model, dtype) for batch in ((x,) if x2 is None else (x, x2))]
     with quiet(model, batch_mode=batch_mode), progress_bar("tangent kernel", show=progress) as advance:
@@ -94,8 +96,9 @@ def tangent_kernel(
                 side.basis = basis
             check = None if routes else Check(sides[0], sides[-1])
             if check is not None:
+                called = {name for name in blocks if sides[0].recording.calls(model, name)}
+                sums.drop_uncalled(called, named=layers is not None)
                 wanted = [unit for unit in wanted if check.is_used(unit)]
-                sums.drop_unused(wanted, named=layers is not None)
             for found in unit_kernels(
                 sides,
                 wanted,
@@ -114,7 +117,8 @@ def tangent_kernel(
     return TangentKernel(
         blocks=sums.blocks,
         total=sums.total,
-        methods={name: ", ".join(sorted(sums.methods[name])) for name in sums.blocks},
+        methods={name: ", ".join(sorted(sums.methods[name])) or "not reached" for name in sums.blocks},
+        num_parameters={name: _count(blocks[name]) for name in sums.blocks} | {TOTAL: _count(wanted)},
         outputs=outputs,
         batch_mode=batch_mode,
         num_outputs=len(bases[0]),
@@ -147,22 +151,22 @@ class _Sums:
         if 2 * self.bytes > memory_budget:
             raise MemoryBudgetError(
                 f"a tangent kernel of {rows[0]}×{rows[-1]} for {len(units)} layers needs about "
-                f"{readable(2 * self.bytes)}, the memory budget is {readable(memory_budget)}; use fewer samples or layers, "
-                'outputs="trace", a larger memory_budget, or JacobianOperator(map="kernel"), which stores nothing'
+                f"{readable(2 * self.bytes)}, the memory budget is {readable(memory_budget)}; use fewer samples or "
+                'layers, outputs="trace", a larger memory_budget, or TangentKernelOperator, which stores nothing'
             )
-        self._units, self._unused = units, list[str]()
+        self._units, self._uncalled = units, list[str]()
         zeros = torch.zeros(rows[0], rows[-1], dtype=torch.float64, device=device)
         self.blocks = {name: zeros.clone() for name in units}
         self.total = zeros
         self.methods: dict[str, set[str]] = {name: set() for name in units}
 
-    def drop_unused(self, used: Sequence[Unit], *, named: bool) -> None:
-        """Leave out the blocks that the outputs do not depend on, or refuse if they were asked for."""
-        for name, held in self._units.items():
-            if not any(unit in used for unit in held):
+    def drop_uncalled(self, called: Collection[str], *, named: bool) -> None:
+        """Leave out the blocks that are no part of the forward pass, or refuse if they were asked for."""
+        for name in self._units:
+            if name not in called:
                 if named:
-                    raise LayerCallError(f"the outputs do not depend on layer {name!r}; leave it out")
-                self._unused.append(name)
+                    raise LayerCallError(f"layer {name!r} is never called in the forward pass; leave it out")
+                self._uncalled.append(name)
                 del self.blocks[name]
 
     def add(self, found: UnitKernel) -> None:
@@ -181,13 +185,17 @@ class _Sums:
     @property
     def note(self) -> str:
         """What was left out."""
-        return f"the outputs do not depend on {', '.join(self._unused)}" if self._unused else ""
+        return f"never called: {', '.join(self._uncalled)}" if self._uncalled else ""
+
+
+def _count(units: Sequence[Unit]) -> int:
+    return sum(parameter.numel() for unit in units for parameter in unit.parameters)
 
 
 def _bases(outputs: str, identity: Tensor) -> list[Tensor]:
     """Combinations of outputs whose kernels are wanted, each ``(R, O)``; those of several are added."""
     if outputs == "centred" and len(identity) == 1:
-        raise InputError("centred outputs of a network with a single output are all zero; use outputs=\"all\"")
+        raise InputError('centred outputs of a network with a single output are all zero; use outputs="all"')
     if outputs == "sum":
         return [identity.sum(0, keepdim=True)]
     return list(identity.split(1)) if outputs == "trace" else [identity]

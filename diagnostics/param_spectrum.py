@@ -1,0 +1,412 @@
+"""The ``param`` spectrum of a plain layer in closed form: a linear layer, a convolution, a normalisation, an embedding.
+
+Output channel c of such a layer at position t (sample and pixel, or token) is ``Σ_d w[c, d] · a[t, d] + b[c]``: it
+depends on the channel's own weights only, with the layer's activations as coefficients. So ``∂output/∂parameters`` is,
+up to the order of its rows and columns, a direct sum over the G groups of channels, and over the C channels of each, of
+one and the same matrix ``[A_g, 1]`` of shape ``(N·T, D + 1)`` (``kernel_rules`` has the letters). Its singular values
+are those of the G matrices, C times each; those of an embedding, whose activations are one-hot, are square roots of how
+often each index occurs.
+
+That a module is such a layer is not taken from its class, as a subclass or a hook may do anything: its one use of its
+parameters is watched, nothing may come before it that depends on them or after it that changes a value, and the
+closed form must give the same ``Jᵀv`` as autograd for one random ``v``, entry by entry.
+"""
+
+import dataclasses
+import math
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.autograd.graph import get_gradient_edge
+from torch.nn import functional
+from torch.overrides import TorchFunctionMode
+
+from diagnostics.gram import eigenvalues
+from diagnostics.kernel_rules import ConvolutionRule, Rule, rule_for
+from diagnostics.maps import Map
+from diagnostics.recording import SIGNATURES, Use
+from diagnostics.spectrum import Spectrum, gram_floor, jacobian_floor
+
+METHOD = "exact: closed form of a layer"
+
+#: ``Jᵀv`` may differ from autograd's by so many units in the last place of its norm (and by ``_MOST`` at most). With
+#: a standard normal ``v`` the difference is as large as what is wrong with J, in the Frobenius norm. Sums over
+#: many positions are off by dozens of units where all is right; what is off by more goes to the general engine.
+_ROUNDING_UNITS, _MOST = 1000, 0.25
+
+#: Entries of the activations that are converted to float64 at a time.
+_CHUNK_ENTRIES = 2**21
+
+#: Up to so many operations a matrix in less than float64 gets a singular value decomposition in float64 all the same.
+_CHEAP = 1e9
+
+#: Copies: of a matrix that is factorised, of the singular values while their statistics are taken, of the output.
+_MATRIX_COPIES, _VALUE_COPIES, _OUTPUT_COPIES = 3, 6, 4
+
+
+def param_spectrum(
+    map: Map, *, batch_mode: str, memory_budget: int, sample: int | None = None, note: str = ""
+) -> Spectrum | None:
+    """All singular values of the ``param`` map of a plain layer; None for any other, or where memory does not suffice.
+
+    Cost: one forward and one backward pass of the layer, and ``O(G·N·T·D·min(N·T, D))``, whatever its width C.
+
+    Args:
+        map: The map; to be used inside ``isolation.quiet``.
+        batch_mode: Recorded in the result.
+        memory_budget: Bytes that activations, matrices and singular values may take.
+        sample: Recorded in the result.
+        note: Recorded in the result.
+    """
+    start = time.perf_counter()
+    layer = _plain_layer(map, memory_budget) if map.name == "param" else None
+    if layer is None or layer.bytes > memory_budget:
+        return None
+    notes = [note] if note else []
+    values = layer.values(notes)
+    if values is None:
+        return None
+    assert len(values) == min(map.rows, map.cols)
+    norm = float(values[0]) * float(np.linalg.norm(values / values[0])) if values[0] > 0 else 0.0
+    floor = jacobian_floor(norm, torch.finfo(map.point.dtype).eps)
+    if layer.gram_side:
+        floor = max(floor, gram_floor(float(values[0]), layer.gram_side))
+    return Spectrum(
+        map=map.name,
+        layer=map.layer,
+        batch_mode=batch_mode,
+        sample=sample,
+        rows=map.rows,
+        cols=map.cols,
+        values=values,
+        floor=floor,
+        method=METHOD,
+        dtype=str(map.point.dtype).removeprefix("torch."),
+        seconds=time.perf_counter() - start,
+        peak_bytes=layer.bytes,
+        note="; ".join(notes),
+    )
+
+
+@dataclass(frozen=True, eq=False)
+class _Call:
+    """One call of a known function with arguments that depend on the parameters.
+
+    Attributes:
+        function: Which.
+        given: Its arguments by name.
+        output: What it returned.
+        version: How often that had been changed in place by then.
+    """
+
+    function: Any
+    given: dict[str, Any]
+    output: Tensor
+    version: int
+
+
+class _Watch(TorchFunctionMode):
+    """Notes the calls of the functions in ``SIGNATURES`` that depend on the parameters."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls: list[_Call] = []
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+        output = func(*args, **(kwargs or {}))
+        if func in SIGNATURES and output.requires_grad:
+            given = dict(zip(SIGNATURES[func], args, strict=False)) | (kwargs or {})
+            self.calls.append(_Call(func, given, output, output._version))
+        return output
+
+
+class _Layer(ABC):
+    """A layer whose Jacobian is known in closed form, if it is what it looks like.
+
+    Args:
+        pull_back: Of one cotangent, by autograd.
+        map: The layer's map.
+
+    Attributes:
+        bytes: What ``values`` will take.
+        gram_side: Side of the Gram matrix that the values come from; 0 for none.
+    """
+
+    bytes: int
+    gram_side = 0
+
+    def __init__(self, output: Tensor, parameters: Tensor, map: Map) -> None:
+        self._output, self._parameters, self._map = output, parameters, map
+        item = map.point.element_size()
+        self._fixed_bytes = (
+            item * (_OUTPUT_COPIES * map.rows + 3 * map.cols)
+            + 8 * map.cols
+            + 8 * _VALUE_COPIES * min(map.rows, map.cols)
+        )
+
+    @abstractmethod
+    def values(self, notes: list[str]) -> np.ndarray | None:
+        """All singular values, descending; None if the closed form is not that of the map."""
+
+    def _product(self) -> tuple[Tensor, Tensor]:
+        """A random cotangent, shaped like the output, and ``Jᵀ`` of it by autograd."""
+        # On the CPU, so that it is the same on every device; the global stream is none of a diagnostic's business.
+        generator = torch.Generator().manual_seed(0)
+        v = torch.randn(self._map.output_shape, generator=generator, dtype=self._map.point.dtype)
+        v = v.to(self._output.device)
+        (found,) = torch.autograd.grad(self._output, self._parameters, v)
+        return v, found
+
+    def _agree(self, found: Tensor, expected: Tensor) -> bool:
+        """Whether ``Jᵀv`` by autograd is that of the closed form, up to rounding."""
+        # Divided by the largest first: squares of extreme values would leave the range of float64.
+        scale = expected.abs().max()
+        if scale == 0:
+            return not bool(found.any())
+        allowed = min(_ROUNDING_UNITS * torch.finfo(found.dtype).eps, _MOST)
+        error = torch.linalg.vector_norm((found.double() - expected) / scale)
+        return bool(error <= allowed * torch.linalg.vector_norm(expected / scale))
+
+
+class _Channels(_Layer):
+    """A linear layer, a convolution or a normalisation: each channel has the matrix ``[A_g, 1]`` of its group.
+
+    Args:
+        output: As for ``_Layer``.
+        parameters: As for ``_Layer``.
+        map: As for ``_Layer``.
+        use: The call.
+        rule: That of the call.
+        weight: Where the weight begins among the parameters; None if it is not among them.
+        bias: Likewise.
+        memory_budget: Bytes to choose the method by.
+    """
+
+    def __init__(
+        self,
+        output: Tensor,
+        parameters: Tensor,
+        map: Map,
+        use: Use,
+        rule: Rule,
+        weight: int | None,
+        bias: int | None,
+        memory_budget: int,
+    ) -> None:
+        super().__init__(output, parameters, map)
+        self._use, self._rule, self._weight, self._bias = use, rule, weight, bias
+        self._inputs = rule.inputs + (bias is not None)
+        self._positions = map.rows // (rule.groups * rule.outputs)
+        self._plan(memory_budget)
+
+    def _plan(self, memory_budget: int) -> None:
+        """Choose between a factorisation of the matrix and its Gram matrix, and how much is held at a time."""
+        groups, long, short = self._rule.groups, *sorted((self._positions, self._inputs), reverse=True)
+        self._tall = self._positions > self._inputs
+        per_sample = groups * max(self._inputs, self._rule.outputs) * (self._positions // len(self._use.input))
+        square = 8 * groups * short**2 * _MATRIX_COPIES
+        whole = 8 * groups * long * short * _MATRIX_COPIES
+        # Of a tall matrix only blocks are held, several times as tall as wide so that updating R costs little.
+        least = max(_CHUNK_ENTRIES, 4 * groups * short**2) if self._tall else _CHUNK_ENTRIES
+        least = min(least, per_sample * len(self._use.input))
+        self._samples = max(least // per_sample, 1)
+        chunk = 8 * _MATRIX_COPIES * max(least, per_sample)
+        double = self._map.point.dtype == torch.float64
+        if not double and 2.0 * groups * long * short**2 > _CHEAP:
+            self.gram_side = short
+        normalised = 0 if isinstance(self._rule, ConvolutionRule) else 8 * self._use.input.numel()
+        held = square + chunk + (0 if self._tall else whole)
+        self.bytes = self._fixed_bytes + normalised + held
+
+    def values(self, notes: list[str]) -> np.ndarray | None:
+        """See ``_Layer``."""
+        v, found = self._product()
+        rule, item = self._rule, self._map.point
+        matrix: Tensor | None = None
+        expected = torch.zeros(rule.groups, rule.outputs, self._inputs, dtype=torch.float64, device=item.device)
+        cotangents = rule.cotangents(v.unsqueeze(0))[0].split(self._samples)
+        for activations, g in zip(self._activations(), cotangents, strict=True):
+            block = self._block(activations)
+            expected += g.permute(1, 2, 0, 3).flatten(2).double() @ block
+            matrix = self._add(matrix, block)
+        assert matrix is not None
+        if not self._agree(self._by_channel(found), expected) or not bool(torch.isfinite(matrix).all()):
+            return None
+        each = self._singular_values(matrix, notes)
+        return np.repeat(np.sort(each, axis=None)[::-1], rule.outputs)
+
+    def _activations(self) -> Iterator[Tensor]:
+        """Of some samples at a time, shape ``(m, G, D, T)``."""
+        if isinstance(self._rule, ConvolutionRule):
+            # The patches of all samples together would be many times as large as the input.
+            for piece in self._use.input.split(self._samples):
+                yield self._rule.activations(dataclasses.replace(self._use, input=piece))
+        else:
+            yield from self._rule.activations(self._use).split(self._samples)
+
+    def _block(self, activations: Tensor) -> Tensor:
+        """Rows of ``[A_g, 1]`` from activations ``(m, G, D, T)``: shape ``(G, m·T, D + 1)``, float64."""
+        rows = activations.permute(1, 0, 3, 2).flatten(1, 2)
+        ones = (self._bias is not None) * 1
+        block = torch.ones(*rows.shape[:2], self._inputs, dtype=torch.float64, device=rows.device)
+        block[..., : self._inputs - ones] = rows
+        return block
+
+    def _add(self, matrix: Tensor | None, block: Tensor) -> Tensor:
+        """More rows to a wide matrix, or to the Gram matrix or triangular factor of a tall one."""
+        if self._tall and self.gram_side:
+            gram = block.mT @ block
+            return gram if matrix is None else matrix.add_(gram)
+        stacked = block if matrix is None else torch.cat([matrix, block], dim=1)
+        return torch.linalg.qr(stacked, mode="r").R if self._tall else stacked
+
+    def _by_channel(self, parameters: Tensor) -> Tensor:
+        """A vector of parameters as ``(G, C, D + 1)``."""
+        channels = (self._rule.groups, self._rule.outputs)
+        parts = []
+        if self._weight is not None:
+            size = math.prod(channels) * self._rule.inputs
+            parts.append(parameters[self._weight : self._weight + size].view(*channels, -1))
+        if self._bias is not None:
+            parts.append(parameters[self._bias : self._bias + math.prod(channels)].view(*channels, 1))
+        return torch.cat(parts, dim=2)
+
+    def _singular_values(self, matrix: Tensor, notes: list[str]) -> np.ndarray:
+        """Of what ``_add`` has made: shape ``(G, min(N·T, D + 1))``."""
+        if not self.gram_side:
+            try:
+                return torch.linalg.svdvals(matrix).cpu().numpy()
+            except (torch.linalg.LinAlgError, RuntimeError) as error:
+                reason = str(error).strip().splitlines()[0]
+                notes.append(f"svdvals failed on {matrix.device} ({reason}); a Gram matrix in float64 instead")
+                self.gram_side = min(matrix.shape[1:])
+                gram = matrix.mT @ matrix if self._tall else matrix @ matrix.mT
+        else:
+            gram = matrix if self._tall else matrix @ matrix.mT
+        # Rounding makes zero eigenvalues slightly negative; they lie under the floor and are marked by it.
+        return np.sqrt(np.clip([eigenvalues(one, notes) for one in gram], 0, None))
+
+
+class _Embedding(_Layer):
+    """An embedding: the rows of an index are copies of the identity, as many as there are occurrences.
+
+    Args:
+        output: As for ``_Layer``.
+        parameters: As for ``_Layer``; the whole table.
+        map: As for ``_Layer``.
+        indices: What was looked up.
+        shape: Of the table.
+        padding: The index that is not trained, if any.
+    """
+
+    def __init__(
+        self,
+        output: Tensor,
+        parameters: Tensor,
+        map: Map,
+        indices: Tensor,
+        shape: torch.Size,
+        padding: int | None,
+    ) -> None:
+        super().__init__(output, parameters, map)
+        self._indices, self._shape = indices.flatten(), shape
+        self._padding = None if padding is None else padding % shape[0]
+        self.bytes = self._fixed_bytes + 8 * (2 * map.cols + map.rows)
+
+    def values(self, notes: list[str]) -> np.ndarray | None:
+        """See ``_Layer``."""
+        v, found = self._product()
+        rows, width = self._shape
+        counts = torch.bincount(self._indices, minlength=rows)
+        expected = torch.zeros(rows, width, dtype=torch.float64, device=found.device)
+        expected.index_add_(0, self._indices, v.reshape(-1, width).double())
+        if self._padding is not None:
+            counts[self._padding] = 0
+            expected[self._padding] = 0
+        if not self._agree(found.view(rows, width), expected):
+            return None
+        # Unused indices have zeros; where there are more indices than tokens, not all of them count.
+        largest = counts.sort(descending=True).values[: min(rows, len(self._indices))]
+        return np.repeat(largest.double().sqrt().cpu().numpy(), width)
+
+
+def _plain_layer(map: Map, memory_budget: int) -> _Layer | None:
+    """The layer that a map's function consists of, from one forward pass; None if there is more to it."""
+    # A copy, as a layer may write into its weights (an embedding with max_norm does).
+    parameters = map.point.detach().clone().requires_grad_()
+    watch = _Watch()
+    try:
+        with torch.enable_grad(), watch:
+            output = map.function(parameters)
+    except torch.OutOfMemoryError:
+        raise
+    except RuntimeError:
+        return None  # such as writing into a weight; the general engine may know better, or tells what is wrong
+    if len(watch.calls) != 1 or not output.requires_grad:
+        return None
+    (call,) = watch.calls
+    if call.output._version != call.version or not (output is call.output or torch.equal(output, call.output)):
+        return None
+    begins = _places(call, parameters)
+    return None if begins is None else _layer_of(call, begins, output, parameters, map, memory_budget)
+
+
+def _layer_of(
+    call: _Call, begins: dict[str, int], output: Tensor, parameters: Tensor, map: Map, memory_budget: int
+) -> _Layer | None:
+    given = call.given
+    options = {name: value for name, value in given.items() if name not in ("input", "weight", "bias")}
+    weight = given.get("weight")
+    shape = torch.Size() if weight is None else weight.shape
+    # Which axis the samples run along makes no difference here: all positions of all samples are alike.
+    use = Use(
+        function=call.function,
+        input=given["input"].detach(),
+        weight=None,
+        bias=None,
+        weight_shape=shape,
+        options=options,
+        output_shape=call.output.shape,
+        edge=get_gradient_edge(call.output),
+        sample_axis=0,
+    )
+    if len(options.get("normalized_shape", ())) >= output.dim():
+        return None
+    if call.function in (functional.linear, functional.embedding) and len(shape) != 2:
+        return None
+    rule = rule_for([use], "weight" in begins, "bias" in begins)
+    if rule is None:
+        return None
+    if call.function is functional.embedding:
+        return _Embedding(output, parameters, map, use.input, shape, options.get("padding_idx"))
+    channels = rule.groups * rule.outputs
+    sizes = {"weight": channels * rule.inputs, "bias": channels}
+    if any(given[name].numel() != sizes[name] for name in begins):
+        return None
+    return _Channels(output, parameters, map, use, rule, begins.get("weight"), begins.get("bias"), memory_budget)
+
+
+def _places(call: _Call, parameters: Tensor) -> dict[str, int] | None:
+    """Where weight and bias of a call begin among the parameters, those that are trained.
+
+    None if they are anything but the parameters themselves, all of them, or if anything else depends on these.
+    """
+    begins: dict[str, int] = {}
+    for name, value in call.given.items():
+        if not isinstance(value, Tensor) or not value.requires_grad:
+            continue
+        if name not in ("weight", "bias") or value._base is not parameters or not value.is_contiguous():
+            return None
+        begins[name] = int(value.storage_offset())
+    end = 0
+    for name in sorted(begins, key=begins.__getitem__):
+        if begins[name] != end:
+            return None
+        end += call.given[name].numel()
+    return begins if end == parameters.numel() else None
