@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from diagnostics.extremes import largest_singular_value, smallest_singular_value
     from diagnostics.jacobian_operator import JacobianOperator
     from diagnostics.kernel import tangent_kernel
+    from diagnostics.kernel_operator import TangentKernelOperator
     from diagnostics.kernel_result import TangentKernel
     from diagnostics.measure import jacobian, spectra
     from diagnostics.monitor import SpectrumMonitor
@@ -23,6 +24,7 @@ __all__ = [
     "Spectrum",
     "SpectrumMonitor",
     "TangentKernel",
+    "TangentKernelOperator",
     "frobenius_norm",
     "jacobian",
     "lanczos_density",
@@ -46,6 +48,7 @@ _HOMES = {
     "smallest_singular_value": "diagnostics.extremes",
     "spectra": "diagnostics.measure",
     "TangentKernel": "diagnostics.kernel_result",
+    "TangentKernelOperator": "diagnostics.kernel_operator",
     "tangent_kernel": "diagnostics.kernel",
 }
 

@@ -30,11 +30,13 @@ class Bidiagonal:
         betas: What links each step to the next, shape ``(k,)``: the superdiagonal, then ``β_k``. That last one is 0
             where the Krylov space is exhausted.
         blocks: Right vectors, one a row, some of them in each block; the last block may have rows to spare.
+        dropped: Length of the direction that was taken for rounding where the space is exhausted, else 0.
     """
 
     alphas: np.ndarray
     betas: np.ndarray
     blocks: tuple[Tensor, ...]
+    dropped: float = 0.0
 
     @property
     def V(self) -> Tensor:  # noqa: N802
@@ -98,9 +100,11 @@ def golub_kahan(operator: Operator, start: Tensor, max_steps: int) -> Iterator[B
             for block in blocks:  # rows to spare are zero
                 right = right - block.T @ (block @ right)
         beta = float(torch.linalg.vector_norm(right))
-        exhausted = step + 1 == operator.shape[1] or beta <= _BREAKDOWN_UNITS * eps * largest
+        complete = step + 1 == operator.shape[1]
+        exhausted = complete or beta <= _BREAKDOWN_UNITS * eps * largest
         betas[step] = 0.0 if exhausted else beta
-        yield Bidiagonal(alphas[: step + 1].copy(), betas[: step + 1].copy(), tuple(blocks))
+        dropped = beta if exhausted and not complete else 0.0
+        yield Bidiagonal(alphas[: step + 1].copy(), betas[: step + 1].copy(), tuple(blocks), dropped)
         if exhausted:
             return
         if step + 1 < limit:

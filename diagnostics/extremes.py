@@ -132,7 +132,7 @@ def _lanczos_end(operator: Operator, end: int, tolerance: float, max_steps: int,
         left, values, right = np.linalg.svd(bidiagonal.square())
         ritz, rounding = float(values[end]), _rounding(counted, values[0])
         # What the recursion leaves: Aᵀu − σv = β_k p_k v_{k+1}, with p the left vector of B.
-        residual = float(bidiagonal.betas[-1] * abs(left[-1, end]))
+        residual = float((bidiagonal.betas[-1] + bidiagonal.dropped) * abs(left[-1, end]))
         history.append((steps, ritz))
         settled = bidiagonal.exhausted or _settled(history, tolerance)
         least = max(floor, rounding) if end == -1 else 0.0
