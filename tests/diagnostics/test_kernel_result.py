@@ -51,7 +51,7 @@ def orthonormal_contrasts(samples, outputs):
     """Some orthonormal basis of the vectors whose entries sum to zero for every sample, by QR."""
     random = torch.randn(outputs, outputs, dtype=F64, generator=torch.Generator().manual_seed(0))
     random[:, 0] = 1
-    return torch.kron(torch.eye(samples, dtype=F64), torch.linalg.qr(random).Q[:, 1:])
+    return torch.kron(torch.eye(samples, dtype=F64), torch.linalg.qr(random).Q[:, 1:].contiguous())
 
 
 @pytest.mark.parametrize("name", ["0", "2", "total"])
@@ -173,7 +173,7 @@ def test_blocks_by_name_and_near_matches():
     assert found.block() is found.block("total") is found.total
     assert found.block("stem") is found.blocks["stem"]
     for method in (found.block, found.spectrum, lambda name: found.rayleigh(torch.ones(6), name)):
-        with pytest.raises(InputError, match=r"no block 'haed'; there are stem, head, total\\. Did you mean 'head'"):
+        with pytest.raises(InputError, match=r"no block 'haed'; there are stem, head, total\. Did you mean 'head'"):
             method("haed")
 
 
