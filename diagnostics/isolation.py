@@ -184,10 +184,13 @@ class State:
         self._tensors: dict[Tensor, Tensor] = {}
         self._narrow = [module for module in model.modules() if _is_narrow(module)]
         kernels = {module.weight for module in self._narrow}
+        # With ``max_norm``, a forward pass shortens the rows of the weight that it looks up.
+        shortened = {module.weight for module in _embeddings(model) if module.max_norm is not None}
         for name, tensor in model.named_parameters():
             require_finite(tensor.detach(), name)
             layout = torch.channels_last if tensor in kernels else torch.preserve_format
-            self._tensors[tensor] = convert(tensor.detach(), dtype).to(memory_format=layout)
+            held = convert(tensor.detach(), dtype).to(memory_format=layout)
+            self._tensors[tensor] = held.clone() if tensor in shortened else held
         for name, buffer in model.named_buffers():
             # An infinite buffer may be a mask; what diverged shows in the values of the maps.
             require_finite(buffer, name, or_infinite=True)
@@ -233,6 +236,10 @@ class State:
         finally:
             for handle in handles:
                 handle.remove()
+
+
+def _embeddings(model: nn.Module) -> list[nn.Embedding | nn.EmbeddingBag]:
+    return [module for module in model.modules() if isinstance(module, nn.Embedding | nn.EmbeddingBag)]
 
 
 def _is_narrow(module: nn.Module) -> bool:

@@ -80,11 +80,12 @@ class Batch:
         v = cotangent.to(self.basis.dtype).view(self.samples, -1) @ self.basis
         return self.recording.gradients(v)
 
-    def extent(self, unit: Unit, rule: Rule | None, coupled: bool) -> Extent | None:
-        """Sizes of a unit's signals; None where they cannot be told apart by sample."""
+    def extent(self, unit: Unit, *, by_rule: bool, coupled: bool) -> Extent | None:
+        """Sizes of a unit's signals on this batch; None where they cannot be told apart by sample."""
         samples, rows = (1, self.rows) if coupled else (self.samples, len(self.basis))
-        if rule is None:
+        if not by_rule:
             return Extent(samples, rows, 1)
+        rule = self.rules[unit]
         shapes = [rule.cotangents(_shape_only(use)).shape for use in rule.uses]
         if not coupled and any(shape[1] % self.samples for shape in shapes):
             return None
@@ -96,7 +97,7 @@ class Batch:
         like = self.recording.logits.detach()
         kept = []
         for part in parts:
-            extent = self.extent(part.unit, part.rule, coupled)
+            extent = self.extent(part.unit, by_rule=part.rule is not None, coupled=coupled)
             assert extent is not None
             leaf = self.recording.leaves[part.unit.parameters[0]]
             early = part.keeps_gradients and part.rule is not None

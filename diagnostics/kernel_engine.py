@@ -109,7 +109,7 @@ def _is_open(route: Route, unit: Unit, sides: Sequence[Batch], only_mode: bool) 
     if not route.by_rule:
         # A rule whose result was wrong for samples alone may be right for coupled ones, and is cheaper.
         return not known or route.coupled or only_mode
-    return known and all(side.extent(unit, side.rules[unit], route.coupled) is not None for side in sides)
+    return known and all(side.extent(unit, by_rule=True, coupled=route.coupled) is not None for side in sides)
 
 
 def _by_route(
@@ -134,7 +134,8 @@ def _by_route(
 
 def _parts(sides: Sequence[Batch], unit: Unit, route: Route, limit: int) -> list[Part]:
     rule = sides[0].rules[unit] if route.by_rule else None
-    extents = [extent for side in sides if (extent := side.extent(unit, rule, route.coupled)) is not None]
+    found = [side.extent(unit, by_rule=route.by_rule, coupled=route.coupled) for side in sides]
+    extents = [extent for extent in found if extent is not None]
     largest = max(extents, key=lambda extent: extent.samples * extent.rows * extent.positions)
     return parts_of(unit, rule, largest, sides[0].basis.element_size(), limit)
 

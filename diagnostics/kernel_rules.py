@@ -124,7 +124,8 @@ class EmbeddingRule(Rule):
     def activations(self, use: Use) -> Tensor:
         """See ``Rule``; the indices themselves, with -1 for the one that is not trained, D = 1."""
         x, padding = use.input.movedim(use.sample_axis, 0), use.options.get("padding_idx")
-        x = x if padding is None or padding < 0 else torch.where(x == padding, -1, x)
+        if padding is not None:
+            x = torch.where(x == padding % use.weight_shape[0], -1, x)
         return x.reshape(len(x), 1, 1, -1)
 
     def cotangents(self, g: Tensor) -> Tensor:
@@ -203,6 +204,8 @@ def rule_for(uses: Sequence[Use], has_weight: bool, has_bias: bool) -> Rule | No
         return None if special else EmbeddingRule(uses, has_weight, has_bias)
     normalise = _NORMALISATIONS[function]
     features = len(options["normalized_shape"]) if "normalized_shape" in options else None
+    if features is not None and any(features >= len(use.output_shape) for use in uses):
+        return None  # normalised over the samples too
     return GainRule(uses, has_weight, has_bias, normalise, features)
 
 

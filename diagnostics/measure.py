@@ -16,6 +16,7 @@ from diagnostics.jacobians import dense_jacobian
 from diagnostics.kernel_spectra import kernel_spectra
 from diagnostics.maps import Map, build_maps, check_map, probe_input
 from diagnostics.matrix_free import matrix_free_spectrum
+from diagnostics.param_spectrum import param_spectrum
 from diagnostics.progress import progress_bar
 from diagnostics.spectrum import Spectrum
 
@@ -53,7 +54,8 @@ def spectra(
         batch_mode: ``batch`` measures the map of the whole probe at once, with the model's own train/eval flags
             (so that batch norm in train mode couples the samples). ``sample`` measures each sample by itself,
             in eval mode (batch norm with running statistics, no dropout).
-        method: ``exact`` computes all singular values; ``lanczos`` a quadrature of their density from products
+        method: ``exact`` computes all singular values (those of the ``param`` map of a plain layer by a closed
+            form); ``lanczos`` a quadrature of their density from products
             with random vectors, with standard errors; ``auto`` is exact while that fits the memory budget and is
             cheaper by estimated cost or a matter of seconds (the spectrum's ``note`` says what was chosen, and why).
         tolerance: Relative standard error of the mean σ that ``lanczos`` is to reach by adding steps and probe
@@ -81,6 +83,11 @@ def spectra(
 
     def evaluate(item: Map, sample: int | None) -> Spectrum:
         budget = int(memory_budget)
+        if item.name == "param" and method != "lanczos":
+            reason = "auto: the closed form of a layer" if method == "auto" else ""
+            closed = param_spectrum(item, batch_mode=batch_mode, memory_budget=budget, sample=sample, note=reason)
+            if closed is not None:
+                return closed
         chosen, reason = choose_method(item, budget) if method == "auto" else (method, "")
         free: Callable[..., Spectrum] = functools.partial(matrix_free_spectrum, tolerance=tolerance, seed=seed)
         engine = exact_spectrum if chosen == "exact" else free

@@ -46,6 +46,9 @@ _CHUNK_ENTRIES = 2**21
 #: Up to so many operations a matrix in less than float64 gets a singular value decomposition in float64 all the same.
 _CHEAP = 1e9
 
+#: With more singular values than this a density says as much, and fits a table.
+_MOST_VALUES = 2**20
+
 #: Copies: of a matrix that is factorised, of the singular values while their statistics are taken, of the output.
 _MATRIX_COPIES, _VALUE_COPIES, _OUTPUT_COPIES = 3, 6, 4
 
@@ -54,6 +57,8 @@ def param_spectrum(
     map: Map, *, batch_mode: str, memory_budget: int, sample: int | None = None, note: str = ""
 ) -> Spectrum | None:
     """All singular values of the ``param`` map of a plain layer; None for any other, or where memory does not suffice.
+
+    Layers with over a million singular values are left to the density as well.
 
     Cost: one forward and one backward pass of the layer, and ``O(G·N·T·D·min(N·T, D))``, whatever its width C.
 
@@ -65,7 +70,9 @@ def param_spectrum(
         note: Recorded in the result.
     """
     start = time.perf_counter()
-    layer = _plain_layer(map, memory_budget) if map.name == "param" else None
+    if map.name != "param" or min(map.rows, map.cols) > _MOST_VALUES:
+        return None
+    layer = _plain_layer(map)
     if layer is None or layer.bytes > memory_budget:
         return None
     notes = [note] if note else []
@@ -130,7 +137,8 @@ class _Layer(ABC):
     """A layer whose Jacobian is known in closed form, if it is what it looks like.
 
     Args:
-        pull_back: Of one cotangent, by autograd.
+        output: What the map's function returned, with its graph.
+        parameters: What it was given: a leaf of that graph.
         map: The layer's map.
 
     Attributes:
@@ -154,13 +162,18 @@ class _Layer(ABC):
     def values(self, notes: list[str]) -> np.ndarray | None:
         """All singular values, descending; None if the closed form is not that of the map."""
 
-    def _product(self) -> tuple[Tensor, Tensor]:
-        """A random cotangent, shaped like the output, and ``Jᵀ`` of it by autograd."""
+    def _product(self) -> tuple[Tensor, Tensor | None]:
+        """A random cotangent, shaped like the output, and ``Jᵀ`` of it by autograd; None where that fails."""
         # On the CPU, so that it is the same on every device; the global stream is none of a diagnostic's business.
         generator = torch.Generator().manual_seed(0)
         v = torch.randn(self._map.output_shape, generator=generator, dtype=self._map.point.dtype)
         v = v.to(self._output.device)
-        (found,) = torch.autograd.grad(self._output, self._parameters, v)
+        try:
+            (found,) = torch.autograd.grad(self._output, self._parameters, v)
+        except torch.OutOfMemoryError:
+            raise
+        except RuntimeError:
+            return v, None  # such as an input written into after the call
         return v, found
 
     def _agree(self, found: Tensor, expected: Tensor) -> bool:
@@ -185,7 +198,6 @@ class _Channels(_Layer):
         rule: That of the call.
         weight: Where the weight begins among the parameters; None if it is not among them.
         bias: Likewise.
-        memory_budget: Bytes to choose the method by.
     """
 
     def __init__(
@@ -197,39 +209,35 @@ class _Channels(_Layer):
         rule: Rule,
         weight: int | None,
         bias: int | None,
-        memory_budget: int,
     ) -> None:
         super().__init__(output, parameters, map)
         self._use, self._rule, self._weight, self._bias = use, rule, weight, bias
         self._inputs = rule.inputs + (bias is not None)
         self._positions = map.rows // (rule.groups * rule.outputs)
-        self._plan(memory_budget)
+        self._plan()
 
-    def _plan(self, memory_budget: int) -> None:
+    def _plan(self) -> None:
         """Choose between a factorisation of the matrix and its Gram matrix, and how much is held at a time."""
-        groups, long, short = self._rule.groups, *sorted((self._positions, self._inputs), reverse=True)
+        groups, samples = self._rule.groups, len(self._use.input)
+        short, long = sorted((self._positions, self._inputs))
         self._tall = self._positions > self._inputs
-        per_sample = groups * max(self._inputs, self._rule.outputs) * (self._positions // len(self._use.input))
-        square = 8 * groups * short**2 * _MATRIX_COPIES
-        whole = 8 * groups * long * short * _MATRIX_COPIES
-        # Of a tall matrix only blocks are held, several times as tall as wide so that updating R costs little.
-        least = max(_CHUNK_ENTRIES, 4 * groups * short**2) if self._tall else _CHUNK_ENTRIES
-        least = min(least, per_sample * len(self._use.input))
-        self._samples = max(least // per_sample, 1)
-        chunk = 8 * _MATRIX_COPIES * max(least, per_sample)
-        double = self._map.point.dtype == torch.float64
-        if not double and 2.0 * groups * long * short**2 > _CHEAP:
+        # A wide matrix is held whole; a tall one in blocks, several times as tall as wide so that updating R is cheap.
+        per_sample = groups * max(self._inputs, self._rule.outputs) * (self._positions // samples)
+        entries = max(_CHUNK_ENTRIES, 4 * groups * short**2)
+        self._samples = min(max(entries // per_sample, 1), samples) if self._tall else samples
+        if self._map.point.dtype != torch.float64 and 2.0 * groups * long * short**2 > _CHEAP:
             self.gram_side = short
-        normalised = 0 if isinstance(self._rule, ConvolutionRule) else 8 * self._use.input.numel()
-        held = square + chunk + (0 if self._tall else whole)
-        self.bytes = self._fixed_bytes + normalised + held
+        normalised = 0 if isinstance(self._rule, ConvolutionRule) else self._use.input.numel()
+        held = groups * short**2 + self._samples * per_sample
+        self.bytes = self._fixed_bytes + 8 * (normalised + _MATRIX_COPIES * held)
 
     def values(self, notes: list[str]) -> np.ndarray | None:
         """See ``_Layer``."""
         v, found = self._product()
-        rule, item = self._rule, self._map.point
-        matrix: Tensor | None = None
-        expected = torch.zeros(rule.groups, rule.outputs, self._inputs, dtype=torch.float64, device=item.device)
+        if found is None:
+            return None
+        rule, matrix = self._rule, None
+        expected = torch.zeros(rule.groups, rule.outputs, self._inputs, dtype=torch.float64, device=v.device)
         cotangents = rule.cotangents(v.unsqueeze(0))[0].split(self._samples)
         for activations, g in zip(self._activations(), cotangents, strict=True):
             block = self._block(activations)
@@ -253,18 +261,19 @@ class _Channels(_Layer):
     def _block(self, activations: Tensor) -> Tensor:
         """Rows of ``[A_g, 1]`` from activations ``(m, G, D, T)``: shape ``(G, m·T, D + 1)``, float64."""
         rows = activations.permute(1, 0, 3, 2).flatten(1, 2)
-        ones = (self._bias is not None) * 1
         block = torch.ones(*rows.shape[:2], self._inputs, dtype=torch.float64, device=rows.device)
-        block[..., : self._inputs - ones] = rows
+        block[..., : rows.shape[2]] = rows
         return block
 
     def _add(self, matrix: Tensor | None, block: Tensor) -> Tensor:
-        """More rows to a wide matrix, or to the Gram matrix or triangular factor of a tall one."""
-        if self._tall and self.gram_side:
+        """A block of rows added to the Gram matrix or triangular factor of a tall matrix; a wide one is one block."""
+        if not self._tall:
+            return block
+        if self.gram_side:
             gram = block.mT @ block
             return gram if matrix is None else matrix.add_(gram)
         stacked = block if matrix is None else torch.cat([matrix, block], dim=1)
-        return torch.linalg.qr(stacked, mode="r").R if self._tall else stacked
+        return torch.linalg.qr(stacked, mode="r").R
 
     def _by_channel(self, parameters: Tensor) -> Tensor:
         """A vector of parameters as ``(G, C, D + 1)``."""
@@ -322,6 +331,8 @@ class _Embedding(_Layer):
     def values(self, notes: list[str]) -> np.ndarray | None:
         """See ``_Layer``."""
         v, found = self._product()
+        if found is None:
+            return None
         rows, width = self._shape
         counts = torch.bincount(self._indices, minlength=rows)
         expected = torch.zeros(rows, width, dtype=torch.float64, device=found.device)
@@ -336,7 +347,7 @@ class _Embedding(_Layer):
         return np.repeat(largest.double().sqrt().cpu().numpy(), width)
 
 
-def _plain_layer(map: Map, memory_budget: int) -> _Layer | None:
+def _plain_layer(map: Map) -> _Layer | None:
     """The layer that a map's function consists of, from one forward pass; None if there is more to it."""
     # A copy, as a layer may write into its weights (an embedding with max_norm does).
     parameters = map.point.detach().clone().requires_grad_()
@@ -354,12 +365,11 @@ def _plain_layer(map: Map, memory_budget: int) -> _Layer | None:
     if call.output._version != call.version or not (output is call.output or torch.equal(output, call.output)):
         return None
     begins = _places(call, parameters)
-    return None if begins is None else _layer_of(call, begins, output, parameters, map, memory_budget)
+    return None if begins is None else _layer_of(call, begins, output, parameters, map)
 
 
-def _layer_of(
-    call: _Call, begins: dict[str, int], output: Tensor, parameters: Tensor, map: Map, memory_budget: int
-) -> _Layer | None:
+def _layer_of(call: _Call, begins: dict[str, int], output: Tensor, parameters: Tensor, map: Map) -> _Layer | None:
+    """The layer that a call is, whose parameters begin at known places; None if its function has no closed form."""
     given = call.given
     options = {name: value for name, value in given.items() if name not in ("input", "weight", "bias")}
     weight = given.get("weight")
@@ -389,7 +399,7 @@ def _layer_of(
     sizes = {"weight": channels * rule.inputs, "bias": channels}
     if any(given[name].numel() != sizes[name] for name in begins):
         return None
-    return _Channels(output, parameters, map, use, rule, begins.get("weight"), begins.get("bias"), memory_budget)
+    return _Channels(output, parameters, map, use, rule, begins.get("weight"), begins.get("bias"))
 
 
 def _places(call: _Call, parameters: Tensor) -> dict[str, int] | None:

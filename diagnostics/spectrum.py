@@ -121,9 +121,10 @@ class Spectrum:
         return row | lists | {"trace": self.trace, "rayleigh": None}
 
     def __str__(self) -> str:
+        symbol = "λ" if self.map == "kernel" else "σ"
         kappa = f"κ {'' if self.resolved else '≥ '}{self.condition_number:.3g}"
         return (
-            f"{self.map} {self.layer}: {self.rows}×{self.cols}, σ from {self.sigma_max:.3g} down to "
+            f"{self.map} {self.layer}: {self.rows}×{self.cols}, {symbol} from {self.sigma_max:.3g} down to "
             f"{'' if self.resolved else '≤ '}{self.sigma_min:.3g}, mean {self.sigma_mean:.3g}"
             f"{'' if self.sigma_mean_se is None else f' ± {self.sigma_mean_se:.1g}'}, {kappa} ({self.method})"
         )

@@ -203,7 +203,11 @@ CASES = [
     Case("conv2d-valid", lambda: conv(2, padding="valid"), (2, 2, 5, 5)),
     Case("conv2d-reflect", lambda: conv(2, padding=(1, 2), padding_mode="reflect"), (2, 2, 4, 5)),
     Case("conv2d-replicate-same", lambda: conv(2, padding="same", padding_mode="replicate"), (2, 2, 4, 4)),
-    Case("conv2d-frozen-weight", lambda: nn.Sequential(nn.Conv2d(2, 2, 1), frozen(conv(2)[0], "weight"), nn.Flatten()), (2, 2, 4, 4)),  # noqa: E501
+    Case(
+        "conv2d-frozen-weight",
+        lambda: nn.Sequential(nn.Conv2d(2, 2, 1), frozen(conv(2)[0], "weight"), nn.Flatten()),
+        (2, 2, 4, 4),
+    ),
     Case("conv2d-frozen-bias", lambda: nn.Sequential(frozen(conv(2)[0], "bias"), nn.Flatten()), (2, 2, 4, 4)),
     Case("conv3d", lambda: conv(3, kernel=2, padding=(1, 0, 1), stride=(1, 2, 1)), (2, 2, 3, 4, 3)),
     Case("conv3d-grouped-same", lambda: conv(3, (2, 4), groups=2, padding="same", kernel=(1, 2, 3)), (2, 2, 3, 2, 3)),
@@ -245,14 +249,40 @@ CASES = [
     Case("attention-cross", lambda: Attends(cross=True), (3, 2, 4), ("attention",)),
     Case("attention-cross-other-width", lambda: Attends(cross=True, kdim=3, vdim=3), (2, 2, 4), ("attention",)),
     Case("encoder-layer", lambda: net(nn.TransformerEncoderLayer(4, 2, 5, dropout=0, batch_first=True)), (2, 2, 4)),
-    Case("encoder-layer-norm-first", lambda: net(nn.TransformerEncoderLayer(4, 1, 3, dropout=0, batch_first=True, norm_first=True)), (2, 2, 4)),  # noqa: E501
+    Case(
+        "encoder-layer-norm-first",
+        lambda: net(nn.TransformerEncoderLayer(4, 1, 3, dropout=0, batch_first=True, norm_first=True)),
+        (2, 2, 4),
+    ),
     Case("lstm", lambda: Recurrent(nn.LSTM), (3, 3, 2), ("cells",)),
     Case("gru", lambda: Recurrent(nn.GRU, bidirectional=True), (2, 3, 2), ("cells",)),
-    Case("weight-norm-by-hooks", lambda: without_warnings(lambda: nn.Sequential(nn.utils.weight_norm(nn.Linear(4, 3)), nn.Tanh())), (3, 4), ("0",)),  # noqa: E501
-    Case("weight-norm", lambda: nn.Sequential(parametrizations.weight_norm(nn.Linear(4, 3)), nn.Tanh()), (3, 4), ("0",)),
-    Case("weight-norm-of-conv", lambda: net(parametrizations.weight_norm(nn.Conv2d(2, 3, 2)), nn.Tanh()), (2, 2, 3, 3), ("0",)),  # noqa: E501
-    Case("spectral-norm", lambda: nn.Sequential(parametrizations.spectral_norm(nn.Linear(4, 3)), nn.Tanh()), (3, 4), ("0",)),  # noqa: E501
-    Case("spectral-norm-by-hooks", lambda: nn.Sequential(nn.utils.spectral_norm(nn.Linear(4, 3)), nn.Tanh()), (3, 4), ("0",)),  # noqa: E501
+    Case(
+        "weight-norm-by-hooks",
+        lambda: without_warnings(lambda: nn.Sequential(nn.utils.weight_norm(nn.Linear(4, 3)), nn.Tanh())),
+        (3, 4),
+        ("0",),
+    ),
+    Case(
+        "weight-norm", lambda: nn.Sequential(parametrizations.weight_norm(nn.Linear(4, 3)), nn.Tanh()), (3, 4), ("0",)
+    ),
+    Case(
+        "weight-norm-of-conv",
+        lambda: net(parametrizations.weight_norm(nn.Conv2d(2, 3, 2)), nn.Tanh()),
+        (2, 2, 3, 3),
+        ("0",),
+    ),
+    Case(
+        "spectral-norm",
+        lambda: nn.Sequential(parametrizations.spectral_norm(nn.Linear(4, 3)), nn.Tanh()),
+        (3, 4),
+        ("0",),
+    ),
+    Case(
+        "spectral-norm-by-hooks",
+        lambda: nn.Sequential(nn.utils.spectral_norm(nn.Linear(4, 3)), nn.Tanh()),
+        (3, 4),
+        ("0",),
+    ),
     Case("prelu", lambda: nn.Sequential(nn.Linear(4, 3), nn.PReLU(3), nn.Linear(3, 2)), (3, 4), ("1",)),
     Case("bare-parameter", Scaled, (3, 3), ("scale",)),
     Case("bilinear", lambda: nn.Sequential(BilinearForm(3, 3, 2), nn.Tanh()), (3, 3), ("0",)),

@@ -112,7 +112,11 @@ def mlp():
 def in_train_mode(**options):
     """A convolutional network with batch norm."""
     return nn.Sequential(
-        nn.Conv2d(2, 4, 3, padding=1), nn.BatchNorm2d(4, **options), nn.ReLU(inplace=True), nn.Flatten(), nn.Linear(36, 3)
+        nn.Conv2d(2, 4, 3, padding=1),
+        nn.BatchNorm2d(4, **options),
+        nn.ReLU(inplace=True),
+        nn.Flatten(),
+        nn.Linear(36, 3),
     )
 
 
@@ -195,11 +199,33 @@ def reused(m, x):
 
 CASES = [
     Case("called-thrice", lambda: Linears(lambda m, x: m.b(m.a(m.a(m.a(x).tanh()).tanh()).tanh()) + m.c(x))),
-    Case("called-with-other-sizes", lambda: Net(lambda m, x: m.b(m.a(functional.avg_pool2d(m.a(x).tanh(), 2)).flatten(1)), a=nn.Conv2d(2, 2, 3, padding=1), b=nn.Linear(8, 2)), (2, 2, 4, 4)),  # noqa: E501
-    Case("called-with-other-dimensions", lambda: Linears(lambda m, x: m.b(m.a(x).mean(1)) + m.a(x.sum(1)) + m.c(x[:, 0])), (3, 2, 4)),  # noqa: E501
-    Case("two-dilations", lambda: Net(lambda m, x: functional.conv1d(m.a(x).tanh(), m.a.weight, m.a.bias, padding="same", dilation=2).mean(2), a=nn.Conv1d(2, 2, 3)), (3, 2, 7)),  # noqa: E501
+    Case(
+        "called-with-other-sizes",
+        lambda: Net(
+            lambda m, x: m.b(m.a(functional.avg_pool2d(m.a(x).tanh(), 2)).flatten(1)),
+            a=nn.Conv2d(2, 2, 3, padding=1),
+            b=nn.Linear(8, 2),
+        ),
+        (2, 2, 4, 4),
+    ),
+    Case(
+        "called-with-other-dimensions",
+        lambda: Linears(lambda m, x: m.b(m.a(x).mean(1)) + m.a(x.sum(1)) + m.c(x[:, 0])),
+        (3, 2, 4),
+    ),
+    Case(
+        "two-dilations",
+        lambda: Net(
+            lambda m, x: functional.conv1d(m.a(x).tanh(), m.a.weight, m.a.bias, padding="same", dilation=2).mean(2),
+            a=nn.Conv1d(2, 2, 3),
+        ),
+        (3, 2, 7),
+    ),
     Case("functional-reuse", lambda: Linears(lambda m, x: m.c(functional.linear(m.b(m.a(x).tanh()), m.a.weight)))),
-    Case("functional-reuse-with-bias", lambda: Linears(lambda m, x: m.c(functional.linear(m.b(m.a(x).tanh()), m.a.weight, m.a.bias)))),  # noqa: E501
+    Case(
+        "functional-reuse-with-bias",
+        lambda: Linears(lambda m, x: m.c(functional.linear(m.b(m.a(x).tanh()), m.a.weight, m.a.bias))),
+    ),
     Case("reuse-as-a-matrix", lambda: Linears(lambda m, x: m.c(m.b(m.a(x).tanh()) @ m.a.weight))),
     Case("reuse-of-bias", lambda: Linears(lambda m, x: m.c(m.b(m.a(x).tanh()) * m.a.bias))),
     Case("reuse-in-last-output", lambda: Linears(reused)),
@@ -207,41 +233,139 @@ CASES = [
     Case("tied-head", TiedHead, (2, 3), tokens=5),
     Case("shared-parameter", shared),
     Case("own-forward", lambda: nn.Sequential(OwnForward(4, 4), nn.Tanh(), Doubles(4, 4))),
-    Case("in-place-activations", lambda: nn.Sequential(nn.Conv1d(2, 3, 2), nn.ReLU(inplace=True), nn.BatchNorm1d(3).eval(), nn.ELU(inplace=True), nn.Flatten(), nn.Linear(9, 3), nn.Hardtanh(inplace=True)), (3, 2, 4)),  # noqa: E501
+    Case(
+        "in-place-activations",
+        lambda: nn.Sequential(
+            nn.Conv1d(2, 3, 2),
+            nn.ReLU(inplace=True),
+            nn.BatchNorm1d(3).eval(),
+            nn.ELU(inplace=True),
+            nn.Flatten(),
+            nn.Linear(9, 3),
+            nn.Hardtanh(inplace=True),
+        ),
+        (3, 2, 4),
+    ),
     Case("in-place-addition", lambda: Linears(lambda m, x: m.c(m.a(x).add_(x).mul_(2).sin_()).add_(m.b(x)))),
-    Case("in-place-on-a-slice", lambda: Linears(lambda m, x: m.c(m.a(x).index_fill_(1, torch.tensor([0]), 1.0)) + m.b(x))),
+    Case(
+        "in-place-on-a-slice", lambda: Linears(lambda m, x: m.c(m.a(x).index_fill_(1, torch.tensor([0]), 1.0)) + m.b(x))
+    ),
     Case("user-hooks", hooked),
-    Case("tokens-first", lambda: Linears(lambda m, x: m.b(m.n(m.a(x.transpose(0, 1)))).tanh().mean(0) + m.c(x[:, 0]), n=nn.LayerNorm(4)), (3, 2, 4)),  # noqa: E501
-    Case("tokens-first-as-many", lambda: Linears(lambda m, x: m.b(m.n(m.a(x.transpose(0, 1)))).tanh().mean(0) + m.c(x[:, 0]), n=nn.LayerNorm(4)), (3, 3, 4)),  # noqa: E501
-    Case("tokens-first-recurrent", lambda: Net(lambda m, x: m.b(m.a(x.transpose(0, 1))[0][-1]), a=nn.GRU(4, 3), b=nn.Linear(3, 2)), (3, 2, 4)),  # noqa: E501
-    Case("tokens-first-embedding", lambda: Net(lambda m, x: m.b(m.a(x.T)).tanh().sum(0), a=nn.Embedding(5, 3), b=nn.Linear(3, 2)), (3, 2), tokens=5),  # noqa: E501
-    Case("frames-first", lambda: Linears(lambda m, x: m.c(m.b(m.a(x.movedim(2, 0))).tanh().mean((0, 2)))), (3, 2, 4, 4)),
-    Case("merged-tokens", lambda: Linears(lambda m, x: m.b(m.n(m.a(x.flatten(0, 1)))).tanh().view_as(x).mean(1) + m.c(x[:, 0]), n=nn.LayerNorm(4)), (3, 2, 4)),  # noqa: E501
-    Case("merged-frames", lambda: Net(lambda m, x: m.a(x.flatten(0, 1)).tanh().view(3, -1)[:, ::5], a=nn.Conv1d(2, 3, 2)), (3, 2, 2, 4)),  # noqa: E501
-    Case("merged-tokens-the-other-way", lambda: Linears(lambda m, x: m.b(m.a(x.transpose(0, 1).flatten(0, 1))).tanh().view(2, 3, 4).mean(0) + m.c(x[:, 0])), (3, 2, 4)),  # noqa: E501
-    Case("two-views-in-one-batch", lambda: Linears(lambda m, x: m.c(m.b(m.a(torch.cat([x, x.sin()])).tanh())[: len(x)]) + m.a(torch.cat([x, x**2])).tanh()[len(x) :])),  # noqa: E501
+    Case(
+        "tokens-first",
+        lambda: Linears(lambda m, x: m.b(m.n(m.a(x.transpose(0, 1)))).tanh().mean(0) + m.c(x[:, 0]), n=nn.LayerNorm(4)),
+        (3, 2, 4),
+    ),
+    Case(
+        "tokens-first-as-many",
+        lambda: Linears(lambda m, x: m.b(m.n(m.a(x.transpose(0, 1)))).tanh().mean(0) + m.c(x[:, 0]), n=nn.LayerNorm(4)),
+        (3, 3, 4),
+    ),
+    Case(
+        "tokens-first-recurrent",
+        lambda: Net(lambda m, x: m.b(m.a(x.transpose(0, 1))[0][-1]), a=nn.GRU(4, 3), b=nn.Linear(3, 2)),
+        (3, 2, 4),
+    ),
+    Case(
+        "tokens-first-embedding",
+        lambda: Net(lambda m, x: m.b(m.a(x.T)).tanh().sum(0), a=nn.Embedding(5, 3), b=nn.Linear(3, 2)),
+        (3, 2),
+        tokens=5,
+    ),
+    Case(
+        "frames-first", lambda: Linears(lambda m, x: m.c(m.b(m.a(x.movedim(2, 0))).tanh().mean((0, 2)))), (3, 2, 4, 4)
+    ),
+    Case(
+        "merged-tokens",
+        lambda: Linears(
+            lambda m, x: m.b(m.n(m.a(x.flatten(0, 1)))).tanh().view_as(x).mean(1) + m.c(x[:, 0]), n=nn.LayerNorm(4)
+        ),
+        (3, 2, 4),
+    ),
+    Case(
+        "merged-frames",
+        lambda: Net(lambda m, x: m.a(x.flatten(0, 1)).tanh().view(3, -1)[:, ::5], a=nn.Conv1d(2, 3, 2)),
+        (3, 2, 2, 4),
+    ),
+    Case(
+        "merged-tokens-the-other-way",
+        lambda: Linears(
+            lambda m, x: m.b(m.a(x.transpose(0, 1).flatten(0, 1))).tanh().view(2, 3, 4).mean(0) + m.c(x[:, 0])
+        ),
+        (3, 2, 4),
+    ),
+    Case(
+        "two-views-in-one-batch",
+        lambda: Linears(
+            lambda m, x: (
+                m.c(m.b(m.a(torch.cat([x, x.sin()])).tanh())[: len(x)]) + m.a(torch.cat([x, x**2])).tanh()[len(x) :]
+            )
+        ),
+    ),
     Case("samples-in-another-order", lambda: Linears(lambda m, x: m.c(m.b(m.a(x.flip(0)).tanh()).flip(0)))),
-    Case("samples-one-by-one", lambda: Linears(lambda m, x: torch.stack([m.c(m.b(m.a(row[None]).tanh())[0]) for row in x]))),
+    Case(
+        "samples-one-by-one",
+        lambda: Linears(lambda m, x: torch.stack([m.c(m.b(m.a(row[None]).tanh())[0]) for row in x])),
+    ),
     Case("routed-samples", lambda: Linears(routed), (4, 4)),
     Case("routed-samples-uneven", lambda: Linears(routed), (5, 4)),
-    Case("minus-the-mean", lambda: Linears(lambda m, x: m.c((m.b(m.a(x).tanh()) - m.a(x).mean(0)).tanh())), interact=True),
-    Case("attention-among-samples", lambda: Linears(lambda m, x: m.c((m.a(x) @ m.b(x).T).softmax(1) @ x)), interact=True),
-    Case("minus-the-mean-bare", lambda: Linears(lambda m, x: m.c(m.n(m.b(m.a(x)))), n=HandMadeBatchNorm(lambda x: 2)), interact=True),  # noqa: E501
-    Case("batch-norm-by-hand", lambda: Linears(lambda m, x: m.c(m.n(m.b(m.a(x)))), n=HandMadeBatchNorm(lambda x: x.std(0))), interact=True),  # noqa: E501
-    Case("batch-norm-functional", lambda: Linears(lambda m, x: m.c(functional.batch_norm(m.b(m.a(x)), None, None, training=True) * m.g), g=nn.Parameter(torch.randn(4))), interact=True),  # noqa: E501
+    Case(
+        "minus-the-mean", lambda: Linears(lambda m, x: m.c((m.b(m.a(x).tanh()) - m.a(x).mean(0)).tanh())), interact=True
+    ),
+    Case(
+        "attention-among-samples", lambda: Linears(lambda m, x: m.c((m.a(x) @ m.b(x).T).softmax(1) @ x)), interact=True
+    ),
+    Case(
+        "minus-the-mean-bare",
+        lambda: Linears(lambda m, x: m.c(m.n(m.b(m.a(x)))), n=HandMadeBatchNorm(lambda x: 2)),
+        interact=True,
+    ),
+    Case(
+        "batch-norm-by-hand",
+        lambda: Linears(lambda m, x: m.c(m.n(m.b(m.a(x)))), n=HandMadeBatchNorm(lambda x: x.std(0))),
+        interact=True,
+    ),
+    Case(
+        "batch-norm-functional",
+        lambda: Linears(
+            lambda m, x: m.c(functional.batch_norm(m.b(m.a(x)), None, None, training=True) * m.g),
+            g=nn.Parameter(torch.randn(4)),
+        ),
+        interact=True,
+    ),
     Case("batch-norm", in_train_mode, (3, 2, 3, 3), interact=True),
-    Case("batch-norm-no-statistics", lambda: in_train_mode(track_running_stats=False).eval(), (3, 2, 3, 3), interact=True),
-    Case("batch-norm-then-bare", lambda: nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4), nn.PReLU(4)), (4, 4), interact=True),  # noqa: E501
-    Case("dropout", lambda: nn.Sequential(nn.Dropout(0.3), nn.Linear(4, 6), nn.PReLU(6), nn.Dropout(0.5), nn.Linear(6, 3)), interact=True),  # noqa: E501
+    Case(
+        "batch-norm-no-statistics", lambda: in_train_mode(track_running_stats=False).eval(), (3, 2, 3, 3), interact=True
+    ),
+    Case(
+        "batch-norm-then-bare",
+        lambda: nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4), nn.PReLU(4)),
+        (4, 4),
+        interact=True,
+    ),
+    Case(
+        "dropout",
+        lambda: nn.Sequential(nn.Dropout(0.3), nn.Linear(4, 6), nn.PReLU(6), nn.Dropout(0.5), nn.Linear(6, 3)),
+        interact=True,
+    ),
     Case("mixed-precision-of-parameters", halves),
     Case("one-number-each", lambda: Linears(lambda m, x: m.c(m.b(m.a(x).tanh())).sum(1))),
-    Case("one-number-each-squeezed", lambda: nn.Sequential(nn.Linear(4, 3), nn.PReLU(3), nn.Linear(3, 1), Net(lambda m, x: x.squeeze()))),  # noqa: E501
+    Case(
+        "one-number-each-squeezed",
+        lambda: nn.Sequential(nn.Linear(4, 3), nn.PReLU(3), nn.Linear(3, 1), Net(lambda m, x: x.squeeze())),
+    ),
     Case("many-dimensions", lambda: nn.Sequential(nn.Embedding(5, 3), nn.Linear(3, 4)), (2, 3), tokens=5),
     Case("dictionary", lambda: Linears(lambda m, x: {"hidden": m.a(x), "logits": m.c(m.b(m.a(x).tanh()))})),
     Case("named-tuple", lambda: Linears(lambda m, x: Output(m.c(m.b(m.a(x).tanh())), x))),
     Case("straight-through", lambda: Linears(lambda m, x: m.c((h := m.b(m.a(x))) + (h.sign() - h).detach()))),
-    Case("gradient-hook", lambda: Linears(lambda m, x: (h := m.b(m.a(x)), h.register_hook(lambda g: 3 * g), m.c(h.sin()))[2])),  # noqa: E501
-    Case("checkpointed", lambda: Linears(lambda m, x: m.c(checkpoint(lambda h: m.b(m.a(h).tanh()), x, use_reentrant=False)))),
+    Case(
+        "gradient-hook",
+        lambda: Linears(lambda m, x: (h := m.b(m.a(x)), h.register_hook(lambda g: 3 * g), m.c(h.sin()))[2]),
+    ),
+    Case(
+        "checkpointed",
+        lambda: Linears(lambda m, x: m.c(checkpoint(lambda h: m.b(m.a(h).tanh()), x, use_reentrant=False))),
+    ),
     Case("vmapped", lambda: Linears(lambda m, x: m.c(torch.vmap(lambda row: m.b(m.a(row).tanh()))(x)))),
 ]
 
@@ -274,7 +398,9 @@ def test_wrappers_are_seen_through(wrap):
 
 
 IN_PLACE_OF_A_SAMPLE = ("merged-frames", "merged-tokens-the-other-way", "routed-samples", "routed-samples-uneven")
-ALONE = [case for case in CASES if not case.interact and case.id not in (*IN_PLACE_OF_A_SAMPLE, "one-number-each-squeezed")]
+ALONE = [
+    case for case in CASES if not case.interact and case.id not in (*IN_PLACE_OF_A_SAMPLE, "one-number-each-squeezed")
+]
 
 
 @pytest.mark.parametrize("case", ALONE, ids=lambda case: case.id)
@@ -412,7 +538,9 @@ def test_symmetric_and_positive_semidefinite(id):
 
 
 @settings(max_examples=10, deadline=None)
-@given(id=st.sampled_from(["called-thrice", "batch-norm", "tied-head", "tokens-first"]), order=st.permutations(range(4)))
+@given(
+    id=st.sampled_from(["called-thrice", "batch-norm", "tied-head", "tokens-first"]), order=st.permutations(range(4))
+)
 def test_permuted_samples_permute_rows(id, order):
     case = BY_ID[id]
     model, _ = case.make()
@@ -521,6 +649,36 @@ def test_a_wide_body_in_single_precision_and_a_head_in_double():
     assert_near(tangent_kernel(model, x).total, autograd_kernel(model, x), 1e-5)
 
 
+def cast_within(m, x):
+    """Mixed precision by the model itself."""
+    with torch.autocast("cpu", torch.bfloat16):
+        hidden = m.body(x)
+    return hidden.float()
+
+
+def test_a_model_that_casts_within_its_forward_pass():
+    torch.manual_seed(0)
+    model, x = Net(cast_within, body=nn.Sequential(nn.Linear(4, 30), nn.GELU(), nn.Linear(30, 3))), torch.randn(5, 4)
+    assert_near(tangent_kernel(model, x).total, autograd_kernel(model, x), 0.03)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_checkpoint_that_hides_parameters_is_not_taken_for_zero():
+    model = Net(lambda m, x: checkpoint(m.body, x.requires_grad_(), use_reentrant=True), body=mlp()).double()
+    x = torch.randn(3, 4, dtype=F64)
+    rows = []
+    for sample, output in itertools.product(range(3), range(3)):
+        model.zero_grad()
+        model(x.clone())[sample, output].backward()
+        rows.append(torch.cat([part.grad.flatten() for part in model.body.parameters()]))
+    rows = torch.stack(rows)
+    try:
+        found = tangent_kernel(model, x, layers="body").total
+    except InputError:  # torch itself cannot differentiate it in part
+        return
+    assert_near(found, rows @ rows.T)
+
+
 def test_twice_the_same_bit_for_bit_whatever_the_callers_streams():
     model, x = make("dropout")
     first = tangent_kernel(model, x).total
@@ -537,7 +695,10 @@ BUDGETS = {
     "tokens": (lambda: nn.Sequential(nn.Embedding(20, 30), nn.Linear(30, 40), nn.LayerNorm(40)), (2, 20)),
     "bare": (lambda: nn.Sequential(nn.Linear(4, 200), nn.PReLU(200), nn.Linear(200, 3)), (3, 4)),
     "recurrent": (lambda: Net(lambda m, x: m.cells(x)[0], cells=nn.GRU(4, 8, batch_first=True)), (2, 5, 4)),
-    "coupled": (lambda: nn.Sequential(nn.Conv1d(2, 8, 3), nn.BatchNorm1d(8), nn.PReLU(8), nn.Conv1d(8, 2, 5)), (3, 2, 40)),
+    "coupled": (
+        lambda: nn.Sequential(nn.Conv1d(2, 8, 3), nn.BatchNorm1d(8), nn.PReLU(8), nn.Conv1d(8, 2, 5)),
+        (3, 2, 40),
+    ),
 }
 
 
@@ -558,7 +719,9 @@ def least_budget(measure):
 def test_memory_budget_changes_the_number_of_sweeps_and_nothing_else(id, monkeypatch):
     torch.manual_seed(0)
     build, shape = BUDGETS[id]
-    model = Net(lambda m, x: torch.stack([part.sin().sum((1, 2)) for part in m.body(x).chunk(2, dim=1)], dim=1), body=build())
+    model = Net(
+        lambda m, x: torch.stack([part.sin().sum((1, 2)) for part in m.body(x).chunk(2, dim=1)], dim=1), body=build()
+    )
     model = (build() if id == "bare" else model).double()
     x = torch.randint(20, shape) if id == "tokens" else torch.randn(shape, dtype=F64)
     sweeps, sweep = [], Batch.sweep
@@ -602,12 +765,24 @@ SIDE_EFFECTS = {
     "hooks": lambda: make("user-hooks"),
     "tied": lambda: make("tied-head"),
     "recurrent": lambda: make("tokens-first-recurrent"),
-    "changes-its-input": lambda: (Net(lambda m, x: m.a(x.mul_(2)), a=nn.Linear(4, 4)).double(), torch.randn(3, 4, dtype=F64)),
+    "changes-its-input": lambda: (
+        Net(lambda m, x: m.a(x.mul_(2)), a=nn.Linear(4, 4)).double(),
+        torch.randn(3, 4, dtype=F64),
+    ),
     "max-norm": lambda: (nn.Sequential(nn.Embedding(5, 4, max_norm=0.1), nn.Linear(4, 2)), torch.arange(4)),
-    "max-norm-frozen": lambda: (nn.Sequential(nn.Embedding.from_pretrained(torch.randn(5, 4), max_norm=0.1), nn.Linear(4, 2)), torch.arange(4)),  # noqa: E501
+    "max-norm-frozen": lambda: (
+        nn.Sequential(nn.Embedding.from_pretrained(torch.randn(5, 4), max_norm=0.1), nn.Linear(4, 2)),
+        torch.arange(4),
+    ),
     "spectral-norm": lambda: (nn.utils.parametrizations.spectral_norm(nn.Linear(4, 3)), torch.randn(3, 4)),
-    "streams": lambda: (Net(lambda m, x: m.a(x) * random.random() * np.random.rand() * torch.rand(()), a=mlp()), torch.randn(3, 4)),  # noqa: E501
-    "checkpointed": lambda: (Net(lambda m, x: checkpoint(m.a, x, use_reentrant=False), a=nn.Sequential(mlp(), nn.BatchNorm1d(3))).double(), torch.randn(3, 4, dtype=F64)),  # noqa: E501
+    "streams": lambda: (
+        Net(lambda m, x: m.a(x) * random.random() * np.random.rand() * torch.rand(()), a=mlp()),
+        torch.randn(3, 4),
+    ),
+    "checkpointed": lambda: (
+        Net(lambda m, x: checkpoint(m.a, x, use_reentrant=False), a=nn.Sequential(mlp(), nn.BatchNorm1d(3))).double(),
+        torch.randn(3, 4, dtype=F64),
+    ),
 }
 
 
@@ -678,8 +853,18 @@ def test_precision_switches_are_put_back(snapshot, unchanged):
 
 RULES = {
     "linear": (kernel_rules.LinearRule, "activations", lambda: mlp(), (3, 4)),
-    "conv": (kernel_rules.ConvolutionRule, "cotangents", lambda: nn.Sequential(nn.Conv1d(2, 3, 2), nn.Flatten()), (3, 2, 4)),
-    "embedding": (kernel_rules.EmbeddingRule, "similarities", lambda: nn.Sequential(nn.Embedding(5, 3), nn.Tanh()), (3, 2)),
+    "conv": (
+        kernel_rules.ConvolutionRule,
+        "cotangents",
+        lambda: nn.Sequential(nn.Conv1d(2, 3, 2), nn.Flatten()),
+        (3, 2, 4),
+    ),
+    "embedding": (
+        kernel_rules.EmbeddingRule,
+        "similarities",
+        lambda: nn.Sequential(nn.Embedding(5, 3), nn.Tanh()),
+        (3, 2),
+    ),
     "gain": (kernel_rules.GainRule, "activations", lambda: nn.Sequential(nn.LayerNorm(4), nn.Tanh()), (3, 4)),
 }
 
@@ -762,12 +947,12 @@ REFUSED = {
     "all frozen": (lambda: without_gradients(mlp()), {}, InputError, "no trainable parameters; unfreeze"),
     "complex": (Complex, {}, UnsupportedModelError, "'phase' is complex.*two parameters"),
     "scalar": (lambda: Net(lambda m, x: m.a(x).sum(), a=mlp()), {}, UnsupportedModelError, r"shape \(\) for 3 samples"),
-    "one row": (lambda: Net(lambda m, x: m.a(x).sum(0), a=nn.Linear(4, 5)), {}, UnsupportedModelError, r"\(5,\) for 3 "),
+    "one row": (lambda: Net(lambda m, x: m.a(x).sum(0), a=nn.Linear(4, 5)), {}, UnsupportedModelError, r"\(5,\) for 3"),
     "rows lost": (lambda: Net(lambda m, x: m.a(x)[:2], a=mlp()), {}, UnsupportedModelError, "one row .* each sample"),
     "integers": (lambda: Net(lambda m, x: m.a(x).argmax(1), a=mlp()), {}, UnsupportedModelError, "real tensor"),
     "nothing": (lambda: Net(lambda m, x: None, a=mlp()), {}, UnsupportedModelError, "returns NoneType"),
-    "detached": (lambda: Net(lambda m, x: m.a(x).detach(), a=mlp()), {}, UnsupportedModelError, "does not depend on any"),
-    "no_grad": (lambda: Net(torch.no_grad()(lambda m, x: m.a(x)), a=mlp()), {}, UnsupportedModelError, "not depend on any"),
+    "detached": (lambda: Net(lambda m, x: m.a(x).detach(), a=mlp()), {}, UnsupportedModelError, "not depend on any"),
+    "no_grad": (lambda: Net(torch.no_grad()(lambda m, x: m.a(x)), a=mlp()), {}, UnsupportedModelError, "not depend on"),
     "NaN weight": (lambda: with_weight(mlp(), NAN), {}, NonFiniteError, "0.weight holds 1 NaN"),
     "infinite weight": (lambda: with_weight(mlp(), float("inf")), {}, NonFiniteError, "0.weight holds 1 NaN"),
     "NaN output": (lambda: Net(lambda m, x: m.a(x) * NAN, a=mlp()), {}, NonFiniteError, "output holds NaN"),
@@ -776,8 +961,8 @@ REFUSED = {
     "unknown batch mode": (mlp, {"batch_mode": "samples"}, InputError, "'samples'; known are .* Did you mean 'sample'"),
     "integer dtype": (mlp, {"dtype": torch.int64}, InputError, "must be a floating"),
     "one output": (lambda: nn.Linear(4, 1), {"outputs": "centred"}, InputError, "centred.*single output.*use outputs="),
-    "no memory": (mlp, {"memory_budget": 0}, MemoryBudgetError, "use fewer samples.*outputs=.trace.*larger memory_budget"),
-    "little memory": (mlp, {"memory_budget": 5_000}, MemoryBudgetError, "memory budget is 0.00477 MiB; use fewer samples"),
+    "no memory": (mlp, {"memory_budget": 0}, MemoryBudgetError, "use fewer samples.*=.trace.*larger memory_budget"),
+    "little memory": (mlp, {"memory_budget": 5_000}, MemoryBudgetError, "budget is 0.00477 MiB; use fewer samples"),
 }
 
 
@@ -790,9 +975,9 @@ def test_bad_models_and_options_are_refused_with_a_way_out(id):
 
 @pytest.mark.parametrize("bad", [torch.tensor([[0.0, 1, NAN, 1]]), torch.zeros(0, 4), torch.tensor(1.0), [[1.0] * 4]])
 def test_bad_probes_are_refused(bad):
-    with pytest.raises(InputError, match="the probe (must be|holds 1 NaN)"):
+    with pytest.raises(InputError, match=r"the probe (must be|holds 1 NaN)"):
         tangent_kernel(mlp(), bad)
-    with pytest.raises(InputError, match="the probe (must be|holds 1 NaN)"):
+    with pytest.raises(InputError, match=r"the probe (must be|holds 1 NaN)"):
         tangent_kernel(mlp(), torch.ones(2, 4), bad)
 
 
