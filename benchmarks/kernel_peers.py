@@ -97,9 +97,7 @@ def nngeometry_gram(model: nn.Module, x: Tensor) -> Tensor:
     from nngeometry.gram import GramMatrix
 
     _refuse_interaction(model)
-    kernel = GramMatrix(plain_convolutions(model), [x.clone()]).to_torch()
-    outputs, samples = kernel.shape[:2]
-    return kernel.permute(1, 0, 3, 2).reshape(samples * outputs, samples * outputs)
+    return _samples_first(GramMatrix(plain_convolutions(model), [x.clone()]).to_torch())
 
 
 def nngeometry_jacobian(model: nn.Module, x: Tensor) -> Tensor:
@@ -108,8 +106,8 @@ def nngeometry_jacobian(model: nn.Module, x: Tensor) -> Tensor:
 
     _refuse_interaction(model)
     jacobian = Jacobian(plain_convolutions(model), [x.clone()]).to_torch()
-    rows = jacobian.transpose(0, 1).reshape(-1, jacobian.shape[-1])
-    return rows @ rows.T
+    rows = jacobian.flatten(0, 1)
+    return _samples_first((rows @ rows.T).view(*jacobian.shape[:2], *jacobian.shape[:2]))
 
 
 def curvlinops_products(model: nn.Module, x: Tensor) -> Tensor:
@@ -197,6 +195,11 @@ def _call(model: nn.Module, parameters: dict[str, Tensor], x: Tensor) -> Tensor:
     """The model's outputs; buffers are cloned, as batch norm in train mode writes to them."""
     buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
     return functional_call(model, {**parameters, **buffers}, (x,))
+
+
+def _samples_first(kernel: Tensor) -> Tensor:
+    """Rows by (sample, output), from the ``(O, N, O, N)`` of nngeometry."""
+    return kernel.permute(1, 0, 3, 2).flatten(2).flatten(0, 1)
 
 
 def _taken(parameter: nn.Parameter) -> Tensor:

@@ -61,6 +61,7 @@ def quiet(model: nn.Module, *, batch_mode: str) -> Iterator[None]:
     devices = [tensor.device for tensor in (*model.parameters(), *model.buffers())]
     with _forked_streams(devices), exact_numerics(devices):
         try:
+            _stand_in_for_buffers(model)
             if batch_mode == "sample":
                 for module in attributes:
                     module.training = False
@@ -69,6 +70,21 @@ def quiet(model: nn.Module, *, batch_mode: str) -> Iterator[None]:
             for module, before in attributes.items():
                 vars(module).clear()
                 vars(module).update(before)
+
+
+def _stand_in_for_buffers(model: nn.Module) -> None:
+    """Give the model copies of its buffers.
+
+    A gradient checkpoint runs a part of the model again, in the backward pass, when the copies that ``State`` gives to
+    a forward pass are no longer in place.
+    """
+    copies: dict[Tensor, Tensor] = {}
+    for module in model.modules():
+        if isinstance(module._buffers, dict):
+            vars(module)["_buffers"] = {
+                name: buffer if buffer is None else copies.setdefault(buffer, buffer.detach().clone())
+                for name, buffer in module._buffers.items()
+            }
 
 
 @contextlib.contextmanager

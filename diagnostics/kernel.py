@@ -1,13 +1,21 @@
 """The tangent kernel of a network at finite width, layer by layer, in both batch modes."""
 
+import functools
 import time
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 from torch.distributed import ProcessGroup
 
-from diagnostics.errors import InputError, LayerCallError, MemoryBudgetError, near_matches, readable
+from diagnostics.errors import (
+    InputError,
+    LayerCallError,
+    MemoryBudgetError,
+    UnsupportedModelError,
+    near_matches,
+    readable,
+)
 from diagnostics.isolation import State, quiet, require_finite, unwrap
 from diagnostics.kernel_batch import Batch
 from diagnostics.kernel_check import Check
@@ -88,28 +96,38 @@ def tangent_kernel(
             Batch(model, state, batch, wanted, memory_budget=int(memory_budget) // 4, group=group, progress=advance)
             for batch in inputs
         ]
+        if len(sides[0].basis) != len(sides[-1].basis):
+            counts = " and ".join(str(len(side.basis)) for side in sides)
+            raise InputError(f"the outputs for x and x2 must be as many per sample; they are {counts}")
         bases = _bases(outputs, sides[0].basis)
         sums = _Sums(blocks, [len(bases[0]) * side.samples for side in sides], x.device, int(memory_budget))
+        kernels = functools.partial(
+            unit_kernels,
+            sides,
+            coupled=batch_mode == "batch" and _couples(model),
+            may_couple=batch_mode == "batch",
+            memory_budget=int(memory_budget) - sums.bytes,
+            group=group,
+        )
         routes: dict[Unit, Route] = {}
-        for basis in bases:
-            for side in sides:
-                side.basis = basis
-            check = None if routes else Check(sides[0], sides[-1])
-            if check is not None:
-                called = {name for name in blocks if sides[0].recording.calls(model, name)}
-                sums.drop_uncalled(called, named=layers is not None)
-                wanted = [unit for unit in wanted if check.is_used(unit)]
-            for found in unit_kernels(
-                sides,
-                wanted,
-                routes,
-                check,
-                coupled=batch_mode == "batch" and _couples(model),
-                may_couple=batch_mode == "batch",
-                memory_budget=int(memory_budget) - sums.bytes,
-                group=group,
-            ):
+        # Of several bases a random combination is checked, which feels what any of them feels.
+        _set_basis(sides, bases[0] if len(bases) == 1 else _random_combination(bases))
+        check = Check(sides[0], sides[-1])
+        _require_visible(wanted, check, sides[0])
+        wanted = [unit for unit in wanted if check.is_used(unit)]
+        sums.drop_uncalled(
+            [name for name in blocks if not sides[0].recording.calls(model, name)], wanted, named=layers is not None
+        )
+        if len(bases) == 1:
+            for found in kernels(wanted, routes, check):
                 sums.add(found)
+        else:
+            for _ in kernels(wanted, routes, check):
+                pass
+            for basis in bases:
+                _set_basis(sides, basis)
+                for found in kernels(wanted, routes, None):
+                    sums.add(found)
         if outputs == "centred":
             sums.centre(len(bases[0]))
     for name, matrix in [*sums.blocks.items(), (TOTAL, sums.total)]:
@@ -160,10 +178,16 @@ class _Sums:
         self.total = zeros
         self.methods: dict[str, set[str]] = {name: set() for name in units}
 
-    def drop_uncalled(self, called: Collection[str], *, named: bool) -> None:
-        """Leave out the blocks that are no part of the forward pass, or refuse if they were asked for."""
-        for name in self._units:
-            if name not in called:
+    def drop_uncalled(self, uncalled: Sequence[str], used: Sequence[Unit], *, named: bool) -> None:
+        """Leave out the blocks that are no part of the forward pass, or refuse if they were asked for.
+
+        Args:
+            uncalled: Those whose modules are never called.
+            used: Units that the outputs depend on, maybe without a call of their module.
+            named: Whether they were asked for.
+        """
+        for name in uncalled:
+            if not any(unit in used for unit in self._units[name]):
                 if named:
                     raise LayerCallError(f"layer {name!r} is never called in the forward pass; leave it out")
                 self._uncalled.append(name)
@@ -199,6 +223,28 @@ def _bases(outputs: str, identity: Tensor) -> list[Tensor]:
     if outputs == "sum":
         return [identity.sum(0, keepdim=True)]
     return list(identity.split(1)) if outputs == "trace" else [identity]
+
+
+def _random_combination(bases: Sequence[Tensor]) -> Tensor:
+    """One combination of all the outputs, shape ``(1, O)``."""
+    generator = torch.Generator().manual_seed(0)
+    weights = torch.randn(1, len(bases), generator=generator, dtype=torch.float64)
+    return weights.to(bases[0]) @ torch.cat(list(bases))
+
+
+def _set_basis(sides: Sequence[Batch], basis: Tensor) -> None:
+    for side in sides:
+        side.basis = basis
+
+
+def _require_visible(units: Sequence[Unit], check: Check, side: Batch) -> None:
+    """Raise ``UnsupportedModelError`` where parameters seem unused because a checkpoint hides them from autograd."""
+    unused = [unit.name for unit in units if not check.is_used(unit)]
+    if unused and side.recording.hides_parameters():
+        raise UnsupportedModelError(
+            f"a reentrant gradient checkpoint hides {unused[0]!r} from autograd; turn it off, or pass it "
+            "use_reentrant=False"
+        )
 
 
 def _couples(model: nn.Module) -> bool:

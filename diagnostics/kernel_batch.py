@@ -66,6 +66,12 @@ class Batch:
         """Rows of the kernel."""
         return self.samples * len(self.basis)
 
+    @property
+    def coarsest_eps(self) -> float:
+        """Unit roundoff of the least precise parameter or activation."""
+        given = [use.input for use in self.recording.uses if use.input.is_floating_point()]
+        return max(torch.finfo(tensor.dtype).eps for tensor in (*self.recording.leaves.values(), *given))
+
     def random_cotangent(self, seed: int) -> Tensor:
         """A random vector of kernel rows, shape ``(N·R,)``, float64; no stream of the user's is touched."""
         generator = torch.Generator().manual_seed(seed)

@@ -7,7 +7,6 @@ that changes what passes) shows here.
 import math
 from collections.abc import Mapping
 
-import torch
 from torch import Tensor, nn
 
 from diagnostics.errors import NonFiniteError
@@ -31,7 +30,7 @@ class Check:
         self._w = self._v if right is left else right.random_cotangent(1)
         self._left = left.gradients(self._v)
         self._right = self._left if right is left else right.gradients(self._w)
-        eps = torch.finfo(left.basis.dtype).eps
+        eps = left.coarsest_eps
         #: Rounding grows through the layers, and is as large as other units' gradients where terms cancel (a bias
         #: before batch norm); what a wrong rule leaves out is of the size of the gradient itself.
         self._relative, self._absolute = 10 * eps**0.5, 100 * eps

@@ -70,13 +70,15 @@ def unit_kernels(
         UnsupportedModelError: No route's result agrees with autograd.
         MemoryBudgetError: Not even one channel of a layer fits the budget.
     """
-    left_over = list(units)
-    for route in _routes(coupled, may_couple):
+    left_over, possible_routes = list(units), _routes(coupled, may_couple)
+    for route in possible_routes:
         if check is None:
             possible = [unit for unit in left_over if routes[unit] == route]
         else:
             possible = [unit for unit in left_over if _is_open(route, unit, sides, coupled or not may_couple)]
-        for found in _by_route(sides, possible, route, memory_budget, group):
+        for found in _attempted(
+            _by_route(sides, possible, route, memory_budget, group), may_fail=route != possible_routes[-1]
+        ):
             if check is None or check.agrees(found.unit, found.matrix):
                 left_over.remove(found.unit)
                 routes[found.unit] = route
@@ -85,9 +87,29 @@ def unit_kernels(
         reason = (
             "does not agree with autograd; is the forward pass random, or another at each call?"
             if may_couple
-            else 'does not agree with autograd sample by sample; do samples interact? Measure batch_mode="batch"'
+            else 'does not agree with autograd sample by sample; do samples interact? Measure batch_mode="batch". Or '
+            "is the forward pass random, or another at each call?"
         )
         raise UnsupportedModelError(f"the tangent kernel of {left_over[0].name!r} {reason}")
+
+
+def _attempted(kernels: Iterator[UnitKernel], *, may_fail: bool) -> Iterator[UnitKernel]:
+    """Kernels up to the first error of the model's own, where another route is left.
+
+    A model that makes samples interact may not run on a single one at all.
+    """
+    while True:
+        try:
+            found = next(kernels)
+        except StopIteration:
+            return
+        except (MemoryBudgetError, torch.OutOfMemoryError):
+            raise
+        except Exception:
+            if not may_fail:
+                raise
+            return
+        yield found
 
 
 def _routes(coupled: bool, may_couple: bool) -> list[Route]:

@@ -84,7 +84,7 @@ class Kept:
         part: The part.
         extent: Sizes.
         like: A tensor of the dtype and on the device wanted.
-        activations: Of all groups, shape ``(S, G, D, T)``; None without a rule.
+        activations: Of the part's groups, shape ``(S, G, D, T)``; None unless gradients are to be kept.
     """
 
     def __init__(self, part: Part, extent: Extent, like: Tensor, activations: Tensor | None) -> None:
@@ -97,8 +97,6 @@ class Kept:
             groups, outputs = (count, part.rule.outputs) if part.rule.groups > 1 else (1, count)
             last = part.rule.inputs + part.rule.has_bias if part.keeps_gradients else positions
             shape = (samples, rows, groups, outputs, last)
-        if activations is not None and part.rule is not None and part.rule.groups > 1:
-            activations = activations[:, part.start : part.stop]
         self.activations = activations
         self.values = like.new_zeros(shape)  # zeros, as processes that share the rows add theirs
 

@@ -22,7 +22,7 @@ class TangentKernel:
         blocks: The share of each layer, shape ``(N·R, N'·R)``, float64; rows run over (sample, output).
         total: Of all the layers asked for together; parameters in two of them count once.
         methods: How each block was found.
-        num_parameters: Trainable parameters of each block and of ``total``, which bound its rank.
+        num_parameters: Trainable parameters of each block and of ``total``, which bound its rank (but for ``trace``).
         outputs: ``all``, ``trace``, ``sum`` or ``centred``.
         batch_mode: ``batch`` or ``sample``.
         num_outputs: R, rows per sample: O, or 1 for ``trace`` and ``sum``.
@@ -72,7 +72,8 @@ class TangentKernel:
         if self.outputs == "centred":
             matrix = _on_contrasts(matrix, self.num_outputs)
         values = np.clip(eigenvalues(matrix, notes), 0, None)
-        values[self.num_parameters[name] :] = 0  # beyond the rank there is only rounding
+        if self.outputs != "trace":  # a sum over outputs, each of which may have that rank
+            values[self.num_parameters[name] :] = 0  # beyond it there is only rounding
         trace = float(np.sum(values))
         eps, rows = np.finfo(np.float64).eps, len(values)
         # Rounding of the Jacobian moves singular values, of the Gram matrix their squares.

@@ -133,11 +133,34 @@ class Recording:
             for part, shape in zip(found, shapes, strict=True)
         ]
 
-    def _grad(self, cotangents: Tensor, places: Sequence[Any], batched: bool) -> tuple[Tensor | None, ...]:
+    def _grad(self, cotangents: Tensor, places: Sequence[Any], batched: bool) -> list[Tensor | None]:
         """Gradients at tensors and edges of the graph; None where the logits do not depend on them."""
-        return torch.autograd.grad(
-            self.logits, places, cotangents, retain_graph=True, allow_unused=True, is_grads_batched=batched
-        )
+        try:
+            found = torch.autograd.grad(
+                self.logits, places, cotangents, retain_graph=True, allow_unused=True, is_grads_batched=batched
+            )
+        except torch.OutOfMemoryError:
+            raise
+        except RuntimeError as error:
+            if batched:
+                raise
+            raise UnsupportedModelError(
+                f"the outputs cannot be differentiated in the parameters ({str(error).strip().splitlines()[0]}); turn "
+                "gradient checkpointing off if that is it"
+            ) from error
+        return [part.to_dense() if part is not None and part.is_sparse else part for part in found]
+
+    def hides_parameters(self) -> bool:
+        """Whether a reentrant checkpoint cuts the graph: parameters inside it would be taken for unused."""
+        seen, waiting = set(), [self.logits.grad_fn]
+        while waiting:
+            node = waiting.pop()
+            if node is not None and node not in seen:
+                seen.add(node)
+                if node.name() == "CheckpointFunctionBackward":
+                    return True
+                waiting += [following for following, _ in node.next_functions]
+        return False
 
 
 class _Watch(TorchFunctionMode):

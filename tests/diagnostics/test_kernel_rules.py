@@ -7,7 +7,6 @@ from dataclasses import dataclass
 import pytest
 import torch
 from torch import nn
-from torch.nn import functional
 from torch.nn.utils import parametrizations
 
 from diagnostics import tangent_kernel

@@ -163,6 +163,18 @@ class HandMadeBatchNorm(nn.Module):
         return (x - x.mean(0)) / self.std(x) * self.gain
 
 
+def with_list(m, x):
+    return m.c((m.a(x) * m.gains[0]).sin() + m.b(x) * m.gains[1])
+
+
+def attention():
+    return nn.MultiheadAttention(4, 2, batch_first=True)
+
+
+def attend(module, x):
+    return module(x, x, x)[0].tanh()
+
+
 class Output(NamedTuple):
     logits: Tensor
     hidden: Tensor
@@ -230,6 +242,12 @@ CASES = [
     Case("reuse-of-bias", lambda: Linears(lambda m, x: m.c(m.b(m.a(x).tanh()) * m.a.bias))),
     Case("reuse-in-last-output", lambda: Linears(reused)),
     Case("weight-only", lambda: Linears(lambda m, x: m.c(functional.linear(x, m.a.weight).tanh()) + m.b(x))),
+    Case("parameter-list", lambda: Linears(with_list, gains=nn.ParameterList([torch.randn(4), torch.randn(4)]))),
+    Case(
+        "parameters-of-a-module-never-called",
+        lambda: Linears(lambda m, x: m.c(attend(m.a, m.b(x))), a=attention()),
+        (3, 2, 4),
+    ),
     Case("tied-head", TiedHead, (2, 3), tokens=5),
     Case("shared-parameter", shared),
     Case("own-forward", lambda: nn.Sequential(OwnForward(4, 4), nn.Tanh(), Doubles(4, 4))),
@@ -425,7 +443,7 @@ def test_sample_mode_uses_running_statistics(snapshot, unchanged):
 @pytest.mark.parametrize("id", ["minus-the-mean", "minus-the-mean-bare", "attention-among-samples"])
 def test_sample_mode_refuses_samples_that_interact(id):
     model, x = make(id)
-    with pytest.raises(UnsupportedModelError, match="do samples interact. Measure batch_mode=.batch"):
+    with pytest.raises(UnsupportedModelError, match=r"do samples interact\? Measure batch_mode=.batch"):
         tangent_kernel(model, x, batch_mode="sample")
 
 
@@ -658,7 +676,7 @@ def cast_within(m, x):
 
 def test_a_model_that_casts_within_its_forward_pass():
     torch.manual_seed(0)
-    model, x = Net(cast_within, body=nn.Sequential(nn.Linear(4, 30), nn.GELU(), nn.Linear(30, 3))), torch.randn(5, 4)
+    model, x = Net(cast_within, body=nn.Sequential(*mlp(), nn.ReLU(), nn.Linear(3, 3))), torch.randn(5, 4)
     assert_near(tangent_kernel(model, x).total, autograd_kernel(model, x), 0.03)
 
 
@@ -742,7 +760,7 @@ def test_memory_budget_changes_the_number_of_sweeps_and_nothing_else(id, monkeyp
         assert_near(found.total, whole.total, 1e-10)
     assert counts == sorted(counts, reverse=True)
     assert counts[0] > few
-    with pytest.raises(MemoryBudgetError, match="use fewer .*samples.* larger memory_budget"):
+    with pytest.raises(MemoryBudgetError, match=r"use fewer .*samples.* larger memory_budget"):
         measure(least // 4)
 
 
@@ -878,7 +896,8 @@ def test_a_wrong_rule_is_found_out_and_not_used(id, batch_mode, monkeypatch):
     x = torch.randint(5, shape) if id == "embedding" else torch.randn(shape, dtype=F64)
     right = tangent_kernel(model, x, batch_mode=batch_mode)
     assert "autograd" not in right.methods["0"]
-    monkeypatch.setattr(rule, method, lambda *args, original=getattr(rule, method): 1.01 * original(*args))
+    original = getattr(rule, method)
+    monkeypatch.setattr(rule, method, lambda *args: 1.01 * original(*args))
     found = tangent_kernel(model, x, batch_mode=batch_mode)
     assert set(found.methods.values()) == {"autograd"}
     assert_near(found.total, right.total)
@@ -901,17 +920,12 @@ def test_a_forward_pass_that_differs_from_call_to_call_is_refused():
         tangent_kernel(Noisy(), torch.randn(3, 4), batch_mode="sample")
 
 
-def test_a_forward_pass_that_differs_from_call_to_call_is_measured_at_one_or_refused():
+def test_a_forward_pass_that_differs_from_call_to_call_is_measured_as_it_was_the_first_time():
     torch.manual_seed(0)
     model, x = Noisy().double(), torch.randn(3, 4, dtype=F64)
-    try:
-        found = tangent_kernel(model, x).total
-    except UnsupportedModelError as error:
-        assert "at each call" in str(error)
-        return
+    found = tangent_kernel(model, x)
     model.generator.manual_seed(0)
-    expected = [autograd_kernel(model, x) for _ in range(8)]
-    assert any(torch.allclose(found, one, rtol=1e-9) for one in expected)
+    assert_near(found.total, autograd_kernel(model, x))
 
 
 class Complex(nn.Module):
