@@ -31,9 +31,11 @@ class Check:
         self._left = left.gradients(self._v)
         self._right = self._left if right is left else right.gradients(self._w)
         eps = left.coarsest_eps
-        #: Rounding grows through the layers, and is as large as other units' gradients where terms cancel (a bias
-        #: before batch norm); what a wrong rule leaves out is of the size of the gradient itself.
-        self._relative, self._absolute = 10 * eps**0.5, 100 * eps
+        #: What a wrong rule leaves out is of the size of the gradient itself. Rounding is of that of the terms which
+        #: may cancel in it (a bias before batch norm), say 100 · eps of the whole gradient, squared; and where they
+        #: cancel in part, by Young's inequality, that over the relative tolerance.
+        self._relative = 10 * eps**0.5
+        self._absolute = (100 * eps) ** 2 / self._relative
         self._whole = _norm(self._left) * _norm(self._right)
         if not math.isfinite(self._whole):
             raise NonFiniteError(

@@ -68,7 +68,9 @@ def parts_of(unit: Unit, rule: Rule | None, extent: Extent, item: int, limit: in
         signal = whole * wide * extent.positions
         gradient = whole * wide * (rule.inputs + rule.has_bias)
         activations = extent.samples * rule.groups * rule.inputs * extent.positions
-        gradients = rule.forms_gradients and gradient * channels + activations < signal * channels
+        smaller = gradient * channels + activations < signal * channels
+        fits = (gradient + activations) * item <= limit or signal * item > limit
+        gradients = rule.forms_gradients and smaller and fits
         fixed, each = (activations, gradient) if gradients else (0, signal)
     count = max(1, min(channels, (limit // item - fixed) // max(each, 1)))
     return [

@@ -75,7 +75,7 @@ def blocks_of(model: nn.Module, layers: Sequence[str] | str | None, units: Seque
 
     Raises:
         UnknownLayerError: A name that is no module.
-        LayerCallError: A named layer has no trainable parameters.
+        LayerCallError: A named layer has no trainable parameters; those that a glob meets are left out.
         InputError: The model has none at all.
     """
     if not units:
@@ -87,9 +87,9 @@ def blocks_of(model: nn.Module, layers: Sequence[str] | str | None, units: Seque
     chosen = dict.fromkeys(split_call(layer)[0] for layer in select_layers(model, named)) if named or not asked else {}
     blocks = {layer: [unit for unit in units if unit.within(layer)] for layer in chosen}
     for layer, held in blocks.items():
-        if not held:
+        if not held and (layer in named or not any(blocks.values())):
             raise LayerCallError(f"layer {layer!r} has no trainable parameters; choose one that has, or unfreeze it")
-    return blocks
+    return {layer: held for layer, held in blocks.items() if held}
 
 
 def _partition(model: nn.Module, units: Sequence[Unit]) -> dict[str, list[Unit]]:
