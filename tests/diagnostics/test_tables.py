@@ -231,3 +231,19 @@ def test_frame_of_rows_has_the_tables_types():
     assert list(frame.columns) == SPECTRA.names
     assert frame["sample"].dtype == "Int64"
     assert frame.loc[0, "values"].tolist() == [1.0, 0.5]
+
+
+def test_tables_of_earlier_versions_are_read(tmp_path):
+    row = dict.fromkeys(SPECTRA.names) | {"run_id": "a", "step": 0, "map": "tail", "layer": "stem"}
+    writer = TableWriter(tmp_path / "runs" / "a" / "spectra", SPECTRA)
+    writer.append(row)
+    writer.flush()
+    (part,) = (tmp_path / "runs" / "a" / "spectra").glob("part-*.parquet")
+    table = pq.read_table(part)
+    pq.write_table(table.drop_columns(["trace", "rayleigh"]), part)
+    found = read_experiment(tmp_path).spectra
+    assert list(found.columns) == SPECTRA.names
+    assert found.trace.isna().all()
+    pq.write_table(table.drop_columns(["layer"]), part)
+    with pytest.raises(InputError, match="layer"):
+        read_experiment(tmp_path)
