@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge, get_gradient_edge
+from torch.func import vmap
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
@@ -111,7 +112,7 @@ class Recording:
 
     def gradients(self, cotangent: Tensor) -> dict[nn.Parameter, Tensor]:
         """``Jᵀ v`` by autograd for one cotangent ``(N, O)``, without parameters that the logits do not depend on."""
-        found = self._grad(cotangent, [*self.leaves.values()], batched=False)
+        found = self._grad(cotangent, [*self.leaves.values()])
         return {one: part for one, part in zip(self.leaves, found, strict=True) if part is not None}
 
     def pull_back(self, cotangents: Tensor, targets: Sequence[Use | Tensor]) -> list[Tensor]:
@@ -124,31 +125,41 @@ class Recording:
         Returns:
             For each target a tensor of shape ``(rows, *its shape)``; zeros where the logits do not depend on it.
         """
-        rows, batched = len(cotangents), len(cotangents) > 1
         places = [target.edge if isinstance(target, Use) else target for target in targets]
-        found = self._grad(cotangents if batched else cotangents[0], places, batched)
+        if len(cotangents) == 1:
+            found = [None if part is None else part[None] for part in self._grad(cotangents[0], places)]
+        else:
+            found = self._batched_grad(cotangents, places)
         shapes = [target.output_shape if isinstance(target, Use) else target.shape for target in targets]
         return [
-            self.logits.new_zeros(rows, *shape) if part is None else part.reshape(rows, *shape)
+            self.logits.new_zeros(len(cotangents), *shape) if part is None else part
             for part, shape in zip(found, shapes, strict=True)
         ]
 
-    def _grad(self, cotangents: Tensor, places: Sequence[Any], batched: bool) -> list[Tensor | None]:
+    def _grad(self, cotangent: Tensor, places: Sequence[Any]) -> list[Tensor | None]:
         """Gradients at tensors and edges of the graph; None where the logits do not depend on them."""
         try:
-            found = torch.autograd.grad(
-                self.logits, places, cotangents, retain_graph=True, allow_unused=True, is_grads_batched=batched
-            )
+            found = torch.autograd.grad(self.logits, places, cotangent, retain_graph=True, allow_unused=True)
         except torch.OutOfMemoryError:
             raise
         except RuntimeError as error:
-            if batched:
-                raise
             raise UnsupportedModelError(
                 f"the outputs cannot be differentiated in the parameters ({str(error).strip().splitlines()[0]}); turn "
                 "gradient checkpointing off if that is it"
             ) from error
         return [part.to_dense() if part is not None and part.is_sparse else part for part in found]
+
+    def _batched_grad(self, cotangents: Tensor, places: Sequence[Any]) -> list[Tensor | None]:
+        """The same for several cotangents; by ``vmap``, as ``is_grads_batched`` runs convolutions one at a time."""
+        reached: list[bool] = []
+
+        def grad(cotangent: Tensor) -> list[Tensor]:
+            found = torch.autograd.grad(self.logits, places, cotangent, retain_graph=True, allow_unused=True)
+            reached[:] = [part is not None for part in found]
+            return [part for part in found if part is not None]
+
+        found = iter(vmap(grad)(cotangents))
+        return [next(found) if there else None for there in reached]
 
     def hides_parameters(self) -> bool:
         """Whether a reentrant checkpoint cuts the graph: parameters inside it would be taken for unused."""
