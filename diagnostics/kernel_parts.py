@@ -226,16 +226,20 @@ def _by_grams(rule: Rule, left: Kept, right: Kept, limit: int) -> Tensor:
         grams = product(flat, flat if right is left else right.values.flatten(2).flatten(0, 1))
         grams.view(samples, rows, others, columns).mul_(similar[:, None, :, None])
         return grams
-    similar = similar.view(samples, positions, others * places)
-    total = torch.zeros(others, samples * rows, columns, dtype=torch.float64, device=similar.device)
+    pairs = similar.view(samples, positions, others, places).transpose(1, 2).contiguous()
+    total = torch.zeros(samples, others, rows, columns, dtype=torch.float64, device=similar.device)
     channels = left.values.shape[3]
-    # Copies in float64 of the cotangents on both sides, those met by similarities, and these in another order.
-    each = 8 * (samples * rows * (positions + 2 * others * places) + 2 * others * columns * places)
+    # Copies in float64 of the cotangents on both sides, and those of one sample met by similarities with all others.
+    each = 8 * (samples * rows * positions + others * (rows + columns) * places)
     count = max(1, min(channels, limit // each))
     for start in range(0, channels, count):
-        stop = min(start + count, channels)
-        g, other = (kept.values[:, :, 0, start:stop].double() for kept in (left, right))
-        met = g.reshape(samples, rows * (stop - start), positions) @ similar
-        met = met.view(samples * rows, stop - start, others, places).permute(2, 0, 1, 3).flatten(2)
-        total.baddbmm_(met, other.flatten(2).transpose(1, 2))
-    return total.transpose(0, 1).reshape(samples * rows, others * columns)
+        g = left.values[:, :, 0, start : start + count].double()
+        other = g if right is left else right.values[:, :, 0, start : start + count].double()
+        for sample in range(samples):
+            first = sample if right is left else 0  # the other half is its transpose
+            met = g[sample].flatten(0, 1) @ pairs[sample, first:]
+            total[sample, first:].baddbmm_(met.unflatten(1, (rows, -1)).flatten(2), other[first:].flatten(2).mT)
+    if right is left:
+        for sample in range(samples):
+            total[sample + 1 :, sample] = total[sample, sample + 1 :].mT
+    return total.transpose(1, 2).reshape(samples * rows, others * columns)
