@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 DEMO ?= runs/demo
 
-.PHONY: demo test lint types rooms pytest clean
+.PHONY: demo peers test lint types rooms pytest clean
 
 # One environment for everything, made on first use and renewed when what it is made from changes.
 .venv/installed: setup.cfg pyproject.toml constraints.txt
@@ -18,6 +18,13 @@ demo: .venv/installed
 		--map layer --batch-mode sample --samples 4 --layers blocks.0 blocks.7 blocks.15 --steps 0 60
 	$(BIN)/python -m figures $(DEMO)
 	$(BIN)/python -m experiments.summary $(DEMO)
+
+# Libraries that benchmarks and tests/diagnostics/test_kernel_peers.py compare with. They name torchvision as a dependency
+# and do without it, so theirs are left out.
+peers: .venv/installed
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[bench]'
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --no-deps \
+		nngeometry curvlinops-for-pytorch backpack-for-pytorch unfoldNd linear_operator
 
 test: lint types rooms pytest
 

@@ -118,10 +118,10 @@ def one_size(index: int, device: torch.device) -> None:
     model = nn.Sequential(build_model("preact-resnet18", num_classes=10).layer1[0]).to(device)
     x = torch.randn(count, 64, side, side, device=device)
     model(x)
-    before = _memory(device)
+    before = resident_memory(device)
     options = {"map": "layer", "layers": "0", "method": "lanczos"}
     time = seconds(lambda: spectra(model, x, **options), device)
-    print(x.numel(), time, _peak_memory(device) - before)
+    print(x.numel(), time, peak_memory(device) - before)
 
 
 def leading(device: torch.device) -> None:
@@ -168,7 +168,7 @@ def _medians(functions: list[Callable[[], object]], device: torch.device, repeat
     return [statistics.median(side) for side in zip(*times, strict=True)]
 
 
-def _memory(device: torch.device) -> int:
+def resident_memory(device: torch.device) -> int:
     """Bytes in use; the peak is counted from here."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
@@ -177,7 +177,7 @@ def _memory(device: torch.device) -> int:
     return _status("VmRSS")
 
 
-def _peak_memory(device: torch.device) -> int:
+def peak_memory(device: torch.device) -> int:
     return torch.cuda.max_memory_allocated(device) if device.type == "cuda" else _status("VmHWM")
 
 

@@ -3,7 +3,7 @@
 ``python -m benchmarks.tangent_kernel [mlp] [tutorial] [paper-mnist] [resnet18] [resnet18-batch]`` (default: all), with
 ``--samples N`` and ``--repeats N``. Memory is the peak of the resident set during the first call, less what was
 resident before it. Errors are against float64 autograd, row by row, relative to the kernel's largest entry. The peers
-are in ``benchmarks.kernel_peers``; the libraries among them come with ``pip install -e '.[bench]'``.
+are in ``benchmarks.kernel_peers``; ``make peers`` installs the libraries among them.
 """
 
 import argparse
@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 from benchmarks.environment import environment
 from benchmarks.kernel_peers import PEERS, UnsupportedError, library_versions
-from benchmarks.matrix_free import _memory, _peak_memory
+from benchmarks.matrix_free import resident_memory, peak_memory
 from benchmarks.mnist_jacobian import seconds
 from diagnostics import tangent_kernel
 from models import build_model
@@ -149,9 +149,9 @@ def measured(
         with torch.no_grad():
             model(x)
         ctypes.CDLL(None).malloc_trim(0)  # memory that the forward pass left with the allocator would not be counted
-        before = _memory(_CPU)
+        before = resident_memory(_CPU)
         times = [seconds(lambda: found.append(call().detach()), _CPU)]
-        peak = _peak_memory(_CPU) - before
+        peak = peak_memory(_CPU) - before
         if times[0] < _LONG:
             times = [seconds(call, _CPU) for _ in range(options.repeats)]
     except UnsupportedError as error:

@@ -1,6 +1,6 @@
 """The tangent kernel against the libraries that compute it too, in float64.
 
-Each test needs a library of its own; they come with the extra ``bench``.
+Each test needs a library of its own; ``make peers`` installs them.
 """
 
 import copy
