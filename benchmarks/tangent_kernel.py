@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 from benchmarks.environment import environment
 from benchmarks.kernel_peers import PEERS, UnsupportedError, library_versions
-from benchmarks.matrix_free import resident_memory, peak_memory
+from benchmarks.matrix_free import peak_memory, resident_memory
 from benchmarks.mnist_jacobian import seconds
 from diagnostics import tangent_kernel
 from models import build_model
