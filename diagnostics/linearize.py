@@ -18,6 +18,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_map
 from torch.utils.weak import WeakIdKeyDictionary
 
+from diagnostics.batch_norm_tangent import ShortBatchNorm
+
 _aten = torch.ops.aten
 
 #: Operators that forward-mode formulas call and ``vmap`` has no rule for, and the same by another name.
@@ -95,7 +97,7 @@ def linearize(function: Callable[[Tensor], Tensor], point: Tensor) -> Callable[[
     tangent = torch.zeros(point.shape, dtype=point.dtype, device=point.device)  # row-major, as those that will come
     recorder = _Recorder(tangent)
     try:
-        with torch.no_grad(), recorder:
+        with torch.no_grad(), recorder, ShortBatchNorm():
             derivative = jvp(function, (point,), (tangent,))[1]
     except (RuntimeError, NotImplementedError) as error:
         raise NotLinearizableError(str(error).strip().splitlines()[0]) from error
@@ -145,7 +147,7 @@ class _Recorder(TorchDispatchMode):
         # Copied to another layout, as a later view may need it.
         if first.stride() != result.stride():
             return False
-        if func in (_aten._to_copy.default, _aten.expand.default):
+        if func in (_aten._to_copy.default, _aten.expand.default, _aten.clone.default):
             return True
         # Biases have tangents of zeros.
         return func is _aten.add.Tensor and self._is_constant(args[1]) and not bool(args[1].any())
