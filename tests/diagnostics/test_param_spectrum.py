@@ -8,7 +8,7 @@ from torch.nn import functional
 from torch.nn.utils import parametrizations
 
 from diagnostics import jacobian
-from diagnostics import param_spectrum as engine
+from diagnostics import plain_layers as engine
 from diagnostics.isolation import State, quiet
 from diagnostics.maps import build_maps
 from diagnostics.param_spectrum import METHOD, param_spectrum
