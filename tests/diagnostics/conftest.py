@@ -2,8 +2,11 @@
 
 import copy
 import random
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -449,3 +452,29 @@ def few_threads() -> Iterator[None]:
     with threadpool_limits(1):
         yield
     torch.set_num_threads(threads)
+
+
+@pytest.fixture
+def agree_in_two_processes(tmp_path: Path) -> Callable[..., None]:
+    """Runs a program in two processes; it gets its rank, the file to meet through, and what else it is given."""
+
+    def run(program: str, *arguments: str) -> None:
+        processes = [
+            subprocess.Popen(
+                [sys.executable, "-c", program, str(rank), str(tmp_path / "meeting"), *arguments],
+                cwd=Path(__file__).parents[2],
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                text=True,
+            )
+            for rank in range(2)
+        ]
+        try:
+            for process in processes:
+                output = process.communicate(timeout=120)[0]
+                assert (process.returncode, output.strip()[-10:]) == (0, "both agree"), output
+        finally:
+            for process in processes:
+                process.kill()
+
+    return run

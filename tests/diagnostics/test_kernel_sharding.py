@@ -1,9 +1,5 @@
 """The tangent kernel shared between two processes: what one alone computes, and an error in one is one in both."""
 
-import subprocess
-import sys
-from pathlib import Path
-
 import pytest
 
 PROGRAM = """
@@ -78,21 +74,5 @@ os._exit(0)  # all is checked: gloo's threads have been seen to abort while the 
 
 
 @pytest.mark.parametrize("part", ["same", "fails"])
-def test_two_processes_agree_with_one_and_fail_together(part, tmp_path):
-    processes = [
-        subprocess.Popen(
-            [sys.executable, "-c", PROGRAM, str(rank), str(tmp_path / "meeting"), part],
-            cwd=Path(__file__).parents[2],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        for rank in range(2)
-    ]
-    try:
-        for process in processes:
-            output = process.communicate(timeout=60)[0]
-            assert output.strip().endswith("both agree"), output
-    finally:
-        for process in processes:
-            process.kill()
+def test_two_processes_agree_with_one_and_fail_together(part, agree_in_two_processes):
+    agree_in_two_processes(PROGRAM, part)

@@ -2,9 +2,6 @@
 
 import dataclasses
 import math
-import subprocess
-import sys
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -460,25 +457,8 @@ os._exit(0)  # all is checked: gloo's threads have been seen to abort while the 
 
 
 @pytest.mark.parametrize("part", ["same", "setup", "rows"])
-def test_two_processes_agree_with_one_and_fail_together(part, tmp_path):
-    command = [sys.executable, "-c", PROGRAM]
-    processes = [
-        subprocess.Popen(
-            [*command, str(rank), str(tmp_path / "meeting"), part],
-            cwd=Path(__file__).parents[2],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        for rank in range(2)
-    ]
-    try:
-        for process in processes:
-            output = process.communicate(timeout=60)[0]
-            assert output.strip().endswith("both agree"), output
-    finally:
-        for process in processes:
-            process.kill()
+def test_two_processes_agree_with_one_and_fail_together(part, agree_in_two_processes):
+    agree_in_two_processes(PROGRAM, part)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])

@@ -1,9 +1,5 @@
 """Work dealt to two processes: the same results as in one, and errors that reach both."""
 
-import subprocess
-import sys
-from pathlib import Path
-
 import pytest
 
 from diagnostics.sharding import deal
@@ -74,26 +70,8 @@ os._exit(0)  # all is checked: gloo's threads have been seen to abort while the 
 """
 
 
-def test_two_processes_agree_with_one_and_share_errors(tmp_path):
-    command = [sys.executable, "-c", PROGRAM]
-    root = Path(__file__).parents[2]
-    processes = [
-        subprocess.Popen(
-            [*command, str(rank), str(tmp_path / "meeting")],
-            cwd=root,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        for rank in range(2)
-    ]
-    try:
-        for process in processes:
-            output = process.communicate(timeout=120)[0]
-            assert (process.returncode, output.strip()[-10:]) == (0, "both agree"), output
-    finally:
-        for process in processes:
-            process.kill()
+def test_two_processes_agree_with_one_and_share_errors(agree_in_two_processes):
+    agree_in_two_processes(PROGRAM)
 
 
 def test_a_process_alone_does_everything_in_order():
