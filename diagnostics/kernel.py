@@ -130,8 +130,7 @@ def tangent_kernel(
                     sums.add(found)
         if outputs == "centred":
             sums.centre(len(bases[0]))
-    for name, matrix in [*sums.blocks.items(), (TOTAL, sums.total)]:
-        require_finite(matrix, f"the tangent kernel of {name!r}")
+    require_finite(sums.total, "the tangent kernel")  # and so is every block
     return TangentKernel(
         blocks=sums.blocks,
         total=sums.total,
@@ -173,9 +172,8 @@ class _Sums:
                 'layers, outputs="trace", a larger memory_budget, or TangentKernelOperator, which stores nothing'
             )
         self._units, self._uncalled = units, list[str]()
-        zeros = torch.zeros(rows[0], rows[-1], dtype=torch.float64, device=device)
-        self.blocks = {name: zeros.clone() for name in units}
-        self.total = zeros
+        self.total = torch.zeros(rows[0], rows[-1], dtype=torch.float64, device=device)
+        self.blocks = dict.fromkeys(units, torch.zeros_like(self.total))
         self.methods: dict[str, set[str]] = {name: set() for name in units}
 
     def drop_uncalled(self, uncalled: Sequence[str], used: Sequence[Unit], *, named: bool) -> None:
@@ -198,7 +196,9 @@ class _Sums:
         self.total += found.matrix
         for name in self.blocks:
             if found.unit in self._units[name]:
-                self.blocks[name] += found.matrix
+                # Not in place: the first unit's matrix may be in another block too.
+                first = not self.methods[name]
+                self.blocks[name] = found.matrix if first else self.blocks[name] + found.matrix
                 self.methods[name].add(found.method)
 
     def centre(self, outputs: int) -> None:

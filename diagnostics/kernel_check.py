@@ -5,9 +5,9 @@ that changes what passes) shows here.
 """
 
 import math
-from collections.abc import Mapping
 
-from torch import Tensor, nn
+import torch
+from torch import Tensor
 
 from diagnostics.errors import NonFiniteError
 from diagnostics.kernel_batch import Batch
@@ -28,15 +28,17 @@ class Check:
     def __init__(self, left: Batch, right: Batch) -> None:
         self._v = left.random_cotangent(0)
         self._w = self._v if right is left else right.random_cotangent(1)
-        self._left = left.gradients(self._v)
-        self._right = self._left if right is left else right.gradients(self._w)
+        gradients = left.gradients(self._v)
+        others = gradients if right is left else right.gradients(self._w)
+        self._products = {one: _product(part, others[one]) for one, part in gradients.items() if one in others}
+        self._squares = [{one: _product(part, part) for one, part in side.items()} for side in (gradients, others)]
         eps = left.coarsest_eps
         #: What a wrong rule leaves out is of the size of the gradient itself. Rounding is of that of the terms which
         #: may cancel in it (a bias before batch norm), say 100 · eps of the whole gradient, squared; and where they
         #: cancel in part, by Young's inequality, that over the relative tolerance.
         self._relative = 10 * eps**0.5
         self._absolute = (100 * eps) ** 2 / self._relative
-        self._whole = _norm(self._left) * _norm(self._right)
+        self._whole = math.sqrt(math.prod(sum(squares.values()) for squares in self._squares))
         if not math.isfinite(self._whole):
             raise NonFiniteError(
                 "the gradients of the tangent kernel hold NaN or infinite values; measure an earlier step, or in dtype "
@@ -45,18 +47,18 @@ class Check:
 
     def is_used(self, unit: Unit) -> bool:
         """Whether the outputs depend on a unit's parameters at all."""
-        return any(one in self._left or one in self._right for one in unit.parameters)
+        return any(one in side for side in self._squares for one in unit.parameters)
 
     def agrees(self, unit: Unit, kernel: Tensor) -> bool:
         """Whether a unit's kernel gives the product that autograd gives."""
-        left, right = (
-            {one: found[one] for one in unit.parameters if one in found} for found in (self._left, self._right)
-        )
-        expected = sum(float((left[one].double() * right[one].double()).sum()) for one in left if one in right)
-        found = float(self._v @ kernel @ self._w)
-        allowed = self._relative * _norm(left) * _norm(right) + self._absolute * self._whole
-        return abs(found - expected) <= allowed
+        expected = sum(self._products.get(one, 0.0) for one in unit.parameters)
+        sizes = [sum(squares.get(one, 0.0) for one in unit.parameters) for squares in self._squares]
+        allowed = self._relative * math.sqrt(math.prod(sizes)) + self._absolute * self._whole
+        return abs(float(self._v @ (kernel @ self._w)) - expected) <= allowed
 
 
-def _norm(gradients: Mapping[nn.Parameter, Tensor]) -> float:
-    return float(sum((part.double() ** 2).sum() for part in gradients.values())) ** 0.5
+def _product(left: Tensor, right: Tensor) -> float:
+    """The scalar product of two gradients, in float64."""
+    if left is right:
+        return float(torch.linalg.vector_norm(left, dtype=torch.float64)) ** 2
+    return float(left.flatten().double() @ right.flatten().double())
