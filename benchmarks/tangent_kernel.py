@@ -3,7 +3,8 @@
 ``python -m benchmarks.tangent_kernel [mlp] [tutorial] [paper-mnist] [resnet18] [resnet18-batch]`` (default: all), with
 ``--samples N`` and ``--repeats N``. Memory is the peak of the resident set during the first call, less what was
 resident before it. Errors are against float64 autograd, row by row (of the first samples' block where samples do not
-interact), relative to the kernel's largest entry. The peers are in ``benchmarks.kernel_peers``; ``make peers`` installs the libraries among them.
+interact), relative to the kernel's largest entry. The peers are in ``benchmarks.kernel_peers``; ``make peers`` installs
+the libraries among them.
 """
 
 import argparse
