@@ -4,8 +4,6 @@ Squaring in float32 would lose every singular value under 3e-4 of the largest. P
 time, so that no float64 copy of the whole exists.
 """
 
-import math
-
 import numpy as np
 import torch
 from torch import Tensor
@@ -27,14 +25,18 @@ def self_product(matrix: Tensor) -> Tensor:
         Shape ``(rows, rows)``.
     """
     size = matrix.shape[0]
-    panel = math.ceil(size / _PANELS)
+    panels = [slice(start, min(start + -(-size // _PANELS), size)) for start in range(0, size, -(-size // _PANELS))]
     total = torch.zeros(size, size, dtype=torch.float64, device=matrix.device)
     for columns in matrix.split(CONVERTED_COLUMNS, dim=1):
         piece = columns.double()
-        for start in range(0, size, panel):
-            stop = start + panel
-            total[start:stop, :stop].addmm_(piece[start:stop], piece[:stop].T)
-    return total.tril_() + total.tril(-1).T
+        for panel in panels:
+            total[panel, : panel.stop].addmm_(piece[panel], piece[: panel.stop].T)
+    for panel in panels:
+        total[: panel.start, panel] = total[panel, : panel.start].T
+        # Symmetric to the last bit, whatever order the sums were taken in.
+        square = total[panel, panel]
+        total[panel, panel] = square.tril() + square.tril(-1).T
+    return total
 
 
 def product(left: Tensor, right: Tensor) -> Tensor:
