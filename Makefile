@@ -39,7 +39,7 @@ rooms: .venv/installed
 	$(BIN)/lint-imports
 
 pytest: .venv/installed
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4
 
 clean:
 	rm -rf .venv runs
