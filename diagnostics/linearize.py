@@ -185,6 +185,8 @@ class _Recorder(TorchDispatchMode):
         steps: list[tuple[_Operation, list[int]]] = []
         needed = {0, wanted}
         for operation in reversed(operations):
+            if not operation.written and needed.isdisjoint(operation.results):
+                continue  # such as the checks of shapes that operators make on the meta device
             used = operation.slots()
             steps.append((operation, sorted(used - needed)))
             needed |= used
