@@ -26,11 +26,11 @@ def self_product(matrix: Tensor) -> Tensor:
     """
     size = matrix.shape[0]
     panels = [slice(start, min(start + -(-size // _PANELS), size)) for start in range(0, size, -(-size // _PANELS))]
-    total = torch.zeros(size, size, dtype=torch.float64, device=matrix.device)
-    for columns in matrix.split(CONVERTED_COLUMNS, dim=1):
+    total = torch.empty(size, size, dtype=torch.float64, device=matrix.device)
+    for number, columns in enumerate(matrix.split(CONVERTED_COLUMNS, dim=1)):
         piece = columns.double()
         for panel in panels:
-            total[panel, : panel.stop].addmm_(piece[panel], piece[: panel.stop].T)
+            total[panel, : panel.stop].addmm_(piece[panel], piece[: panel.stop].T, beta=min(number, 1))
     for panel in panels:
         total[: panel.start, panel] = total[panel, : panel.start].T
         # Symmetric to the last bit, whatever order the sums were taken in.
