@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from diagnostics.errors import InputError, NonFiniteError
+from diagnostics.errors import InputError, NonFiniteError, UnsupportedModelError
 
 #: Dropout draws the same mask at every measurement, so that spectra differ because weights do.
 _MASK_SEED = 0
@@ -28,9 +28,14 @@ def unwrap(model: nn.Module) -> nn.Module:
 
     Raises:
         InputError: It is no module.
+        UnsupportedModelError: It is scripted or traced, or a part of it is.
     """
     if not isinstance(model, nn.Module):
         raise InputError(f"the model is a {type(model).__name__}; it must be a torch.nn.Module")
+    if any(isinstance(module, torch.jit.ScriptModule) for module in model.modules()):
+        raise UnsupportedModelError(
+            "modules of TorchScript take no weights from outside; measure the module that was scripted or traced"
+        )
     wrappers = (nn.DataParallel, nn.parallel.DistributedDataParallel)
     while True:
         if isinstance(getattr(model, "_orig_mod", None), nn.Module):

@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import nn
 
-from diagnostics import jacobian, spectra
+from diagnostics import jacobian, spectra, tangent_kernel
 from diagnostics.errors import InputError, MemoryBudgetError, NonFiniteError, UnsupportedModelError
 from models import build_model
 
@@ -108,3 +108,12 @@ def test_importing_the_package_is_cheap_and_lazy():
     code = "import sys, diagnostics, diagnostics.tables; assert 'torch' not in sys.modules; diagnostics.nothing"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert "module 'diagnostics' has no attribute 'nothing'" in done.stderr
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_modules_of_torchscript_are_refused():
+    scripted = torch.jit.script(nn.Sequential(nn.Linear(3, 2), nn.ReLU()))
+    for model in (scripted, nn.Sequential(nn.Linear(3, 3), scripted)):
+        for measure in (spectra, tangent_kernel):
+            with pytest.raises(UnsupportedModelError, match="measure the module that was scripted or traced"):
+                measure(model, torch.randn(2, 3))
