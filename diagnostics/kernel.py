@@ -24,6 +24,7 @@ from diagnostics.kernel_result import TangentKernel, centred
 from diagnostics.kernel_units import Unit, blocks_of, units_of
 from diagnostics.maps import TOTAL, check_map, probe_input
 from diagnostics.progress import progress_bar
+from diagnostics.recording import Recording
 
 GIB = 2**30
 
@@ -86,6 +87,7 @@ def tangent_kernel(
             f"unknown outputs {outputs!r}; known are {', '.join(OUTPUTS)}.{near_matches(outputs, OUTPUTS)}"
         )
     model = unwrap(model)
+    flags = _running_statistics(model, batch_mode)
     inputs = [probe_input(batch, model, dtype) for batch in ((x,) if x2 is None else (x, x2))]
     with quiet(model, batch_mode=batch_mode), progress_bar("tangent kernel", show=progress) as advance:
         state, units = State(model, dtype), units_of(model)
@@ -143,7 +145,7 @@ def tangent_kernel(
         dtype=str(sides[0].basis.dtype).removeprefix("torch."),
         seconds=time.perf_counter() - start,
         peak_bytes=sums.bytes + max(side.kept_bytes for side in sides) * len(sides),
-        note="; ".join(_notes(model, batch_mode, sides[0], sums)),
+        note="; ".join(filter(None, (flags, _frozen(model), sums.note, _flattened(sides[0].recording)))),
     )
 
 
@@ -255,9 +257,23 @@ def _couples(model: nn.Module) -> bool:
     )
 
 
-def _notes(model: nn.Module, batch_mode: str, side: Batch, sums: _Sums) -> list[str]:
-    notes = [sums.note] if sums.note else []
-    shape = side.recording.output_shape
-    if len(shape) != 2:
-        notes.append(f"outputs of shape {tuple(shape)} taken as {tuple(side.recording.logits.shape)}")
-    return notes
+def _running_statistics(model: nn.Module, batch_mode: str) -> str:
+    """A note where the model's train flags are not followed."""
+    if batch_mode == "sample" and any(
+        isinstance(module, nn.modules.batchnorm._BatchNorm) and module.training for module in model.modules()
+    ):
+        return "batch norm uses running statistics, although the model is in train mode"
+    return ""
+
+
+def _frozen(model: nn.Module) -> str:
+    """A note of the parameters that are no part of the kernel."""
+    names = [name for name, parameter in model.named_parameters() if not parameter.requires_grad]
+    shown = ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
+    return f"frozen, so no part of it: {shown}" if names else ""
+
+
+def _flattened(recording: Recording) -> str:
+    """A note where the outputs had other dimensions than ``(N, O)``."""
+    shape, taken = tuple(recording.output_shape), tuple(recording.logits.shape)
+    return "" if len(shape) == 2 else f"outputs of shape {shape} taken as {taken}"

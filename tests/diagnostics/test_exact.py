@@ -197,6 +197,17 @@ def test_memory_budget_changes_the_method_and_nothing_else(map, layers, dtype):
         values(model, x, map=map, layers=layers, memory_budget=least - 1)
 
 
+@pytest.mark.parametrize("method", ["exact", "auto"])
+def test_a_kernel_too_large_to_store_has_its_spectrum_from_the_jacobian(method):
+    torch.manual_seed(1)
+    model, x = nn.Sequential(nn.Linear(2, 2), nn.Tanh(), nn.Linear(2, 2)).double(), torch.randn(200, 2, dtype=F64)
+    whole = values(model, x, map="kernel", layers="total", method=method)
+    assert whole.method == "exact: sum of the blocks"
+    found = values(model, x, map="kernel", layers="total", method=method, memory_budget=10**6)
+    assert found.method == "exact: svd"
+    np.testing.assert_allclose(found.values, whole.values, atol=1e-10 * whole.sigma_max)
+
+
 def test_a_streamed_gram_in_float64_owns_up_to_what_squaring_costs():
     sigma = torch.logspace(0, -12, 10, dtype=F64)
     weight = torch.diag(sigma) @ orthogonal(200)[:10]

@@ -205,3 +205,16 @@ def test_a_note_says_how_outputs_were_flattened():
     assert found.num_outputs == 10
     assert "(3, 5, 2)" in found.note
     assert "(3, 5, 2)" in found.spectrum().note
+
+
+def test_notes_tell_what_a_reader_would_not_guess():
+    model = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Linear(4, 6), nn.Unflatten(1, (2, 3))).double()
+    x = torch.randn(5, 3, dtype=torch.float64)
+    assert tangent_kernel(model, x).note == "outputs of shape (5, 2, 3) taken as (5, 6)"
+    assert (
+        "running statistics, although the model is in train mode" in tangent_kernel(model, x, batch_mode="sample").note
+    )
+    model[0].requires_grad_(False)
+    found = tangent_kernel(model.eval(), x, batch_mode="sample")
+    assert found.note == "frozen, so no part of it: 0.weight, 0.bias; outputs of shape (5, 2, 3) taken as (5, 6)"
+    assert found.spectrum().note == found.note
