@@ -10,6 +10,7 @@ from torch import nn
 from torch.nn.utils import parametrizations
 
 from diagnostics import tangent_kernel
+from tests.diagnostics.kernel_structures import assert_near, autograd_jacobian
 
 F64 = torch.float64
 
@@ -39,28 +40,6 @@ class Case:
             if tensor.is_floating_point() and not name.endswith(("_u", "_v")):
                 tensor.data.add_(torch.rand_like(tensor) / 3)
         return model, torch.randint(self.tokens, self.shape) if self.tokens else torch.randn(self.shape, dtype=F64)
-
-
-def trainable(model, block):
-    """The trainable parameters of a module, or one of them, or all."""
-    named = model.named_parameters(remove_duplicate=False)
-    inside = (part for name, part in named if block == "total" or f"{name}.".startswith(f"{block}."))
-    return list(dict.fromkeys(part for part in inside if part.requires_grad))
-
-
-def autograd_jacobian(model, x, block="total"):
-    """Derivatives of the outputs in a block's parameters, a row at a time: ``(N·O, P)``."""
-    torch.manual_seed(0)
-    parameters = trainable(model, block)
-    rows = [
-        torch.autograd.grad(entry, parameters, retain_graph=True, allow_unused=True, materialize_grads=True)
-        for entry in model(x).flatten()
-    ]
-    return torch.stack([torch.cat([part.to_dense().flatten() for part in row]) for row in rows])
-
-
-def assert_near(found, expected, within=1e-11):
-    torch.testing.assert_close(found, expected, rtol=0, atol=within * float(expected.abs().max()))
 
 
 def assert_agrees(case, **options):
