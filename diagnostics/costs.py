@@ -1,0 +1,87 @@
+"""The two costs of the theory, cross-entropy and mean square, and what is known of their derivatives.
+
+Both are means as PyTorch takes them: cross-entropy over the samples, the mean square over all entries of the outputs.
+(MacDonald et al. write ``c = |F − Y|² / 2N``, which is ``O/2`` times the mean square of ``O`` outputs.)
+"""
+
+import math
+from dataclasses import dataclass
+
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class CrossEntropy:
+    """Mean cross-entropy of ``samples`` predictions over ``classes`` classes.
+
+    Source: MacDonald et al. 2023, section 2 (PAPER.md, inequalities 3 and 5).
+    """
+
+    samples: int
+    classes: int
+
+    @property
+    def curvature(self) -> float:
+        """Upper bound of ``‖∇²c‖``: the Hessian of one sample's is at most 1/2."""
+        return 1 / (2 * self.samples)
+
+    def gradient_ceiling(self, loss: float = math.inf) -> float:
+        """Upper bound of ``|∇c|`` wherever the cost is at most ``loss``: one sample's gradient is at most √2."""
+        return math.sqrt(2 / self.samples)
+
+    def gradient_floor(self, loss: float) -> float:
+        """Lower bound of ``|∇c|²`` wherever the mean cross-entropy is ``loss``.
+
+        One sample's gradient has ``|∇CE|² ≥ K/(K−1) · (1 − e^{−CE})²``. Of several, the greatest is at least the
+        mean, which gives ``(1 − e^{−loss})²`` for one of them; and by Cauchy–Schwarz and concavity their sum is at
+        least ``(1 − e^{−N·loss})² / N``, the better for small losses.
+        """
+        worst = math.expm1(-loss) ** 2
+        together = math.expm1(-self.samples * loss) ** 2 / self.samples
+        return self.classes / (self.classes - 1) * max(worst, together) / self.samples**2
+
+
+@dataclass(frozen=True)
+class MeanSquare:
+    """Mean over all entries of ``(F − Y)²``, for ``samples`` rows of ``outputs`` entries.
+
+    Source: MacDonald et al. 2023, section 2 (PAPER.md, inequalities 3 and 5).
+    """
+
+    samples: int
+    outputs: int
+
+    @property
+    def entries(self) -> int:
+        """Entries of the outputs."""
+        return self.samples * self.outputs
+
+    @property
+    def curvature(self) -> float:
+        """``‖∇²c‖``, everywhere the same."""
+        return 2 / self.entries
+
+    def gradient_ceiling(self, loss: float = math.inf) -> float:
+        """``|∇c|`` where the cost is ``loss``, which is its largest wherever the cost is at most that."""
+        return math.sqrt(self.gradient_floor(loss))
+
+    def gradient_floor(self, loss: float) -> float:
+        """``|∇c|²`` where the cost is ``loss``: exactly ``4 · loss / entries``."""
+        return 4 * loss / self.entries
+
+
+Cost = CrossEntropy | MeanSquare
+
+
+def cost_of(logits: Tensor, y: Tensor) -> Cost:
+    """The cost that targets stand for: cross-entropy for class indices, the mean square for real numbers.
+
+    Args:
+        logits: The network's outputs, samples first.
+        y: Targets, as for ``probe.probe_metrics``.
+    """
+    if y.is_floating_point():
+        return MeanSquare(len(logits), logits[0].numel())
+    dimension = 1 if logits.dim() > 2 and y.shape == (logits.shape[0], *logits.shape[2:]) else -1
+    classes = logits.shape[dimension]
+    return CrossEntropy(logits.numel() // classes, classes)

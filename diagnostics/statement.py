@@ -1,0 +1,80 @@
+"""A statement of the theory, measured: both of its sides, the slack between them, and a verdict.
+
+Functions that check the theory return these rather than raise: a violation is a finding, and carries its numbers.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import Any, Literal
+
+Relation = Literal[">=", "<=", "="]
+Verdict = Literal["holds", "violated", "vacuous"]
+
+_SIGNS: dict[Relation, str] = {">=": "≥", "<=": "≤", "=": "="}
+
+
+@dataclass(frozen=True)
+class Statement:
+    """One inequality or identity at one state of one network.
+
+    Attributes:
+        name: Short name, such as ``regularity``.
+        formula: What is claimed, such as ``"λ(DF) ≥ Σ λ(Df_l) Π λ(Jf_j)"``.
+        left: The left side, as measured.
+        relation: How the left side relates to the right one.
+        right: The right side, as measured.
+        error: What rounding may have done to ``left − right``; a statement fails only by more than this.
+        layer: The layer it is about; empty for the whole network.
+        cause: Why it says nothing: empty unless it is vacuous.
+        note: What else the reader should know.
+    """
+
+    name: str
+    formula: str
+    left: float
+    relation: Relation
+    right: float
+    error: float
+    layer: str = ""
+    cause: str = ""
+    note: str = ""
+
+    @property
+    def slack(self) -> float:
+        """By how much it holds; negative where it fails. Of an identity minus the difference of its sides."""
+        difference = self.left - self.right
+        return {">=": difference, "<=": -difference, "=": -abs(difference)}[self.relation]
+
+    @property
+    def verdict(self) -> Verdict:
+        """``violated`` where it fails by more than rounding, ``vacuous`` where it says nothing, else ``holds``.
+
+        A side that is NaN is a failure unless there is a cause: what was not measured does not hold.
+        """
+        if self.slack < -self.error or (math.isnan(self.slack) and not self.cause):
+            return "violated"
+        return "vacuous" if self.cause else "holds"
+
+    def as_row(self) -> dict[str, Any]:
+        """A row of a table of statements."""
+        return {
+            "statement": self.name,
+            "layer": self.layer,
+            "formula": self.formula,
+            "left": self.left,
+            "relation": self.relation,
+            "right": self.right,
+            "slack": self.slack,
+            "error": self.error,
+            "verdict": self.verdict,
+            "cause": self.cause,
+            "note": self.note,
+        }
+
+    def __str__(self) -> str:
+        """One line; a violation is given to all digits, so that it can be reproduced."""
+        digits = ".17g" if self.verdict == "violated" else ".4g"
+        where = f" at {self.layer}" if self.layer else ""
+        sides = f"{self.left:{digits}} {_SIGNS[self.relation]} {self.right:{digits}}"
+        why = f" ({self.cause})" if self.cause else ""
+        return f"{self.name}{where}: {self.formula}: {sides}, slack {self.slack:{digits}}: {self.verdict}{why}"

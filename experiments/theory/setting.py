@@ -1,0 +1,53 @@
+"""What every experiment on the theory is given, and what it gives back."""
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import pandas as pd
+import pyarrow as pa
+
+from diagnostics.statement import Statement
+from diagnostics.tables import write_parquet
+
+
+@dataclass(frozen=True)
+class Setting:
+    """How the experiments are run.
+
+    Attributes:
+        out: Directory for tables, runs and figures.
+        quick: Whether to run the small version, seconds long.
+        seed: Of initialisations and of the images drawn.
+        data_dir: Folder of the data sets; None has the bundled digits only.
+    """
+
+    out: Path
+    quick: bool
+    seed: int
+    data_dir: Path | None
+
+
+@dataclass(frozen=True)
+class Check:
+    """A statement, and where it was checked.
+
+    Attributes:
+        network: What the network is, in words short enough for a table.
+        statement: Both sides and the verdict.
+        step: Optimiser steps taken, where it was trained.
+    """
+
+    network: str
+    statement: Statement
+    step: int | None = None
+
+
+#: An experiment: it writes its own tables under ``Setting.out`` and returns every statement it checked.
+Experiment = Callable[[Setting], Iterable[Check]]
+
+
+def write_table(frame: pd.DataFrame, path: Path) -> None:
+    """Write a table as one Parquet file, whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_parquet(pa.Table.from_pandas(frame, preserve_index=False), path)
