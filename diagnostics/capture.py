@@ -137,6 +137,18 @@ def first_tensor(output: Any) -> Tensor | None:
     return next((part for part in parts if isinstance(part, Tensor)), None)
 
 
+def with_first_tensor(output: Any, tensor: Tensor) -> Any:
+    """A module's output with its first tensor exchanged."""
+    if isinstance(output, Tensor):
+        return tensor
+    if isinstance(output, dict):
+        key = next(key for key, part in output.items() if isinstance(part, Tensor))
+        return type(output)({**output, key: tensor})
+    index = next(index for index, part in enumerate(output) if isinstance(part, Tensor))
+    parts = [*output[:index], tensor, *output[index + 1 :]]
+    return type(output)(*parts) if hasattr(output, "_fields") else type(output)(parts)
+
+
 def logits_of(output: Any) -> Tensor:
     """The model's output as a tensor: itself, its ``.logits`` or ``["logits"]``, or the first of a tuple.
 

@@ -24,6 +24,7 @@ from diagnostics.capture import (
     run,
     select_layers,
     split_call,
+    with_first_tensor,
 )
 from diagnostics.errors import InputError, LayerCallError, UnsupportedModelError, near_matches
 from diagnostics.isolation import State, convert, device_of, require_finite
@@ -173,7 +174,7 @@ def _tail_map(model: nn.Module, state: State, x: Tensor, layer: str, seen: Forwa
                 return None
             if spoil and (changed := first_tensor(output)) is not None:
                 changed.fill_(torch.nan)
-            return _with_first_tensor(output, point.clone())
+            return with_first_tensor(output, point.clone())
 
         handle = module.register_forward_hook(replace)
         try:
@@ -256,18 +257,6 @@ def _real_output(layer: str, output: Any) -> Tensor:
     if found is None or not found.is_floating_point():
         raise UnsupportedModelError(f"layer {layer!r} returns no real tensor; choose a module that does")
     return found
-
-
-def _with_first_tensor(output: Any, tensor: Tensor) -> Any:
-    """The module's output with its first tensor exchanged."""
-    if isinstance(output, Tensor):
-        return tensor
-    if isinstance(output, dict):
-        key = next(key for key, part in output.items() if isinstance(part, Tensor))
-        return type(output)({**output, key: tensor})
-    index = next(index for index, part in enumerate(output) if isinstance(part, Tensor))
-    parts = [*output[:index], tensor, *output[index + 1 :]]
-    return type(output)(*parts) if hasattr(output, "_fields") else type(output)(parts)
 
 
 def _finish(
