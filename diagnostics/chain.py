@@ -51,6 +51,7 @@ class Segment:
         first: Whether its input is the data.
         input: Its input, detached, shape ``(N, …)``; the probe for the first.
         parameters: Its trainable parameters as one vector, shape ``(p_l,)``.
+        trainable: The same as the model's own, in that order.
         output_shape: Shape of its output, samples first.
         widest: Entries of the largest tensor made within it, which memory is planned by.
         function: ``f_l(parameters, input)``, differentiable by ``torch.func`` in both; to be called inside
@@ -61,6 +62,7 @@ class Segment:
     first: bool
     input: Tensor
     parameters: Tensor
+    trainable: tuple[nn.Parameter, ...]
     output_shape: torch.Size
     widest: int
     function: Callable[[Tensor, Tensor], Tensor]
@@ -121,6 +123,7 @@ class Chain:
                     first=before is None,
                     input=x if before is None else _real(before, cuts[before]),
                     parameters=_flat([state[one] for one in owners[name]], self.logits),
+                    trainable=tuple(owners[name]),
                     output_shape=output.shape,
                     widest=max(self._sizes(began, ended), output.numel()),
                     function=self._function(before, name if place < len(names) - 1 else None, owners[name]),

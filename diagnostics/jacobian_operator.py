@@ -91,8 +91,13 @@ def operator_of(map: Map, memory_budget: int) -> Operator:
     Raises:
         UnsupportedModelError: An operator in the model cannot be differentiated.
     """
-    operator = _MapOperator(map, memory_budget)
+    operator = jacobian_of(map, memory_budget)
     return operator @ operator.T if map.name == "kernel" else operator  # type: ignore[return-value]
+
+
+def jacobian_of(map: Map, memory_budget: int) -> Operator:
+    """A map's Jacobian as an operator, for ``kernel`` too; otherwise as ``operator_of``."""
+    return _MapOperator(map, memory_budget)
 
 
 class _MapOperator(Operator):

@@ -1,0 +1,147 @@
+"""The chain rule, layer by layer: ``D_{θ_l}F = Jf_L ⋯ Jf_{l+1} Df_l``, and the tangent kernel as the sum it implies.
+
+Source: MacDonald et al. 2023, section 2 (PAPER.md, statement 1).
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from diagnostics.chain import Chain
+from diagnostics.isolation import State, quiet, unwrap
+from diagnostics.jacobian_operator import jacobian_of, operator_of
+from diagnostics.kernel import tangent_kernel
+from diagnostics.maps import TOTAL, build_maps, check_map, probe_input
+from diagnostics.statement import Statement
+
+GIB = 2**30
+
+#: How far rounding may take the two sides apart, in units in the last place of their size for each layer. Batch norm
+#: amplifies rounding of the forward pass: measured up to 630 units over 30 layers (see ``spectrum.ROUNDING_UNITS``).
+_UNITS = 1000
+
+_RULE = "‖D_{θ_l}F − Jf_L ⋯ Jf_{l+1} Df_l‖ = 0"
+_KERNEL = "‖K − Σ_l (Π_{j>l} Jf_j) Df_l Df_lᵀ (Π_{j>l} Jf_j)ᵀ‖ = 0"
+
+
+def chain_rule(
+    model: nn.Module,
+    x: Tensor,
+    *,
+    layers: Sequence[str] | str | None = None,
+    dtype: torch.dtype = torch.float64,
+    memory_budget: int = GIB,
+) -> list[Statement]:
+    """The derivative of the network in each layer's parameters against the product of its layers' derivatives.
+
+    Left is the Frobenius norm of the difference, right zero, and the note gives the norm of the matrix. One side is
+    taken through the whole network at once, the other layer by layer, each layer by itself at its actual input; the
+    last statement is the same of the tangent kernel, as ``tangent_kernel`` computes it.
+
+    Costs two backward passes for each row of outputs, some rows at a time: nothing larger than the kernel is held.
+
+    Args:
+        model: The model, left as it is.
+        x: Probe inputs, shape ``(N, *input_shape)``.
+        layers: Modules to cut the network behind; None takes the blocks.
+        dtype: Precision.
+        memory_budget: Bytes for the kernel, and for the rows under way.
+
+    Returns:
+        A statement for each layer with trainable parameters, in order, and one for the kernel.
+
+    Raises:
+        UnknownLayerError: A name that is no module.
+        LayerCallError: A layer never called, or several times with no call named.
+        UnsupportedModelError: The layers do not form a chain, or share parameters.
+        MemoryBudgetError: The kernel does not fit.
+    """
+    check_map("kernel", "batch", dtype)
+    model = unwrap(model)
+    x = probe_input(x, model, dtype)
+    kernel = tangent_kernel(model, x, layers=TOTAL, dtype=dtype, memory_budget=memory_budget).total
+    with quiet(model, batch_mode="batch"):
+        state = State(model, dtype)
+        layerwise = _Layerwise(Chain(model, state, x, layers), memory_budget)
+        whole = jacobian_of(build_maps(model, state, x, "kernel", [TOTAL])[0], memory_budget)
+        apart = {name: _Distance() for name in (*layerwise.trainable, TOTAL)}
+        for rows in torch.eye(len(kernel)).to(whole.device, dtype).split(layerwise.rows_at_once, dim=1):
+            direct = by_layer(whole.rmatmat(rows), model, layerwise.trainable)
+            products = layerwise.pull_back(rows)
+            for name, columns in products.items():
+                apart[name].add(direct[name], columns)
+            apart[TOTAL].add(kernel @ rows.double(), layerwise.push_forward(products).double())
+    unit = _UNITS * torch.finfo(dtype).eps * len(layerwise.trainable)
+    layer_statements = [apart[name].statement("chain rule", _RULE, unit, name) for name in layerwise.trainable]
+    return [*layer_statements, apart[TOTAL].statement("chain rule of the kernel", _KERNEL, unit, "")]
+
+
+class _Distance:
+    """Frobenius norm of the difference of two matrices that come in blocks, and of the first."""
+
+    def __init__(self) -> None:
+        self._difference = self._size = 0.0
+
+    def add(self, left: Tensor, right: Tensor) -> None:
+        self._difference += float(((left - right).double() ** 2).sum())
+        self._size += float((left.double() ** 2).sum())
+
+    def statement(self, name: str, formula: str, unit: float, layer: str) -> Statement:
+        """The statement that the difference is zero, up to so many units of the matrix's norm."""
+        norm = math.sqrt(self._size)
+        note = f"the norm of the matrix is {norm:.4g}"
+        return Statement(name, formula, math.sqrt(self._difference), "=", 0.0, unit * norm, layer, note=note)
+
+
+class _Layerwise:
+    """Products with the layers' derivatives, one layer after another.
+
+    Attributes:
+        trainable: The parameters of each layer that has some, by its name, in order.
+        rows_at_once: How many vectors fit.
+    """
+
+    def __init__(self, chain: Chain, memory_budget: int) -> None:
+        self.trainable = {segment.name: segment.trainable for segment in chain.segments if segment.trainable}
+        widest = max(segment.widest for segment in chain.segments)
+        parameters = sum(segment.parameters.numel() for segment in chain.segments)
+        self.rows_at_once = max(1, memory_budget // (4 * chain.logits.element_size() * (widest + 2 * parameters)))
+        self._layers = [
+            (
+                segment.name,
+                operator_of(segment.parameter, memory_budget) if segment.trainable else None,
+                None if segment.first else operator_of(segment.jacobian, memory_budget),
+            )
+            for segment in chain.segments
+        ]
+
+    def pull_back(self, rows: Tensor) -> dict[str, Tensor]:
+        """``Df_lᵀ Jf_{l+1}ᵀ ⋯ Jf_Lᵀ U`` of every layer with parameters, ``(p_l, k)``, for ``U`` of ``(N·O, k)``."""
+        found = {}
+        for name, parameter, jacobian in reversed(self._layers):
+            if parameter is not None:
+                found[name] = parameter.rmatmat(rows)
+            if jacobian is not None:
+                rows = jacobian.rmatmat(rows)
+        return found
+
+    def push_forward(self, columns: dict[str, Tensor]) -> Tensor:
+        """``Σ_l Jf_L ⋯ Jf_{l+1} Df_l V_l``, ``(N·O, k)``, for ``V_l`` of ``(p_l, k)``."""
+        moved: Tensor | None = None
+        for name, parameter, jacobian in self._layers:
+            carried = None if moved is None or jacobian is None else jacobian.matmat(moved)
+            own = None if parameter is None else parameter.matmat(columns[name])
+            parts = [part for part in (carried, own) if part is not None]
+            moved = sum(parts[1:], parts[0]) if parts else None
+        assert moved is not None  # there are trainable parameters, or there would be no kernel
+        return moved
+
+
+def by_layer(columns: Tensor, model: nn.Module, trainable: Mapping[str, Sequence[nn.Parameter]]) -> dict[str, Tensor]:
+    """``DFᵀ U``, ``(P, k)`` with rows for all trainable parameters of a model, as ``(p_l, k)`` for each layer."""
+    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    parts = columns.split([parameter.numel() for parameter in parameters])
+    found = dict(zip(parameters, parts, strict=True))
+    return {name: torch.cat([found[parameter] for parameter in held]) for name, held in trainable.items()}

@@ -1,0 +1,235 @@
+"""Regularity: the tangent kernel is bounded below by its layers, ``λ(DF) ≥ Σ_l λ(Df_l) Π_{j>l} λ(Jf_j)``.
+
+A term is zero as soon as one of its layers is not surjective, and the bound is vacuous where all terms are. With each
+factor *restricted* to the directions that the later layers pass on it is never weaker, and says something more often.
+
+Source: MacDonald et al. 2023, section 4 (PAPER.md, statement 2).
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from diagnostics.chain import Chain, Segment
+from diagnostics.chain_rule import by_layer
+from diagnostics.errors import MemoryBudgetError, readable
+from diagnostics.factors import Factor, explained, factor_of_columns, factor_of_map
+from diagnostics.isolation import State, quiet, unwrap
+from diagnostics.jacobian_operator import operator_of
+from diagnostics.jacobians import dense_jacobian
+from diagnostics.maps import TOTAL, build_maps, check_map, probe_input
+from diagnostics.output_subspaces import output_basis
+from diagnostics.spectrum import jacobian_floor
+from diagnostics.statement import Statement
+
+GIB = 2**30
+
+_BOUND = "λ(DF) ≥ Σ_l λ(Df_l) Π_{j>l} λ(Jf_j)"
+_TERM = "λ(D_{θ_l}F) ≥ λ(Df_l) Π_{j>l} λ(Jf_j)"
+
+
+@dataclass(frozen=True)
+class Term:
+    """One layer's term of the bound.
+
+    Attributes:
+        layer: The layer.
+        share: ``λ(D_{θ_l}F)``, which the term is a lower bound of.
+        parameter: ``λ(Df_l)``.
+        jacobian: ``λ(Jf_l)``, a factor of all earlier layers' terms; None for the first layer.
+        value: ``λ(Df_l) Π_{j>l} λ(Jf_j)``; zero where that is not known.
+        error: Of the value, by rounding.
+        cause: Why the value is zero; empty where it is positive.
+    """
+
+    layer: str
+    share: Factor
+    parameter: Factor
+    jacobian: Factor | None
+    value: float
+    error: float
+    cause: str
+
+    @property
+    def statement(self) -> Statement:
+        """The term against the layer's share."""
+        error = self.error + self.share.error
+        return Statement(
+            "regularity of a layer", _TERM, self.share.value, ">=", self.value, error, self.layer, self.cause
+        )
+
+    def as_row(self) -> dict[str, Any]:
+        """The factors of a term, for a table."""
+        return {
+            "layer": self.layer,
+            "lambda_share": self.share.value,
+            "lambda_parameter": self.parameter.value,
+            "parameter_cause": self.parameter.cause,
+            "lambda_jacobian": None if self.jacobian is None else self.jacobian.value,
+            "jacobian_cause": "" if self.jacobian is None else self.jacobian.cause,
+            "term": self.value,
+            "cause": self.cause,
+        }
+
+
+@dataclass(frozen=True)
+class Regularity:
+    """Both sides of the bound, term by term.
+
+    Attributes:
+        subspace: The outputs on which ``λ(DF)`` is taken: ``all``, ``centred``, ``data`` or ``given``.
+        whole: ``λ(DF)`` on them.
+        terms: Every layer's term, its factors taken on whole spaces, as the paper has it.
+        restricted: The same with factors on the directions that the later layers pass on: ``V_L`` is the subspace,
+            ``V_{l−1} = Jf_lᵀ V_l``, and ``λ(A|V) = min |Aᵀv|² / |v|²`` over ``v`` in ``V``.
+    """
+
+    subspace: str
+    whole: Factor
+    terms: list[Term]
+    restricted: list[Term]
+
+    @property
+    def statement(self) -> Statement:
+        """The bound as the paper has it."""
+        return self._statement("regularity", self.terms)
+
+    @property
+    def restricted_statement(self) -> Statement:
+        """The bound with factors on the directions that matter."""
+        return self._statement("regularity, restricted", self.restricted)
+
+    def _statement(self, name: str, terms: Sequence[Term]) -> Statement:
+        positive = sum(not term.cause for term in terms)
+        cause = "" if positive else "; ".join(f"{term.layer}: {term.cause}" for term in terms)
+        said = f"{positive} of {len(terms)} terms positive"
+        note = said if self.subspace == "all" else f"on the outputs '{self.subspace}'; {said}"
+        right, error = sum(term.value for term in terms), sum(term.error for term in terms)
+        return Statement(name, _BOUND, self.whole.value, ">=", right, self.whole.error + error, cause=cause, note=note)
+
+
+def regularity(
+    model: nn.Module,
+    x: Tensor,
+    *,
+    layers: Sequence[str] | str | None = None,
+    subspace: str | Tensor = "all",
+    dtype: torch.dtype = torch.float64,
+    memory_budget: int = GIB,
+) -> Regularity:
+    """``λ(DF)`` against the product of its layers, with every factor and the reason of each that is zero.
+
+    The layers act on the whole probe, with the model's own train/eval flags: batch norm in train mode is a layer like
+    any other. Costs the singular values of each layer's two Jacobians; one that does not fit the budget is left out of
+    the bound, which stays valid without it, as all terms are nonnegative.
+
+    Args:
+        model: The model, left as it is.
+        x: Probe inputs, shape ``(N, *input_shape)``.
+        layers: Modules to cut the network behind; None takes the blocks.
+        subspace: Outputs on which ``λ(DF)`` is taken: ``all``; ``centred``, those that sum to zero over a sample's
+            outputs, where softmax gradients live; ``data``, the range of the data matrix (``span(X) ⊗ R^O``); or an
+            orthonormal basis, shape ``(N·O, r)``.
+        dtype: Precision.
+        memory_budget: Bytes for a matrix and its temporaries.
+
+    Raises:
+        UnknownLayerError: A name that is no module.
+        LayerCallError: A layer never called, or several times with no call named.
+        UnsupportedModelError: The layers do not form a chain, or share parameters.
+        MemoryBudgetError: Not even ``DF`` fits.
+        InputError: An unknown subspace, or a basis that is none.
+    """
+    check_map("kernel", "batch", dtype)
+    model = unwrap(model)
+    x = probe_input(x, model, dtype)
+    with quiet(model, batch_mode="batch"):
+        state = State(model, dtype)
+        chain = Chain(model, state, x, layers)
+        basis = output_basis(subspace, x, chain.logits)
+        columns = _columns(model, state, chain, basis, int(memory_budget))
+        shares = {name: factor_of_columns(part) for name, part in columns.items()}
+        plain, restricted = (
+            find(model, chain, basis, int(memory_budget)) for find in (_plain_factors, _restricted_factors)
+        )
+        return Regularity(
+            subspace=subspace if isinstance(subspace, str) else "given",
+            whole=factor_of_columns(torch.cat(list(columns.values()))),
+            terms=_terms(chain.segments, plain, shares),
+            restricted=_terms(chain.segments, restricted, shares),
+        )
+
+
+def _columns(model: nn.Module, state: State, chain: Chain, basis: Tensor, memory_budget: int) -> dict[str, Tensor]:
+    """``D_{θ_l}Fᵀ U`` of every layer with parameters, ``(p_l, r)``, by autograd through the whole network."""
+    whole = build_maps(model, state, chain.x, "kernel", [TOTAL])[0]
+    # The matrix, its product with the basis, and what the decomposition takes.
+    needed = 4 * whole.rows * whole.cols * whole.point.element_size()
+    if needed > memory_budget:
+        raise MemoryBudgetError(
+            f"DF is {whole.rows}×{whole.cols}: its singular values need about {readable(needed)}, the memory budget is "
+            f"{readable(memory_budget)}; use fewer probe samples, or a larger memory_budget"
+        )
+    trainable = {segment.name: segment.trainable for segment in chain.segments if segment.trainable}
+    return by_layer(dense_jacobian(whole, memory_budget - needed).T @ basis, model, trainable)
+
+
+#: ``λ(Df_l)`` and ``λ(Jf_l)`` by layer; None for a layer without parameters, and for the first layer's input.
+_Factors = dict[str, tuple[Factor | None, Factor | None]]
+
+
+def _plain_factors(model: nn.Module, chain: Chain, basis: Tensor, memory_budget: int) -> _Factors:
+    """Factors on their whole spaces."""
+    return {
+        segment.name: (
+            factor_of_map(segment.parameter, model, memory_budget) if segment.trainable else None,
+            None if segment.first else factor_of_map(segment.jacobian, model, memory_budget),
+        )
+        for segment in chain.segments
+    }
+
+
+def _restricted_factors(model: nn.Module, chain: Chain, basis: Tensor, memory_budget: int) -> _Factors:
+    """Factors on what the later layers pass on of a subspace of the outputs."""
+    found: _Factors = {}
+    for segment in reversed(chain.segments):
+        parameter = jacobian = None
+        if segment.trainable:
+            columns = operator_of(segment.parameter, memory_budget).rmatmat(basis)
+            parameter = explained(factor_of_columns(columns), segment.parameter, model)
+        if not segment.first:
+            columns = operator_of(segment.jacobian, memory_budget).rmatmat(basis)
+            jacobian = explained(factor_of_columns(columns), segment.jacobian, model)
+            basis = _range(columns)
+        found[segment.name] = parameter, jacobian
+    return found
+
+
+def _range(columns: Tensor) -> Tensor:
+    """An orthonormal basis of the span of some columns."""
+    left, sizes, _ = torch.linalg.svd(columns, full_matrices=False)
+    floor = jacobian_floor(float(torch.linalg.vector_norm(sizes)), torch.finfo(columns.dtype).eps)
+    return left[:, sizes > floor].contiguous()
+
+
+def _terms(segments: Sequence[Segment], factors: _Factors, shares: dict[str, Factor]) -> list[Term]:
+    """Terms from factors, in the layers' order; only those of layers with parameters."""
+    terms: list[Term] = []
+    # The product of the later layers, from below and from above.
+    low = high = 1.0
+    later = ""
+    for segment in reversed(segments):
+        parameter, jacobian = factors[segment.name]
+        if parameter is not None:
+            cause = f"λ(Df) is zero: {parameter.cause}" if parameter.cause else later
+            value = 0.0 if cause else parameter.value * (low + high) / 2
+            error = 0.0 if cause else (parameter.value + parameter.error) * high - value
+            terms.append(Term(segment.name, shares[segment.name], parameter, jacobian, value, error, cause))
+        if jacobian is not None:
+            low, high = low * max(jacobian.value - jacobian.error, 0.0), high * (jacobian.value + jacobian.error)
+            if jacobian.cause and not later:
+                later = f"λ(Jf) of {segment.name} is zero: {jacobian.cause}"
+    return terms[::-1]

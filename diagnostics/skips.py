@@ -1,0 +1,83 @@
+"""What a skip does for one block: ``σ_min(αI + Jg) ≥ α − ‖Jg‖``, for a block ``x ↦ αx + g(x)``.
+
+Source: MacDonald et al. 2023, section 5 (PAPER.md, statement 6).
+"""
+
+import dataclasses
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from diagnostics.errors import InputError, LayerCallError
+from diagnostics.exact import exact_spectrum
+from diagnostics.isolation import State, quiet, unwrap
+from diagnostics.maps import Map, build_maps, check_map, probe_input
+from diagnostics.rank_limits import rank_limit
+from diagnostics.statement import Statement
+
+GIB = 2**30
+
+_BOUND = "σ_min(αI + Jg) ≥ α − ‖Jg‖"
+
+
+def skip_bound(
+    model: nn.Module,
+    x: Tensor,
+    *,
+    layers: Sequence[str] | str | None = None,
+    gain: float = 1.0,
+    dtype: torch.dtype = torch.float64,
+    memory_budget: int = GIB,
+) -> list[Statement]:
+    """The smallest singular value of each block against what its skip guarantees, ``g`` being the block less ``αx``.
+
+    Where ``‖Jg‖ ≥ α`` the bound is vacuous, which is common: the branch is then stronger than the skip, and the block
+    may or may not be well conditioned.
+
+    Args:
+        model: The model, left as it is.
+        x: Probe inputs, shape ``(N, *input_shape)``.
+        layers: Blocks, names or globs; None takes those of the default blocks whose output has their input's shape.
+        gain: ``α``, the gain of the skips.
+        dtype: Precision.
+        memory_budget: Bytes for a Jacobian and its temporaries.
+
+    Raises:
+        UnknownLayerError: A name that is no module.
+        LayerCallError: A named block that is never called, several times with no call named, or whose output has not
+            its input's shape; or no block has.
+        MemoryBudgetError: A Jacobian that does not fit.
+        InputError: A gain that is not positive.
+    """
+    if not gain > 0:
+        raise InputError(f"the gain of a skip must be positive; it is {gain!r}")
+    check_map("layer", "batch", dtype)
+    model = unwrap(model)
+    x = probe_input(x, model, dtype)
+    with quiet(model, batch_mode="batch"):
+        maps = build_maps(model, State(model, dtype), x, "layer", layers)
+        blocks = [map for map in maps if map.output_shape == map.point.shape]
+        if layers is not None and len(blocks) < len(maps):
+            other = next(map for map in maps if map.output_shape != map.point.shape)
+            raise LayerCallError(
+                f"layer {other.layer!r} takes {tuple(other.point.shape)} and returns {tuple(other.output_shape)}; an "
+                "identity skip needs the same shape: name blocks that keep it"
+            )
+        if not blocks:
+            raise LayerCallError(f"{type(model).__name__} has no block whose output has the shape of its input")
+        return [_statement(map, gain, model, int(memory_budget)) for map in blocks]
+
+
+def _statement(map: Map, gain: float, model: nn.Module, memory_budget: int) -> Statement:
+    branch = dataclasses.replace(map, function=lambda point: map.function(point) - gain * point)
+    block, rest = (exact_spectrum(one, batch_mode="batch", memory_budget=memory_budget) for one in (map, branch))
+    left, norm = float(block.values[-1]), float(rest.values[0])
+    error = block.floor + rest.floor
+    cause = ""
+    if norm >= gain - error:
+        cause = f"‖Jg‖ = {norm:.4g} is not less than α = {gain:g}"
+        if (limit := rank_limit(model, map)) is not None:
+            cause += f"; {limit}"
+    note = f"‖Jg‖ = {norm:.4g}, ‖αI + Jg‖ = {float(block.values[0]):.4g}"
+    return Statement("skip", _BOUND, left, ">=", gain - norm, error, map.layer, cause, note)
