@@ -105,9 +105,12 @@ class Regularity:
     def _statement(self, name: str, terms: Sequence[Term]) -> Statement:
         positive = sum(not term.cause for term in terms)
         cause = "" if positive else "; ".join(f"{term.layer}: {term.cause}" for term in terms)
-        said = f"{positive} of {len(terms)} terms positive"
-        note = said if self.subspace == "all" else f"on the outputs '{self.subspace}'; {said}"
         right, error = sum(term.value for term in terms), sum(term.error for term in terms)
+        said = f"{positive} of {len(terms)} terms positive"
+        if positive:
+            largest = max(terms, key=lambda term: term.value)
+            said += f", {largest.layer} gives {largest.value / right:.0%}"
+        note = said if self.subspace == "all" else f"on the outputs '{self.subspace}'; {said}"
         return Statement(name, _BOUND, self.whole.value, ">=", right, self.whole.error + error, cause=cause, note=note)
 
 

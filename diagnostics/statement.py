@@ -23,7 +23,8 @@ class Statement:
         left: The left side, as measured.
         relation: How the left side relates to the right one.
         right: The right side, as measured.
-        error: What rounding may have done to ``left − right``; a statement fails only by more than this.
+        error: What rounding may have done to ``left − right`` (or chance, where the note says so); a statement fails
+            only by more than this.
         layer: The layer it is about; empty for the whole network.
         cause: Why it says nothing: empty unless it is vacuous.
         note: What else the reader should know.

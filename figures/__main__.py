@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 
 from diagnostics.errors import InputError
 from diagnostics.tables import Experiment, read_experiment
+from figures.bounds_along_training import bounds_along_training
 from figures.conditioning_heat_map import conditioning_heat_map
 from figures.conditioning_vs_speed import conditioning_vs_speed
 from figures.errors import NothingToDrawError
@@ -30,7 +31,8 @@ class Options:
 
     Figures: conditioning_vs_speed, loss_curves, singular_value_histograms, singular_value_ridges (density of the
     singular values of each layer over training), conditioning_heat_map, mean_sigma_map (the same of the mean singular
-    value), random_matrices. One that the tables do not suffice for is skipped, with the reason.
+    value), bounds_along_training (of runs with bounds logged), random_matrices. One that the tables do not suffice for
+    is skipped, with the reason.
 
     Attributes:
         directory: Experiment or run written by experiments.train.
@@ -47,9 +49,9 @@ class Options:
             initialisation.
         speed_measure: Column of speed.parquet in conditioning_vs_speed, in which less is faster.
         split: Split whose loss is shown.
-        lr: Learning rate in figures of singular values and heat maps; by default the largest at which no run
+        lr: Learning rate in figures of singular values, bounds and heat maps; by default the largest at which no run
             diverged.
-        trial: In heat maps, show this trial instead of the average over all.
+        trial: In heat maps, show this trial instead of the average over all; in bounds, instead of the first.
         histogram_steps: In singular_value_histograms, how many of the first measured steps to average over.
         bins: Bins of singular_value_histograms.
         range: Ends of these bins; by default they hold the data, and are 0 6 for paper-mnist as in the paper.
@@ -101,6 +103,7 @@ def figure_makers(experiment: Experiment, options: Options) -> dict[str, Callabl
         ),
         "conditioning_heat_map": lambda: heat_map(o.measure),
         "mean_sigma_map": lambda: heat_map("sigma_mean"),
+        "bounds_along_training": lambda: bounds_along_training(experiment, lr=o.lr, trial=o.trial),
         "random_matrices": random_matrices,
     }  # fmt: skip
 

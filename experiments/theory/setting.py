@@ -20,12 +20,18 @@ class Setting:
         quick: Whether to run the small version, seconds long.
         seed: Of initialisations and of the images drawn.
         data_dir: Folder of the data sets; None has the bundled digits only.
+        dataset: What the networks of ``subjects`` see.
+        model: A network to check in place of ours, as for ``models.build_model``; None has ours.
+        model_options: Options of that network, each ``name=value``.
     """
 
     out: Path
-    quick: bool
-    seed: int
-    data_dir: Path | None
+    quick: bool = False
+    seed: int = 0
+    data_dir: Path | None = None
+    dataset: str = "digits"
+    model: str | None = None
+    model_options: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,83 @@
+"""The statements about layers, along training: chain rule, regularity, and what each skip guarantees."""
+
+from collections.abc import Callable, Iterable
+
+import pandas as pd
+from torch import nn
+from tqdm import tqdm
+
+from diagnostics.chain_rule import chain_rule
+from diagnostics.errors import LayerCallError
+from diagnostics.regularity import regularity
+from diagnostics.skips import skip_bound
+from diagnostics.statement import Statement
+from experiments.theory.setting import Check, Setting, write_table
+from experiments.theory.subjects import Subject, paper_network, subjects, train
+
+_SUBSPACES = ("all", "centred", "data")
+
+
+def check_chain_rule(setting: Setting) -> list[Check]:
+    """``∂F/∂θ_l`` against the product of the layers, of every layer and of the kernel."""
+    networks = subjects(setting)
+    if setting.model is None:
+        networks.append(paper_network(setting))
+    return _along_training(setting, networks, lambda subject, model: chain_rule(model, subject.x), "chain rule")
+
+
+def check_regularity(setting: Setting) -> list[Check]:
+    """``λ(DF)`` against its layers, plain and restricted, on three subspaces; writes the factors as a table."""
+    rows: list[dict[str, object]] = []
+    checks: list[Check] = []
+    for subject, step, model in _states(setting, subjects(setting), "regularity"):
+        for subspace in _SUBSPACES:
+            found = regularity(model, subject.x, subspace=subspace)
+            terms = [term.statement for term in found.terms] if subspace == "all" else []
+            statements = [found.statement, found.restricted_statement, *terms]
+            checks += [Check(subject.name, one, step) for one in statements]
+            where = {"network": subject.name, "step": step, "subspace": subspace, "lambda": found.whole.value}
+            for kind, layers in (("plain", found.terms), ("restricted", found.restricted)):
+                rows += [{**where, "kind": kind, **term.as_row()} for term in layers]
+    write_table(pd.DataFrame(rows), setting.out / "regularity.parquet")
+    return checks
+
+
+def check_skips(setting: Setting) -> list[Check]:
+    """``σ_min(I + Jg) ≥ 1 − ‖Jg‖`` of every block of the networks with identity skips."""
+    networks = [one for one in subjects(setting) if setting.model is not None or one.name.startswith("skip")]
+    return _along_training(setting, networks, _blocks, "skips")
+
+
+def _blocks(subject: Subject, model: nn.Module) -> list[Statement]:
+    # Of our own networks the stem and the head are no blocks, whatever their shapes.
+    ours = [name for name, _ in model.named_modules() if name.startswith("blocks.") and name.count(".") == 1]
+    try:
+        return skip_bound(model, subject.x, layers=ours or None)
+    except LayerCallError as reason:
+        print(f"skips: {reason}")
+        return []
+
+
+def _along_training(
+    setting: Setting,
+    networks: list[Subject],
+    statements: Callable[[Subject, nn.Module], Iterable[Statement]],
+    name: str,
+) -> list[Check]:
+    return [
+        Check(subject.name, statement, step)
+        for subject, step, model in _states(setting, networks, name)
+        for statement in statements(subject, model)
+    ]
+
+
+def _states(setting: Setting, networks: list[Subject], name: str) -> Iterable[tuple[Subject, int, nn.Module]]:
+    """Every network at the start, early and late in training."""
+    steps = (0, 10) if setting.quick else (0, 10, 100)
+    bar = tqdm(total=len(networks) * len(steps), desc=name, leave=False)
+    with bar:
+        for subject in networks:
+            for step, model in train(subject, steps[-1]):
+                if step in steps:
+                    yield subject, step, model
+                    bar.update()

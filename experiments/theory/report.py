@@ -1,0 +1,74 @@
+"""Statements as a printed table and as rows on disk."""
+
+from collections.abc import Mapping, Sequence
+from itertools import groupby
+from typing import Any
+
+from diagnostics.statement import Statement
+from experiments.theory.setting import Check
+
+_COLUMNS = ("statement", "network", "checked", "left side", "", "right side", "slack", "verdict")
+_SIGNS = {">=": "≥", "<=": "≤", "=": "="}
+
+
+def statement_rows(found: Mapping[str, Sequence[Check]]) -> list[dict[str, Any]]:
+    """Every statement as a row of ``theory.parquet``: what was checked, where, both sides and the verdict."""
+    return [
+        {"experiment": name, "network": check.network, "step": check.step, **check.statement.as_row()}
+        for name, checks in found.items()
+        for check in checks
+    ]
+
+
+def print_checks(name: str, checks: Sequence[Check], seconds: float) -> None:
+    """Print one line for each statement, network and verdict: that with the least slack of those checked.
+
+    A violation is printed by itself, to all digits, with what repeats it.
+    """
+    lines = [_line(group) for group in _groups(checks)]
+    widths = [max(map(len, column)) for column in zip(_COLUMNS, *lines, strict=True)]
+    print(f"{name} ({seconds:.0f} s)")
+    for line in (_COLUMNS, *lines):
+        print("  " + "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())
+    for cause in dict.fromkeys(_cause(check) for check in checks if check.statement.verdict == "vacuous"):
+        print(f"  vacuous: {cause}")
+    for check in checks:
+        if check.statement.verdict == "violated":
+            print(f"  VIOLATED: {check.network}, step {check.step}: {check.statement}")
+            print(
+                f"    ({check.statement.note}); repeat with: python -m experiments.theory {name} and the same options"
+            )
+
+
+def _groups(checks: Sequence[Check]) -> list[list[Check]]:
+    def key(check: Check) -> tuple[str, str, str]:
+        return check.statement.name, check.network, check.statement.verdict
+
+    order = {one: place for place, one in enumerate(dict.fromkeys(check.statement.name for check in checks))}
+    ordered = sorted(checks, key=lambda check: (order[check.statement.name], key(check)))
+    return [list(group) for _, group in groupby(ordered, key)]
+
+
+def _line(group: Sequence[Check]) -> tuple[str, ...]:
+    tightest = min(group, key=lambda check: _relative_slack(check.statement)).statement
+    return (
+        tightest.name,
+        group[0].network,
+        str(len(group)),
+        f"{tightest.left:.4g}",
+        _SIGNS[tightest.relation],
+        f"{tightest.right:.4g}",
+        f"{tightest.slack:.3g}",
+        tightest.verdict,
+    )
+
+
+def _relative_slack(statement: Statement) -> float:
+    scale = max(abs(statement.left), abs(statement.right))
+    return statement.slack / scale if scale else 0.0
+
+
+def _cause(check: Check) -> str:
+    """Why a statement is vacuous, without the numbers that differ from step to step."""
+    first = check.statement.cause.split("; ")[0]
+    return f"{check.statement.name}, {check.network}: {first}"

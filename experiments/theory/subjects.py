@@ -1,0 +1,92 @@
+"""The networks on which the statements are checked, and their training: full-batch gradient descent in float64."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import avg_pool2d, cross_entropy
+
+from experiments.data import load_data, to_float
+from experiments.networks import build_network
+from experiments.theory.setting import Setting
+
+#: Images of the probe, which is all the training data: theory asks for fewer than there are parameters in a layer.
+_SAMPLES = 16
+#: Learning rate of every network, fixed beforehand; the statements hold whatever it is.
+LR = 0.1
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A network to check, with its data.
+
+    Attributes:
+        name: In words short enough for a table.
+        build: Makes it, freshly initialised with the setting's seed, in train mode.
+        x: Images, float64, shape ``(N, C, H, W)``.
+        y: Their classes, shape ``(N,)``.
+    """
+
+    name: str
+    build: Callable[[], nn.Module]
+    x: Tensor
+    y: Tensor
+
+
+def subjects(setting: Setting) -> list[Subject]:
+    """The user's network where one is given; otherwise residual MLPs with and without what the theory asks for.
+
+    Images are averaged down to 7×7 for the MLPs, whose layers are as wide as is measured in seconds.
+    """
+    data = load_data(setting.dataset, setting.data_dir, limit_train=512, limit_test=1)
+    drawn = torch.randperm(len(data.train), generator=torch.Generator().manual_seed(setting.seed))[:_SAMPLES]
+    x, y = to_float(data.train.images[drawn], dtype=torch.float64), data.train.labels[drawn]
+    small = avg_pool2d(x, x.shape[-1] // 7)
+
+    def subject(name: str, model: str, arm: str, images: Tensor, *options: str) -> Subject:
+        def build() -> nn.Module:
+            torch.manual_seed(setting.seed)
+            shape = tuple(images.shape[1:])
+            return build_network(model, arm, options, num_classes=data.num_classes, input_shape=shape).double()
+
+        return Subject(name, build, images, y[: len(images)])
+
+    if setting.model is not None:
+        return [subject(setting.model, setting.model, "default", x, *setting.model_options)]
+    width, depth = ("width=10", "depth=2") if setting.quick else ("width=24", "depth=4")
+
+    def mlp(name: str, arm: str, *options: str) -> Subject:
+        images = small[: 6 if setting.quick else _SAMPLES]
+        return subject(name, "residual-mlp", arm, images, width, depth, *options)
+
+    return [
+        mlp("skip, weight norm, tanh", "residual", "normaliser=weight", "activation=tanh", "eps=0.1"),
+        mlp("chain, weight norm, tanh", "chain", "normaliser=weight", "activation=tanh", "eps=0.1"),
+        mlp("skip, batch norm, ReLU", "residual", "normaliser=batch"),
+        mlp("chain, batch norm, ReLU", "chain", "normaliser=batch"),
+        mlp("chain, no norm, ReLU", "chain"),
+    ]
+
+
+def paper_network(setting: Setting) -> Subject:
+    """The paper's MNIST network, modified arm, on two images: all that its dense Jacobians leave time for."""
+    data = load_data("digits", limit_train=2, limit_test=1)
+
+    def build() -> nn.Module:
+        torch.manual_seed(setting.seed)
+        return build_network("paper-mnist", "modified", (), num_classes=10, input_shape=(1, 28, 28)).double()
+
+    return Subject("paper-mnist, modified", build, to_float(data.train.images, dtype=torch.float64), data.train.labels)
+
+
+def train(subject: Subject, steps: int) -> Iterator[tuple[int, nn.Module]]:
+    """Train by gradient descent on the probe's cross-entropy; yields the network before each step and at the end."""
+    model = subject.build()
+    optimizer = torch.optim.SGD(model.parameters(), lr=LR)
+    for step in range(steps + 1):
+        yield step, model
+        if step < steps:
+            optimizer.zero_grad(set_to_none=True)
+            cross_entropy(model(subject.x), subject.y).backward()
+            optimizer.step()
