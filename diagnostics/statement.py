@@ -27,6 +27,7 @@ class Statement:
             only by more than this.
         layer: The layer it is about; empty for the whole network.
         cause: Why it says nothing: empty unless it is vacuous.
+        is_claim: Whether it is a claim that may come out either way, rather than a theorem.
         note: What else the reader should know.
     """
 
@@ -39,6 +40,7 @@ class Statement:
     layer: str = ""
     cause: str = ""
     note: str = ""
+    is_claim: bool = False
 
     @property
     def slack(self) -> float:
@@ -68,6 +70,7 @@ class Statement:
             "slack": self.slack,
             "error": self.error,
             "verdict": self.verdict,
+            "is_claim": self.is_claim,
             "cause": self.cause,
             "note": self.note,
         }

@@ -4,10 +4,15 @@ from collections.abc import Mapping, Sequence
 from itertools import groupby
 from typing import Any
 
-from diagnostics.statement import Statement
+from diagnostics.statement import Statement, Verdict
 from experiments.theory.setting import Check
 
 _COLUMNS = ("statement", "network", "checked", "left side", "", "right side", "slack", "verdict")
+#: What is said of each verdict on a theorem, and on a claim, which may come out either way.
+_WORDS: dict[bool, dict[Verdict, str]] = {
+    False: {"holds": "hold", "vacuous": "are vacuous", "violated": "are violated"},
+    True: {"holds": "hold", "vacuous": "are vacuous", "violated": "do not hold"},
+}
 _SIGNS = {">=": "≥", "<=": "≤", "=": "="}
 
 
@@ -33,11 +38,20 @@ def print_checks(name: str, checks: Sequence[Check], seconds: float) -> None:
     for cause in dict.fromkeys(_cause(check) for check in checks if check.statement.verdict == "vacuous"):
         print(f"  vacuous: {cause}")
     for check in checks:
-        if check.statement.verdict == "violated":
+        if check.statement.verdict == "violated" and not check.statement.is_claim:
             print(f"  VIOLATED: {check.network}, step {check.step}: {check.statement}")
-            print(
-                f"    ({check.statement.note}); repeat with: python -m experiments.theory {name} and the same options"
-            )
+            print(f"    {check.statement.note}")
+            print(f"    repeat with: python -m experiments.theory {name}, and the same options")
+
+
+def print_conclusion(found: Mapping[str, Sequence[Check]]) -> None:
+    """Print how many theorems and how many claims came out how."""
+    statements = [check.statement for checks in found.values() for check in checks]
+    for kind, is_claim in (("theorems", False), ("claims", True)):
+        verdicts = [one.verdict for one in statements if one.is_claim == is_claim]
+        if verdicts:
+            counts = ", ".join(f"{verdicts.count(verdict)} {words}" for verdict, words in _WORDS[is_claim].items())
+            print(f"{len(verdicts)} checks of {kind}: {counts}")
 
 
 def _groups(checks: Sequence[Check]) -> list[list[Check]]:
@@ -52,14 +66,14 @@ def _groups(checks: Sequence[Check]) -> list[list[Check]]:
 def _line(group: Sequence[Check]) -> tuple[str, ...]:
     tightest = min(group, key=lambda check: _relative_slack(check.statement)).statement
     return (
-        tightest.name,
+        f"{tightest.name} (claim)" if tightest.is_claim else tightest.name,
         group[0].network,
         str(len(group)),
         f"{tightest.left:.4g}",
         _SIGNS[tightest.relation],
         f"{tightest.right:.4g}",
         f"{tightest.slack:.3g}",
-        tightest.verdict,
+        "does not hold" if tightest.is_claim and tightest.verdict == "violated" else tightest.verdict,
     )
 
 
