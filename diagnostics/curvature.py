@@ -19,7 +19,7 @@ from diagnostics.isolation import State, quiet, unwrap
 from diagnostics.jacobian_operator import GIB
 from diagnostics.layer_constants import LayerConstants, hessian_bound
 from diagnostics.maps import probe_input
-from diagnostics.probe import _metrics
+from diagnostics.probe import loss_metrics
 from diagnostics.statement import Statement
 
 #: Copies of a layer's second derivative that its singular values take.
@@ -96,7 +96,7 @@ def curvature(
         chain = Chain(module, State(module, dtype), probe_input(x, module, dtype), layers)
         constants = measured_constants(chain.segments, memory_budget)
         logits = chain.logits.clone().requires_grad_()
-        (slope,) = torch.autograd.grad(_metrics(logits, y)["loss"], logits)
+        (slope,) = torch.autograd.grad(loss_metrics(logits, y)["loss"], logits)
     gradient, cost = float(torch.linalg.vector_norm(slope)), cost_of(logits, y)
     return Curvature(
         largest=largest_eigenvalue(hessian),

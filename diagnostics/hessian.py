@@ -20,7 +20,7 @@ from diagnostics.jacobian_operator import GIB
 from diagnostics.jacobians import chunk_size, clear_autograd_errors
 from diagnostics.maps import TOTAL, build_maps, check_map, probe_input
 from diagnostics.operators import Operator, require_precision
-from diagnostics.probe import _metrics
+from diagnostics.probe import loss_metrics
 
 #: A second derivative keeps the tensors of the backward pass beside those of the forward pass.
 _PASSES = 2
@@ -80,7 +80,7 @@ class HessianOperator(Operator):
                 self._point = outputs.point.requires_grad_()
                 logits = outputs.function(self._point)
                 # Copied, as the graph keeps the targets.
-                loss = _metrics(logits, y.detach().clone())["loss"]
+                loss = loss_metrics(logits, y.detach().clone())["loss"]
                 (self._gradient,) = torch.autograd.grad(loss, self._point, create_graph=True)
                 _require_symmetry(logits, self._point)
         super().__init__(

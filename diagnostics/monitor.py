@@ -8,56 +8,41 @@
             monitor.step(step, loss=loss)
 """
 
-import math
+import functools
 import os
 import time
 import warnings
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from types import TracebackType
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from diagnostics.choice import check_method, choose_method
+from diagnostics.bounds_log import BoundsLog
 from diagnostics.errors import InputError
-from diagnostics.exact import Plan
-from diagnostics.isolation import State, device_of, quiet, unwrap
-from diagnostics.jacobian_operator import operator_of
-from diagnostics.jacobians import RowSource
-from diagnostics.maps import Map, build_maps, check_map, probe_input
-from diagnostics.matrix_free import affordable_steps
+from diagnostics.forecast import Measurement, TimeBudget, forecast, scheduled
+from diagnostics.isolation import device_of, unwrap
+from diagnostics.maps import TOTAL
 from diagnostics.measure import GIB, spectra
 from diagnostics.probe import probe_metrics, rayleigh_quotients
 from diagnostics.schedule import Schedule, as_schedule, log_spaced
-from diagnostics.slq import PROBES, STEPS
 from diagnostics.spectrum import Spectrum
 from diagnostics.tables import METRICS, SKIPPED, SPECTRA, TableWriter
 
 #: Rows wait in memory at most this long, so that fast steps do not make a file each.
 _FLUSH_SECONDS = 1.0
 
-#: Dense linear algebra's speed in the first guess of a measurement's cost; later ones have been timed.
-_FLOPS = 2e10
+#: What the table of skipped measurements calls the bounds.
+_BOUNDS = "bounds"
 
+#: A diverging network is a result: after these the training goes on.
+_FAILURES = (InputError, np.linalg.LinAlgError, torch.OutOfMemoryError)
 
-@dataclass(frozen=True)
-class Measurement:
-    """What to measure, and when.
-
-    Attributes:
-        map: One of ``maps.MAPS``.
-        layers: Names or globs; None takes the blocks.
-        batch_mode: ``batch`` or ``sample``.
-        schedule: Steps at which it is due; None takes the monitor's.
-    """
-
-    map: str
-    layers: Sequence[str] | str | None = None
-    batch_mode: str = "batch"
-    schedule: Schedule | int | None = None
+Value = TypeVar("Value")
 
 
 class SpectrumMonitor:
@@ -80,12 +65,15 @@ class SpectrumMonitor:
         tolerance: Accuracy of matrix-free spectra, as for ``spectra``.
         dtype: Precision of the Jacobians; None keeps the model's.
         memory_budget: Bytes a measurement may take.
+        bounds: Whether to log the chain of ``pl_chain`` on the probe, in float64, at each step of ``schedule``, and
+            what the step after it made of the loss: the columns ``tables.BOUNDS`` of the probe's metrics. Such a row
+            is written once the next step has been seen.
         run_id: Name of the run in the tables; the directory's name by default.
 
     Raises:
-        InputError: Unknown layers, a probe or weights that are not finite, targets that do not fit the logits, a
-            spectrum that does not fit the memory budget, a directory that cannot be written: all before the first
-            step.
+        InputError: Unknown layers, a probe or weights that are not finite, targets that do not fit the logits or are
+            missing, a measurement that does not fit the memory budget, a directory that cannot be written: all before
+            the first step.
     """
 
     def __init__(
@@ -102,11 +90,10 @@ class SpectrumMonitor:
         tolerance: float | None = None,
         dtype: torch.dtype | None = None,
         memory_budget: int = GIB,
+        bounds: bool = False,
         run_id: str | None = None,
     ) -> None:
-        if max_overhead is not None and not 0 < max_overhead < math.inf:
-            raise InputError(f"max_overhead must be a positive share such as 0.05, or None; it is {max_overhead!r}")
-        self._started = time.perf_counter()
+        self._time = TimeBudget(max_overhead)
         self.model = unwrap(model)
         pair = probe if isinstance(probe, tuple | list) else (probe, None)
         if len(pair) != 2:
@@ -119,19 +106,26 @@ class SpectrumMonitor:
         self.latest: dict[str, Spectrum] = {}
         otherwise = schedule if schedule is not None else log_spaced()
         asked = [maps] if isinstance(maps, str | Measurement) else maps
-        self._measurements = [_complete(item, layers, otherwise) for item in asked]
+        self._measurements = [scheduled(item, layers, otherwise) for item in asked]
         self._pending: set[int] = set()
         self._tried, self._unaffordable = 0, 0
         self._writes = not torch.distributed.is_available() or not torch.distributed.is_initialized()
         self._writes = self._writes or torch.distributed.get_rank() == 0
+        self._bounds: BoundsLog | None = None
+        if bounds and self.y is None:
+            raise InputError("bounds are those of a loss; give the probe's targets too, as probe=(x, y)")
         if self._writes:
-            self._estimates = [self._check(item) for item in self._measurements]
-            if self.y is not None:
-                probe_metrics(self.model, self.x, self.y, self.dtype)
+            with self._time.measuring(torch.device("cpu")):
+                self._estimates = [forecast(self.model, self.x, item, **self._options) for item in self._measurements]
+                if self.y is not None:
+                    probe_metrics(self.model, self.x, self.y, self.dtype)
+                    if bounds:
+                        self._bounds = BoundsLog(self.model, self.x, self.y, memory_budget)
+                        self._estimates.append(self._bounds.forecast())
+                        self._measurements.append(scheduled(Measurement(_BOUNDS, TOTAL), None, otherwise))
             schemas = {"metrics": METRICS, "spectra": SPECTRA, "skipped": SKIPPED}
             self._tables = {name: TableWriter(Path(out) / name, schema) for name, schema in schemas.items()}
         self._flushed = time.perf_counter()
-        self._spent = self._flushed - self._started
 
     def step(self, step: int, *, split: str = "train", **metrics: float | Tensor | None) -> dict[str, Spectrum]:
         """Log one step's metrics and make the measurements that are due.
@@ -147,11 +141,12 @@ class SpectrumMonitor:
         """
         if not self._writes:
             return {}
+        self._release(step)
         if metrics:
             self.log(step, split=split, **metrics)
         self.latest = self._measure_due(step)
         if time.perf_counter() - self._flushed > _FLUSH_SECONDS:
-            self.flush()
+            self._write()
         return self.latest
 
     def log(self, step: int, *, split: str, **metrics: float | Tensor | None) -> None:
@@ -163,20 +158,24 @@ class SpectrumMonitor:
     @property
     def overhead(self) -> float:
         """Time spent measuring so far, as a share of the time spent on everything else."""
-        return self._spent / max(time.perf_counter() - self._started - self._spent, 1e-9)
+        return self._time.overhead
 
-    def flush(self) -> None:
-        """Write the rows that still wait in memory."""
-        start = time.perf_counter()
+    def flush(self, step: int | None = None) -> None:
+        """Write the rows that still wait in memory.
+
+        Args:
+            step: Optimiser steps taken by now. A row of the bounds that waits for that step is completed; for another,
+                or None, it is written without the decreases.
+        """
         if self._writes:
-            for table in self._tables.values():
-                table.flush()
-        self._flushed = time.perf_counter()
-        self._spent += self._flushed - start
+            self._release(step)
+            self._write()
 
     def rewind(self, step: int) -> None:
         """Forget every row after ``step``; for a run resumed from a checkpoint made at that step."""
         if self._writes:
+            if self._bounds is not None:
+                self._bounds.rewind(step)
             for table in self._tables.values():
                 table.rewind(step)
 
@@ -204,116 +203,91 @@ class SpectrumMonitor:
 
     def _measure_due(self, step: int) -> dict[str, Spectrum]:
         found: dict[str, Spectrum] = {}
+        bounds: dict[str, Any] = {}
         for index, item in enumerate(self._measurements):
             due = as_schedule(item.schedule)(step)  # type: ignore[arg-type]
             if due or index in self._pending:
-                if self._affordable(self._estimates[index]):
+                if self._time.affords(self._estimates[index]):
                     self._pending.discard(index)
-                    found |= self._measure(index, item, step)
+                    if self._bounds is not None and item.map == _BOUNDS:
+                        bounds = self._attempt(index, step, self._bounds.measure)
+                    else:
+                        found |= self._attempt(index, step, functools.partial(self._spectra, item, step))
                 elif due:
                     self._pending.add(index)
                     self._unaffordable += 1
                     reason = f"would exceed max_overhead={self.max_overhead}"
                     self._skip(item, step, reason, self._estimates[index])
-        if found and self.y is not None:
-            self._log_probe(step, self.y)
+        if (found or bounds) and self.y is not None:
+            self._log_probe(step, self.y, bounds)
         return found
 
-    def _affordable(self, estimate: float) -> bool:
-        if self.max_overhead is None:
-            return True
-        training = time.perf_counter() - self._started - self._spent
-        return self._spent + estimate <= self.max_overhead * training
-
-    def _measure(self, index: int, item: Measurement, step: int) -> dict[str, Spectrum]:
-        device = device_of(self.model, self.x)
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)  # the training still under way is not the monitor's time
-        start = time.perf_counter()
+    def _attempt(self, index: int, step: int, measure: Callable[[], dict[str, Value]]) -> dict[str, Value]:
+        """What a measurement finds: nothing if it fails, which is recorded."""
         self._tried += 1
-        try:
-            found = spectra(
-                self.model,
-                self.x,
-                map=item.map,
-                layers=item.layers,
-                batch_mode=item.batch_mode,
-                method=self.method,
-                tolerance=self.tolerance,
-                dtype=self.dtype,
-                memory_budget=self.memory_budget,
-            )
-        except (InputError, np.linalg.LinAlgError, torch.OutOfMemoryError) as error:
-            # A diverging network is a result; it is for the training loop to decide whether to go on.
-            self._skip(item, step, str(error).splitlines()[0], time.perf_counter() - start)
-            self._spent += time.perf_counter() - start
-            return {}
-        speeds = self._speeds_felt(item)
+        before, found, failure = self._time.spent, dict[str, Value](), ""
+        with self._measuring():
+            try:
+                found = measure()
+            except _FAILURES as error:
+                failure = str(error).splitlines()[0]
+        seconds = self._time.spent - before
+        if failure:
+            self._skip(self._measurements[index], step, failure, seconds)
+        else:
+            self._estimates[index] = seconds
+        return found
+
+    def _spectra(self, item: Measurement, step: int) -> dict[str, Spectrum]:
+        """Measure the spectra of one map and log them; by layer (``map:layer`` when there are several maps)."""
+        where: dict[str, Any] = {"layers": item.layers, "batch_mode": item.batch_mode}
+        found = spectra(self.model, self.x, map=item.map, **where, **self._options)
+        speeds: dict[str, float] = {}
+        if item.map == "kernel" and self.y is not None:
+            speeds = rayleigh_quotients(self.model, self.x, self.y, dtype=self.dtype, **where)
         for key, spectrum in found.items():
             row = {"run_id": self.run_id, "step": step, **spectrum.as_row(), "rayleigh": speeds.get(key)}
             self._tables["spectra"].append(row)
-        self._estimates[index] = time.perf_counter() - start
-        self._spent += self._estimates[index]
-        single = len(self._measurements) == 1
+        single = sum(one.map != _BOUNDS for one in self._measurements) == 1
         return found if single else {f"{item.map}:{key}": spectrum for key, spectrum in found.items()}
 
-    def _speeds_felt(self, item: Measurement) -> dict[str, float]:
-        """Rayleigh quotients of the loss's gradient on the probe, where tangent kernels are measured."""
-        if item.map != "kernel" or self.y is None:
-            return {}
-        return rayleigh_quotients(
-            self.model, self.x, self.y, layers=item.layers, batch_mode=item.batch_mode, dtype=self.dtype
-        )
+    @property
+    def _options(self) -> dict[str, Any]:
+        """How spectra are to be taken."""
+        return {name: getattr(self, name) for name in ("method", "tolerance", "dtype", "memory_budget")}
 
-    def _skip(self, item: Measurement, step: int, reason: str, seconds: float) -> None:
-        layers = [item.layers] if isinstance(item.layers, str) else item.layers or ["(default)"]
-        self._tables["skipped"].append(
-            {
-                "run_id": self.run_id,
-                "step": step,
-                "map": item.map,
-                "layers": ", ".join(layers),
-                "batch_mode": item.batch_mode,
-                "reason": reason,
-                "estimated_seconds": seconds,
-            }
-        )
+    def _measuring(self) -> AbstractContextManager[None]:
+        return self._time.measuring(device_of(self.model, self.x))
 
-    def _check(self, item: Measurement) -> float:
-        """Meet every bad input before training starts; return a first guess at the seconds a measurement takes."""
-        check_map(item.map, item.batch_mode, self.dtype)
-        check_method(self.method, self.tolerance)
-        x = probe_input(self.x, self.model, self.dtype)
-        samples, first = (1, x) if item.batch_mode == "batch" else (len(x), x[:1])
-        with quiet(self.model, batch_mode=item.batch_mode):
-            maps = build_maps(self.model, State(self.model, self.dtype), first, item.map, item.layers)
-            if item.map == "kernel" and self.method != "lanczos":
-                # All layers together take about a backward pass of the whole for each row at most.
-                return samples * self._first_guess(max(maps, key=lambda one: one.cols))
-            return samples * sum(self._first_guess(one) for one in maps)
+    def _skip(self, item: Measurement, step: int, reason: str, seconds: float | None) -> None:
+        row = {"run_id": self.run_id, "step": step, **item.skipped(reason, seconds)}
+        self._tables["skipped"].append(row)
 
-    def _first_guess(self, one: Map) -> float:
-        """Seconds a spectrum will take, from the time of its first chunk of rows or its first products."""
-        method = choose_method(one, self.memory_budget)[0] if self.method == "auto" else self.method
-        if method == "lanczos":
-            affordable_steps(one, self.memory_budget)
-            start = time.perf_counter()
-            operator = operator_of(one, self.memory_budget)
-            ready = time.perf_counter()
-            operator.gram_matvec(torch.ones(operator.shape[1], dtype=operator.dtype, device=operator.device))
-            return ready - start + PROBES * STEPS * (time.perf_counter() - ready)
-        source = RowSource(one, Plan.of(one, self.memory_budget).chunk_bytes)
-        start = time.perf_counter()
-        source.rows(0, source.chunk)
-        chunk = time.perf_counter() - start
-        short, long = sorted((one.rows, one.cols))
-        return chunk * one.rows / source.chunk + short**2 * (2 * long + 10 * short) / _FLOPS
+    def _log_probe(self, step: int, y: Tensor, bounds: dict[str, Any]) -> None:
+        """Log the probe's metrics; a row with bounds waits for the step after it."""
+        with self._measuring():
+            metrics = probe_metrics(self.model, self.x, y, self.dtype)
+        row = {"run_id": self.run_id, "step": step, "split": "probe", **metrics, **bounds}
+        if self._bounds is not None and bounds:
+            self._bounds.row = row
+        else:
+            self._tables["metrics"].append(row)
 
-    def _log_probe(self, step: int, y: Tensor) -> None:
-        start = time.perf_counter()
-        metrics = probe_metrics(self.model, self.x, y, self.dtype)
-        self._tables["metrics"].append({"run_id": self.run_id, "step": step, "split": "probe", **metrics})
-        self._spent += time.perf_counter() - start
+    def _release(self, step: int | None) -> None:
+        """Log the row that waits, completed if it waits for the step ``step``."""
+        if self._bounds is None or self._bounds.row is None:
+            return
+        with self._measuring():
+            row, failure = self._bounds.release(step)
+        self._tables["metrics"].append(row)
+        if failure:
+            self._skip(self._measurements[-1], row["step"], failure, None)
+
+    def _write(self) -> None:
+        with self._measuring():
+            for table in self._tables.values():
+                table.flush()
+        self._flushed = time.perf_counter()
 
 
 def _scalar(name: str, value: float | Tensor | None) -> float | Tensor | None:
@@ -330,11 +304,3 @@ def _scalar(name: str, value: float | Tensor | None) -> float | Tensor | None:
         return value
     kind = f"tensor of shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
     raise InputError(f"metric {name!r} must be a single number; it is a {kind}")
-
-
-def _complete(item: str | Measurement, layers: Sequence[str] | str | None, schedule: Schedule | int) -> Measurement:
-    """A measurement with its schedule, from a map's name or a measurement that may lack one."""
-    if isinstance(item, str):
-        item = Measurement(item, layers)
-    chosen = as_schedule(item.schedule if item.schedule is not None else schedule)
-    return replace(item, schedule=chosen)

@@ -65,6 +65,21 @@ SPECTRA = pa.schema(
     ]
 )
 
+#: The Polyak–Łojasiewicz chain of the loss on the probe, and what one step of training made of it: ``grad_squared`` is
+#: ``|∇ℓ|²``, ``pl_floor`` and ``pl_ceiling`` bound it, and ``pl_verdict`` is ``holds``, ``violated: <statements>`` or
+#: ``vacuous: <statements and causes>`` (see ``diagnostics.pl_chain``); of the decreases tells ``diagnostics.descent``.
+BOUNDS = (
+    "grad_squared",
+    "cost_grad_squared",
+    "pl_floor",
+    "pl_floor_centred",
+    "rayleigh",
+    "pl_ceiling",
+    "predicted_decrease",
+    "observed_decrease",
+    "pl_verdict",
+)
+
 METRICS = pa.schema(
     [
         ("run_id", _TEXT),
@@ -76,6 +91,8 @@ METRICS = pa.schema(
         ("lr", _REAL),
         ("grad_norm", _REAL),
         ("seconds", _REAL),
+        *((name, _REAL) for name in BOUNDS[:-1]),
+        (BOUNDS[-1], _TEXT),
     ]
 )
 
@@ -104,7 +121,7 @@ KEYS = {
     "skipped": ("run_id", "step", "map", "layers", "batch_mode"),
 }
 #: Columns that tables of earlier versions lack; read as missing.
-_ADDED_LATER = frozenset({"trace", "rayleigh"})
+_ADDED_LATER = frozenset({"trace", "rayleigh", *BOUNDS})
 SCHEMAS = {"metrics": METRICS, "spectra": SPECTRA, "skipped": SKIPPED}
 
 

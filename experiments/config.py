@@ -105,6 +105,9 @@ class TrainConfig:
     diagnostics: bool = True
     """Measure spectra while training; the training is the same without."""
 
+    bounds: bool = False
+    """Log the PŁ chain on the probe, |∇ℓ|² between its floor and ceiling, at steps 0, 1, 2, 3, 4, 6, 10 and so on."""
+
     layers: tuple[str, ...] | None = None
     """Layers to measure, names or globs such as blocks.*; None for those of the preset."""
 

@@ -165,6 +165,7 @@ class Experiment:
             directory,
             maps=measurements,
             max_overhead=self.config.max_overhead,
+            bounds=self.config.bounds,
             run_id=cell.run_id,
         )
 

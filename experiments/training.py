@@ -166,7 +166,7 @@ class Trainer:
 
     def _save(self, step: int) -> None:
         """Rows before the checkpoint first, then its weights, then what resuming needs, which makes it whole."""
-        self.monitor.flush()
+        self.monitor.flush(step)
         save_checkpoint(checkpoint_path(self.directory, step), self.model.state_dict(), {"step": str(step)})
         save_training_state(training_state_path(self.directory, step), self.optimizer, step, rng_states())
         for older, _ in list_checkpoints(self.directory):

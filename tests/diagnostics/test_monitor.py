@@ -47,7 +47,7 @@ def clock(monkeypatch):
 
     monkeypatch.setattr(time, "perf_counter", clock)
     monkeypatch.setattr(diagnostics.monitor, "spectra", slow)
-    monkeypatch.setattr(SpectrumMonitor, "_first_guess", lambda self, one: 1.0)
+    monkeypatch.setattr(diagnostics.monitor, "forecast", lambda *args, **options: 1.0)
     return clock
 
 

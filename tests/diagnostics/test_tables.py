@@ -14,6 +14,7 @@ import pytest
 
 from diagnostics.errors import InputError
 from diagnostics.tables import (
+    BOUNDS,
     METRICS,
     RUN_COLUMNS,
     SKIPPED,
@@ -25,7 +26,10 @@ from diagnostics.tables import (
     write_parquet,
 )
 
-DESIGN_METRICS = "run_id, step, epoch, split, loss, accuracy, lr, grad_norm, seconds"
+DESIGN_METRICS = (
+    "run_id, step, epoch, split, loss, accuracy, lr, grad_norm, seconds, grad_squared, cost_grad_squared, pl_floor, "
+    "pl_floor_centred, rayleigh, pl_ceiling, predicted_decrease, observed_decrease, pl_verdict"
+)
 DESIGN_RUNS = "run_id, experiment, dataset, model, arm, trial, seed, lr, status, device, versions, git_revision"
 DESIGN_SPECTRA = (
     "run_id, step, map, layer, batch_mode, sample, sigma_max, sigma_min, sigma_mean, sigma_gmean, sigma_median, "
@@ -247,3 +251,12 @@ def test_tables_of_earlier_versions_are_read(tmp_path):
     pq.write_table(table.drop_columns(["layer"]), part)
     with pytest.raises(InputError, match="layer"):
         read_experiment(tmp_path)
+
+
+def test_metrics_without_bounds_are_read(run):
+    for part in (run / "metrics").glob("part-*.parquet"):
+        pq.write_table(pq.read_table(part).drop_columns(list(BOUNDS)), part)
+    found = read_experiment(run).metrics
+    assert list(found.columns) == METRICS.names
+    assert len(found) == 4
+    assert found[list(BOUNDS)].isna().all(axis=None)

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from diagnostics.capture import select_layers
+from diagnostics.errors import InputError
 from diagnostics.tables import read_experiment
 from experiments.checkpoints import load_weights
 from experiments.experiment import Experiment, choose_device
@@ -47,6 +48,25 @@ def test_the_observer_changes_nothing(train, network):
     pd.testing.assert_frame_equal(*tables, check_exact=True)
     state = f"runs/{run}/checkpoints/state_000000006.safetensors"
     assert (seen / state).read_bytes() == (unseen / state).read_bytes(), "optimiser or random numbers differ"
+
+
+def test_bounds_are_logged_on_request_and_change_nothing(train):
+    seen, unseen = train("seen", "--bounds", "--no-diagnostics"), train("unseen", "--no-diagnostics")
+    run = "plain-lr0.1-trial00"
+    assert checkpoint(seen, run, 6) == checkpoint(unseen, run, 6)
+    metrics = read_experiment(seen).metrics
+    rows = metrics[metrics["split"] == "probe"].set_index("step")
+    assert rows.index.tolist() == [0, 1, 2, 3, 4, 6]
+    assert not rows["pl_verdict"].str.startswith("violated").any()
+    assert rows["observed_decrease"].notna().tolist() == [True] * 5 + [False]
+    assert "probe" not in read_experiment(unseen).metrics["split"].tolist()
+    assert read_experiment(seen).spectra.empty
+
+
+def test_resuming_needs_the_same_bounds(train, small):
+    train("out", "--bounds", "--no-diagnostics")
+    with pytest.raises(InputError, match="bounds True → False"):
+        Experiment(parse([*small, "--out", "out", "--no-diagnostics", "--resume"]))
 
 
 def test_a_seeded_experiment_repeats(train, same_results):

@@ -186,3 +186,12 @@ def test_only_finished_and_diverged_runs_are_over(tmp_path):
     assert not is_over(tmp_path)
     (tmp_path / "status.json").unlink()
     assert not is_over(tmp_path)
+
+
+def test_an_experiment_begun_before_an_option_existed_is_resumed_with_its_default(made):
+    description = made / "experiment.json"
+    options = json.loads(description.read_text())
+    del options["bounds"]
+    description.write_text(json.dumps(options))
+    check_out(config(made, resume=True))
+    assert "bounds False → True" in refusal(config(made, resume=True, bounds=True))

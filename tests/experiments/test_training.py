@@ -32,14 +32,14 @@ def split(n, seed):
     return Split(images, torch.randint(3, (n,), generator=chosen))
 
 
-def trainer(directory, model, *, n=12, steps=6, lr=0.2, **options):
+def trainer(directory, model, *, n=12, steps=6, lr=0.2, bounds=False, **options):
     """A run of 3 batches of 4 images an epoch."""
     config = replace(PRESETS["demo"][1], out=directory, **{"batch_size": 4, "checkpoints": None, **options})
     train, test = split(n, 1), split(7, 2)
     batches = Batches(train.images, train.labels, PIXELS, config.batch_size, config.augment, seed=3)
-    probe = (torch.rand(2, 1, 4, 4), torch.tensor([0, 2]))
+    probe = (torch.rand(2, 1, 4, 4, generator=torch.Generator().manual_seed(5)), torch.tensor([0, 2]))
     maps = [Measurement("tail", "1", schedule=every(1))]
-    monitor = SpectrumMonitor(model, probe, directory, maps=maps, max_overhead=None)
+    monitor = SpectrumMonitor(model, probe, directory, maps=maps, schedule=1, max_overhead=None, bounds=bounds)
     return Trainer(config, model, batches, test, PIXELS, monitor, directory, lr, steps)
 
 
@@ -162,6 +162,43 @@ def test_checkpoints_once_an_epoch_by_default_and_one_state_to_resume_from(tmp_p
     run(tmp_path, network(), steps=7)
     assert [step for step, _ in list_checkpoints(tmp_path)] == [0, 3, 6, 7]
     assert [path.name for path in tmp_path.glob("checkpoints/state_*")] == ["state_000000007.safetensors"]
+
+
+@pytest.mark.parametrize("stop", [0, 1, 2, 3, 4, 5, 6])
+def test_bounds_of_a_run_killed_after_any_step_and_resumed_are_those_of_a_whole_one(tmp_path, monkeypatch, stop):
+    options = {"momentum": 0.9, "checkpoints": 2, "bounds": True}
+
+    def kill(step, *_):
+        if step == stop:
+            raise InterruptedError
+
+    def layers():
+        return network(nn.BatchNorm1d(8), nn.Dropout(0.5))
+
+    monkeypatch.setattr("diagnostics.monitor._FLUSH_SECONDS", -1.0)
+    run(tmp_path / "whole", layers(), **options)
+    with pytest.raises(InterruptedError):
+        trainer(tmp_path / "killed", layers(), **options).run(kill)
+    run(tmp_path / "killed", layers(), **options)
+    whole, killed = (read_experiment(tmp_path / name).metrics for name in ("whole", "killed"))
+    columns = [name for name in whole.columns if name not in ("run_id", "seconds")]
+    pd.testing.assert_frame_equal(whole[columns], killed[columns], check_exact=True)
+    rows = whole[whole["split"] == "probe"].set_index("step")
+    assert rows.index.tolist() == list(range(7))
+    assert rows["observed_decrease"].notna().tolist() == [True] * 6 + [False]
+    assert rows["predicted_decrease"].notna().tolist() == [True] * 6 + [False]
+    # What was observed is the change of the loss beside it, which is in float32.
+    change = -rows["loss"].diff().iloc[1:]
+    assert rows["observed_decrease"].iloc[:-1].tolist() == pytest.approx(change.tolist(), rel=1e-3, abs=1e-6)
+
+
+def test_a_run_that_diverges_has_the_bounds_until_then(tmp_path):
+    status, metrics = run(tmp_path, network(), lr=1e20, steps=20, bounds=True)
+    assert status == "diverged"
+    rows, skipped = metrics["probe"]["pl_verdict"].dropna(), read_experiment(tmp_path).skipped
+    missed = skipped[skipped["map"] == "bounds"]["step"]
+    assert sorted({*rows.index, *missed}) == metrics["train"].index.tolist()
+    assert not rows.str.startswith("violated").any()
 
 
 @pytest.mark.parametrize("stop", [0, 1, 2, 3, 4, 5, 6])
