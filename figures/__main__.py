@@ -124,7 +124,11 @@ def draw(options: Options) -> None:
         check_option("figure", name, makers)
     out = options.out or options.directory / "figures"
     figures = {}
-    for name in options.only or makers:
+    # Bounds are logged on request: most experiments have none, and nobody misses their figure.
+    wanted = [
+        name for name in makers if name != "bounds_along_training" or experiment.metrics["pl_ceiling"].notna().any()
+    ]
+    for name in options.only or wanted:
         try:
             figures[name] = makers[name]()
         except NothingToDrawError as reason:
