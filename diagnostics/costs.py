@@ -2,12 +2,17 @@
 
 Both are means as PyTorch takes them: cross-entropy over the samples, the mean square over all entries of the outputs.
 (MacDonald et al. write ``c = |F − Y|² / 2N``, which is ``O/2`` times the mean square of ``O`` outputs.)
+A loss is a number, or a tensor of any shape: each entry is then the loss of a run of its own.
 """
 
 import math
 from dataclasses import dataclass
+from typing import TypeVar
 
+import torch
 from torch import Tensor
+
+Loss = TypeVar("Loss", float, Tensor)
 
 
 @dataclass(frozen=True)
@@ -25,20 +30,27 @@ class CrossEntropy:
         """Upper bound of ``‖∇²c‖``: the Hessian of one sample's is at most 1/2."""
         return 1 / (2 * self.samples)
 
-    def gradient_ceiling(self, loss: float = math.inf) -> float:
+    def gradient_ceiling(self, loss: float | Tensor = math.inf) -> float | Tensor:
         """Upper bound of ``|∇c|`` wherever the cost is at most ``loss``: one sample's gradient is at most √2."""
         return math.sqrt(2 / self.samples)
 
-    def gradient_floor(self, loss: float) -> float:
+    @property
+    def gradient_floor_slope(self) -> float:
+        """Upper bound of the derivative of `gradient_floor`: that of ``(1 − e^{−ℓ})²`` is at most 1/2."""
+        return self.classes / (self.classes - 1) / (2 * self.samples**2)
+
+    def gradient_floor(self, loss: Loss) -> Loss:
         """Lower bound of ``|∇c|²`` wherever the mean cross-entropy is ``loss``.
 
         One sample's gradient has ``|∇CE|² ≥ K/(K−1) · (1 − e^{−CE})²``. Of several, the greatest is at least the
         mean, which gives ``(1 − e^{−loss})²`` for one of them; and by Cauchy–Schwarz and concavity their sum is at
         least ``(1 − e^{−N·loss})² / N``, the better for small losses.
         """
-        worst = math.expm1(-loss) ** 2
-        together = math.expm1(-self.samples * loss) ** 2 / self.samples
-        return self.classes / (self.classes - 1) * max(worst, together) / self.samples**2
+        if not isinstance(loss, Tensor):
+            return self.gradient_floor(torch.tensor(loss, dtype=torch.float64)).item()
+        worst = torch.expm1(-loss) ** 2
+        together = torch.expm1(-self.samples * loss) ** 2 / self.samples
+        return self.classes / (self.classes - 1) * torch.maximum(worst, together) / self.samples**2
 
 
 @dataclass(frozen=True)
@@ -61,11 +73,16 @@ class MeanSquare:
         """``‖∇²c‖``, everywhere the same."""
         return 2 / self.entries
 
-    def gradient_ceiling(self, loss: float = math.inf) -> float:
+    def gradient_ceiling(self, loss: float | Tensor = math.inf) -> float | Tensor:
         """``|∇c|`` where the cost is ``loss``, which is its largest wherever the cost is at most that."""
-        return math.sqrt(self.gradient_floor(loss))
+        return (4 * loss / self.entries) ** 0.5
 
-    def gradient_floor(self, loss: float) -> float:
+    @property
+    def gradient_floor_slope(self) -> float:
+        """The derivative of `gradient_floor`."""
+        return 4 / self.entries
+
+    def gradient_floor(self, loss: Loss) -> Loss:
         """``|∇c|²`` where the cost is ``loss``: exactly ``4 · loss / entries``."""
         return 4 * loss / self.entries
 

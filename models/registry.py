@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import nn
 
-from models import paper_mnist, preact_resnet, residual_mlp
+from models import contractive_mlp, paper_mnist, preact_resnet, residual_mlp
 from models.arms import Arm
 from models.errors import ModelOptionError, check_choice
 
@@ -38,6 +38,7 @@ REGISTRY: dict[str, Entry] = {
         for layers in preact_resnet.BLOCKS
     },
     "residual-mlp": Entry(residual_mlp.build_residual_mlp, tuple(residual_mlp.arms_with_gain(1.0)), "residual"),
+    "contractive-mlp": Entry(contractive_mlp.build_contractive_mlp, tuple(contractive_mlp.ARMS), "residual"),
 }
 """Every network of this package, by name."""
 

@@ -19,7 +19,7 @@ from models import (
     model_options,
 )
 
-SMALL = ["paper-mnist", "preact-resnet18", "residual-mlp"]
+SMALL = ["paper-mnist", "preact-resnet18", "residual-mlp", "contractive-mlp"]
 
 
 def small_factory(arm: str = "plain", width: int = 2) -> nn.Module:
@@ -32,7 +32,7 @@ def bad_factory() -> int:
 
 def test_the_names_are_those_of_the_issue() -> None:
     resnets = tuple(f"preact-resnet{layers}" for layers in (18, 34, 50, 101, 152))
-    assert model_names() == ("paper-mnist", *resnets, "residual-mlp")
+    assert model_names() == ("paper-mnist", *resnets, "residual-mlp", "contractive-mlp")
     assert arms("paper-mnist") == ("chain", "residual", "modified")
     assert all(arms(name) == ("original", "modified") for name in resnets)
     assert {"chain", "residual"} <= set(arms("residual-mlp"))
