@@ -4,11 +4,10 @@ A network's other shortcuts are identities. These are the ones in which the pape
 differ, and each is linear and acts on disjoint patches, so all its singular values follow from one small matrix.
 """
 
-import contextlib
 import copy
 import math
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
@@ -19,6 +18,7 @@ from tqdm import tqdm
 from diagnostics.closed_forms import patchwise
 from diagnostics.errors import UnsupportedModelError
 from experiments.networks import build_network
+from experiments.threads import one_thread
 from models import PreActivationBlock, arms
 
 MODELS = ("preact-resnet18", "preact-resnet50")
@@ -63,7 +63,7 @@ def shortcut_table(
     """
     cases = [(model, image) for model in models for image in images]
     rows = []
-    with _one_thread(), tqdm(cases, unit="network", dynamic_ncols=True, leave=False, disable=not progress) as bar:
+    with one_thread(), tqdm(cases, unit="network", dynamic_ncols=True, leave=False, disable=not progress) as bar:
         for model, image in bar:
             bar.set_description(f"{model} {_by(image)}")
             of_arm = {arm: _changing_shortcuts(_fresh(model, arm, options, image, seed), image) for arm in arms(model)}
@@ -150,17 +150,6 @@ def patch_matrix(module: nn.Module, input_shape: Sequence[int]) -> tuple[Tensor,
             "use diagnostics.spectra(..., map='layer')"
         )
     return matrix, math.prod(out_sides)
-
-
-@contextlib.contextmanager
-def _one_thread() -> Iterator[None]:
-    """One thread for what is inside: more save a second or two, and cost minutes where the cores have other work."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
 
 
 def _fresh(name: str, arm: str, options: Sequence[str], image: tuple[int, int, int], seed: int) -> nn.Module:

@@ -73,17 +73,17 @@ def checks_of(
         measured: Initialisations of which the last state is measured; of the first of them the first state too.
     """
     for run, fit in enumerate(_records(fits)):
-        name = f"{network}, {fit['initialisation']}"
+        start, last = fit["initialisation"], fit["last_step"]
         for statement in _of_all_steps(found, run, fit):
-            yield Check(name, statement, fit["last_step"])
+            yield Check(network, statement, last, start)
         if problem.is_classification:
-            yield Check(name, _growth(fit, len(problem.inputs)), fit["last_step"])
+            yield Check(network, _growth(fit, len(problem.inputs)), last, start)
     states = [(measured[0], min(found.weights)), *((initialisation, max(found.weights)) for initialisation in measured)]
     for initialisation, step in states:
         (row,) = _records(curve[(curve["initialisation"] == initialisation) & (curve["step"] == step)])
         run = fits["initialisation"].tolist().index(initialisation)
         for statement in _of_a_state(problem, found, run, row):
-            yield Check(f"{network}, {initialisation}", statement, step)
+            yield Check(network, statement, step, initialisation)
 
 
 def _of_all_steps(found: Trajectory, run: int, fit: dict[str, Any]) -> Iterator[Statement]:
@@ -112,13 +112,13 @@ def _of_all_steps(found: Trajectory, run: int, fit: dict[str, Any]) -> Iterator[
     least = float(found.least_regularity[run])
     yield Statement(
         name="regularity along the path",
-        formula="min_t λ_t ≥ λ₀",
+        formula="min_t λ_t ≥ λ₀" if found.prior else "min_t λ_t > 0",
         left=least,
         relation=">=",
         right=found.prior,
         error=1e-12 * least,
         cause="" if least > 0 else "the layers do not bound λ(DF) away from 0",
-        note="" if found.prior else "λ₀ = 0: nothing is known before training",
+        note="" if found.prior else "a condition, no bound: λ₀ = 0 before training",
     )
 
 
@@ -134,6 +134,7 @@ def _growth(fit: dict[str, Any], samples: int) -> Statement:
         error=0.0,
         cause="" if separated else "the loss is above ln 2 / N, so that classes may not be separated yet",
         note=f"|θ_T|/|θ_0| = {fit['norm_growth']:.4g}, d|θ|/d ln t = {fit['norm_slope']:.3g} in the last decade",
+        is_claim=True,
     )
 
 

@@ -12,7 +12,7 @@ from diagnostics.regularity import regularity
 from diagnostics.skips import skip_bound
 from diagnostics.statement import Statement
 from experiments.theory.setting import Check, Setting, write_table
-from experiments.theory.subjects import Subject, paper_network, subjects, train
+from experiments.theory.subjects import Subject, contractive_network, paper_network, subjects, train
 
 _SUBSPACES = ("all", "centred", "data")
 
@@ -44,7 +44,9 @@ def check_regularity(setting: Setting) -> list[Check]:
 
 def check_skips(setting: Setting) -> list[Check]:
     """``σ_min(I + Jg) ≥ 1 − ‖Jg‖`` of every block of the networks with identity skips."""
-    networks = [one for one in subjects(setting) if setting.model is not None or one.name.startswith("skip")]
+    networks = subjects(setting)
+    if setting.model is None:
+        networks = [one for one in networks if one.name.startswith("skip")] + [contractive_network(setting)]
     return _along_training(setting, networks, _blocks, "skips")
 
 

@@ -19,7 +19,13 @@ _SIGNS = {">=": "≥", "<=": "≤", "=": "="}
 def statement_rows(found: Mapping[str, Sequence[Check]]) -> list[dict[str, Any]]:
     """Every statement as a row of ``theory.parquet``: what was checked, where, both sides and the verdict."""
     return [
-        {"experiment": name, "network": check.network, "step": check.step, **check.statement.as_row()}
+        {
+            "experiment": name,
+            "network": check.network,
+            "variant": check.variant,
+            "step": check.step,
+            **check.statement.as_row(),
+        }
         for name, checks in found.items()
         for check in checks
     ]
@@ -39,7 +45,8 @@ def print_checks(name: str, checks: Sequence[Check], seconds: float) -> None:
         print(f"  vacuous: {cause}")
     for check in checks:
         if check.statement.verdict == "violated" and not check.statement.is_claim:
-            print(f"  VIOLATED: {check.network}, step {check.step}: {check.statement}")
+            where = ", ".join(filter(None, (check.network, check.variant, f"step {check.step}")))
+            print(f"  VIOLATED: {where}: {check.statement}")
             print(f"    {check.statement.note}")
             print(f"    repeat with: python -m experiments.theory {name}, and the same options")
 

@@ -42,11 +42,13 @@ class Check:
         network: What the network is, in words short enough for a table.
         statement: Both sides and the verdict.
         step: Optimiser steps taken, where it was trained.
+        variant: What tells several checks of one network apart, such as where its training started.
     """
 
     network: str
     statement: Statement
     step: int | None = None
+    variant: str = ""
 
 
 #: An experiment: it writes its own tables under ``Setting.out`` and returns every statement it checked.

@@ -8,11 +8,12 @@ from torch import Tensor, nn
 from torch.nn.functional import avg_pool2d, cross_entropy
 
 from experiments.data import load_data, to_float
-from experiments.networks import build_network
+from experiments.networks import ONLY_ARM, build_network
 from experiments.theory.setting import Setting
 
 #: Images of the probe, which is all the training data: theory asks for fewer than there are parameters in a layer.
 _SAMPLES = 16
+_QUICK_SAMPLES = 6
 #: Learning rate of every network, fixed beforehand; the statements hold whatever it is.
 LR = 0.1
 
@@ -42,23 +43,14 @@ def subjects(setting: Setting) -> list[Subject]:
     data = load_data(setting.dataset, setting.data_dir, limit_train=512, limit_test=1)
     drawn = torch.randperm(len(data.train), generator=torch.Generator().manual_seed(setting.seed))[:_SAMPLES]
     x, y = to_float(data.train.images[drawn], dtype=torch.float64), data.train.labels[drawn]
-    small = avg_pool2d(x, x.shape[-1] // 7)
-
-    def subject(name: str, model: str, arm: str, images: Tensor, *options: str) -> Subject:
-        def build() -> nn.Module:
-            torch.manual_seed(setting.seed)
-            shape = tuple(images.shape[1:])
-            return build_network(model, arm, options, num_classes=data.num_classes, input_shape=shape).double()
-
-        return Subject(name, build, images, y[: len(images)])
-
     if setting.model is not None:
-        return [subject(setting.model, setting.model, "default", x, *setting.model_options)]
-    width, depth = ("width=10", "depth=2") if setting.quick else ("width=24", "depth=4")
+        build = _builder(setting, setting.model, ONLY_ARM, x, *setting.model_options, classes=data.num_classes)
+        return [Subject(setting.model, build, x, y)]
+    images = avg_pool2d(x, x.shape[-1] // 7)[: _QUICK_SAMPLES if setting.quick else None]
+    size = ("width=10", "depth=2") if setting.quick else ("width=24", "depth=4")
 
     def mlp(name: str, arm: str, *options: str) -> Subject:
-        images = small[: 6 if setting.quick else _SAMPLES]
-        return subject(name, "residual-mlp", arm, images, width, depth, *options)
+        return Subject(name, _builder(setting, "residual-mlp", arm, images, *size, *options), images, y[: len(images)])
 
     return [
         mlp("skip, weight norm, tanh", "residual", "normaliser=weight", "activation=tanh", "eps=0.1"),
@@ -71,13 +63,35 @@ def subjects(setting: Setting) -> list[Subject]:
 
 def paper_network(setting: Setting) -> Subject:
     """The paper's MNIST network, modified arm, on two images: all that its dense Jacobians leave time for."""
-    data = load_data("digits", limit_train=2, limit_test=1)
+    x, y = _first_digits(2)
+    return Subject("paper-mnist, modified", _builder(setting, "paper-mnist", "modified", x), x, y)
+
+
+def contractive_network(setting: Setting) -> Subject:
+    """The class whose skips are stronger than its branches by construction, with γ = 1/2, on images of 7×7."""
+    x, y = _first_digits(8)
+    x = avg_pool2d(x, 4)
+    options = ("width=49", "depth=2", "gain=0.5")
+    return Subject("skip, contractive, tanh", _builder(setting, "contractive-mlp", "residual", x, *options), x, y)
+
+
+def _first_digits(count: int) -> tuple[Tensor, Tensor]:
+    data = load_data("digits", limit_train=count, limit_test=1)
+    return to_float(data.train.images, dtype=torch.float64), data.train.labels
+
+
+def _builder(
+    setting: Setting, model: str, arm: str, x: Tensor, *options: str, classes: int = 10
+) -> Callable[[], nn.Module]:
+    """Makes a network for some images, the same at every call."""
 
     def build() -> nn.Module:
-        torch.manual_seed(setting.seed)
-        return build_network("paper-mnist", "modified", (), num_classes=10, input_shape=(1, 28, 28)).double()
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(setting.seed)
+            shape = tuple(x.shape[1:])
+            return build_network(model, arm, options, num_classes=classes, input_shape=shape).double()
 
-    return Subject("paper-mnist, modified", build, to_float(data.train.images, dtype=torch.float64), data.train.labels)
+    return build
 
 
 def train(subject: Subject, steps: int) -> Iterator[tuple[int, nn.Module]]:

@@ -1,0 +1,158 @@
+"""Check the theory in numbers: ``python -m experiments.theory [NAME…] --out DIR``.
+
+Prints every statement with both sides, its slack and whether it holds, is violated or says nothing, and writes tables
+and figures. ``--help`` lists the options, and the experiments that NAME can be.
+"""
+
+import os
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pandas as pd
+import tyro
+from matplotlib.figure import Figure
+
+from diagnostics.errors import InputError, near_matches
+from diagnostics.tables import read_experiment
+from experiments.cli import parse_options, run_command
+from experiments.theory.convergence import run as check_convergence
+from experiments.theory.curvature_growth import run as check_curvature
+from experiments.theory.layers import check_chain_rule, check_regularity, check_skips
+from experiments.theory.pl_along_training import check_pl_chain
+from experiments.theory.random_matrices import run as check_random_matrices
+from experiments.theory.report import print_checks, print_conclusion, statement_rows
+from experiments.theory.setting import Check, Experiment, Setting, write_table
+from experiments.threads import one_thread
+from figures.bounds_along_training import bounds_along_training
+from figures.convergence_at_infinity import convergence_at_infinity
+from figures.curvature_growth import curvature_growth
+from figures.random_matrices import random_matrices
+from figures.regularity_terms import regularity_terms
+from figures.saving import save
+
+EXPERIMENTS: dict[str, Experiment] = {
+    "chain-rule": check_chain_rule,
+    "regularity": check_regularity,
+    "skips": check_skips,
+    "random-matrices": check_random_matrices,
+    "pl": check_pl_chain,
+    "curvature": check_curvature,
+    "convergence": check_convergence,
+}
+
+#: What is about no network but our own.
+_OURS_ONLY = ("random-matrices", "curvature", "convergence")
+
+
+@dataclass(frozen=True)
+class TheoryOptions:
+    """Check the theory's statements on networks that train, and report each as held, violated or vacuous."""
+
+    out: Path
+    """Directory for tables and figures."""
+
+    names: tyro.conf.Positional[tuple[str, ...]] = ()
+    """What to check: chain-rule, regularity, skips, random-matrices, pl, curvature, convergence; by default all."""
+
+    quick: bool = False
+    """Check small networks for a few steps: under a minute instead of under ten."""
+
+    seed: int = 0
+    """Of initialisations and of the images drawn."""
+
+    data_dir: Path | None = field(
+        default_factory=lambda: Path(os.environ["SKIP_DATA_DIR"]) if os.environ.get("SKIP_DATA_DIR") else None
+    )
+    """Folder of the data sets, by default $SKIP_DATA_DIR; without it only the bundled digits are used."""
+
+    model: str | None = None
+    """A network of yours to check instead: package.module:factory, or a name that `python -m models` lists."""
+
+    model_options: tuple[str, ...] = ()
+    """Options of that network, each name=value, such as depth=16."""
+
+    dataset: str = "digits"
+    """What that network sees: digits (28×28, one channel), mnist, cifar10, cifar100 or a name on the Hub."""
+
+
+def check(options: TheoryOptions) -> None:
+    """Run the experiments, print their statements, write their tables and figures.
+
+    Raises:
+        InputError: An experiment that does not exist, or that takes no network of the user's.
+    """
+    names = _chosen(options)
+    setting = Setting(
+        out=options.out,
+        quick=options.quick,
+        seed=options.seed,
+        data_dir=options.data_dir,
+        dataset=options.dataset,
+        model=options.model,
+        model_options=options.model_options,
+    )
+    options.out.mkdir(parents=True, exist_ok=True)
+    found: dict[str, list[Check]] = {}
+    with one_thread():
+        for name in names:
+            start = time.perf_counter()
+            found[name] = list(EXPERIMENTS[name](setting))
+            print_checks(name, found[name], time.perf_counter() - start)
+            # After each, so that an interruption loses nothing that was finished.
+            write_table(pd.DataFrame(statement_rows(found)), options.out / "theory.parquet")
+            for path in _draw(name, options.out):
+                print(path)
+            print()
+    print_conclusion(found)
+    print(f"all of them are in {options.out / 'theory.parquet'}")
+
+
+def _chosen(options: TheoryOptions) -> list[str]:
+    for name in options.names:
+        if name not in EXPERIMENTS:
+            known = ", ".join(EXPERIMENTS)
+            raise InputError(f"unknown experiment {name!r}; known are {known}.{near_matches(name, EXPERIMENTS)}")
+        if options.model is not None and name in _OURS_ONLY:
+            raise InputError(f"{name} is about networks of our own; leave it or --model out")
+    if options.model is None:
+        if options.dataset != "digits" or options.model_options:
+            raise InputError("--dataset and --model-options are for a network of yours; name it with --model")
+        return list(dict.fromkeys(options.names)) or list(EXPERIMENTS)
+    return list(dict.fromkeys(options.names)) or [name for name in EXPERIMENTS if name not in _OURS_ONLY]
+
+
+def _draw(name: str, out: Path) -> list[Path]:
+    """Write the figures of an experiment."""
+    figures: Mapping[str, tuple[str, Callable[[], Figure]]] = {
+        "pl": ("bounds_along_training", lambda: bounds_along_training(read_experiment(out / "pl"))),
+        "curvature": (
+            "curvature_growth",
+            lambda: curvature_growth(_read(out / "curvature_growth"), _read(out / "curvature_growth_fits")),
+        ),
+        "convergence": (
+            "convergence_at_infinity",
+            lambda: convergence_at_infinity(_read(out / "convergence"), _read(out / "convergence_fits")),
+        ),
+        "random-matrices": ("random_matrices", random_matrices),
+        "regularity": ("regularity_terms", lambda: regularity_terms(_read(out / "regularity"))),
+    }
+    if name not in figures:
+        return []
+    stem, make = figures[name]
+    return save(make(), out / "figures" / stem)
+
+
+def _read(path: Path) -> pd.DataFrame:
+    return pd.read_parquet(path.with_suffix(".parquet"))
+
+
+def main(args: Sequence[str] | None = None) -> int:
+    """Run the command line; returns its exit code, 2 for bad input."""
+    return run_command(check, lambda: parse_options(TheoryOptions, "python -m experiments.theory", args))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
