@@ -102,7 +102,7 @@ def check(options: TheoryOptions) -> None:
             found[name] = list(EXPERIMENTS[name](setting))
             print_checks(name, found[name], time.perf_counter() - start)
             # After each, so that an interruption loses nothing that was finished.
-            write_table(pd.DataFrame(statement_rows(found)), options.out / "theory.parquet")
+            write_table(pd.DataFrame(statement_rows(found)).astype({"step": "Int64"}), options.out / "theory.parquet")
             for path in _draw(name, options.out):
                 print(path)
             print()

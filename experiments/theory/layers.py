@@ -44,17 +44,15 @@ def check_regularity(setting: Setting) -> list[Check]:
 
 def check_skips(setting: Setting) -> list[Check]:
     """``σ_min(I + Jg) ≥ 1 − ‖Jg‖`` of every block of the networks with identity skips."""
-    networks = subjects(setting)
     if setting.model is None:
-        networks = [one for one in networks if one.name.startswith("skip")] + [contractive_network(setting)]
-    return _along_training(setting, networks, _blocks, "skips")
-
-
-def _blocks(subject: Subject, model: nn.Module) -> list[Statement]:
-    # Of our own networks the stem and the head are no blocks, whatever their shapes.
-    ours = [name for name, _ in model.named_modules() if name.startswith("blocks.") and name.count(".") == 1]
+        networks = [one for one in subjects(setting) if one.name.startswith("skip")] + [contractive_network(setting)]
+        # The stem and the head are no blocks, whatever their shapes.
+        return _along_training(
+            setting, networks, lambda one, model: skip_bound(model, one.x, layers="blocks.*"), "skips"
+        )
+    (subject,) = subjects(setting)
     try:
-        return skip_bound(model, subject.x, layers=ours or None)
+        return _along_training(setting, [subject], lambda one, model: skip_bound(model, one.x), "skips")
     except LayerCallError as reason:
         print(f"skips: {reason}")
         return []
