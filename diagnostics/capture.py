@@ -7,6 +7,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
+from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.weak import WeakIdKeyDictionary
 
@@ -80,8 +82,20 @@ def run(
     # Copied, so that a module that works in place writes neither into the probe nor into a captured input.
     args, keywords = _copy((args, dict(kwargs or {})), {})
     # Aliases of tied weights are all in the state, so there is nothing left to tie.
-    with state.row_major_outputs():
+    with state.row_major_outputs(), _RowMajorDropout():
         return torch.func.functional_call(module, state.of(module, replaced), args, keywords, tie_weights=False)
+
+
+class _RowMajorDropout(TorchFunctionMode):
+    """Makes what dropout acts on row-major: masks are drawn in the order of memory, which ``torch.func`` changes."""
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+        if func in _DROPOUTS and args:
+            args = (args[0].contiguous(), *args[1:])
+        return func(*args, **(kwargs or {}))
+
+
+_DROPOUTS = frozenset({functional.dropout, functional.alpha_dropout, torch.dropout, torch.alpha_dropout})
 
 
 def forward_pass(model: nn.Module, state: State, x: Tensor, layers: Sequence[str]) -> ForwardPass:
@@ -119,7 +133,7 @@ def forward_pass(model: nn.Module, state: State, x: Tensor, layers: Sequence[str
         handles.append(modules[layer].register_forward_hook(after, with_kwargs=True))
 
     try:
-        for layer in layers:
+        for layer in calls:
             record(layer)
         with torch.no_grad(), watch:
             output = run(model, state, (x,))

@@ -24,7 +24,7 @@ from diagnostics.capture import (
     split_call,
     with_first_tensor,
 )
-from diagnostics.errors import InputError, UnsupportedModelError
+from diagnostics.errors import UnsupportedModelError
 from diagnostics.isolation import State
 from diagnostics.maps import Map
 
@@ -90,7 +90,7 @@ class Chain:
         model: The unwrapped module.
         state: Its weights and buffers, in the precision of the measurement.
         x: Probe inputs as ``maps.probe_input`` returns them.
-        layers: Modules to cut behind, names or globs; None takes the blocks.
+        layers: Modules to cut behind, names or globs; None takes the blocks (of a single module, none).
 
     Attributes:
         segments: The layers, in order.
@@ -106,9 +106,10 @@ class Chain:
     def __init__(self, model: nn.Module, state: State, x: Tensor, layers: Sequence[str] | str | None) -> None:
         self._model, self._state, self.x = model, state, x
         cuts = self._cuts(layers)
+        for name, call in cuts.items():
+            _real(name, call)
         names = [*cuts, LOGITS]
-        last = list(cuts.values())[-1]
-        if last.output is not None and torch.equal(last.output, self.logits):
+        if cuts and list(cuts.values())[-1].ended == self._tensors_made:
             names.pop()  # nothing happens behind the last module
         owners = self._require_chain(names)
         self.segments = []
@@ -133,10 +134,8 @@ class Chain:
     def _cuts(self, layers: Sequence[str] | str | None) -> dict[str, Call]:
         """The calls behind which the network is cut, in the order in which they return."""
         chosen = select_layers(self._model, layers)
-        if not chosen:
-            raise InputError(f"{type(self._model).__name__} has no blocks; name the layers of the chain")
         seen = forward_pass(self._model, self._state, self.x, [split_call(layer)[0] for layer in chosen])
-        self._sizes = seen.widest
+        self._sizes, self._tensors_made = seen.widest, len(seen.sizes)
         self.logits = logits_of(seen.output).detach()
         if layers is None:
             chosen = [layer for layer in name_each_call(chosen, seen.calls) if seen.calls[split_call(layer)[0]]]

@@ -10,10 +10,12 @@ import torch
 from torch import Tensor, nn
 
 from diagnostics.chain import Chain
+from diagnostics.errors import InputError
 from diagnostics.isolation import State, quiet, unwrap
-from diagnostics.jacobian_operator import jacobian_of, operator_of
+from diagnostics.jacobian_operator import jacobian_of
 from diagnostics.kernel import tangent_kernel
-from diagnostics.maps import TOTAL, build_maps, check_map, probe_input
+from diagnostics.maps import TOTAL, build_maps, probe_input
+from diagnostics.rounding import Precisions, probe_vectors
 from diagnostics.statement import Statement
 
 GIB = 2**30
@@ -46,7 +48,7 @@ def chain_rule(
         model: The model, left as it is.
         x: Probe inputs, shape ``(N, *input_shape)``.
         layers: Modules to cut the network behind; None takes the blocks.
-        dtype: Precision.
+        dtype: ``torch.float64``, or ``torch.float32``; what it rounds is measured in the other.
         memory_budget: Bytes for the kernel, and for the rows under way.
 
     Returns:
@@ -57,42 +59,102 @@ def chain_rule(
         LayerCallError: A layer never called, or several times with no call named.
         UnsupportedModelError: The layers do not form a chain, or share parameters.
         MemoryBudgetError: The kernel does not fit.
+        InputError: Another precision, or no trainable parameters.
     """
-    check_map("kernel", "batch", dtype)
+    precisions = Precisions.of(dtype)
     model = unwrap(model)
-    x = probe_input(x, model, dtype)
-    kernel = tangent_kernel(model, x, layers=TOTAL, dtype=dtype, memory_budget=memory_budget).total
+    require_trainable(model)
+
+    def kernel_in(precision: torch.dtype) -> Tensor:
+        return tangent_kernel(model, x, layers=TOTAL, dtype=precision, memory_budget=memory_budget).total
+
+    kernel = kernel_in(dtype)
     with quiet(model, batch_mode="batch"):
-        state = State(model, dtype)
-        layerwise = _Layerwise(Chain(model, state, x, layers), memory_budget)
-        whole = jacobian_of(build_maps(model, state, x, "kernel", [TOTAL])[0], memory_budget)
-        apart = {name: _Distance() for name in (*layerwise.trainable, TOTAL)}
-        for rows in torch.eye(len(kernel)).to(whole.device, dtype).split(layerwise.rows_at_once, dim=1):
-            direct = by_layer(whole.rmatmat(rows), model, layerwise.trainable)
-            products = layerwise.pull_back(rows)
+
+        def measured(precision: torch.dtype) -> _Sides:
+            return _Sides(model, probe_input(x, model, precision), precision, layers, int(memory_budget))
+
+        sides, again = measured(dtype), precisions.again(measured)
+        apart = {name: _Difference() for name in (*sides.layerwise.trainable, TOTAL)}
+        for rows in torch.eye(len(kernel), device=kernel.device).split(sides.layerwise.rows_at_once, dim=1):
+            direct, products = sides.direct(rows), sides.pull_back(rows)
             for name, columns in products.items():
                 apart[name].add(direct[name], columns)
-            apart[TOTAL].add(kernel @ rows.double(), layerwise.push_forward(products).double())
-    unit = _UNITS * torch.finfo(dtype).eps * len(layerwise.trainable)
-    layer_statements = [apart[name].statement("chain rule", _RULE, unit, name) for name in layerwise.trainable]
-    return [*layer_statements, apart[TOTAL].statement("chain rule of the kernel", _KERNEL, unit, "")]
+            apart[TOTAL].add(kernel @ rows.double(), sides.layerwise.push_forward(products))
+        rounding = _rounding(sides, again, probe_vectors(len(kernel)).to(kernel.device), precisions)
+    rounding[TOTAL] += precisions.error(kernel, precisions.again(kernel_in))
+    error = _UNITS * torch.finfo(dtype).eps * len(sides.layerwise.trainable)
+    layer_statements = [
+        apart[name].statement("chain rule", _RULE, error, rounding[name], name) for name in sides.layerwise.trainable
+    ]
+    return [*layer_statements, apart[TOTAL].statement("chain rule of the kernel", _KERNEL, error, rounding[TOTAL], "")]
 
 
-class _Distance:
+def require_trainable(model: nn.Module) -> None:
+    """Raise ``InputError`` for a model all of whose parameters are frozen."""
+    if not any(parameter.requires_grad for parameter in model.parameters()):
+        raise InputError(f"{type(model).__name__} has no trainable parameters; unfreeze some")
+
+
+class _Difference:
     """Frobenius norm of the difference of two matrices that come in blocks, and of the first."""
 
     def __init__(self) -> None:
         self._difference = self._size = 0.0
 
     def add(self, left: Tensor, right: Tensor) -> None:
-        self._difference += float(((left - right).double() ** 2).sum())
-        self._size += float((left.double() ** 2).sum())
+        self._difference = math.hypot(self._difference, float(torch.linalg.vector_norm(left.double() - right.double())))
+        self._size = math.hypot(self._size, float(torch.linalg.vector_norm(left.double())))
 
-    def statement(self, name: str, formula: str, unit: float, layer: str) -> Statement:
-        """The statement that the difference is zero, up to so many units of the matrix's norm."""
-        norm = math.sqrt(self._size)
-        note = f"the norm of the matrix is {norm:.4g}"
-        return Statement(name, formula, math.sqrt(self._difference), "=", 0.0, unit * norm, layer, note=note)
+    def statement(self, name: str, formula: str, unit: float, rounding: float, layer: str) -> Statement:
+        """The statement that the difference is zero, up to so many units of the matrix's norm, or measured rounding."""
+        note = f"the norm of the matrix is {self._size:.4g}"
+        error = max(unit * self._size, rounding)
+        return Statement(name, formula, self._difference, "=", 0.0, error, layer, note=note)
+
+
+class _Sides:
+    """Both sides of the rule in one precision.
+
+    Attributes:
+        layerwise: The layers' derivatives, one after another.
+    """
+
+    def __init__(
+        self, model: nn.Module, x: Tensor, dtype: torch.dtype, layers: Sequence[str] | str | None, memory_budget: int
+    ) -> None:
+        state = State(model, dtype)
+        self._model, self._dtype = model, dtype
+        self.layerwise = _Layerwise(Chain(model, state, x, layers), memory_budget)
+        self._whole = jacobian_of(build_maps(model, state, x, "kernel", [TOTAL])[0], memory_budget)
+
+    def direct(self, rows: Tensor) -> dict[str, Tensor]:
+        """``D_{θ_l}Fᵀ U`` of every layer with parameters, by autograd through the whole network."""
+        return by_layer(self._whole._apply_adjoint(rows.to(self._dtype)), self._model, self.layerwise.trainable)
+
+    def pull_back(self, rows: Tensor) -> dict[str, Tensor]:
+        """The same, layer by layer."""
+        return self.layerwise.pull_back(rows.to(self._dtype))
+
+
+def _rounding(sides: _Sides, again: _Sides | None, vectors: Tensor, precisions: Precisions) -> dict[str, float]:
+    """What rounding did to both sides together, by layer and for the kernel; in Frobenius norm, from a few vectors."""
+
+    def products(one: _Sides | None) -> tuple[dict[str, Tensor], dict[str, Tensor], Tensor | None]:
+        if one is None:
+            return {}, {}, None
+        direct, pulled = one.direct(vectors), one.pull_back(vectors)
+        return direct, pulled, one.layerwise.push_forward(pulled)
+
+    (direct, pulled, image), (direct_again, pulled_again, image_again) = products(sides), products(again)
+    assert image is not None
+    found = {
+        name: precisions.error(direct[name], direct_again.get(name))
+        + precisions.error(pulled[name], pulled_again.get(name))
+        for name in pulled
+    }
+    found[TOTAL] = precisions.error(image, image_again)
+    return {name: error / math.sqrt(vectors.shape[1]) for name, error in found.items()}
 
 
 class _Layerwise:
@@ -111,8 +173,8 @@ class _Layerwise:
         self._layers = [
             (
                 segment.name,
-                operator_of(segment.parameter, memory_budget) if segment.trainable else None,
-                None if segment.first else operator_of(segment.jacobian, memory_budget),
+                jacobian_of(segment.parameter, memory_budget) if segment.trainable else None,
+                None if segment.first else jacobian_of(segment.jacobian, memory_budget),
             )
             for segment in chain.segments
         ]

@@ -226,7 +226,7 @@ class State:
         return copied
 
     def of(self, module: nn.Module, replaced: Mapping[nn.Parameter, Tensor] | None = None) -> dict[str, Tensor]:
-        """What ``functional_call`` needs for one module of the model, by name and by every alias.
+        """What ``functional_call`` needs for one module of the model: all its tensors, each under every name.
 
         Buffers are cloned at each call, as a forward pass may update them in place.
 
@@ -234,12 +234,15 @@ class State:
             module: The model or one of its modules.
             replaced: Tensors to use in place of some parameters.
         """
-        weights = {name: self[parameter] for name, parameter in module.named_parameters(remove_duplicate=False)}
-        for name, parameter in module.named_parameters(remove_duplicate=False):
-            if replaced and parameter in replaced:
-                weights[name] = replaced[parameter]
-        for name, buffer in module.named_buffers(remove_duplicate=False):
-            weights[name] = self[buffer].clone()
+        weights: dict[str, Tensor] = {}
+        # Each module under one of its names only: ``functional_call`` would put a second one's weights back wrongly.
+        for path, part in module.named_modules():
+            prefix = f"{path}." if path else ""
+            for name, parameter in part.named_parameters(recurse=False, remove_duplicate=False):
+                other = (replaced or {}).get(parameter)
+                weights[prefix + name] = self[parameter] if other is None else other
+            for name, buffer in part.named_buffers(recurse=False, remove_duplicate=False):
+                weights[prefix + name] = self[buffer].clone()
         return weights
 
     def __getitem__(self, tensor: Tensor) -> Tensor:

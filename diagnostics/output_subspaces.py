@@ -47,4 +47,4 @@ def _checked(basis: Tensor, entries: int) -> Tensor:
         raise InputError(f"a basis of these outputs has shape ({entries}, r); this one has {tuple(basis.shape)}")
     if not torch.allclose(basis.T @ basis, torch.eye(basis.shape[1]).to(basis), rtol=0, atol=1e-6):
         raise InputError("a basis of outputs must be orthonormal; take torch.linalg.qr of it first")
-    return basis
+    return torch.linalg.qr(basis).Q  # to rounding

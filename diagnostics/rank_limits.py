@@ -17,7 +17,7 @@ from torch.overrides import TorchFunctionMode
 from diagnostics.maps import Map
 from diagnostics.recording import SIGNATURES
 
-_CONVOLUTIONS = {functional.conv1d: 1, functional.conv2d: 2, functional.conv3d: 3}
+_CONVOLUTIONS = frozenset({functional.conv1d, functional.conv2d, functional.conv3d})
 
 #: Functions of single entries that are flat somewhere; each takes its input first.
 _FLAT_SOMEWHERE = {
@@ -106,27 +106,33 @@ class _Watch(TorchFunctionMode):
         inputs = [one for one in (*args, *kwargs.values()) if isinstance(one, Tensor) and one.requires_grad]
         first = args[0] if args and isinstance(args[0], Tensor) else kwargs.get("input")
         # In-place functions overwrite what their derivative is taken at.
-        kept = first.detach().clone() if func in _FLAT_SOMEWHERE and inputs else None
+        alone = func in _FLAT_SOMEWHERE and len(inputs) == 1 and inputs[0] is first
+        kept = first.detach().clone() if alone else None
         output = func(*args, **kwargs)
         if inputs and isinstance(output, Tensor) and output.grad_fn is not None:
             given = dict(zip(SIGNATURES.get(func, ()), args, strict=False)) | kwargs
-            for limit in self._limits(func, given, (kept, args[1:], kwargs), output):
-                self.limits.append((limit, output.grad_fn))
+            flat = [_active_units(func, (kept, args[1:], kwargs), self._place())] if kept is not None else []
+            found = [_entries(output, self._place()), *flat, *self._limits(func, given, inputs, output)]
+            self.limits += [(limit, output.grad_fn) for limit in found]
         return output
 
     def _limits(
-        self, func: Callable[..., Any], given: dict[str, Any], call: tuple[Any, ...], output: Tensor
+        self, func: Callable[..., Any], given: dict[str, Any], inputs: list[Tensor], output: Tensor
     ) -> Iterator[RankLimit]:
-        place = self._path[-1] or type(self._model).__name__
-        yield RankLimit(output.numel(), "bottleneck", f"{output.numel()} entries at {place}")
-        if func in _FLAT_SOMEWHERE:
-            yield _active_units(func, call, place)
-        elif func is functional.batch_norm and given.get("training"):
+        """What is known of an operation by what among its arguments depends on the point."""
+        place, active = self._place(), {name for name, value in given.items() if any(value is one for one in inputs)}
+        if func is functional.batch_norm and given.get("training") and active == {"input"}:
             yield _normalised(given["input"], given.get("weight"), place)
-        elif func is functional.linear:
-            yield from _of_linear(given, output, place)
-        elif func in _CONVOLUTIONS and set(given["weight"].shape[2:]) == {1}:
+        elif func is functional.linear and given["weight"].dim() == 2:
+            if active == {"input"}:
+                yield _by_weight(given["weight"], output, place)
+            elif "input" not in active and "weight" in active:
+                yield _by_inputs(given["input"], "bias" in active, output, place)
+        elif func in _CONVOLUTIONS and active == {"input"} and _is_pointwise(given["weight"], output):
             yield _of_pointwise_convolution(given, output, place)
+
+    def _place(self) -> str:
+        return self._path[-1] or type(self._model).__name__
 
 
 class _Names:
@@ -148,6 +154,11 @@ class _Names:
         self._path.pop()
 
 
+def _entries(output: Tensor, place: str) -> RankLimit:
+    entries = output.numel() * (2 if output.is_complex() else 1)
+    return RankLimit(entries, "bottleneck", f"{entries} entries at {place}")
+
+
 def _active_units(func: Callable[..., Any], call: tuple[Any, ...], place: str) -> RankLimit:
     entries, others, options = call
     leaf = entries.requires_grad_()
@@ -166,25 +177,27 @@ def _normalised(x: Tensor, weight: Tensor | None, place: str) -> RankLimit:
     return RankLimit(rank, "batch norm", what + (f", {channels - live} of which are off" if live < channels else ""))
 
 
-def _of_linear(given: dict[str, Any], output: Tensor, place: str) -> Iterator[RankLimit]:
-    x, weight, bias = given["input"], given["weight"], given.get("bias")
-    applied = output.numel() // output.shape[-1]
-    if x.requires_grad and not weight.requires_grad:
-        rank = _rank(weight)
-        yield RankLimit(rank * applied, "weight", f"the weight of {place} has rank {rank}, for {tuple(weight.shape)}")
-    if weight.requires_grad and not x.requires_grad:
-        rows = x.reshape(-1, x.shape[-1])
-        if bias is not None and bias.requires_grad:
-            rows = torch.cat([rows, rows.new_ones(len(rows), 1)], dim=1)
-        rank = _rank(rows)
-        explanation = f"the {len(rows)} inputs of {place} span {rank} dimensions"
-        yield RankLimit(rank * output.shape[-1], "inputs", explanation)
+def _by_weight(weight: Tensor, output: Tensor, place: str) -> RankLimit:
+    rank = _rank(weight)
+    limit = rank * (output.numel() // output.shape[-1])
+    return RankLimit(limit, "weight", f"the weight of {place} has rank {rank}, for {tuple(weight.shape)}")
+
+
+def _by_inputs(x: Tensor, with_bias: bool, output: Tensor, place: str) -> RankLimit:
+    rows = x.reshape(-1, x.shape[-1])
+    if with_bias:
+        rows = torch.cat([rows, rows.new_ones(len(rows), 1)], dim=1)
+    rank = _rank(rows)
+    return RankLimit(rank * output.shape[-1], "inputs", f"the {len(rows)} inputs of {place} span {rank} dimensions")
+
+
+def _is_pointwise(weight: Tensor, output: Tensor) -> bool:
+    """Whether a kernel is 1×1 and applied to a batch, not to a single image."""
+    return set(weight.shape[2:]) == {1} and output.dim() == weight.dim()
 
 
 def _of_pointwise_convolution(given: dict[str, Any], output: Tensor, place: str) -> RankLimit:
     weight, groups = given["weight"], given.get("groups", 1)
-    if weight.requires_grad:
-        return RankLimit(output.numel(), "1×1 convolution", place)
     rank = sum(_rank(part.flatten(1)) for part in weight.chunk(groups))
     pixels = output.numel() // output.shape[1]
     stride = given.get("stride", 1)

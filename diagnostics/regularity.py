@@ -6,7 +6,8 @@ factor *restricted* to the directions that the later layers pass on it is never 
 Source: MacDonald et al. 2023, section 4 (PAPER.md, statement 2).
 """
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,14 +15,15 @@ import torch
 from torch import Tensor, nn
 
 from diagnostics.chain import Chain, Segment
-from diagnostics.chain_rule import by_layer
+from diagnostics.chain_rule import by_layer, require_trainable
 from diagnostics.errors import MemoryBudgetError, readable
 from diagnostics.factors import Factor, explained, factor_of_columns, factor_of_map
 from diagnostics.isolation import State, quiet, unwrap
-from diagnostics.jacobian_operator import operator_of
+from diagnostics.jacobian_operator import jacobian_of
 from diagnostics.jacobians import dense_jacobian
-from diagnostics.maps import TOTAL, build_maps, check_map, probe_input
+from diagnostics.maps import TOTAL, Map, build_maps, probe_input
 from diagnostics.output_subspaces import output_basis
+from diagnostics.rounding import Precisions
 from diagnostics.spectrum import jacobian_floor
 from diagnostics.statement import Statement
 
@@ -136,7 +138,7 @@ def regularity(
         subspace: Outputs on which ``λ(DF)`` is taken: ``all``; ``centred``, those that sum to zero over a sample's
             outputs, where softmax gradients live; ``data``, the range of the data matrix (``span(X) ⊗ R^O``); or an
             orthonormal basis, shape ``(N·O, r)``.
-        dtype: Precision.
+        dtype: ``torch.float64``, or ``torch.float32``; what it rounds is measured in the other.
         memory_budget: Bytes for a matrix and its temporaries.
 
     Raises:
@@ -144,78 +146,110 @@ def regularity(
         LayerCallError: A layer never called, or several times with no call named.
         UnsupportedModelError: The layers do not form a chain, or share parameters.
         MemoryBudgetError: Not even ``DF`` fits.
-        InputError: An unknown subspace, or a basis that is none.
+        InputError: An unknown subspace, a basis that is none, another precision, no trainable parameters.
     """
-    check_map("kernel", "batch", dtype)
+    precisions = Precisions.of(dtype)
     model = unwrap(model)
-    x = probe_input(x, model, dtype)
+    require_trainable(model)
     with quiet(model, batch_mode="batch"):
-        state = State(model, dtype)
-        chain = Chain(model, state, x, layers)
-        basis = output_basis(subspace, x, chain.logits)
-        columns = _columns(model, state, chain, basis, int(memory_budget))
-        shares = {name: factor_of_columns(part) for name, part in columns.items()}
-        plain, restricted = (
-            find(model, chain, basis, int(memory_budget)) for find in (_plain_factors, _restricted_factors)
-        )
+
+        def measured(precision: torch.dtype) -> tuple[Chain, Map]:
+            state, inputs = State(model, precision), probe_input(x, model, precision)
+            return Chain(model, state, inputs, layers), build_maps(model, state, inputs, "kernel", [TOTAL])[0]
+
+        chain, whole = measured(dtype)
+        chain_again, whole_again = precisions.again(measured) or (None, None)
+        basis = output_basis(subspace, chain.x, chain.logits)
+        measure = _Measure(model, chain, chain_again, precisions, int(memory_budget))
+        rounding = precisions.of_map(whole, whole_again, int(memory_budget))
+        columns = measure.columns(whole, basis)
+        shares = {name: factor_of_columns(part, rounding) for name, part in columns.items()}
         return Regularity(
             subspace=subspace if isinstance(subspace, str) else "given",
-            whole=factor_of_columns(torch.cat(list(columns.values()))),
-            terms=_terms(chain.segments, plain, shares),
-            restricted=_terms(chain.segments, restricted, shares),
+            whole=factor_of_columns(torch.cat(list(columns.values())), rounding),
+            terms=_terms(chain.segments, measure.plain(), shares),
+            restricted=_terms(chain.segments, measure.restricted(basis), shares),
         )
-
-
-def _columns(model: nn.Module, state: State, chain: Chain, basis: Tensor, memory_budget: int) -> dict[str, Tensor]:
-    """``D_{θ_l}Fᵀ U`` of every layer with parameters, ``(p_l, r)``, by autograd through the whole network."""
-    whole = build_maps(model, state, chain.x, "kernel", [TOTAL])[0]
-    # The matrix, its product with the basis, and what the decomposition takes.
-    needed = 4 * whole.rows * whole.cols * whole.point.element_size()
-    if needed > memory_budget:
-        raise MemoryBudgetError(
-            f"DF is {whole.rows}×{whole.cols}: its singular values need about {readable(needed)}, the memory budget is "
-            f"{readable(memory_budget)}; use fewer probe samples, or a larger memory_budget"
-        )
-    trainable = {segment.name: segment.trainable for segment in chain.segments if segment.trainable}
-    return by_layer(dense_jacobian(whole, memory_budget - needed).T @ basis, model, trainable)
 
 
 #: ``λ(Df_l)`` and ``λ(Jf_l)`` by layer; None for a layer without parameters, and for the first layer's input.
 _Factors = dict[str, tuple[Factor | None, Factor | None]]
 
 
-def _plain_factors(model: nn.Module, chain: Chain, basis: Tensor, memory_budget: int) -> _Factors:
-    """Factors on their whole spaces."""
-    return {
-        segment.name: (
-            factor_of_map(segment.parameter, model, memory_budget) if segment.trainable else None,
-            None if segment.first else factor_of_map(segment.jacobian, model, memory_budget),
-        )
-        for segment in chain.segments
-    }
+class _Measure:
+    """Factors of the layers of a chain, with what rounding does to each.
+
+    Args:
+        model: The unwrapped module.
+        chain: The layers.
+        again: The same in the other precision; None where its range does not suffice.
+        precisions: The two.
+        memory_budget: Bytes for a matrix and its temporaries.
+    """
+
+    def __init__(
+        self, model: nn.Module, chain: Chain, again: Chain | None, precisions: Precisions, memory_budget: int
+    ) -> None:
+        self._model, self._segments, self._budget = model, chain.segments, memory_budget
+        others = [None] * len(chain.segments) if again is None else again.segments
+        self._of_parameter: dict[str, float] = {}
+        self._of_jacobian: dict[str, float] = {}
+        for one, other in zip(chain.segments, others, strict=True):
+            if one.trainable:
+                of_other = None if other is None else other.parameter
+                self._of_parameter[one.name] = precisions.of_map(one.parameter, of_other, memory_budget)
+            if not one.first:
+                of_other = None if other is None else other.jacobian
+                self._of_jacobian[one.name] = precisions.of_map(one.jacobian, of_other, memory_budget)
+
+    def columns(self, whole: Map, basis: Tensor) -> dict[str, Tensor]:
+        """``D_{θ_l}Fᵀ U`` of every layer with parameters, ``(p_l, r)``, by autograd through the whole network."""
+        # The matrix, its product with the basis, and what the decomposition takes.
+        needed = 4 * whole.rows * whole.cols * whole.point.element_size()
+        if needed > self._budget:
+            raise MemoryBudgetError(
+                f"DF is {whole.rows}×{whole.cols}: its singular values need about {readable(needed)}, the memory "
+                f"budget is {readable(self._budget)}; use fewer probe samples, or a larger memory_budget"
+            )
+        trainable = {segment.name: segment.trainable for segment in self._segments if segment.trainable}
+        return by_layer(dense_jacobian(whole, self._budget - needed).T @ basis, self._model, trainable)
+
+    def plain(self) -> _Factors:
+        """Factors on their whole spaces."""
+        return {
+            segment.name: (
+                self._whole(segment.parameter, self._of_parameter) if segment.trainable else None,
+                None if segment.first else self._whole(segment.jacobian, self._of_jacobian),
+            )
+            for segment in self._segments
+        }
+
+    def _whole(self, map: Map, roundings: Mapping[str, float]) -> Factor:
+        return factor_of_map(map, roundings[map.layer], self._model, self._budget)
+
+    def restricted(self, basis: Tensor) -> _Factors:
+        """Factors on what the later layers pass on of a subspace of the outputs."""
+        found: _Factors = {}
+        for segment in reversed(self._segments):
+            parameter = jacobian = None
+            if segment.trainable:
+                parameter, _ = self._on(segment.parameter, basis, self._of_parameter)
+            if not segment.first:
+                jacobian, columns = self._on(segment.jacobian, basis, self._of_jacobian)
+                basis = _range(columns, self._of_jacobian[segment.name])
+            found[segment.name] = parameter, jacobian
+        return found
+
+    def _on(self, map: Map, basis: Tensor, roundings: Mapping[str, float]) -> tuple[Factor, Tensor]:
+        columns = jacobian_of(map, self._budget).rmatmat(basis)
+        return explained(factor_of_columns(columns, roundings[map.layer]), map, self._model), columns
 
 
-def _restricted_factors(model: nn.Module, chain: Chain, basis: Tensor, memory_budget: int) -> _Factors:
-    """Factors on what the later layers pass on of a subspace of the outputs."""
-    found: _Factors = {}
-    for segment in reversed(chain.segments):
-        parameter = jacobian = None
-        if segment.trainable:
-            columns = operator_of(segment.parameter, memory_budget).rmatmat(basis)
-            parameter = explained(factor_of_columns(columns), segment.parameter, model)
-        if not segment.first:
-            columns = operator_of(segment.jacobian, memory_budget).rmatmat(basis)
-            jacobian = explained(factor_of_columns(columns), segment.jacobian, model)
-            basis = _range(columns)
-        found[segment.name] = parameter, jacobian
-    return found
-
-
-def _range(columns: Tensor) -> Tensor:
-    """An orthonormal basis of the span of some columns."""
+def _range(columns: Tensor, rounding: float) -> Tensor:
+    """An orthonormal basis of the span of some columns, as far as it is not rounding."""
     left, sizes, _ = torch.linalg.svd(columns, full_matrices=False)
     floor = jacobian_floor(float(torch.linalg.vector_norm(sizes)), torch.finfo(columns.dtype).eps)
-    return left[:, sizes > floor].contiguous()
+    return left[:, sizes > max(floor, rounding)].contiguous()
 
 
 def _terms(segments: Sequence[Segment], factors: _Factors, shares: dict[str, Factor]) -> list[Term]:
@@ -228,9 +262,13 @@ def _terms(segments: Sequence[Segment], factors: _Factors, shares: dict[str, Fac
         parameter, jacobian = factors[segment.name]
         if parameter is not None:
             cause = f"λ(Df) is zero: {parameter.cause}" if parameter.cause else later
-            value = 0.0 if cause else parameter.value * (low + high) / 2
+            value = parameter.value * (low + high) / 2
+            if not cause and not 0 < value < math.inf:
+                cause = f"the product is {value:.2g} in float64"
             error = 0.0 if cause else (parameter.value + parameter.error) * high - value
-            terms.append(Term(segment.name, shares[segment.name], parameter, jacobian, value, error, cause))
+            terms.append(
+                Term(segment.name, shares[segment.name], parameter, jacobian, 0.0 if cause else value, error, cause)
+            )
         if jacobian is not None:
             low, high = low * max(jacobian.value - jacobian.error, 0.0), high * (jacobian.value + jacobian.error)
             if jacobian.cause and not later:

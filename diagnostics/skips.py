@@ -4,6 +4,7 @@ Source: MacDonald et al. 2023, section 5 (PAPER.md, statement 6).
 """
 
 import dataclasses
+import math
 from collections.abc import Sequence
 
 import torch
@@ -12,8 +13,9 @@ from torch import Tensor, nn
 from diagnostics.errors import InputError, LayerCallError
 from diagnostics.exact import exact_spectrum
 from diagnostics.isolation import State, quiet, unwrap
-from diagnostics.maps import Map, build_maps, check_map, probe_input
+from diagnostics.maps import Map, build_maps, probe_input
 from diagnostics.rank_limits import rank_limit
+from diagnostics.rounding import Precisions
 from diagnostics.statement import Statement
 
 GIB = 2**30
@@ -40,7 +42,7 @@ def skip_bound(
         x: Probe inputs, shape ``(N, *input_shape)``.
         layers: Blocks, names or globs; None takes those of the default blocks whose output has their input's shape.
         gain: ``α``, the gain of the skips.
-        dtype: Precision.
+        dtype: ``torch.float64``, or ``torch.float32``; what it rounds is measured in the other.
         memory_budget: Bytes for a Jacobian and its temporaries.
 
     Raises:
@@ -48,32 +50,40 @@ def skip_bound(
         LayerCallError: A named block that is never called, several times with no call named, or whose output has not
             its input's shape; or no block has.
         MemoryBudgetError: A Jacobian that does not fit.
-        InputError: A gain that is not positive.
+        InputError: A gain that is not positive, a precision that is neither float32 nor float64.
     """
-    if not gain > 0:
-        raise InputError(f"the gain of a skip must be positive; it is {gain!r}")
-    check_map("layer", "batch", dtype)
+    if not 0 < gain < math.inf:
+        raise InputError(f"the gain of a skip must be a positive number; it is {gain!r}")
+    precisions = Precisions.of(dtype)
     model = unwrap(model)
-    x = probe_input(x, model, dtype)
     with quiet(model, batch_mode="batch"):
-        maps = build_maps(model, State(model, dtype), x, "layer", layers)
-        blocks = [map for map in maps if map.output_shape == map.point.shape]
-        if layers is not None and len(blocks) < len(maps):
-            other = next(map for map in maps if map.output_shape != map.point.shape)
+
+        def measured(precision: torch.dtype) -> list[Map]:
+            return build_maps(model, State(model, precision), probe_input(x, model, precision), "layer", layers)
+
+        maps = measured(dtype)
+        again: Sequence[Map | None] = precisions.again(measured) or [None] * len(maps)
+        pairs = [(one, other) for one, other in zip(maps, again, strict=True) if one.output_shape == one.point.shape]
+        if layers is not None and len(pairs) < len(maps):
+            other = next(one for one in maps if one.output_shape != one.point.shape)
             raise LayerCallError(
                 f"layer {other.layer!r} takes {tuple(other.point.shape)} and returns {tuple(other.output_shape)}; an "
                 "identity skip needs the same shape: name blocks that keep it"
             )
-        if not blocks:
+        if not pairs:
             raise LayerCallError(f"{type(model).__name__} has no block whose output has the shape of its input")
-        return [_statement(map, gain, model, int(memory_budget)) for map in blocks]
+        return [
+            _statement(map, gain, precisions.of_map(map, other, int(memory_budget)), model, int(memory_budget))
+            for map, other in pairs
+        ]
 
 
-def _statement(map: Map, gain: float, model: nn.Module, memory_budget: int) -> Statement:
+def _statement(map: Map, gain: float, rounding: float, model: nn.Module, memory_budget: int) -> Statement:
+    """The bound for one block, whose Jacobian is known up to ``rounding`` in Frobenius norm."""
     branch = dataclasses.replace(map, function=lambda point: map.function(point) - gain * point)
     block, rest = (exact_spectrum(one, batch_mode="batch", memory_budget=memory_budget) for one in (map, branch))
     left, norm = float(block.values[-1]), float(rest.values[0])
-    error = block.floor + rest.floor
+    error = max(block.floor, rounding) + max(rest.floor, rounding)
     cause = ""
     if norm >= gain - error:
         cause = f"‖Jg‖ = {norm:.4g} is not less than α = {gain:g}"

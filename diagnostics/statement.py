@@ -52,9 +52,10 @@ class Statement:
     def verdict(self) -> Verdict:
         """``violated`` where it fails by more than rounding, ``vacuous`` where it says nothing, else ``holds``.
 
-        A side that is NaN is a failure unless there is a cause: what was not measured does not hold.
+        NaN in a side or the error is a failure unless there is a cause: what was not measured does not hold.
         """
-        if self.slack < -self.error or (math.isnan(self.slack) and not self.cause):
+        unknown = math.isnan(self.slack) or math.isnan(self.error)
+        if self.slack < -self.error or (unknown and not self.cause):
             return "violated"
         return "vacuous" if self.cause else "holds"
 

@@ -68,10 +68,10 @@ def bounds_along_training(experiment: Experiment, *, lr: float | None = None, tr
     grid = figure.subplots(len(_ROWS), len(runs), sharex="col", sharey="row", squeeze=False)
     for axes, (label, lines) in zip(grid, _ROWS.items(), strict=True):
         axes[0].set_ylabel(label)
-        for axis, run in zip(axes, runs.itertuples(), strict=True):
-            one = rows[rows["run_id"] == run.run_id].sort_values("step")
+        for axis, run_id, style in zip(axes, runs["run_id"], styles.values(), strict=True):
+            one = rows[rows["run_id"] == run_id].sort_values("step")
             for line in lines:
-                _draw(axis, one, line, styles[run.arm].colour)
+                _draw(axis, one, line, style.colour)
         _scale(axes)
     for axis, arm in zip(grid[0], runs["arm"], strict=True):
         axis.set_title("\n".join(textwrap.wrap(arm, 60 // len(runs) + 4)))

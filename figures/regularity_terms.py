@@ -65,10 +65,12 @@ def _panel(axis: Axes, rows: pd.DataFrame, colour: str, bottom: float) -> None:
 
 
 def _handles() -> list[Line2D]:
-    dark = {"color": "0.2", "linestyle": ""}
     return [
         Line2D([], [], color="0.2", linewidth=1, label="λ(DF) of the network"),
-        Line2D([], [], marker="o", label="λ(D_{θ_l}F), the layer's share", **dark),
-        *(Line2D([], [], marker=marker, fillstyle="none", label=what, **dark) for marker, what in _KINDS.values()),
+        Line2D([], [], marker="o", color="0.2", linestyle="", label="λ(D_{θ_l}F), the layer's share"),
+        *(
+            Line2D([], [], marker=marker, fillstyle="none", color="0.2", linestyle="", label=what)
+            for marker, what in _KINDS.values()
+        ),
         Line2D([], [], marker="s", markersize=3, color=GREY, linestyle="", label="a vacuous term, at the bottom"),
     ]

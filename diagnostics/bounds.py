@@ -1,0 +1,46 @@
+"""The statements of MacDonald et al. 2023, each a function that measures both sides on any network.
+
+=====  ============================================================  =========================
+no.    statement                                                     function
+=====  ============================================================  =========================
+1      chain rule ``D_{θ_l}F = Jf_L ⋯ Jf_{l+1} Df_l``                 ``chain_rule``
+2      regularity ``λ(DF) ≥ Σ_l λ(Df_l) Π_{j>l} λ(Jf_j)``             ``regularity``
+3, 4   PŁ chain ``λ(DF)|∇c|² ≤ |∇ℓ|² = ∇cᵀK∇c ≤ ‖DF‖²|∇c|²``          ``pl_chain``
+5      curvature ``‖∇²ℓ‖ ≤ ‖D²F‖|∇c| + ‖DF‖²‖∇²c‖``, layer by layer   ``curvature``
+6      skips ``σ_min(αI + Jg) ≥ α − ‖Jg‖``                            ``skip_bound``
+7      convergence, ``ℓ_{t+1} ≤ ℓ_t − (η/2) λ |∇c|²``                 ``guaranteed_decrease``
+=====  ============================================================  =========================
+
+They return ``Statement`` objects, or have them as attributes: both sides, the slack, and a verdict, *holds*,
+*violated* (a finding, never raised) or *vacuous* with its cause. Proofs, and what each looks like in practice, are in
+docs/theory.md; ``python -m experiments.theory`` checks all of them along real training.
+"""
+
+from diagnostics.chain_rule import chain_rule
+from diagnostics.curvature import Curvature, curvature
+from diagnostics.guarantee import guaranteed_decrease
+from diagnostics.hessian import HessianOperator, largest_eigenvalue, smallest_eigenvalue, spectral_norm
+from diagnostics.layer_constants import LayerConstants, hessian_bound
+from diagnostics.pl_chain import PLChain, pl_chain
+from diagnostics.regularity import Regularity, regularity
+from diagnostics.skips import skip_bound
+from diagnostics.statement import Statement
+
+__all__ = [
+    "Curvature",
+    "HessianOperator",
+    "LayerConstants",
+    "PLChain",
+    "Regularity",
+    "Statement",
+    "chain_rule",
+    "curvature",
+    "guaranteed_decrease",
+    "hessian_bound",
+    "largest_eigenvalue",
+    "pl_chain",
+    "regularity",
+    "skip_bound",
+    "smallest_eigenvalue",
+    "spectral_norm",
+]
