@@ -131,6 +131,23 @@ class Chain:
                 )
             )
 
+    def whole(self, parameters: Sequence[nn.Parameter]) -> Map:
+        """The network as a function of some of its parameters, ``(N·O, p)``, by autograd through all of it."""
+        sizes = [parameter.numel() for parameter in parameters]
+
+        def function(point: Tensor) -> Tensor:
+            replaced = self._replaced(parameters, point.split(sizes))
+            return logits_of(run(self._model, self._state, (self.x,), replaced=replaced))
+
+        point = _flat([self._state[one] for one in parameters], self.logits)
+        widest = max(self._sizes(), point.numel())
+        return Map("param", LOGITS, function, point, self.logits.shape, widest)
+
+    def _replaced(self, parameters: Sequence[nn.Parameter], pieces: Sequence[Tensor]) -> dict[nn.Parameter, Tensor]:
+        return {
+            one: piece.view(one.shape).to(self._state[one].dtype) for one, piece in zip(parameters, pieces, strict=True)
+        }
+
     def _cuts(self, layers: Sequence[str] | str | None) -> dict[str, Call]:
         """The calls behind which the network is cut, in the order in which they return."""
         chosen = select_layers(self._model, layers)
@@ -197,8 +214,7 @@ class Chain:
         sizes = [parameter.numel() for parameter in owned]
 
         def function(parameters: Tensor, point: Tensor) -> Tensor:
-            pieces = zip(owned, parameters.split(sizes) if sizes else [], strict=True)
-            replaced = {one: piece.view(one.shape).to(self._state[one].dtype) for one, piece in pieces}
+            replaced = self._replaced(owned, parameters.split(sizes) if sizes else [])
             hooks: dict[str, Hook] = {}
             if before is not None:
                 hooks[before] = lambda output: point.clone()

@@ -55,7 +55,7 @@ def factor_of_columns(columns: Tensor, rounding: float) -> Factor:
         return Factor(0.0, 0.0, rows, cols, "the later layers pass nothing on")
     if rows > cols:
         return Factor(0.0, 0.0, rows, cols, f"{rows} directions, {cols} columns")
-    sizes = torch.linalg.svdvals(columns)
+    sizes = torch.linalg.svdvals(torch.linalg.qr(columns, mode="r").R)
     floor = jacobian_floor(float(torch.linalg.vector_norm(sizes)), torch.finfo(columns.dtype).eps)
     return Factor.of_sigma(float(sizes[-1]), max(floor, rounding), rows, cols)
 

@@ -77,6 +77,9 @@ class TheoryOptions:
     dataset: str = "digits"
     """What that network sees: digits (28×28, one channel), mnist, cifar10, cifar100 or a name on the Hub."""
 
+    samples: int = 16
+    """On how many images that network is checked, which are all that it is trained on; costs grow with their square."""
+
 
 def check(options: TheoryOptions) -> None:
     """Run the experiments, print their statements, write their tables and figures.
@@ -93,6 +96,7 @@ def check(options: TheoryOptions) -> None:
         dataset=options.dataset,
         model=options.model,
         model_options=options.model_options,
+        samples=options.samples,
     )
     options.out.mkdir(parents=True, exist_ok=True)
     found: dict[str, list[Check]] = {}
@@ -117,9 +121,11 @@ def _chosen(options: TheoryOptions) -> list[str]:
             raise InputError(f"unknown experiment {name!r}; known are {known}.{near_matches(name, EXPERIMENTS)}")
         if options.model is not None and name in _OURS_ONLY:
             raise InputError(f"{name} is about networks of our own; leave it or --model out")
+    if options.samples < 1:
+        raise InputError(f"--samples is {options.samples}; it must be at least 1")
     if options.model is None:
-        if options.dataset != "digits" or options.model_options:
-            raise InputError("--dataset and --model-options are for a network of yours; name it with --model")
+        if options.dataset != "digits" or options.model_options or options.samples != TheoryOptions.samples:
+            raise InputError("--dataset, --samples and --model-options are for a network of yours; name it by --model")
         return list(dict.fromkeys(options.names)) or list(EXPERIMENTS)
     return list(dict.fromkeys(options.names)) or [name for name in EXPERIMENTS if name not in _OURS_ONLY]
 

@@ -1,5 +1,6 @@
 """Statements as a printed table and as rows on disk."""
 
+import re
 from collections.abc import Mapping, Sequence
 from itertools import groupby
 from typing import Any
@@ -41,7 +42,7 @@ def print_checks(name: str, checks: Sequence[Check], seconds: float) -> None:
     print(f"{name} ({seconds:.0f} s)")
     for line in (_COLUMNS, *lines):
         print("  " + "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())
-    for cause in dict.fromkeys(_cause(check) for check in checks if check.statement.verdict == "vacuous"):
+    for cause in _causes(checks):
         print(f"  vacuous: {cause}")
     for check in checks:
         if check.statement.verdict == "violated" and not check.statement.is_claim:
@@ -89,7 +90,11 @@ def _relative_slack(statement: Statement) -> float:
     return statement.slack / scale if scale else 0.0
 
 
-def _cause(check: Check) -> str:
-    """Why a statement is vacuous, without the numbers that differ from step to step."""
-    first = check.statement.cause.split("; ")[0]
-    return f"{check.statement.name}, {check.network}: {first}"
+def _causes(checks: Sequence[Check]) -> list[str]:
+    """Why statements are vacuous; of causes that differ in their numbers only, from step to step, the first."""
+    found: dict[str, str] = {}
+    for check in checks:
+        if check.statement.verdict == "vacuous":
+            line = f"{check.statement.name}, {check.network}: {check.statement.cause.split('; ')[0]}"
+            found.setdefault(re.sub(r"\d[\d.e+-]*", "", line), line)
+    return list(found.values())

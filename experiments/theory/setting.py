@@ -23,6 +23,7 @@ class Setting:
         dataset: What the networks of ``subjects`` see.
         model: A network to check in place of ours, as for ``models.build_model``; None has ours.
         model_options: Options of that network, each ``name=value``.
+        samples: Images that it is checked on.
     """
 
     out: Path
@@ -32,6 +33,7 @@ class Setting:
     dataset: str = "digits"
     model: str | None = None
     model_options: tuple[str, ...] = ()
+    samples: int = 16
 
 
 @dataclass(frozen=True)

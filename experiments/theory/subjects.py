@@ -11,8 +11,7 @@ from experiments.data import load_data, to_float
 from experiments.networks import ONLY_ARM, build_network
 from experiments.theory.setting import Setting
 
-#: Images of the probe, which is all the training data: theory asks for fewer than there are parameters in a layer.
-_SAMPLES = 16
+#: Images at the quick size.
 _QUICK_SAMPLES = 6
 #: Learning rate of every network, fixed beforehand; the statements hold whatever it is.
 LR = 0.1
@@ -41,7 +40,7 @@ def subjects(setting: Setting) -> list[Subject]:
     Images are averaged down to 7×7 for the MLPs, whose layers are as wide as is measured in seconds.
     """
     data = load_data(setting.dataset, setting.data_dir, limit_train=512, limit_test=1)
-    drawn = torch.randperm(len(data.train), generator=torch.Generator().manual_seed(setting.seed))[:_SAMPLES]
+    drawn = torch.randperm(len(data.train), generator=torch.Generator().manual_seed(setting.seed))[: setting.samples]
     x, y = to_float(data.train.images[drawn], dtype=torch.float64), data.train.labels[drawn]
     if setting.model is not None:
         build = _builder(setting, setting.model, ONLY_ARM, x, *setting.model_options, classes=data.num_classes)

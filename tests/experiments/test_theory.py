@@ -120,7 +120,8 @@ def test_a_violation_is_a_finding_with_its_numbers_and_not_an_error(tmp_path, ca
     [
         (["regularty"], "Did you mean 'regularity'?"),
         (["convergence", "--model", "residual-mlp"], "convergence is about networks of our own"),
-        (["--dataset", "mnist"], "name it with --model"),
+        (["--dataset", "mnist"], "name it by --model"),
+        (["pl", "--samples", "0", "--model", "residual-mlp"], "--samples is 0"),
         (["pl", "--model", "resnet"], "resnet"),
         (["pl", "--model", "nowhere:nothing"], "cannot import 'nowhere'"),
         (["--sed", "1"], "--sed"),
