@@ -40,6 +40,8 @@ _TINY_WIDTH, _TINY_DEPTH, _TINY_IMAGES, _TINY_SIDE = 3, 2, 4, 2
 _LARGEST = 1e3
 #: An exponent this small, 5 % a decade, cannot be told from none on so few decades.
 _FLAT = 0.02
+#: An exponent known no better than this says nothing of growth.
+_TELLING = 0.25
 
 
 @dataclass(frozen=True)
@@ -169,20 +171,28 @@ def _growth_checks(fit: dict[Any, Any]) -> Iterator[Check]:
     for kind in ("", "effective_") if fit["invariant"] else ("",):
         exponent, error = fit[f"{kind}exponent"], fit[f"{kind}exponent_error"]
         norm = "‖D∇²ℓD‖" if kind else "‖∇²ℓ‖"
+        chance = max(2 * error, _FLAT)
         statement = Statement(
-            name=f"{kind.replace('_', ' ')}curvature {'bounded' if normalised else 'grows'}",
+            name=f"{kind.replace('_', ' ')}curvature {'bounded' if normalised else 'grows'} in {fit['scaled']}",
             formula=f"p {'≤' if normalised else '≥'} 0 where {norm} ~ r^p, {fit['scaled']} scaled by r",
             left=exponent,
             relation="<=" if normalised else ">=",
             right=0.0,
-            error=max(2 * error, _FLAT),
-            cause="" if math.isfinite(exponent) else "fewer than three norms are resolved",
+            error=chance,
+            cause=_inconclusive(exponent, chance),
             note=f"p = {exponent:.3g} ± {error:.1g} on r from {fit['r_low']:.3g} to {fit['r_high']:.3g}, two standard "
             f"errors being chance; norms from {fit[f'{kind}norm_min']:.3g} to {fit[f'{kind}norm_max']:.3g} over all r"
             + (f"; {fit['unresolved']} not resolved" if fit["unresolved"] else ""),
             is_claim=True,
         )
         yield Check(_described(fit["network"], fit["normaliser"], fit["activation"], fit["cost"]), statement)
+
+
+def _inconclusive(exponent: float, chance: float) -> str:
+    """Why a fit neither supports nor contradicts a sign of the exponent, if it does not."""
+    if not math.isfinite(exponent):
+        return "fewer than three norms are resolved"
+    return f"no power law fits: p = {exponent:.2g} to within {chance:.2g}" if chance > _TELLING else ""
 
 
 def _pointwise_checks(

@@ -6,6 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from experiments.theory import curvature_growth
 from experiments.theory.curvature_growth import fitted, power_law, run
 from experiments.theory.setting import Setting
 
@@ -78,10 +79,34 @@ def test_scale_invariant_weights_are_found_and_their_effective_norm_is_flat(quic
 def test_every_claim_is_checked(quick):
     _, checks = quick
     names = pd.Series([check.statement.name for check in checks]).value_counts()
+    scaled = ("all parameters", "hidden weights")
     assert names.to_dict() == {
-        "curvature bounded": 8, "effective curvature bounded": 8, "curvature grows": 4, "curvature": 6
-    }  # fmt: skip
+        "curvature": 6,
+        **{f"{kind}curvature bounded in {what}": 4 for kind in ("", "effective ") for what in scaled},
+        **{f"curvature grows in {what}": 2 for what in scaled},
+    }
+    assert all(check.statement.is_claim == (check.statement.name != "curvature") for check in checks)
     assert all(check.statement.verdict == "holds" for check in checks if check.statement.name == "curvature")
-    assert {check.network for check in checks if check.statement.name == "curvature grows"} == {
+    assert {check.network for check in checks if check.statement.name.startswith("curvature grows")} == {
         "residual-mlp 16×2, no norm, tanh, cross-entropy", "residual-mlp 16×2, no norm, tanh, mean square"
     }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("exponent", "error", "verdict"),
+    [
+        (0.0, 0.001, "holds"),
+        (2.0, 0.001, "violated"),
+        (0.3, 0.4, "vacuous"),
+        (3.0, 0.4, "violated"),
+        (math.nan, 0.1, "vacuous"),
+    ],
+)
+def test_an_exponent_that_is_hardly_known_says_nothing(exponent, error, verdict):
+    fit = {
+        "network": "net", "normaliser": "weight", "activation": "relu", "cost": "mean square", "scaled": "all parameters",
+        "exponent": exponent, "exponent_error": error, "invariant": "", "r_low": 1.0, "r_high": 10.0, "norm_min": 1.0,
+        "norm_max": 2.0, "unresolved": 0,
+    }  # fmt: skip
+    (check,) = curvature_growth._growth_checks(fit)
+    assert check.statement.verdict == verdict
