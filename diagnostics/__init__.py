@@ -1,5 +1,7 @@
 """Conditioning of a network's layers: Jacobians, their singular values, and a monitor for training loops.
 
+The statements of the theory, measured, are in ``diagnostics.bounds``.
+
 Names are loaded when first used, so that ``diagnostics.tables`` can be read without loading torch.
 """
 

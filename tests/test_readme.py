@@ -3,21 +3,42 @@ from pathlib import Path
 
 import pytest
 
-README = Path(__file__).parent.parent / "README.md"
+ROOT = Path(__file__).parent.parent
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+LINKS = [
+    (page, target)
+    for page in PAGES
+    for target in sorted(set(re.findall(r"\]\(([^)h][^)]*)\)", page.read_text())))
+    if not target.startswith("#")
+]
 
 
-def test_the_examples_run(tmp_path, monkeypatch, capsys):
-    monkeypatch.chdir(tmp_path)
+def run_examples(page, count):
+    """Run the Python blocks of a page one after another, as a reader would."""
     names: dict[str, object] = {}
-    blocks = re.findall(r"```python\n(.*?)```", README.read_text(), flags=re.DOTALL)
-    assert len(blocks) == 5
+    blocks = re.findall(r"```python\n(.*?)```", page.read_text(), flags=re.DOTALL)
+    assert len(blocks) == count
     for block in blocks:
-        exec(compile(block, "README.md", "exec"), names)
+        exec(compile(block, page.name, "exec"), names)
+
+
+def test_the_examples_of_the_readme_run(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    run_examples(ROOT / "README.md", 6)
     printed = capsys.readouterr().out
     assert "condition_number" in printed
     assert "torch.Size([96, 2048])" in printed
+    assert "PŁ ceiling" in printed
 
 
-@pytest.mark.parametrize("target", sorted(set(re.findall(r"\]\(([^)h][^)]*)\)", README.read_text()))))
-def test_links_point_to_files(target):
-    assert (README.parent / target).exists()
+def test_the_examples_of_the_theory_run(capsys):
+    run_examples(ROOT / "docs" / "theory.md", 6)
+    printed = capsys.readouterr().out
+    assert printed.count("chain rule at") == 5
+    assert "violated" not in printed
+    assert "regularity, restricted" in printed
+
+
+@pytest.mark.parametrize(("page", "target"), LINKS, ids=lambda value: str(getattr(value, "name", value)))
+def test_links_point_to_files(page, target):
+    assert (page.parent / target.partition("#")[0]).exists()

@@ -1,12 +1,14 @@
 """Which layers there are, how often they are called, and errors that name the way out."""
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 
 from diagnostics import jacobian, spectra
-from diagnostics.capture import default_layers, select_layers
+from diagnostics.capture import default_layers, forward_pass, select_layers
 from diagnostics.errors import InputError, LayerCallError, UnknownLayerError, UnsupportedModelError
+from diagnostics.isolation import State, quiet
 from models import build_model
 
 
@@ -62,6 +64,32 @@ def test_the_call_that_is_meant_is_measured():
     head, shared = (torch.block_diag(*[layer.weight] * 4) for layer in (model.head, model.shared))
     torch.testing.assert_close(second, head.detach(), rtol=1e-14, atol=1e-15)
     torch.testing.assert_close(first, (head @ shared).detach(), rtol=1e-14, atol=1e-15)
+
+
+@pytest.mark.parametrize("map", ["layer", "tail", "param"])
+def test_calls_asked_for_together_are_those_asked_for_alone(map, make, oracle):
+    model, x = make("called-thrice")
+    layers = [f"cell#{number}" for number in (2, 3, 1)]
+    together = spectra(model, x, map=map, layers=layers)
+    assert list(together) == layers
+    for layer in layers:
+        alone = spectra(model, x, map=map, layers=layer)[layer]
+        np.testing.assert_array_equal(together[layer].values, alone.values)
+        expected = np.linalg.svd(oracle(model, x, map, layer).numpy())[1]
+        np.testing.assert_allclose(alone.values, expected, rtol=1e-12, atol=1e-12)
+    for pair in (layers[:2], layers[1:], layers[::-1]):
+        for layer, one in spectra(model, x, map=map, layers=pair).items():
+            np.testing.assert_array_equal(one.values, together[layer].values)
+
+
+def test_a_call_is_recorded_once_however_often_its_module_is_named(make):
+    model, x = make("called-thrice")
+    with quiet(model, batch_mode="batch"):
+        state = State(model, torch.float64)
+        once, twice = (forward_pass(model, state, x, names) for names in (["cell"], ["cell", "head", "cell"]))
+    assert [call.number for call in once.calls["cell"]] == [call.number for call in twice.calls["cell"]] == [1, 2, 3]
+    assert [call.number for call in twice.calls["head"]] == [1]
+    assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
 
 
 def test_defaults_leave_out_what_has_no_map_and_name_every_call():

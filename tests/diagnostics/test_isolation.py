@@ -9,9 +9,10 @@ import pytest
 import torch
 from torch import nn
 
-from diagnostics import SpectrumMonitor, jacobian, spectra
+from diagnostics import SpectrumMonitor, jacobian, spectra, tangent_kernel
 from diagnostics.errors import InputError, NonFiniteError, UnsupportedModelError
 from diagnostics.isolation import quiet
+from tests.diagnostics.chains import seeded, two_names
 
 MAPS = ("layer", "tail", "network", "param", "kernel")
 BROKEN_HALF_WAY = {"NaN": NonFiniteError, "operator": UnsupportedModelError, "interrupt": KeyboardInterrupt}
@@ -71,6 +72,24 @@ def test_weight_norm_by_hooks_keeps_its_weight():
     assert model[0].weight is weight
     model(x).sum().backward()
     assert model[0].weight_v.grad is not None
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, None])
+def test_a_module_under_two_names_keeps_its_parameters(dtype, oracle, snapshot, unchanged):
+    model, x = seeded(two_names, (3, 4))
+    before, parameters = snapshot(model, x), list(model[1].parameters())
+    kernel = tangent_kernel(model, x, layers="total", dtype=dtype).total
+    found = spectra(model, x, map="kernel", layers="total", dtype=dtype)["total"].values
+    dense = jacobian(model, x, map="kernel", dtype=dtype)
+    for one in (model[1], model[3]):
+        assert [one.weight, one.bias] == parameters
+        assert one.weight is parameters[0]
+        assert all(type(parameter) is nn.Parameter for parameter in one.parameters())
+    assert unchanged(before, snapshot(model, x))
+    expected = oracle(model, x, "kernel", "total")
+    for matrix in (kernel, dense):
+        torch.testing.assert_close(matrix, expected, rtol=1e-12, atol=1e-12 * float(expected.norm()))
+    np.testing.assert_allclose(found, np.linalg.eigvalsh(expected.numpy())[::-1], atol=1e-12 * float(expected.norm()))
 
 
 class Breaks(nn.Module):

@@ -4,8 +4,10 @@ import pytest
 import torch
 from torch import nn
 
-from diagnostics import jacobian, spectra
+from diagnostics import jacobian, spectra, tangent_kernel
+from diagnostics.chain_rule import chain_rule
 from diagnostics.errors import UnsupportedModelError
+from tests.diagnostics.chains import Forward, seeded, transformer
 
 
 def assert_close(actual, expected, about):
@@ -61,6 +63,27 @@ def test_chain_rule_holds_with_batch_norm_and_with_dropout(name, make):
     for layer in reversed([layer for layer, _ in model.named_children()][:-1]):
         product = product @ jacobian(model, x, map="layer", layer=layer)
     assert_close(product, jacobian(model, x, map="network"), "product of the layers")
+
+
+def test_dropout_in_attention_has_one_mask_for_autograd_and_for_torch_func():
+    model, x = seeded(lambda: transformer(0.1), (2, 3, 8))
+    assert model.training
+    assert_close(tangent_kernel(model, x, layers="total").total, jacobian(model, x, map="kernel"), "kernel")
+    found = chain_rule(model, x)
+    assert [one.layer for one in found] == ["0", "1", "2", ""]
+    assert {one.verdict for one in found} == {"holds"}, [str(one) for one in found]
+    assert all(float(one.note.split()[-1]) > 1e6 * one.error for one in found)
+
+
+@pytest.mark.parametrize("drop", [nn.Dropout, nn.AlphaDropout, nn.Dropout1d])
+def test_dropout_behind_a_transpose_has_the_mask_of_a_row_major_tensor(drop, oracle):
+    parts = {"first": nn.Linear(6, 6), "drop": drop(0.5), "last": nn.Linear(4, 3)}
+    plain = lambda m, x: m.last(m.drop(m.first(x).transpose(1, 2)))  # noqa: E731
+    copied = lambda m, x: m.last(m.drop(m.first(x).transpose(1, 2).contiguous()))  # noqa: E731
+    (model, x), (same, _) = (seeded(lambda f=f: Forward(f, **parts), (2, 4, 6)) for f in (plain, copied))
+    for name, layer in [("tail", "first"), ("network", None), ("kernel", "total")]:
+        assert_close(jacobian(model, x, map=name, layer=layer), oracle(same, x, name, layer), name)
+    assert_close(tangent_kernel(model, x, layers="total").total, oracle(same, x, "kernel", "total"), "kernel")
 
 
 def test_chain_rule_links_tail_param_and_kernel(make):

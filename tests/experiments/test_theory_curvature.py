@@ -104,9 +104,9 @@ def test_every_claim_is_checked(quick):
 )
 def test_an_exponent_that_is_hardly_known_says_nothing(exponent, error, verdict):
     fit = {
-        "network": "net", "normaliser": "weight", "activation": "relu", "cost": "mean square", "scaled": "all parameters",
-        "exponent": exponent, "exponent_error": error, "invariant": "", "r_low": 1.0, "r_high": 10.0, "norm_min": 1.0,
-        "norm_max": 2.0, "unresolved": 0,
+        "network": "net", "normaliser": "weight", "activation": "relu", "cost": "mean square",
+        "scaled": "all parameters", "exponent": exponent, "exponent_error": error, "invariant": "",
+        "r_low": 1.0, "r_high": 10.0, "norm_min": 1.0, "norm_max": 2.0, "unresolved": 0,
     }  # fmt: skip
     (check,) = curvature_growth._growth_checks(fit)
     assert check.statement.verdict == verdict
