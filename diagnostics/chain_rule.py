@@ -15,7 +15,8 @@ from diagnostics.isolation import State, quiet, unwrap
 from diagnostics.jacobian_operator import jacobian_of
 from diagnostics.kernel import tangent_kernel
 from diagnostics.maps import TOTAL, build_maps, probe_input
-from diagnostics.rounding import Precisions, probe_vectors
+from diagnostics.recording import Recording
+from diagnostics.rounding import Precisions, gram_rounding, probe_vectors
 from diagnostics.statement import Statement
 
 GIB = 2**30
@@ -81,8 +82,11 @@ def chain_rule(
             for name, columns in products.items():
                 apart[name].add(direct[name], columns)
             apart[TOTAL].add(kernel @ rows.double(), sides.layerwise.push_forward(products))
-        rounding = _rounding(sides, again, probe_vectors(len(kernel)).to(kernel.device), precisions)
-    rounding[TOTAL] += precisions.error(kernel, precisions.again(kernel_in))
+        vectors = probe_vectors(len(kernel)).to(kernel.device)
+        rounding = _rounding(sides, again, vectors, precisions)
+        recording = Recording(model, State(model, dtype), probe_input(x, model, dtype))
+        grams = [gram_rounding(recording, vector.view(recording.logits.shape)) for vector in vectors.T]
+    rounding[TOTAL] += precisions.error(kernel, precisions.again(kernel_in)) + sum(grams) / len(grams)
     error = _UNITS * torch.finfo(dtype).eps * len(sides.layerwise.trainable)
     layer_statements = [
         apart[name].statement("chain rule", _RULE, error, rounding[name], name) for name in sides.layerwise.trainable

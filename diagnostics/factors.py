@@ -21,7 +21,7 @@ class Factor:
         value: ``λ``; zero where it is under its floor, NaN where the matrix was too large.
         error: By how much rounding may have moved it.
         rows: Dimensions of the space it is taken on.
-        cols: Columns of the matrix.
+        cols: Columns of the matrix, or of a triangular factor that stands for it.
         cause: Why it is zero or not known; empty where it is positive.
     """
 

@@ -18,15 +18,13 @@ from diagnostics.kernel_result import TangentKernel
 from diagnostics.maps import TOTAL, probe_input
 from diagnostics.probe import class_dimension, gradient_rounding, loss_gradient
 from diagnostics.recording import Recording
+from diagnostics.rounding import gram_rounding
 from diagnostics.spectrum import jacobian_floor
 from diagnostics.statement import Relation, Statement
 
 #: Matrices of the kernel's size that exist at a time: those of ``tangent_kernel``, or the kernel on contrasts and what
 #: its eigensolver copies.
 _MATRICES = 6
-
-#: Units in the last place of the terms of a Gram matrix that it may be off by.
-_GRAM_UNITS = 8.0
 
 _TINY = torch.finfo(torch.float64).tiny
 
@@ -194,7 +192,7 @@ def pl_chain(
         gradient = loss_gradient(recording, y)
         rounding = gradient_rounding(model, x, gradient, recording.logits.dtype)
         directions = (gradient.outputs, torch.randn(recording.logits.shape, generator=torch.Generator().manual_seed(0)))
-        along, throughout = (_gram_rounding(recording, direction) for direction in directions)
+        along, throughout = (gram_rounding(recording, direction) for direction in directions)
     logits = recording.logits.detach().view(recording.output_shape)
     cost = checked_cost(logits, y, memory_budget)
     kernel = tangent_kernel(model, x, layers=TOTAL, dtype=dtype, memory_budget=int(memory_budget))
@@ -252,25 +250,6 @@ def checked_cost(logits: Tensor, y: Tensor, memory_budget: int) -> Cost:
             f"{readable(memory_budget)}; use a smaller probe or a larger memory_budget"
         )
     return cost
-
-
-def _gram_rounding(recording: Recording, direction: Tensor) -> float:
-    """What rounding may do to ``vᵀKv``, where kernels are made of Gram matrices of activations and of cotangents.
-
-    Their terms cancel where samples are nearly equal and batch norm follows; rounding is that of the terms. For a
-    vector of standard normal entries its mean is that of the trace, which bounds any eigenvalue's.
-    """
-    terms = 0.0
-    if not recording.uses:
-        return terms
-    cotangents = recording.pull_back(direction.to(recording.logits)[None], recording.uses)
-    for use, cotangent in zip(recording.uses, cotangents, strict=True):
-        real = use.input.is_floating_point()
-        activations = float((use.input.double() ** 2).sum()) if real else use.input.numel()
-        # The kernel of a convolution meets an activation once for each of its places; a bias counts as an activation.
-        activations = use.weight_shape[2:].numel() * activations + cotangent.numel()
-        terms += activations * float((cotangent.double() ** 2).sum())
-    return _GRAM_UNITS * torch.finfo(recording.logits.dtype).eps * terms
 
 
 def _on_predictions(kernel: TangentKernel, shape: torch.Size, dimension: int) -> TangentKernel:

@@ -15,12 +15,15 @@ from torch import Tensor
 from diagnostics.errors import InputError, NonFiniteError, UnsupportedModelError
 from diagnostics.jacobian_operator import jacobian_of
 from diagnostics.maps import Map
+from diagnostics.recording import Recording
 
 Result = TypeVar("Result")
 
 #: Rounding in float64 is at most so many times what float32 shows of it, scaled by the units; some operations have
 #: float32 kernels that add up better.
 _SAFETY = 32.0
+#: Units in the last place of the terms of a Gram matrix that it may be off by.
+_GRAM_UNITS = 8.0
 #: Random vectors by which the norm of an error is estimated; it is then right to a factor of about two.
 _VECTORS = 4
 
@@ -32,7 +35,7 @@ class Precisions:
     Attributes:
         dtype: That of the measurement.
         other: The one it is compared with.
-        share: Rounding in ``dtype`` is at most this share of their difference.
+        share: Rounding in ``dtype`` is taken to be at most this share of their difference.
     """
 
     dtype: torch.dtype
@@ -49,7 +52,7 @@ class Precisions:
         if dtype == torch.float64:
             return cls(dtype, torch.float32, _SAFETY * torch.finfo(torch.float64).eps / torch.finfo(torch.float32).eps)
         if dtype == torch.float32:
-            return cls(dtype, torch.float64, 2.0)
+            return cls(dtype, torch.float64, 4.0)
         raise InputError(f"the theory is checked in torch.float64 or torch.float32; dtype is {dtype!r}")
 
     def again(self, measure: Callable[[torch.dtype], Result]) -> Result | None:
@@ -72,7 +75,7 @@ class Precisions:
         return self.share * difference
 
     def of_map(self, map: Map, again: Map | None, memory_budget: int) -> float:
-        """The same of a map's whole Jacobian, from its adjoint's products with a few random vectors.
+        """The same of a map's whole Jacobian, estimated from its adjoint's products with a few random vectors.
 
         Args:
             map: The map in ``dtype``.
@@ -91,3 +94,26 @@ class Precisions:
 def probe_vectors(rows: int) -> Tensor:
     """Standard normal vectors, ``(rows, k)``, float64: ``‖Aᵀ V‖_F² / k`` is ``‖A‖_F²`` on average."""
     return torch.randn(rows, _VECTORS, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+
+
+def gram_rounding(recording: Recording, direction: Tensor) -> float:
+    """What rounding may do to ``vᵀKv``, where kernels are made of Gram matrices of activations and of cotangents.
+
+    Their terms cancel where samples are nearly equal and batch norm follows; rounding is that of the terms. For a
+    vector of standard normal entries its mean is that of the trace, which bounds any eigenvalue's.
+
+    Args:
+        recording: A forward pass; to be used inside ``isolation.quiet``.
+        direction: ``v``, shape ``(N, O)``.
+    """
+    terms = 0.0
+    if not recording.uses:
+        return terms
+    cotangents = recording.pull_back(direction.to(recording.logits)[None], recording.uses)
+    for use, cotangent in zip(recording.uses, cotangents, strict=True):
+        real = use.input.is_floating_point()
+        activations = float((use.input.double() ** 2).sum()) if real else use.input.numel()
+        # The kernel of a convolution meets an activation once for each of its places; a bias counts as an activation.
+        activations = use.weight_shape[2:].numel() * activations + cotangent.numel()
+        terms += activations * float((cotangent.double() ** 2).sum())
+    return _GRAM_UNITS * torch.finfo(recording.logits.dtype).eps * terms
