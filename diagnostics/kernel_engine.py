@@ -85,7 +85,7 @@ def unit_kernels(
                 yield found
     if left_over:
         reason = (
-            "does not agree with autograd; is the forward pass random, or another at each call? Of nearly equal samples "
+            "does not agree with autograd; is the forward pass random, or another at each call? Of near-equal samples "
             "rounding may be all that is left in float32: use dtype=torch.float64"
             if may_couple
             else 'does not agree with autograd sample by sample; do samples interact? Measure batch_mode="batch". Or '

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.nn.functional import cross_entropy, mse_loss
 
-import diagnostics.pl_chain
+import diagnostics.rounding
 from diagnostics import tangent_kernel
 from diagnostics.costs import CrossEntropy, MeanSquare
 from diagnostics.errors import InputError, MemoryBudgetError, NonFiniteError
@@ -114,7 +114,7 @@ def test_batch_norm_of_nearly_equal_samples_makes_gram_matrices_cancel(monkeypat
         return sum(found)
 
     assert [violated(samples, gap) for samples in (2, 3) for gap in (1e-2, 1e-4, 1e-6)] == [0] * 6
-    monkeypatch.setattr(diagnostics.pl_chain, "_GRAM_UNITS", 0.0)
+    monkeypatch.setattr(diagnostics.rounding, "_GRAM_UNITS", 0.0)
     assert violated(3, 1e-4) > 0
 
 
