@@ -94,6 +94,7 @@ def _draw(axis: Axes, rows: pd.DataFrame, line: Line, colour: str) -> None:
         values = values / rows["cost_grad_squared"]
     if column in _VACUOUS:
         values = values.mask(rows["pl_verdict"].str.contains(_VACUOUS[column], regex=False))
+    values = values.where(values > 0)  # on a logarithmic scale the line would drop to the bottom
     axis.plot(rows["step"], values, color=colour, linestyle=style, linewidth=1.6 if style == "-" else 1.2)
 
 
