@@ -156,7 +156,7 @@ class TableWriter:
     def __init__(self, directory: Path, schema: pa.Schema) -> None:
         self.directory, self.schema = directory, schema
         self._rows: list[dict[str, Any]] = []
-        with _clear_disk_errors(directory):
+        with clear_disk_errors(directory):
             directory.mkdir(parents=True, exist_ok=True)
             if not os.access(directory, os.W_OK):
                 raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
@@ -197,7 +197,7 @@ class TableWriter:
 def write_parquet(table: pa.Table, path: Path) -> None:
     """Write a table whole or not at all: under a temporary name first, then renamed."""
     temporary = path.with_name(f".{path.name}.tmp")
-    with _clear_disk_errors(path):
+    with clear_disk_errors(path):
         try:
             with temporary.open("wb") as file:
                 pq.write_table(table, file)
@@ -211,7 +211,7 @@ def write_parquet(table: pa.Table, path: Path) -> None:
 def write_json(content: Mapping[str, Any], path: Path) -> None:
     """Write a JSON file whole or not at all."""
     temporary = path.with_name(f".{path.name}.tmp")
-    with _clear_disk_errors(path):
+    with clear_disk_errors(path):
         try:
             temporary.write_text(json.dumps(content, indent=2, allow_nan=False) + "\n")
             temporary.replace(path)
@@ -322,7 +322,7 @@ def _to_pandas(table: pa.Table) -> pd.DataFrame:
 
 
 @contextlib.contextmanager
-def _clear_disk_errors(path: Path) -> Iterator[None]:
+def clear_disk_errors(path: Path) -> Iterator[None]:
     """Turn an operating system's refusal to write into one line that names the path and the way out."""
     try:
         yield

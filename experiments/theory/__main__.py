@@ -16,7 +16,7 @@ import tyro
 from matplotlib.figure import Figure
 
 from diagnostics.errors import InputError, near_matches
-from diagnostics.tables import read_experiment
+from diagnostics.tables import clear_disk_errors, read_experiment
 from experiments.cli import parse_options, run_command
 from experiments.theory.convergence import run as check_convergence
 from experiments.theory.curvature_growth import run as check_curvature
@@ -98,7 +98,8 @@ def check(options: TheoryOptions) -> None:
         model_options=options.model_options,
         samples=options.samples,
     )
-    options.out.mkdir(parents=True, exist_ok=True)
+    with clear_disk_errors(options.out):
+        options.out.mkdir(parents=True, exist_ok=True)
     found: dict[str, list[Check]] = {}
     with one_thread():
         for name in names:

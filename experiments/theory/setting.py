@@ -8,7 +8,7 @@ import pandas as pd
 import pyarrow as pa
 
 from diagnostics.statement import Statement
-from diagnostics.tables import write_parquet
+from diagnostics.tables import clear_disk_errors, write_parquet
 
 
 @dataclass(frozen=True)
@@ -58,6 +58,11 @@ Experiment = Callable[[Setting], Iterable[Check]]
 
 
 def write_table(frame: pd.DataFrame, path: Path) -> None:
-    """Write a table as one Parquet file, whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    """Write a table as one Parquet file, whole or not at all.
+
+    Raises:
+        InputError: It cannot be written, or the disk is full.
+    """
+    with clear_disk_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
     write_parquet(pa.Table.from_pandas(frame, preserve_index=False), path)

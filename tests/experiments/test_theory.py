@@ -134,6 +134,15 @@ def test_bad_input_is_one_line(arguments, message, tmp_path, capsys):
     assert error.count("\n") == 1
 
 
+def test_a_place_that_cannot_be_written_is_one_line(tmp_path, capsys):
+    (tmp_path / "file").touch()
+    for out in (tmp_path / "file", tmp_path / "file" / "below"):
+        assert theory.main(["skips", "--quick", "--out", str(out)]) == 2
+        error = capsys.readouterr().err
+        assert error.startswith(f"error: cannot write {out}")
+        assert error.count("\n") == 1
+
+
 def test_threads_are_as_they_were(tmp_path):
     threads = torch.get_num_threads()
     theory.main(["random-matrices", "--out", str(tmp_path), "--quick"])
