@@ -1,5 +1,6 @@
 """One forward pass that shows which modules exist, which are called, and with what."""
 
+import contextlib
 import fnmatch
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -98,6 +99,21 @@ class _RowMajorDropout(TorchFunctionMode):
 _DROPOUTS = frozenset({functional.dropout, functional.alpha_dropout, torch.dropout, torch.alpha_dropout})
 
 
+@contextlib.contextmanager
+def clear_forward_errors(model: nn.Module, x: Tensor) -> Iterator[None]:
+    """Turn what a model says of a probe it cannot take into one line."""
+    try:
+        yield
+    except (InputError, torch.OutOfMemoryError):
+        raise
+    except (RuntimeError, TypeError, ValueError, IndexError) as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        shape, kind = tuple(x.shape), str(x.dtype).removeprefix("torch.")
+        raise InputError(
+            f"{type(model).__name__} cannot be applied to a probe of shape {shape} and {kind}: {reason}"
+        ) from error
+
+
 def forward_pass(model: nn.Module, state: State, x: Tensor, layers: Sequence[str]) -> ForwardPass:
     """Run the model once and watch the calls of the named modules and the sizes of its tensors.
 
@@ -135,7 +151,7 @@ def forward_pass(model: nn.Module, state: State, x: Tensor, layers: Sequence[str
     try:
         for layer in calls:
             record(layer)
-        with torch.no_grad(), watch:
+        with torch.no_grad(), watch, clear_forward_errors(model, x):
             output = run(model, state, (x,))
     finally:
         for handle in handles:
@@ -239,7 +255,10 @@ def select_layers(model: nn.Module, patterns: Sequence[str] | str | None) -> lis
         return default_layers(model)
     names = [name for name, _ in model.named_modules() if name]
     chosen: list[str] = []
-    for pattern in [patterns] if isinstance(patterns, str) else patterns:
+    asked = [patterns] if isinstance(patterns, str) else patterns
+    if not isinstance(asked, Sequence) or not all(isinstance(pattern, str) for pattern in asked):
+        raise InputError(f"layers must be names or globs, such as ['blocks.*']; they are {patterns!r}")
+    for pattern in asked:
         name, number = split_call(pattern)
         matches = [name] if name in names else [known for known in names if _matches(known, name)]
         if not matches:

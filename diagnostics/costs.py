@@ -14,6 +14,9 @@ from torch import Tensor
 
 Loss = TypeVar("Loss", float, Tensor)
 
+#: The class index that PyTorch's cross-entropy passes over; its mean is over the other samples.
+IGNORED = -100
+
 
 @dataclass(frozen=True)
 class CrossEntropy:
@@ -99,6 +102,7 @@ def cost_of(logits: Tensor, y: Tensor) -> Cost:
     """
     if y.is_floating_point():
         return MeanSquare(len(logits), logits[0].numel())
+    counted = int((y != IGNORED).sum())
     dimension = 1 if logits.dim() > 2 and y.shape == (logits.shape[0], *logits.shape[2:]) else -1
     classes = logits.shape[dimension]
-    return CrossEntropy(logits.numel() // classes, classes)
+    return CrossEntropy(counted, classes)

@@ -5,6 +5,7 @@ of its layers (PAPER.md §2.5). With the layers' derivatives at the same point t
 has to hold to rounding whatever the network.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -60,6 +61,7 @@ class Curvature:
             relation="<=",
             right=self.bound,
             error=rounding,
+            cause="" if math.isfinite(self.bound) else "the bound is beyond the range of float64",
             note=f"|∇c| = {self.cost_gradient:.3g}, ‖∇²c‖ ≤ {self.cost_curvature:.3g}, residual {norm.residual:.1g}"
             + ("" if norm.converged else "; not converged: the left side is a lower bound"),
         )

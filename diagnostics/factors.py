@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from diagnostics.errors import MemoryBudgetError
 from diagnostics.exact import exact_spectrum
+from diagnostics.isolation import require_finite
 from diagnostics.maps import Map
 from diagnostics.rank_limits import rank_limit
 from diagnostics.spectrum import jacobian_floor
@@ -55,6 +56,7 @@ def factor_of_columns(columns: Tensor, rounding: float) -> Factor:
         return Factor(0.0, 0.0, rows, cols, "the later layers pass nothing on")
     if rows > cols:
         return Factor(0.0, 0.0, rows, cols, f"{rows} directions, {cols} columns")
+    require_finite(columns, "the derivative of the network")
     sizes = torch.linalg.svdvals(torch.linalg.qr(columns, mode="r").R)
     floor = jacobian_floor(float(torch.linalg.vector_norm(sizes)), torch.finfo(columns.dtype).eps)
     return Factor.of_sigma(float(sizes[-1]), max(floor, rounding), rows, cols)

@@ -13,7 +13,7 @@ import torch
 from scipy.sparse.linalg import ArpackNoConvergence, LinearOperator, eigsh
 from torch import Tensor, nn
 
-from diagnostics.errors import UnsupportedModelError
+from diagnostics.errors import InputError, UnsupportedModelError
 from diagnostics.extremes import Extreme
 from diagnostics.isolation import State, exact_numerics, quiet, unwrap
 from diagnostics.jacobian_operator import GIB
@@ -80,7 +80,7 @@ class HessianOperator(Operator):
                 self._point = outputs.point.requires_grad_()
                 logits = outputs.function(self._point)
                 # Copied, as the graph keeps the targets.
-                loss = loss_metrics(logits, y.detach().clone())["loss"]
+                loss = loss_metrics(logits, y.detach().clone() if isinstance(y, Tensor) else y)["loss"]
                 (self._gradient,) = torch.autograd.grad(loss, self._point, create_graph=True)
                 _require_symmetry(logits, self._point)
         super().__init__(
@@ -165,7 +165,7 @@ def largest_eigenvalue(
 
     Raises:
         NonFiniteError: A product holds NaN or infinity.
-        InputError: The operator's precision is too coarse.
+        InputError: The operator is not square, or its precision too coarse.
     """
     return _end(operator, "LA", tolerance, max_products, seed)
 
@@ -188,14 +188,14 @@ def spectral_norm(
 def _end(operator: Operator, which: str, tolerance: float, max_products: int, seed: int) -> Eigenvalue:
     """One end of the spectrum, by ARPACK's name for it."""
     require_precision(operator.dtype, operator.name)
+    rows, size = operator.shape
+    if rows != size:
+        raise InputError(f"{operator.name} is {rows}×{size}; only square symmetric operators have these eigenvalues")
     start = time.perf_counter()
-    watched = _Watched(operator)
-    size = operator.shape[0]
+    first = np.random.default_rng(seed).normal(size=size)
+    watched = _Watched(operator, torch.from_numpy(first).to(device=operator.device, dtype=operator.dtype))
     exact = size <= _DENSE_SIDE
-    if exact:
-        vector = _exact_vector(watched, which)
-    else:
-        vector = _ritz_vector(watched, which, tolerance, max_products, np.random.default_rng(seed).normal(size=size))
+    vector = _exact_vector(watched, which) if exact else _ritz_vector(watched, which, tolerance, max_products, first)
     unit = torch.from_numpy(vector).to(device=operator.device, dtype=operator.dtype)
     unit = unit / torch.linalg.vector_norm(unit)
     image = watched.matvec(unit).double()
@@ -204,8 +204,8 @@ def _end(operator: Operator, which: str, tolerance: float, max_products: int, se
     residual = float(torch.linalg.vector_norm(image - value * unit.double()))
     converged = exact or residual <= tolerance * watched.norm + rounding
     return Eigenvalue(
-        value=value,
-        residual=residual + rounding,
+        value=value * watched.unit,
+        residual=(residual + rounding) * watched.unit,
         converged=converged,
         bound=None if converged else "upper" if which == "SA" else "lower",
         products=watched.products,
@@ -254,14 +254,18 @@ def _ritz_vector(
 
 
 class _Watched(Operator):
-    """An operator that counts its products and remembers by how much one has lengthened its vector at most."""
+    """An operator that counts its products and remembers by how much one has lengthened its vector at most.
 
-    def __init__(self, operator: Operator) -> None:
+    It is divided by ``unit``, the size of its first product, lest squares of its entries leave the range of numbers.
+    """
+
+    def __init__(self, operator: Operator, first: Tensor) -> None:
         super().__init__(operator.shape, operator.dtype, operator.device, operator.name)
-        self.operator, self.products, self.norm = operator, 0, 0.0
+        self.operator, self.products, self.norm = operator, 1, 0.0
+        self.unit = float(operator.matvec(first).abs().max()) or 1.0
 
     def _apply(self, block: Tensor) -> Tensor:
-        image = self.operator._apply(block)
+        image = self.operator._apply(block) / self.unit
         lengths = torch.linalg.vector_norm(block, dim=0)
         stretch = torch.linalg.vector_norm(image, dim=0) / lengths.clamp(min=torch.finfo(self.dtype).tiny)
         self.products += block.shape[1]

@@ -109,4 +109,7 @@ def _stacked(layers: Sequence[LayerConstants]) -> tuple[Tensor, ...]:
 
 
 def _top_eigenvalue(matrix: Tensor) -> Tensor:
-    return torch.linalg.eigvalsh(matrix)[..., -1]
+    """Of each symmetric nonnegative matrix the largest eigenvalue; infinite where an entry is, or is too large."""
+    finite = torch.isfinite(matrix).all(-1).all(-1)
+    found = torch.linalg.eigvalsh(torch.where(finite[..., None, None], matrix, 0.0))[..., -1]
+    return torch.where(finite, found, torch.inf)

@@ -15,7 +15,8 @@ from diagnostics.errors import InputError, MemoryBudgetError, readable
 from diagnostics.isolation import State, quiet, unwrap
 from diagnostics.kernel import GIB, tangent_kernel
 from diagnostics.kernel_result import TangentKernel
-from diagnostics.maps import TOTAL, probe_input
+from diagnostics.kernel_units import units_of
+from diagnostics.maps import TOTAL, check_map, probe_input
 from diagnostics.probe import class_dimension, gradient_rounding, loss_gradient
 from diagnostics.recording import Recording
 from diagnostics.rounding import gram_rounding
@@ -120,10 +121,12 @@ class PLChain:
         return f"vacuous: {', '.join(vacuous)}" if vacuous else "holds"
 
     def _link(self, name: str, formula: str, relation: Relation, right: float, error: float) -> Statement:
-        cause = ""
-        if not _SMALLEST_SQUARE <= self.cost_grad_squared < math.inf:
-            cause = f"|∇c|² is {self.cost_grad_squared:.2g} in float64"
-        return Statement(name, formula, self.grad_squared, relation, right, error + _TINY, cause=cause)
+        return Statement(name, formula, self.grad_squared, relation, right, error + _TINY, cause=self._beyond())
+
+    def _beyond(self) -> str:
+        """Why nothing can be said in float64, if so."""
+        within = _SMALLEST_SQUARE <= self.cost_grad_squared < math.inf
+        return "" if within else f"|∇c|² is {self.cost_grad_squared:.2g} in float64"
 
     def _vacuous(self, link: Statement, smallest: float, limit: str) -> str:
         """Why a floor says nothing, if it does not."""
@@ -151,7 +154,8 @@ class PLChain:
         left, name = self.cost_grad_squared, "cost gradient"
         if not isinstance(self.cost, CrossEntropy):
             error = (self.cost.entries + 4) * self.eps * (left + right) + _TINY
-            return Statement(name, "|∇c|² = 4c/(N·O)", left, "=", right, error)
+            cause = "" if math.isfinite(left + right) else self._beyond() or "the loss is infinite in float64"
+            return Statement(name, "|∇c|² = 4c/(N·O)", left, "=", right, error, cause=cause)
         terms = (self.cost.classes + 4) * self.eps
         shift = terms * math.sqrt(self.cost.classes / self.cost.samples)
         loss = self.loss + (terms + self.cost.samples * self.eps) * (1 + self.loss)
@@ -186,7 +190,9 @@ def pl_chain(
         InputError: The targets do not fit the outputs, or stand for a single class; and as for
             ``kernel.tangent_kernel``.
     """
+    check_map("kernel", "batch", dtype)
     model = unwrap(model)
+    units_of(model)  # raises for complex parameters
     with quiet(model, batch_mode="batch"):
         recording = Recording(model, State(model, dtype), probe_input(x, model, dtype))
         gradient = loss_gradient(recording, y)
@@ -211,11 +217,11 @@ def pl_chain(
     return PLChain(
         loss=gradient.loss,
         cost=cost,
-        grad_squared=felt * scale**2,
-        kernel_squared=kernel_squared * scale**2,
-        kernel_error=along * scale**2,
-        cost_grad_squared=size * scale**2,
-        uncentred_squared=uncentred * scale**2,
+        grad_squared=felt * scale * scale,
+        kernel_squared=kernel_squared * scale * scale,
+        kernel_error=along * scale * scale,
+        cost_grad_squared=size * scale * scale,
+        uncentred_squared=uncentred * scale * scale,
         rayleigh=felt / size if size > 0 else math.nan,
         lambda_min=float(spectrum.values[-1]),
         lambda_min_centred=centred,

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, mse_loss
 
 from diagnostics.capture import logits_of, run
+from diagnostics.costs import IGNORED
 from diagnostics.errors import InputError
 from diagnostics.isolation import State, quiet, require_finite, unwrap
 from diagnostics.kernel_units import blocks_of, units_of
@@ -175,7 +176,10 @@ def loss_metrics(logits: Tensor, y: Tensor) -> dict[str, Tensor]:
             return {"loss": mse_loss(logits, y.to(logits.dtype).reshape(logits.shape))}
         logits = logits.movedim(class_dimension(logits, y), -1)
         loss = cross_entropy(logits.flatten(0, -2), y.long().flatten())
-        return {"loss": loss, "accuracy": (logits.argmax(-1) == y).double().mean()}
+        counted = y != IGNORED
+        if not bool(counted.any()):
+            raise ValueError(f"every class index is {IGNORED}, which cross-entropy passes over")
+        return {"loss": loss, "accuracy": (logits.argmax(-1) == y)[counted].double().mean()}
     except (AttributeError, IndexError, RuntimeError, ValueError) as error:
         reason = str(error).splitlines()[0]
         raise InputError(f"the probe's targets do not fit the logits ({reason}); correct or leave them out") from error

@@ -11,7 +11,7 @@ from torch.func import vmap
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
-from diagnostics.capture import logits_of, run
+from diagnostics.capture import clear_forward_errors, logits_of, run
 from diagnostics.errors import NonFiniteError, UnsupportedModelError
 from diagnostics.isolation import State
 
@@ -83,7 +83,7 @@ class Recording:
         handles = [module.register_forward_pre_hook(self._note_call) for module in model.modules()]
         watch = _Watch({leaf: parameter for parameter, leaf in self.leaves.items()}, len(x))
         try:
-            with torch.enable_grad(), watch:
+            with torch.enable_grad(), watch, clear_forward_errors(model, x):
                 output = logits_of(run(model, state, (x,), replaced=self.leaves))
         finally:
             for handle in handles:

@@ -1,5 +1,7 @@
 """Which layers there are, how often they are called, and errors that name the way out."""
 
+import re
+
 import numpy as np
 import pytest
 import torch
@@ -116,10 +118,14 @@ def test_a_network_without_blocks_says_so():
         spectra(nn.Linear(2, 2), torch.randn(1, 2))
 
 
-def test_a_wrong_probe_shape_is_the_models_own_error_and_leaves_no_hook():
+@pytest.mark.parametrize("probe", [torch.randn(2, 4), torch.randint(3, (2, 3)), torch.randn(2, 3, 3, 3, 4)])
+def test_a_probe_that_the_model_cannot_take_is_named_with_the_models_own_words_and_leaves_no_hook(probe):
     model = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 2))
-    with pytest.raises(RuntimeError, match="shapes cannot be multiplied"):
-        spectra(model, torch.randn(2, 4))
+    shape = re.escape(str(tuple(probe.shape)))
+    with pytest.raises(
+        InputError, match=rf"Sequential cannot be applied to a probe of shape {shape} and .*mat1 and mat2"
+    ):
+        spectra(model, probe)
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
 
 

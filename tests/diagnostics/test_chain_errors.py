@@ -8,6 +8,7 @@ from torch import nn
 
 from diagnostics.errors import InputError, LayerCallError, UnknownLayerError, UnsupportedModelError
 from diagnostics.isolation import quiet
+from diagnostics.regularity import regularity
 from tests.diagnostics.chains import Forward, chain_of, linear, repeated, seeded
 
 
@@ -99,3 +100,9 @@ def test_default_blocks_that_are_never_called_are_left_out():
     model, x = seeded(unused, (3, 4))
     with quiet(model, batch_mode="batch"):
         assert [segment.name for segment in chain_of(model, x).segments] == ["used"]
+
+
+@pytest.mark.parametrize("layers", [[None], 3, {"0": 1}, [["0"]]])
+def test_layers_that_are_no_names(layers):
+    with pytest.raises(InputError, match="layers must be names or globs"):
+        regularity(nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 2)), torch.randn(2, 3), layers=layers)

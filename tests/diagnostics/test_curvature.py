@@ -13,7 +13,7 @@ from diagnostics.chain import Chain
 from diagnostics.curvature import curvature, measured_constants
 from diagnostics.errors import MemoryBudgetError, UnsupportedModelError
 from diagnostics.isolation import State, quiet
-from diagnostics.layer_constants import hessian_bound
+from diagnostics.layer_constants import LayerConstants, hessian_bound
 from models.residual_mlp import build_residual_mlp
 
 
@@ -183,3 +183,18 @@ def test_what_is_no_chain_is_an_error():
     x, y = torch.randn(3, 2, dtype=torch.float64), torch.tensor([0, 1, 1])
     with pytest.raises(UnsupportedModelError, match="no chain"):
         curvature(Skips().double(), x, y, layers=["first", "second"])
+
+
+def test_samples_that_cross_entropy_passes_over_do_not_count():
+    torch.manual_seed(0)
+    model, x = nn.Linear(6, 3).double(), torch.randn(4, 6, dtype=torch.float64)
+    with torch.no_grad():
+        model.weight.mul_(0.01)
+    found = curvature(model, x, torch.tensor([0, -100, -100, -100]))
+    assert found.statement.verdict == "holds"
+    assert found.cost_curvature == 0.5
+
+
+def test_a_bound_beyond_the_range_of_numbers_is_vacuous():
+    found = hessian_bound([LayerConstants(1e200, 1e200, 0.0, 0.0, 0.0)] * 2, 1.0, 1.0)
+    assert math.isinf(found)

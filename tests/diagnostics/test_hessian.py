@@ -222,3 +222,28 @@ def test_no_convergence_is_said():
     assert (found.converged, found.bound) == (False, "lower")
     assert 0.9 < found.value < 1 - 1e-8
     assert found.products <= 100
+
+
+@pytest.mark.parametrize("size", [5, 100])
+@pytest.mark.parametrize("scale", [1e-305, 1e-200, 1e200])
+def test_the_scale_of_an_operator_is_no_matter(size, scale):
+    torch.manual_seed(0)
+    basis = torch.linalg.qr(torch.randn(size, size, dtype=torch.float64)).Q
+    values = torch.linspace(-1.5, 1.0, size, dtype=torch.float64)
+    operator = MatrixOperator(basis @ torch.diag(values * scale) @ basis.T)
+    for find, exact in ((largest_eigenvalue, 1.0), (smallest_eigenvalue, -1.5), (spectral_norm, 1.5)):
+        found = find(operator)
+        assert found.converged
+        assert found.value / scale == pytest.approx(exact, rel=1e-6)
+
+
+@pytest.mark.parametrize("shape", [(10, 7), (100, 70)])
+def test_an_operator_that_is_not_square_has_no_eigenvalues(shape):
+    with pytest.raises(InputError, match="only square"):
+        largest_eigenvalue(MatrixOperator(torch.randn(shape, dtype=torch.float64)))
+
+
+@pytest.mark.parametrize("targets", [None, [0, 1, 2, 0]])
+def test_targets_that_are_no_tensor_are_named(targets):
+    with pytest.raises(InputError, match="targets do not fit"):
+        HessianOperator(nn.Linear(6, 3), torch.randn(4, 6), targets)

@@ -150,7 +150,7 @@ def fails(m, x):
 
 
 BREAKS = {
-    "forward": (fails, RuntimeError),
+    "forward": (fails, InputError),
     "backward": (lambda m, x: Broken.apply(x), KeyboardInterrupt),
     "infinite": (lambda m, x: x / 0, NonFiniteError),
     "scalar": (lambda m, x: x.sum(), UnsupportedModelError),

@@ -296,3 +296,32 @@ def test_bad_input():
         pl_chain(network(nn.Linear(3, 1)), X, torch.zeros(3, dtype=torch.long))
     with pytest.raises(NonFiniteError, match="gradient of the loss in the outputs holds"):
         pl_chain(network(), X, REAL * math.nan)
+
+
+def test_samples_that_cross_entropy_passes_over_do_not_count():
+    torch.manual_seed(0)
+    model, x = nn.Linear(6, 3).double(), torch.randn(4, 6, dtype=torch.float64)
+    found = pl_chain(model, x, torch.tensor([0, -100, 2, -100]))
+    alone = pl_chain(model, x[::2], torch.tensor([0, 2]))
+    assert found.cost == alone.cost
+    assert found.grad_squared == pytest.approx(alone.grad_squared, rel=1e-12)
+    assert all(one.verdict != "violated" for one in found.statements)
+    with pytest.raises(InputError, match="passes over"):
+        pl_chain(model, x, torch.full((4,), -100))
+
+
+@pytest.mark.parametrize("size", [1e-200, 1e200])
+def test_a_loss_beyond_squares_is_vacuous_or_holds(size):
+    torch.manual_seed(0)
+    model, x = nn.Linear(6, 3).double(), torch.randn(4, 6, dtype=torch.float64)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.zero_()
+    found = pl_chain(model, x, torch.full((4, 3), size, dtype=torch.float64))
+    assert {one.verdict for one in found.statements} <= {"holds", "vacuous"}
+
+
+@pytest.mark.parametrize("dtype", ["float64", torch.int32])
+def test_a_precision_without_derivatives_is_refused(dtype):
+    with pytest.raises(InputError, match="dtype must be a floating"):
+        pl_chain(nn.Linear(6, 3), torch.randn(4, 6), torch.tensor([0, 1, 2, 0]), dtype=dtype)
