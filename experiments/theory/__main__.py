@@ -77,6 +77,9 @@ class TheoryOptions:
     dataset: str = "digits"
     """What that network sees: digits (28×28, one channel), mnist, cifar10, cifar100 or a name on the Hub."""
 
+    layers: tuple[str, ...] | None = None
+    """Modules that network is cut behind into a chain of layers, names or globs; None takes the blocks."""
+
     samples: int = 16
     """On how many images that network is checked, which are all that it is trained on; costs grow with their square."""
 
@@ -97,6 +100,7 @@ def check(options: TheoryOptions) -> None:
         model=options.model,
         model_options=options.model_options,
         samples=options.samples,
+        layers=options.layers,
     )
     with clear_disk_errors(options.out):
         options.out.mkdir(parents=True, exist_ok=True)
@@ -125,8 +129,11 @@ def _chosen(options: TheoryOptions) -> list[str]:
     if options.samples < 1:
         raise InputError(f"--samples is {options.samples}; it must be at least 1")
     if options.model is None:
-        if options.dataset != "digits" or options.model_options or options.samples != TheoryOptions.samples:
-            raise InputError("--dataset, --samples and --model-options are for a network of yours; name it by --model")
+        given = (options.dataset, options.model_options, options.samples, options.layers)
+        if given != (TheoryOptions.dataset, (), TheoryOptions.samples, None):
+            raise InputError(
+                "--dataset, --samples, --layers and --model-options are for a network of yours; name it by --model"
+            )
         return list(dict.fromkeys(options.names)) or list(EXPERIMENTS)
     return list(dict.fromkeys(options.names)) or [name for name in EXPERIMENTS if name not in _OURS_ONLY]
 

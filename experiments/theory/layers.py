@@ -22,7 +22,9 @@ def check_chain_rule(setting: Setting) -> list[Check]:
     networks = subjects(setting)
     if setting.model is None:
         networks.append(paper_network(setting))
-    return _along_training(setting, networks, lambda subject, model: chain_rule(model, subject.x), "chain rule")
+    return _along_training(
+        setting, networks, lambda one, model: chain_rule(model, one.x, layers=setting.layers), "chain rule"
+    )
 
 
 def check_regularity(setting: Setting) -> list[Check]:
@@ -31,7 +33,7 @@ def check_regularity(setting: Setting) -> list[Check]:
     checks: list[Check] = []
     for subject, step, model in _states(setting, subjects(setting), "regularity"):
         for subspace in _SUBSPACES:
-            found = regularity(model, subject.x, subspace=subspace)
+            found = regularity(model, subject.x, layers=setting.layers, subspace=subspace)
             terms = [term.statement for term in found.terms] if subspace == "all" else []
             statements = [found.statement, found.restricted_statement, *terms]
             checks += [Check(subject.name, one, step) for one in statements]
@@ -52,7 +54,9 @@ def check_skips(setting: Setting) -> list[Check]:
         )
     (subject,) = subjects(setting)
     try:
-        return _along_training(setting, [subject], lambda one, model: skip_bound(model, one.x), "skips")
+        return _along_training(
+            setting, [subject], lambda one, model: skip_bound(model, one.x, layers=setting.layers), "skips"
+        )
     except LayerCallError as reason:
         print(f"skips: {reason}")
         return []

@@ -24,6 +24,7 @@ class Setting:
         model: A network to check in place of ours, as for ``models.build_model``; None has ours.
         model_options: Options of that network, each ``name=value``.
         samples: Images that it is checked on.
+        layers: Where it is cut into a chain of layers; None takes the blocks.
     """
 
     out: Path
@@ -34,6 +35,7 @@ class Setting:
     model: str | None = None
     model_options: tuple[str, ...] = ()
     samples: int = 16
+    layers: tuple[str, ...] | None = None
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn.functional import avg_pool2d, cross_entropy
 
 from experiments.data import load_data, to_float
-from experiments.networks import ONLY_ARM, build_network
+from experiments.networks import ONLY_ARM, build_network, check_network
 from experiments.theory.setting import Setting
 
 #: Images at the quick size.
@@ -44,6 +44,7 @@ def subjects(setting: Setting) -> list[Subject]:
     x, y = to_float(data.train.images[drawn], dtype=torch.float64), data.train.labels[drawn]
     if setting.model is not None:
         build = _builder(setting, setting.model, ONLY_ARM, x, *setting.model_options, classes=data.num_classes)
+        check_network(setting.model, build(), x, data.num_classes)
         return [Subject(setting.model, build, x, y)]
     images = avg_pool2d(x, x.shape[-1] // 7)[: _QUICK_SAMPLES if setting.quick else None]
     size = ("width=10", "depth=2") if setting.quick else ("width=24", "depth=4")

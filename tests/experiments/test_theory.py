@@ -45,6 +45,12 @@ def user_network(arm="default"):
     return nn.Sequential(nn.Flatten(), nn.Linear(784, 8), nn.Sequential(nn.Tanh(), nn.Linear(8, 10)))
 
 
+def tuple_network(arm="default"):
+    network = user_network()
+    network.register_forward_hook(lambda module, args, output: (output, 1))
+    return network
+
+
 def wrong_network(arm="default"):
     return Wrong(nn.Flatten(), nn.Linear(784, 6), nn.Linear(6, 10))
 
@@ -124,6 +130,9 @@ def test_a_violation_is_a_finding_with_its_numbers_and_not_an_error(tmp_path, ca
         (["pl", "--samples", "0", "--model", "residual-mlp"], "--samples is 0"),
         (["pl", "--model", "resnet"], "resnet"),
         (["pl", "--model", "nowhere:nothing"], "cannot import 'nowhere'"),
+        (["pl", "--model", "tests.experiments.test_theory:tuple_network"], "must return logits of shape"),
+        (["regularity", "--model", "tests.experiments.test_theory:user_network", "--layers", "3"], "has 0, 1, 2"),
+        (["--layers", "blocks.*"], "name it by --model"),
         (["--sed", "1"], "--sed"),
     ],
 )
