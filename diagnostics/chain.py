@@ -154,6 +154,11 @@ class Chain:
         seen = forward_pass(self._model, self._state, self.x, [split_call(layer)[0] for layer in chosen])
         self._sizes, self._tensors_made = seen.widest, len(seen.sizes)
         self.logits = logits_of(seen.output).detach()
+        if self.logits.dim() == 0 or len(self.logits) != len(self.x):
+            raise UnsupportedModelError(
+                f"the model returns a tensor of shape {tuple(self.logits.shape)} for {len(self.x)} samples; return "
+                "one row of outputs for each sample"
+            )
         if layers is None:
             chosen = [layer for layer in name_each_call(chosen, seen.calls) if seen.calls[split_call(layer)[0]]]
         found = {layer: one_call(layer, seen) for layer in chosen}
@@ -265,7 +270,13 @@ def _dependencies(output: Tensor, tensors: Sequence[Tensor]) -> set[Tensor]:
     leaves = [tensor for tensor in tensors if tensor.requires_grad]
     if not output.requires_grad:
         return set()
-    found = torch.autograd.grad(output.sum(), leaves, retain_graph=True, allow_unused=True)
+    try:
+        found = torch.autograd.grad(output.sum(), leaves, retain_graph=True, allow_unused=True)
+    except RuntimeError as error:
+        reason = str(error).strip().splitlines()[0]
+        raise UnsupportedModelError(
+            f"the network cannot be taken apart ({reason}); turn gradient checkpointing off if that is it"
+        ) from error
     return {leaf for leaf, gradient in zip(leaves, found, strict=True) if gradient is not None}
 
 

@@ -209,10 +209,13 @@ class State:
         # With ``max_norm``, a forward pass shortens the rows of the weight that it looks up.
         shortened = {module.weight for module in _embeddings(model) if module.max_norm is not None}
         for name, tensor in model.named_parameters():
+            if nn.parameter.is_lazy(tensor):
+                raise InputError(f"{name} has no shape yet; run the model once before it is measured")
             require_finite(tensor.detach(), name)
             layout = torch.channels_last if tensor in kernels else torch.preserve_format
             held = convert(tensor.detach(), dtype).to(memory_format=layout)
-            self._tensors[tensor] = held.clone() if tensor in shortened else held
+            # Tensors made in inference mode are not taken by autograd.
+            self._tensors[tensor] = held.clone() if tensor in shortened or held.is_inference() else held
         for name, buffer in model.named_buffers():
             # An infinite buffer may be a mask; what diverged shows in the values of the maps.
             require_finite(buffer, name, or_infinite=True)

@@ -85,7 +85,9 @@ def probe_input(x: Tensor, model: nn.Module, dtype: torch.dtype | None) -> Tenso
     if not isinstance(x, Tensor) or x.dim() == 0 or x.numel() == 0:
         raise InputError("the probe must be a tensor of shape (N, *input_shape) with at least one sample")
     require_finite(x, "the probe")
-    return convert(x.detach().to(device_of(model, x)), dtype)
+    with torch.inference_mode(False):
+        held = convert(x.detach().to(device_of(model, x)), dtype)
+        return held.clone() if held.is_inference() else held  # which autograd would not take
 
 
 def build_maps(model: nn.Module, state: State, x: Tensor, name: str, layers: Sequence[str] | str | None) -> list[Map]:

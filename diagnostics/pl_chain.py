@@ -161,7 +161,9 @@ class PLChain:
         loss = self.loss + (terms + self.cost.samples * self.eps) * (1 + self.loss)
         error = 2 * math.sqrt(left) * shift + shift**2 + (self.cost.gradient_floor(loss) - right) + _TINY
         cause = f"the loss is under the rounding of {error:.2g}" if right <= error else ""
-        return Statement(name, "|∇c|² ≥ K/(K−1) (1 − e^{−c})²/N²", left, ">=", right, error, cause=cause)
+        return Statement(
+            name, "|∇c|² ≥ K/(K−1) max((1 − e^{−c})²/N², (1 − e^{−Nc})²/N³)", left, ">=", right, error, cause=cause
+        )
 
 
 def pl_chain(

@@ -5,6 +5,7 @@ graph that has a known rank is looked at, and counts where no path (no skip) lea
 a place, not a guess from the layer's type.
 """
 
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -37,7 +38,7 @@ class RankLimit:
     Attributes:
         rank: The bound.
         cause: One of ``expansion``, ``few parameters``, ``bottleneck``, ``dead units``, ``batch norm``,
-            ``(strided) 1×1 convolution``, ``weight``, ``inputs``, ``constant``.
+            ``layer norm``, ``group norm``, ``(strided) 1×1 convolution``, ``weight``, ``inputs``, ``constant``.
         explanation: One line with the numbers and the module.
     """
 
@@ -123,6 +124,8 @@ class _Watch(TorchFunctionMode):
         place, active = self._place(), {name for name, value in given.items() if any(value is one for one in inputs)}
         if func is functional.batch_norm and given.get("training") and active == {"input"}:
             yield _normalised(given["input"], given.get("weight"), place)
+        elif func in (functional.layer_norm, functional.group_norm) and active == {"input"}:
+            yield _normalised_rows(func, given, place)
         elif func is functional.linear and given["weight"].dim() == 2:
             if active == {"input"}:
                 yield _by_weight(given["weight"], output, place)
@@ -175,6 +178,15 @@ def _normalised(x: Tensor, weight: Tensor | None, place: str) -> RankLimit:
     rank = live * (x.numel() // channels - 1)
     what = f"the outputs of {place} in train mode sum to a constant in each of {channels} channels"
     return RankLimit(rank, "batch norm", what + (f", {channels - live} of which are off" if live < channels else ""))
+
+
+def _normalised_rows(func: Callable[..., Any], given: dict[str, Any], place: str) -> RankLimit:
+    entries = given["input"].numel()
+    if func is functional.layer_norm:
+        rows, kind = entries // math.prod(given["normalized_shape"]), "layer norm"
+    else:
+        rows, kind = given["input"].shape[0] * given["num_groups"], "group norm"
+    return RankLimit(entries - rows, kind, f"the outputs of {place} sum to a constant in each of {rows} groups")
 
 
 def _by_weight(weight: Tensor, output: Tensor, place: str) -> RankLimit:

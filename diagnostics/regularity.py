@@ -56,9 +56,8 @@ class Term:
     def statement(self) -> Statement:
         """The term against the layer's share."""
         error = self.error + self.share.error
-        return Statement(
-            "regularity of a layer", _TERM, self.share.value, ">=", self.value, error, self.layer, self.cause
-        )
+        cause = self.cause or (self.share.cause and f"λ(D_{{θ_l}}F) cannot be told from zero: {self.share.cause}")
+        return Statement("regularity of a layer", _TERM, self.share.value, ">=", self.value, error, self.layer, cause)
 
     def as_row(self) -> dict[str, Any]:
         """The factors of a term, for a table."""
@@ -104,6 +103,8 @@ class Regularity:
     def _statement(self, name: str, terms: Sequence[Term]) -> Statement:
         positive = sum(not term.cause for term in terms)
         cause = "" if positive else "; ".join(f"{term.layer}: {term.cause}" for term in terms)
+        if positive and self.whole.cause:
+            cause = f"λ(DF) cannot be told from zero: {self.whole.cause}"
         right, error = sum(term.value for term in terms), sum(term.error for term in terms)
         said = f"{positive} of {len(terms)} terms positive"
         if positive:

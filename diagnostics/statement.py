@@ -52,9 +52,10 @@ class Statement:
     def verdict(self) -> Verdict:
         """``violated`` where it fails by more than rounding, ``vacuous`` where it says nothing, else ``holds``.
 
-        NaN in a side or the error is a failure unless there is a cause: what was not measured does not hold.
+        A side that is NaN, or an error that is not finite, is a failure unless there is a cause: what was not measured
+        does not hold.
         """
-        unknown = math.isnan(self.slack) or math.isnan(self.error)
+        unknown = math.isnan(self.slack) or not math.isfinite(self.error)
         if self.slack < -self.error or (unknown and not self.cause):
             return "violated"
         return "vacuous" if self.cause else "holds"

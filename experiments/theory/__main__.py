@@ -15,7 +15,7 @@ import pandas as pd
 import tyro
 from matplotlib.figure import Figure
 
-from diagnostics.errors import InputError, near_matches
+from diagnostics.errors import InputError, UnsupportedModelError, near_matches
 from diagnostics.tables import clear_disk_errors, read_experiment
 from experiments.cli import parse_options, run_command
 from experiments.theory.convergence import run as check_convergence
@@ -108,15 +108,36 @@ def check(options: TheoryOptions) -> None:
     with one_thread():
         for name in names:
             start = time.perf_counter()
-            found[name] = list(EXPERIMENTS[name](setting))
+            try:
+                found[name] = list(EXPERIMENTS[name](setting))
+            except UnsupportedModelError as reason:
+                # One experiment that a network of the user's is not made for does not stop the others.
+                if options.model is None or (name == names[-1] and not found):
+                    raise
+                print(f"{name}: not checked: {reason}\n")
+                continue
             print_checks(name, found[name], time.perf_counter() - start)
             # After each, so that an interruption loses nothing that was finished.
-            write_table(pd.DataFrame(statement_rows(found)).astype({"step": "Int64"}), options.out / "theory.parquet")
+            write_table(_with_others(pd.DataFrame(statement_rows(found)), options.out), options.out / "theory.parquet")
             for path in _draw(name, options.out):
                 print(path)
             print()
     print_conclusion(found)
     print(f"all of them are in {options.out / 'theory.parquet'}")
+
+
+def _with_others(rows: pd.DataFrame, out: Path) -> pd.DataFrame:
+    """Statements, with those of other experiments that an earlier call left in the directory."""
+    rows = rows.astype({"step": "Int64"})
+    path = out / "theory.parquet"
+    if not path.exists():
+        return rows
+    try:
+        before = pd.read_parquet(path)
+        others = before[~before["experiment"].isin(rows["experiment"])]
+    except (OSError, ValueError, KeyError) as error:
+        raise InputError(f"{path} is no table of statements ({error}); remove it or choose another --out") from error
+    return pd.concat([others, rows], ignore_index=True) if len(others) else rows
 
 
 def _chosen(options: TheoryOptions) -> list[str]:

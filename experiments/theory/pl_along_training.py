@@ -7,17 +7,21 @@ import re
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
-from torch.func import functional_call
-from torch.nn.functional import cross_entropy
+from torch import nn
 from tqdm import tqdm
 
+from diagnostics.capture import logits_of, run
+from diagnostics.isolation import State, quiet
 from diagnostics.monitor import SpectrumMonitor
 from diagnostics.pl_chain import pl_chain
+from diagnostics.probe import loss_gradient, loss_metrics
+from diagnostics.recording import Recording
 from diagnostics.statement import Statement
 from diagnostics.tables import write_json
 from experiments.theory.setting import Check, Setting
 from experiments.theory.subjects import LR, Subject, subjects, train
+
+_FLOW = "dℓ/dt = −∇cᵀ K ∇c"
 
 #: Length of the numerical derivative's step: to first order the loss changes by this share of itself.
 _CHANGE = 1e-5
@@ -63,38 +67,24 @@ def _gradient_flow(subject: Subject, model: nn.Module, kernel_squared: float) ->
 
     Its error is estimated from a second one with half the step, and from the rounding of the losses.
     """
-    weights = {name: parameter.detach() for name, parameter in model.named_parameters()}
-    slope = _gradient(subject, model, weights)
-    length = sum(float((part**2).sum()) for part in slope.values())
-    loss = float(_loss(subject, model, weights))
-    if length == 0 or loss == 0:
-        cause = "the gradient of the loss is zero"
-        return Statement("gradient flow", _FLOW, -length, "=", -kernel_squared, 0.0, cause=cause)
+    with quiet(model, batch_mode="batch"):
+        state = State(model, torch.float64)
+        gradient = loss_gradient(Recording(model, state, subject.x), subject.y)
+        slope = {parameter: gradient.scale * part for parameter, part in gradient.parameters.items()}
+        length = sum(float((part**2).sum()) for part in slope.values())
+        if length == 0 or gradient.loss == 0:
+            cause = "the gradient of the loss is zero"
+            return Statement("gradient flow", _FLOW, -length, "=", -kernel_squared, 0.0, cause=cause)
 
-    def difference(time: float) -> float:
-        ahead, back = (
-            float(_loss(subject, model, {name: weights[name] - t * slope[name] for name in weights}))
-            for t in (time, -time)
-        )
-        return (ahead - back) / (2 * time)
+        def loss(time: float) -> float:
+            """After so much gradient flow, to first order; with the same dropout masks every time."""
+            moved = {parameter: state[parameter] - time * part for parameter, part in slope.items()}
+            logits = logits_of(run(model, state, (subject.x,), replaced=moved))
+            return loss_metrics(logits, subject.y)["loss"].item()
 
-    time = _CHANGE * loss / length
-    whole, half = difference(time), difference(time / 2)
-    rounding = 100 * torch.finfo(torch.float64).eps * loss / time
-    error = 4 * abs(whole - half) + rounding
-    return Statement("gradient flow", _FLOW, half, "=", -kernel_squared, error, note="left by a central difference")
-
-
-_FLOW = "dℓ/dt = −∇cᵀ K ∇c"
-
-
-def _gradient(subject: Subject, model: nn.Module, weights: dict[str, Tensor]) -> dict[str, Tensor]:
-    leaves = {name: weight.clone().requires_grad_() for name, weight in weights.items()}
-    found = torch.autograd.grad(_loss(subject, model, leaves), list(leaves.values()), materialize_grads=True)
-    return dict(zip(leaves, found, strict=True))
-
-
-def _loss(subject: Subject, model: nn.Module, weights: dict[str, Tensor]) -> Tensor:
-    """The loss on the probe with other weights; buffers stay as they are."""
-    buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
-    return cross_entropy(functional_call(model, {**weights, **buffers}, (subject.x,)), subject.y)
+        time = _CHANGE * gradient.loss / length
+        whole, half = ((loss(step) - loss(-step)) / (2 * step) for step in (time, time / 2))
+    error = 4 * abs(whole - half) + 100 * torch.finfo(torch.float64).eps * gradient.loss / time
+    cause = f"the difference quotient is only known to {error:.2g}" if error >= abs(kernel_squared) else ""
+    note = "left by a central difference"
+    return Statement("gradient flow", _FLOW, half, "=", -kernel_squared, error, cause=cause, note=note)

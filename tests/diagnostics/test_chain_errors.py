@@ -106,3 +106,15 @@ def test_default_blocks_that_are_never_called_are_left_out():
 def test_layers_that_are_no_names(layers):
     with pytest.raises(InputError, match="layers must be names or globs"):
         regularity(nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 2)), torch.randn(2, 3), layers=layers)
+
+
+@pytest.mark.parametrize(
+    ("model", "message"),
+    [
+        (Forward(lambda self, x: self.a(x).mean(), a=nn.Linear(3, 3)), r"a tensor of shape \(\) for 2 samples"),
+        (nn.Sequential(nn.LazyLinear(3)), "has no shape yet; run the model once"),
+    ],
+)
+def test_models_without_rows_of_outputs_or_without_shapes(model, message):
+    with pytest.raises(InputError, match=message):
+        regularity(model, torch.randn(2, 3, dtype=torch.float64))

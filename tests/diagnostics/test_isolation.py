@@ -281,3 +281,12 @@ class TestWrappers:
 def test_what_is_no_module_is_refused():
     with pytest.raises(InputError, match="the model is a function; it must be a torch"):
         spectra(lambda x: x, torch.randn(2, 3))
+
+
+def test_models_and_probes_made_in_inference_mode_are_measured():
+    with torch.inference_mode():
+        torch.manual_seed(0)
+        model, x = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2)).double(), torch.randn(5, 3).double()
+        kernel = tangent_kernel(model, x)
+    assert kernel.total.shape == (10, 10)
+    assert spectra(model, x, map="tail", layers="0")["0"].resolved

@@ -96,3 +96,8 @@ def test_a_row_has_every_attribute_and_what_follows_from_them():
     assert row == given | {"slack": -1.0, "verdict": "violated"}
     with pytest.raises(dataclasses.FrozenInstanceError):
         found.left = 0.0
+
+
+def test_an_infinite_error_forgives_nothing():
+    assert Statement("s", "a = b", 5.0, "=", 0.0, float("inf")).verdict == "violated"
+    assert Statement("s", "a = b", 5.0, "=", 0.0, float("inf"), cause="not measured").verdict == "vacuous"

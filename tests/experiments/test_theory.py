@@ -45,6 +45,35 @@ def user_network(arm="default"):
     return nn.Sequential(nn.Flatten(), nn.Linear(784, 8), nn.Sequential(nn.Tanh(), nn.Linear(8, 10)))
 
 
+def partly_frozen(arm="default"):
+    network = user_network()
+    network[1].requires_grad_(False)
+    return network
+
+
+def with_dropout(arm="default"):
+    return nn.Sequential(nn.Flatten(), nn.Linear(784, 12), nn.Dropout(0.5), nn.Tanh(), nn.Linear(12, 10))
+
+
+class Uncut(nn.Module):
+    """Skips written in the forward pass, around the blocks."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem = nn.Sequential(nn.AvgPool2d(4), nn.Flatten())
+        self.blocks, self.head = nn.ModuleList([nn.Linear(49, 49), nn.Linear(49, 49)]), nn.Linear(49, 10)
+
+    def forward(self, x):
+        x = self.stem(x)
+        for block in self.blocks:
+            x = x + block(x).tanh()
+        return self.head(x)
+
+
+def uncut(arm="default"):
+    return Uncut()
+
+
 def tuple_network(arm="default"):
     network = user_network()
     network.register_forward_hook(lambda module, args, output: (output, 1))
@@ -108,6 +137,27 @@ def test_a_network_of_the_users_own(tmp_path, capsys):
     printed = capsys.readouterr().out
     assert "0 are violated" in printed
     assert "Sequential has no block whose output has the shape of its input" in printed
+
+
+@pytest.mark.parametrize("factory", ["partly_frozen", "with_dropout"])
+def test_the_gradient_flow_moves_what_is_trained_with_the_masks_of_the_chain(tmp_path, factory):
+    arguments = ["pl", "--out", str(tmp_path), "--quick", "--model", f"tests.experiments.test_theory:{factory}"]
+    assert theory.main([*arguments, "--samples", "4"]) == 0
+    flow = pd.read_parquet(tmp_path / "theory.parquet").query("statement == 'gradient flow'")
+    assert set(flow["verdict"]) == {"holds"}
+    assert (flow["error"] < 1e-3 * flow["left"].abs()).all()
+
+
+def test_a_network_that_is_no_chain_has_everything_else_checked(tmp_path, capsys):
+    model = "tests.experiments.test_theory:uncut"
+    assert theory.main(["--out", str(tmp_path), "--quick", "--samples", "4", "--model", model]) == 0
+    assert "chain-rule: not checked: the layers are no chain" in capsys.readouterr().out
+    assert set(pd.read_parquet(tmp_path / "theory.parquet")["experiment"]) == {"skips", "pl"}
+    assert theory.main(["chain-rule", "--out", str(tmp_path), "--quick", "--model", model]) == 2
+    cut = ["chain-rule", "--layers", "head", "--samples", "4", "--out", str(tmp_path), "--quick", "--model", model]
+    assert theory.main(cut) == 0
+    # What an earlier call found stays.
+    assert set(pd.read_parquet(tmp_path / "theory.parquet")["experiment"]) == {"skips", "pl", "chain-rule"}
 
 
 def test_a_violation_is_a_finding_with_its_numbers_and_not_an_error(tmp_path, capsys):
