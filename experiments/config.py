@@ -11,6 +11,7 @@ import tyro
 
 from diagnostics.errors import InputError
 from diagnostics.monitor import Measurement
+from experiments.loggers import check_loggers
 
 
 def _data_dir() -> Path | None:
@@ -122,6 +123,12 @@ class TrainConfig:
     checkpoints: int | None = None
     """Save a checkpoint every so many steps, besides the first and the last; None for once an epoch."""
 
+    log: tuple[Literal["tensorboard", "wandb"], ...] = ()
+    """Also log loss, accuracy, learning rate and the spectra's ends to TensorBoard or (offline) Weights & Biases."""
+
+    estimate: bool = False
+    """Time a few steps, print the hours, memory and disk that the experiment will take, and write nothing."""
+
     resume: bool = False
     """Go on with the experiment in --out: finished runs stay, interrupted ones continue from their last checkpoint."""
 
@@ -142,6 +149,7 @@ class TrainConfig:
             if not values or len(set(values)) < len(values):
                 named = " ".join(values) or "empty"
                 raise InputError(f"--{option} must name at least one value, and each only once; it is {named}")
+        check_loggers(self.log)
 
 
 #: Numeric options, the values they may have, and these in words; None is for ``TrainConfig`` to allow.

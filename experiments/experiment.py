@@ -1,6 +1,8 @@
 """An experiment: every arm at every learning rate in every trial, each a run in a directory of its own."""
 
+import contextlib
 import tempfile
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,14 +19,18 @@ from diagnostics.tables import write_json
 from experiments.batches import INITIALISATION, PROBE, SUBSET, Batches, Pixels, derive_seed, generator
 from experiments.config import TrainConfig
 from experiments.data import Split, load_data
+from experiments.locks import check_unlocked, locked
 from experiments.networks import build_network, check_arms, check_network
-from experiments.outputs import check_out, is_over, prepare_out, write_status
+from experiments.outputs import check_out, is_over, prepare_out, read_status, write_status
 from experiments.provenance import device_name, git_revision, versions
 from experiments.speed import write_speed
-from experiments.training import Trainer
+from experiments.training import Progress, Trainer
 
 #: Images of the first batch that a network is tried on before training.
 _CHECKED = 8
+
+#: Seconds between two records of the step at which a run in a process of its own is.
+_RECORD_EVERY = 1.0
 
 
 @dataclass(frozen=True)
@@ -51,15 +57,19 @@ class Experiment:
 
     Args:
         config: The options.
+        prepared: Whether another process has tried the networks already and is within ``prepared()``, for which this
+            one runs single cells.
 
     Raises:
         InputError: Whatever is wrong with the options, the data, the model or the output directory, before
-            anything is written.
+            anything is written; or another process writes to that.
     """
 
-    def __init__(self, config: TrainConfig) -> None:
+    def __init__(self, config: TrainConfig, *, prepared: bool = False) -> None:
         config.check()
         check_arms(config.model, config.arms)
+        if not prepared:
+            check_unlocked([config.out, *(config.out / "runs").glob("*")])
         check_out(config)
         self.config, self.device = config, choose_device(config.device)
         self.data = load_data(
@@ -77,9 +87,10 @@ class Experiment:
             Split(split.images.to(self.device), split.labels.to(self.device))
             for split in (self.data.train, self.data.test)
         )
-        with tempfile.TemporaryDirectory() as scratch:
-            for cell in {cell.arm: cell for cell in self.cells()}.values():
-                self._check(cell, Path(scratch))
+        if not prepared:
+            with tempfile.TemporaryDirectory() as scratch:
+                for cell in {cell.arm: cell for cell in self.cells()}.values():
+                    self._check(cell, Path(scratch))
 
     def cells(self) -> Iterator[Cell]:
         """Every run, the arms of a trial next to each other."""
@@ -88,32 +99,63 @@ class Experiment:
                 for arm in self.config.arms:
                     yield Cell(arm, lr, trial, derive_seed(self.config.seed, trial))
 
+    def directory(self, cell: Cell) -> Path:
+        """Where a run has its tables and checkpoints."""
+        return self.config.out / "runs" / cell.run_id
+
+    @contextlib.contextmanager
+    def prepared(self) -> Iterator[None]:
+        """Hold the experiment's directory inside, made, emptied with ``--overwrite`` and described.
+
+        Raises:
+            InputError: Another process writes there, or it cannot be written.
+            KeyboardInterrupt: Like that within, and says how to go on.
+        """
+        with locked(self.config.out):
+            prepare_out(self.config, self.probe)
+            try:
+                yield
+            except KeyboardInterrupt:
+                advice = "to go on, repeat the command with --resume (and without --overwrite)"
+                raise KeyboardInterrupt(advice) from None
+
     def run(self) -> None:
         """Train every run that is not over yet, then write the speed table."""
-        prepare_out(self.config, self.probe)
         every = list(self.cells())
-        try:
-            with tqdm(total=len(every) * (self._total_steps() + 1), unit="step", dynamic_ncols=True) as bar:
+        with self.prepared():
+            with tqdm(total=len(every) * (self.total_steps() + 1), unit="step", dynamic_ncols=True) as bar:
                 for cell in every:
-                    self._run(cell, bar)
-        except KeyboardInterrupt:
-            raise KeyboardInterrupt("to go on, repeat the command with --resume (and without --overwrite)") from None
-        write_speed(self.config.out)
+                    end = bar.n + self.total_steps() + 1
+                    bar.set_description(cell.run_id)
+                    self._run(cell, _Progress(bar))
+                    bar.update(end - bar.n)
+            write_speed(self.config.out)
 
-    def _run(self, cell: Cell, bar: tqdm) -> None:
-        directory = self.config.out / "runs" / cell.run_id
-        end = bar.n + self._total_steps() + 1
-        bar.set_description(cell.run_id)
-        if not is_over(directory):
-            directory.mkdir(parents=True, exist_ok=True)
+    def run_cell(self, run_id: str) -> None:
+        """Train one run unless it is over, for a process that is within ``prepared()``; its status tells its step."""
+        cell = next(cell for cell in self.cells() if cell.run_id == run_id)
+        self._run(cell, _StepRecord(self.directory(cell)))
+
+    def record_failure(self, cell: Cell, reason: str) -> None:
+        """Mark a run as failed whose process ended without a word; a reason that the process gave itself stays."""
+        directory = self.directory(cell)
+        with locked(directory):
+            if read_status(directory).get("status") != "failed":
+                write_json(self._describe(cell), directory / "config.json")
+                write_status(directory, "failed", reason=reason)
+
+    def _run(self, cell: Cell, progress: Progress) -> None:
+        directory = self.directory(cell)
+        if is_over(directory):
+            return
+        with locked(directory):
             write_status(directory, "running")
             write_json(self._describe(cell), directory / "config.json")
             try:
-                self._trainer(cell, directory).run(_Progress(bar))
+                self._trainer(cell, directory).run(progress)
             except Exception as error:
                 write_status(directory, "failed", reason=f"{type(error).__name__}: {error}")
                 raise
-        bar.update(end - bar.n)
 
     def _check(self, cell: Cell, scratch: Path) -> None:
         """Build, try and measure a run's network once, so that nothing is found wrong with it later."""
@@ -136,7 +178,7 @@ class Experiment:
             monitor=self._monitor(model, cell, directory),
             directory=directory,
             lr=cell.lr,
-            total_steps=self._total_steps(),
+            total_steps=self.total_steps(),
         )
 
     def _model(self, cell: Cell) -> nn.Module:
@@ -169,7 +211,8 @@ class Experiment:
             run_id=cell.run_id,
         )
 
-    def _total_steps(self) -> int:
+    def total_steps(self) -> int:
+        """Steps that each run takes."""
         if self.config.steps is not None:
             return self.config.steps
         assert self.config.epochs is not None
@@ -198,7 +241,7 @@ class Experiment:
             "device": device_name(self.device),
             "versions": versions(),
             "git_revision": git_revision(),
-            "total_steps": self._total_steps(),
+            "total_steps": self.total_steps(),
             "batch_size": config.batch_size or len(self.train),
             "num_classes": self.data.num_classes,
             "input_shape": list(self.train.images.shape[1:]),
@@ -219,6 +262,18 @@ class _Progress:
             self.kappa = f"{'' if worst.resolved else '≥'}{worst.condition_number:.3g}"
         self.bar.set_postfix_str(f"step {step}, loss {loss:.3g}, κ {self.kappa}", refresh=False)
         self.bar.update(self.start + step + 1 - self.bar.n)
+
+
+class _StepRecord:
+    """Records the step in a run's status every now and then; called after every step."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory, self.written = directory, -_RECORD_EVERY
+
+    def __call__(self, step: int, loss: float, spectra: dict[str, Spectrum]) -> None:
+        if time.monotonic() >= self.written + _RECORD_EVERY:
+            write_status(self.directory, "running", step=step)
+            self.written = time.monotonic()
 
 
 def choose_device(name: str) -> torch.device:

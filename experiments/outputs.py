@@ -19,12 +19,13 @@ from diagnostics.errors import InputError
 from diagnostics.tables import write_json
 from experiments.checkpoints import save_checkpoint
 from experiments.config import TrainConfig
+from experiments.locks import LOCK, check_unlocked
 
 _DESCRIPTION = "experiment.json"
 _PROBE = "probe.safetensors"
 
 #: Options that may change on resuming: where things are, and how many runs there are.
-_MAY_CHANGE = frozenset({"out", "data_dir", "device", "resume", "overwrite", "arms", "lr", "trials"})
+_MAY_CHANGE = frozenset({"out", "data_dir", "device", "resume", "overwrite", "arms", "lr", "trials", "estimate", "log"})
 
 
 def check_out(config: TrainConfig) -> None:
@@ -43,8 +44,8 @@ def check_out(config: TrainConfig) -> None:
     if not os.access(place, os.W_OK | os.X_OK):
         raise InputError(f"--out {out} cannot be made: {place} is not writable; choose another directory")
     ours = (out / _DESCRIPTION).exists()
-    # Killed at its very start, an experiment leaves no more than a temporary file.
-    if out.exists() and any(entry.name != f".{_DESCRIPTION}.tmp" for entry in out.iterdir()):
+    # Killed at its very start, an experiment leaves no more than these.
+    if out.exists() and any(entry.name not in (LOCK, f".{_DESCRIPTION}.tmp") for entry in out.iterdir()):
         if not ours:
             raise InputError(f"--out {out} exists and holds no experiment; choose another directory")
         if not (config.resume or config.overwrite):
@@ -56,15 +57,19 @@ def check_out(config: TrainConfig) -> None:
 def prepare_out(config: TrainConfig, probe: tuple[Tensor, Tensor]) -> None:
     """Make the experiment's directory, emptied first with ``--overwrite``, and describe it.
 
+    Its lock is to be held meanwhile.
+
     Raises:
-        InputError: It cannot be made, emptied or written.
+        InputError: It cannot be made, emptied or written, or another process writes one of its runs.
     """
     out = config.out
+    check_unlocked((out / "runs").glob("*"))
     try:
         out.mkdir(parents=True, exist_ok=True)
         if config.overwrite:
             # What says that this is an experiment goes last, so that --overwrite can be repeated when interrupted.
-            for entry in sorted(out.iterdir(), key=lambda entry: entry.name == _DESCRIPTION):
+            entries = [entry for entry in out.iterdir() if entry.name != LOCK]
+            for entry in sorted(entries, key=lambda entry: entry.name == _DESCRIPTION):
                 shutil.rmtree(entry) if entry.is_dir() and not entry.is_symlink() else entry.unlink()
         for leftover in (*out.rglob(".*.tmp"), *out.rglob(".tmp??????")):  # the latter are safetensors' own
             leftover.unlink()
@@ -96,12 +101,23 @@ def write_status(run: Path, status: str, **more: Any) -> None:
     write_json({"status": status, **more}, run / "status.json")
 
 
+def clear_status(run: Path) -> None:
+    """Forget how a run stood, before it is taken up again."""
+    (run / "status.json").unlink(missing_ok=True)
+
+
+def read_status(run: Path) -> dict[str, Any]:
+    """How a run stands, by ``status`` and what else is recorded with it; empty if nothing readable is."""
+    try:
+        status = json.loads((run / "status.json").read_text())
+    except (OSError, ValueError):
+        return {}
+    return status if isinstance(status, dict) else {}
+
+
 def is_over(run: Path) -> bool:
     """Whether a run has come to its end, by finishing or by diverging."""
-    try:
-        return json.loads((run / "status.json").read_text())["status"] in ("finished", "diverged")
-    except (OSError, ValueError, KeyError):
-        return False
+    return read_status(run).get("status") in ("finished", "diverged")
 
 
 def _options(config: TrainConfig) -> dict[str, Any]:

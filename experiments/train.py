@@ -9,13 +9,17 @@ from dataclasses import replace
 
 from experiments.cli import parse_preset, run_command
 from experiments.config import TrainConfig
+from experiments.estimate import estimate, print_estimate
 from experiments.experiment import Experiment
 from experiments.presets import PRESETS
 from experiments.summary import print_summary
 
 
 def train(config: TrainConfig) -> None:
-    """Check everything, train every run, and print what came of it."""
+    """Check everything, train every run, and print what came of it; or only what it would take."""
+    if config.estimate:
+        print_estimate(estimate(config))
+        return
     Experiment(config).run()
     print_summary(config.out)
 

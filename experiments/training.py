@@ -32,6 +32,7 @@ from experiments.checkpoints import (
 )
 from experiments.config import TrainConfig
 from experiments.data import Split
+from experiments.loggers import Logger, open_loggers, spectrum_scalars
 from experiments.outputs import write_status
 
 _EVALUATION_BATCH = 500
@@ -73,11 +74,18 @@ class Trainer:
             momentum=self.config.momentum,
             weight_decay=self.config.weight_decay,
         )
+        self._loggers: list[Logger] = []
 
     def run(self, progress: Progress) -> str:
         """Train to the end, from the last checkpoint if there is one; return ``finished`` or ``diverged``."""
         started = time.perf_counter()
-        status = self._steps(self._resume(), progress)
+        first = self._resume()
+        self._loggers = open_loggers(self.config.log, self.directory, first)
+        try:
+            status = self._steps(first, progress)
+        finally:
+            for logger in self._loggers:
+                logger.close()
         self.monitor.close()
         write_status(
             self.directory,
@@ -95,6 +103,7 @@ class Trainer:
                 self._evaluate(step)
             last = step == self.total_steps
             self._set_lr(step)
+            lr = self.optimizer.param_groups[0]["lr"]
             started = time.perf_counter()
             loss, accuracy = self._look(step) if last else self._gradients(step)
             found = math.isfinite(value := loss.item())
@@ -103,10 +112,13 @@ class Trainer:
                 epoch=step / self.batches.per_epoch,
                 loss=loss,
                 accuracy=accuracy,
-                lr=self.optimizer.param_groups[0]["lr"],
+                lr=lr,
                 grad_norm=None if last else torch.nn.utils.get_total_norm(self._gradient_tensors()),
                 seconds=time.perf_counter() - started,
             )
+            for logger in self._loggers:
+                train = {"train/loss": value, "train/accuracy": accuracy.item(), "train/lr": lr}
+                logger.log(step, train | spectrum_scalars(spectra))
             if not found:
                 return "diverged"
             if not last:
@@ -156,9 +168,10 @@ class Trainer:
                 loss += cross_entropy(logits, labels, reduction="sum").item()
                 right += int((logits.argmax(1) == labels).sum())
         self.model.train()
-        count = len(self.test)
-        epoch = step / self.batches.per_epoch
-        self.monitor.log(step, split="test", epoch=epoch, loss=loss / count, accuracy=right / count)
+        found = {"loss": loss / len(self.test), "accuracy": right / len(self.test)}
+        self.monitor.log(step, split="test", epoch=step / self.batches.per_epoch, **found)
+        for logger in self._loggers:
+            logger.log(step, {f"test/{name}": value for name, value in found.items()})
 
     def _checkpoint_due(self, step: int) -> bool:
         interval = self.config.checkpoints or self.batches.per_epoch

@@ -1,3 +1,4 @@
+import sys
 from dataclasses import fields, replace
 from pathlib import Path
 
@@ -103,3 +104,18 @@ def test_data_directory_comes_from_the_environment(monkeypatch):
     assert TrainConfig(**options).data_dir == Path("somewhere")
     monkeypatch.setenv("SKIP_DATA_DIR", "")
     assert TrainConfig(**options).data_dir is None
+
+
+def test_a_log_whose_package_is_missing_says_how_to_install_it(monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    for name in ("tensorboard", "wandb"):
+        with pytest.raises(InputError, match=rf"--log {name} .*pip install 'skip-conditioning\[{name}\]'"):
+            replace(preset("demo"), log=(name,)).check()
+
+
+def test_a_folder_named_like_a_package_is_not_that_package(tmp_path, monkeypatch):
+    (tmp_path / "wandb").mkdir()
+    monkeypatch.setattr("sys.path", [str(tmp_path)])
+    monkeypatch.delitem(sys.modules, "wandb", raising=False)
+    with pytest.raises(InputError, match="--log wandb"):
+        replace(preset("demo"), log=("wandb",)).check()

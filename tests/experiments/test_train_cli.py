@@ -39,6 +39,8 @@ from experiments.train import main, parse
         (["demo", "--out", "o", "--steps=60", "--epochs=2"], ["either --steps or --epochs"]),
         (["demo", "--out", "o", "--steps", "None"], ["either --steps or --epochs"]),
         (["demo", "--out", "o", "--experiment", "mine"], ["--experiment"]),
+        (["demo", "--out", "o", "--log", "comet"], ["--log", "comet", "tensorboard"]),
+        (["demo", "--out", "o", "--estimate", "--trials", "0"], ["--trials must be at least 1"]),
         (["demo", "--out", "o", "--augment", "mixup"], ["--augment", "mixup", "resized-crop"]),
         (["demo", "--out", "o", "--resume", "--overwrite"], ["--resume", "--overwrite", "one of them"]),
         (["demo", "--out", "o", "--arms", "chian"], ["'chian'", "Did you mean 'chain'"]),
@@ -151,6 +153,23 @@ def test_progress_is_on_stderr_and_the_summary_on_stdout(train, capsys):
     last = progress.splitlines()[-1].rpartition("\r")[2]
     loss = read_experiment(out).metrics.query("split == 'train'")["loss"].iloc[-1]
     assert re.search(rf"plain-lr0.1-trial00: 100%.*7/7.*step 6, loss {loss:.3g}, κ [≥\d]", last), last
+
+
+def test_estimate_prints_and_writes_nothing(small, capsys):
+    before = sorted(Path().rglob("*"))
+    assert main([*small, "--out", "o", "--estimate"]) == 0
+    printed = capsys.readouterr().out
+    assert printed.startswith("1 runs of 6 steps")
+    assert all(word in printed for word in ("hours", "memory:", "disk:", "of tables", "diagnostics", "A step takes"))
+    assert [path for path in sorted(Path().rglob("*")) if "__pycache__" not in path.parts] == before
+
+
+def test_estimate_refuses_what_training_would(train, small, capsys):
+    train("o")
+    capsys.readouterr()
+    assert refused([*small, "--out", "o", "--estimate"], capsys, ["--resume", "--overwrite"])
+    assert refused([*small, "--out", "o", "--estimate", "--resume", "--seed", "4"], capsys, ["seed 0 → 4"])
+    assert main([*small, "--out", "o", "--estimate", "--resume"]) == 0
 
 
 @pytest.mark.parametrize("preset", PRESETS)
