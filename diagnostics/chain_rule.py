@@ -4,7 +4,7 @@ Source: MacDonald et al. 2023, section 2 (PAPER.md, statement 1).
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
@@ -14,7 +14,7 @@ from diagnostics.errors import InputError
 from diagnostics.isolation import State, quiet, unwrap
 from diagnostics.jacobian_operator import jacobian_of
 from diagnostics.kernel import tangent_kernel
-from diagnostics.maps import TOTAL, build_maps, probe_input
+from diagnostics.maps import TOTAL, probe_input
 from diagnostics.recording import Recording
 from diagnostics.rounding import Precisions, gram_rounding, probe_vectors
 from diagnostics.statement import Statement
@@ -127,14 +127,18 @@ class _Sides:
     def __init__(
         self, model: nn.Module, x: Tensor, dtype: torch.dtype, layers: Sequence[str] | str | None, memory_budget: int
     ) -> None:
-        state = State(model, dtype)
-        self._model, self._dtype = model, dtype
-        self.layerwise = _Layerwise(Chain(model, state, x, layers), memory_budget)
-        self._whole = jacobian_of(build_maps(model, state, x, "kernel", [TOTAL])[0], memory_budget)
+        chain = Chain(model, State(model, dtype), x, layers)
+        self._dtype = dtype
+        self.layerwise = _Layerwise(chain, memory_budget)
+        parameters = [parameter for held in self.layerwise.trainable.values() for parameter in held]
+        self._whole = jacobian_of(chain.whole(parameters), memory_budget)
 
     def direct(self, rows: Tensor) -> dict[str, Tensor]:
         """``D_{θ_l}Fᵀ U`` of every layer with parameters, by autograd through the whole network."""
-        return by_layer(self._whole._apply_adjoint(rows.to(self._dtype)), self._model, self.layerwise.trainable)
+        trainable = self.layerwise.trainable
+        sizes = [sum(parameter.numel() for parameter in held) for held in trainable.values()]
+        parts = self._whole._apply_adjoint(rows.to(self._dtype)).split(sizes)
+        return dict(zip(trainable, parts, strict=True))
 
     def pull_back(self, rows: Tensor) -> dict[str, Tensor]:
         """The same, layer by layer."""
@@ -204,10 +208,3 @@ class _Layerwise:
         assert moved is not None  # there are trainable parameters, or there would be no kernel
         return moved
 
-
-def by_layer(columns: Tensor, model: nn.Module, trainable: Mapping[str, Sequence[nn.Parameter]]) -> dict[str, Tensor]:
-    """``DFᵀ U``, ``(P, k)`` with rows for all trainable parameters of a model, as ``(p_l, k)`` for each layer."""
-    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    parts = columns.split([parameter.numel() for parameter in parameters])
-    found = dict(zip(parameters, parts, strict=True))
-    return {name: torch.cat([found[parameter] for parameter in held]) for name, held in trainable.items()}
