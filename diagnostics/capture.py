@@ -2,7 +2,7 @@
 
 import contextlib
 import fnmatch
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,8 +10,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils.weak import WeakIdKeyDictionary
 
 from diagnostics.errors import (
     InputError,
@@ -21,6 +19,7 @@ from diagnostics.errors import (
     near_matches,
 )
 from diagnostics.isolation import State, restore_streams, save_streams, seed_streams
+from diagnostics.tensor_sizes import DependentSizes
 
 
 @dataclass(frozen=True)
@@ -125,7 +124,7 @@ def forward_pass(model: nn.Module, state: State, x: Tensor, layers: Sequence[str
     """
     calls: dict[str, list[Call]] = {layer: [] for layer in layers}
     modules = dict(model.named_modules())
-    watch = _DependentSizes(x)
+    watch = DependentSizes(x)
     handles = []
 
     def record(layer: str) -> None:
@@ -308,30 +307,3 @@ def _copy(value: Any, copies: dict[int, Tensor]) -> Any:
         parts = [_copy(part, copies) for part in value]
         return type(value)(*parts) if hasattr(value, "_fields") else type(value)(parts)
     return {key: _copy(part, copies) for key, part in value.items()} if type(value) is dict else value
-
-
-class _DependentSizes(TorchDispatchMode):
-    """Notes the entries of every tensor made that depends on the input."""
-
-    def __init__(self, x: Tensor) -> None:
-        super().__init__()
-        self.sizes: list[int] = []
-        # Weak, as keeping every activation alive would take the memory of a whole training step.
-        self._dependent = WeakIdKeyDictionary({x: True})
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
-        result = func(*args, **(kwargs or {}))
-        if any(tensor in self._dependent for tensor in _tensors(args)):
-            for tensor in _tensors((result,)):
-                self._dependent[tensor] = True
-                self.sizes.append(tensor.numel())
-        return result
-
-
-def _tensors(values: Iterable[Any]) -> Iterator[Tensor]:
-    """The tensors among an operator's arguments or results, lists of them opened."""
-    for value in values:
-        if isinstance(value, Tensor):
-            yield value
-        elif isinstance(value, tuple | list):
-            yield from _tensors(value)

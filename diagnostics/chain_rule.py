@@ -207,4 +207,3 @@ class _Layerwise:
             moved = sum(parts[1:], parts[0]) if parts else None
         assert moved is not None  # there are trainable parameters, or there would be no kernel
         return moved
-

@@ -2,8 +2,8 @@
 
 import math
 import os
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
@@ -166,3 +166,13 @@ _DEMANDS: tuple[tuple[tuple[str, ...], Callable[[float], bool], str], ...] = (
     (("momentum", "weight_decay", "seed"), lambda value: 0 <= value < math.inf, "a number from 0"),
     (("loss_threshold",), math.isfinite, "a finite number"),
 )
+
+
+def with_given_length(config: TrainConfig, args: Sequence[str]) -> TrainConfig:
+    """A preset's options where the length of runs on the command line, in steps or epochs, replaces the preset's."""
+    given = {word.partition("=")[0] for word in args}
+    if "--steps" in given and "--epochs" not in given:
+        return replace(config, epochs=None)
+    if "--epochs" in given and "--steps" not in given:
+        return replace(config, steps=None)
+    return config

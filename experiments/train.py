@@ -5,10 +5,9 @@
 
 import sys
 from collections.abc import Sequence
-from dataclasses import replace
 
 from experiments.cli import parse_preset, run_command
-from experiments.config import TrainConfig
+from experiments.config import TrainConfig, with_given_length
 from experiments.estimate import estimate, print_estimate
 from experiments.experiment import Experiment
 from experiments.presets import PRESETS
@@ -30,13 +29,7 @@ def parse(args: Sequence[str]) -> TrainConfig:
     Raises:
         InputError: A preset, an option or a value that does not exist.
     """
-    config = parse_preset(PRESETS, "python -m experiments.train", args)
-    given = {word.partition("=")[0] for word in args}
-    if "--steps" in given and "--epochs" not in given:
-        return replace(config, epochs=None)
-    if "--epochs" in given and "--steps" not in given:
-        return replace(config, steps=None)
-    return config
+    return with_given_length(parse_preset(PRESETS, "python -m experiments.train", args), args)
 
 
 def main(args: Sequence[str] | None = None) -> int:

@@ -1,0 +1,35 @@
+"""How large the tensors of a forward pass are, which memory is planned by."""
+
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.weak import WeakIdKeyDictionary
+
+
+class DependentSizes(TorchDispatchMode):
+    """Notes the entries of every tensor made that depends on the input."""
+
+    def __init__(self, x: Tensor) -> None:
+        super().__init__()
+        self.sizes: list[int] = []
+        # Weak, as keeping every activation alive would take the memory of a whole training step.
+        self._dependent = WeakIdKeyDictionary({x: True})
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+        result = func(*args, **(kwargs or {}))
+        if any(tensor in self._dependent for tensor in _tensors(args)):
+            for tensor in _tensors((result,)):
+                self._dependent[tensor] = True
+                self.sizes.append(tensor.numel())
+        return result
+
+
+def _tensors(values: Iterable[Any]) -> Iterator[Tensor]:
+    """The tensors among an operator's arguments or results, lists of them opened."""
+    for value in values:
+        if isinstance(value, Tensor):
+            yield value
+        elif isinstance(value, tuple | list):
+            yield from _tensors(value)
