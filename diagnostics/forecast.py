@@ -68,6 +68,7 @@ class TimeBudget:
         share: The largest share, or None for no limit.
 
     Attributes:
+        share: As given.
         spent: Seconds spent measuring so far.
 
     Raises:
@@ -77,7 +78,7 @@ class TimeBudget:
     def __init__(self, share: float | None) -> None:
         if share is not None and not 0 < share < math.inf:
             raise InputError(f"max_overhead must be a positive share such as 0.05, or None; it is {share!r}")
-        self._share, self._started, self.spent = share, time.perf_counter(), 0.0
+        self.share, self._started, self.spent = share, time.perf_counter(), 0.0
 
     @property
     def overhead(self) -> float:
@@ -86,9 +87,9 @@ class TimeBudget:
 
     def affords(self, estimate: float) -> bool:
         """Whether a measurement of so many seconds would stay within the share."""
-        if self._share is None:
+        if self.share is None:
             return True
-        return self.spent + estimate <= self._share * (time.perf_counter() - self._started - self.spent)
+        return self.spent + estimate <= self.share * (time.perf_counter() - self._started - self.spent)
 
     @contextlib.contextmanager
     def measuring(self, device: torch.device) -> Iterator[None]:

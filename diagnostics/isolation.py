@@ -67,7 +67,7 @@ def quiet(model: nn.Module, *, batch_mode: str) -> Iterator[None]:
     devices = [tensor.device for tensor in (*model.parameters(), *model.buffers())]
     with _forked_streams(devices), exact_numerics(devices):
         try:
-            _stand_in_for_buffers(model)
+            stand_in_for_buffers(model)
             if batch_mode == "sample":
                 for module in attributes:
                     module.training = False
@@ -78,7 +78,7 @@ def quiet(model: nn.Module, *, batch_mode: str) -> Iterator[None]:
                 vars(module).update(before)
 
 
-def _stand_in_for_buffers(model: nn.Module) -> None:
+def stand_in_for_buffers(model: nn.Module) -> None:
     """Give the model copies of its buffers.
 
     A gradient checkpoint runs a part of the model again, in the backward pass, when the copies that ``State`` gives to

@@ -11,6 +11,7 @@ from torch.distributed import ProcessGroup
 from diagnostics.choice import check_method, choose_method
 from diagnostics.errors import InputError, MemoryBudgetError
 from diagnostics.exact import exact_spectrum
+from diagnostics.first_process import buffers_of_first
 from diagnostics.isolation import State, quiet, require_finite, unwrap
 from diagnostics.jacobians import dense_jacobian
 from diagnostics.kernel_spectra import kernel_spectra
@@ -18,6 +19,7 @@ from diagnostics.maps import Map, build_maps, check_map, probe_input
 from diagnostics.matrix_free import matrix_free_spectrum
 from diagnostics.param_spectrum import param_spectrum
 from diagnostics.progress import progress_bar
+from diagnostics.sharding import deal, together
 from diagnostics.spectrum import Spectrum
 
 GIB = 2**30
@@ -65,7 +67,8 @@ def spectra(
         memory_budget: Bytes the measurement may take; chunks are chosen to fit.
         progress: Whether to show a bar.
         group: Processes of ``torch.distributed`` to share the work among: probe vectors, or rows of an exact
-            Jacobian. Every one of them has to call, and gets what a single process would.
+            Jacobian. Every one of them has to call, with the same weights and probe, and gets what the first would by
+            itself: with its buffers (batch norm's running statistics), whatever those of the others are.
 
     Returns:
         One spectrum per layer, in the model's order, by name. In ``sample`` mode one per layer and sample, by
@@ -85,10 +88,13 @@ def spectra(
         budget = int(memory_budget)
         if item.name == "param" and method != "lanczos":
             reason = "auto: the closed form of a layer" if method == "auto" else ""
-            closed = param_spectrum(item, batch_mode=batch_mode, memory_budget=budget, sample=sample, note=reason)
+            form = functools.partial(param_spectrum, item, batch_mode=batch_mode, memory_budget=budget)
+            closed = deal([0], lambda _: form(sample=sample, note=reason), group)[0]
             if closed is not None:
                 return closed
-        chosen, reason = choose_method(item, budget) if method == "auto" else (method, "")
+        chosen, reason = method, ""
+        if method == "auto":
+            chosen, reason = deal([0], lambda _: choose_method(item, budget), group)[0]
         free: Callable[..., Spectrum] = functools.partial(matrix_free_spectrum, tolerance=tolerance, seed=seed)
         engine = exact_spectrum if chosen == "exact" else free
         with progress_bar(f"{item.name} {item.layer}", show=progress) as advance:
@@ -102,22 +108,25 @@ def spectra(
                 group=group,
             )
 
-    if map == "kernel" and method != "lanczos":
-        try:
-            found = kernel_spectra(
-                model,
-                x,
-                layers=layers,
-                batch_mode=batch_mode,
-                dtype=dtype,
-                memory_budget=int(memory_budget),
-                progress=progress,
-                group=group,
-            )
-            return {_key(spectrum): spectrum for spectrum in found}
-        except MemoryBudgetError:
-            pass  # one layer at a time takes less memory: streamed, or matrix-free
-    found = _measure(evaluate, model, x, map, layers, batch_mode, dtype)
+    def kernels() -> list[Spectrum]:
+        return kernel_spectra(
+            model,
+            x,
+            layers=layers,
+            batch_mode=batch_mode,
+            dtype=dtype,
+            memory_budget=int(memory_budget),
+            progress=progress,
+            group=group,
+        )
+
+    with buffers_of_first(model, group):
+        if map == "kernel" and method != "lanczos":
+            try:
+                return {_key(spectrum): spectrum for spectrum in together(kernels, group)}
+            except MemoryBudgetError:
+                pass  # one layer at a time takes less memory: streamed, or matrix-free
+        found = _measure(evaluate, model, x, map, layers, batch_mode, dtype, group)
     return {_key(spectrum): spectrum for spectrum in found}
 
 
@@ -178,16 +187,20 @@ def _measure(
     layers: Sequence[str] | str | None,
     batch_mode: str,
     dtype: torch.dtype | None,
+    group: ProcessGroup | None = None,
 ) -> list[Result]:
-    """What ``evaluate`` makes of every map (and sample, in ``sample`` mode), the model being held quiet."""
+    """What ``evaluate`` makes of every map (and sample, in ``sample`` mode), the model being held quiet.
+
+    In a group whatever fails in one process, an allocation say, is an error in all before they go on.
+    """
     check_map(name, batch_mode, dtype)
     model = unwrap(model)
     x = probe_input(x, model, dtype)
     batches: list[tuple[int | None, Tensor]] = [(None, x)] if batch_mode == "batch" else [*enumerate(x.split(1))]
     with quiet(model, batch_mode=batch_mode):
-        state = State(model, dtype)
-        return [
-            evaluate(item, sample)
-            for sample, batch in batches
-            for item in build_maps(model, state, batch, name, layers)
-        ]
+        state = together(lambda: State(model, dtype), group)
+        found = []
+        for sample, batch in batches:
+            maps = together(functools.partial(build_maps, model, state, batch, name, layers), group)
+            found += [together(functools.partial(evaluate, item, sample), group) for item in maps]
+        return found

@@ -20,18 +20,22 @@ from typing import Any, TypeVar
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor, distributed, nn
+from torch.distributed import ProcessGroup
 
+from diagnostics.agenda import Agenda
 from diagnostics.bounds_log import BoundsLog
 from diagnostics.errors import InputError
+from diagnostics.first_process import as_first
 from diagnostics.forecast import Measurement, TimeBudget, forecast, scheduled
 from diagnostics.isolation import device_of, unwrap
 from diagnostics.maps import TOTAL
 from diagnostics.measure import GIB, spectra
 from diagnostics.probe import probe_metrics, rayleigh_quotients
-from diagnostics.schedule import Schedule, as_schedule, log_spaced
+from diagnostics.run_tables import RunTables
+from diagnostics.schedule import Schedule, log_spaced
+from diagnostics.sharding import deal
 from diagnostics.spectrum import Spectrum
-from diagnostics.tables import METRICS, SKIPPED, SPECTRA, TableWriter
 
 #: Rows wait in memory at most this long, so that fast steps do not make a file each.
 _FLUSH_SECONDS = 1.0
@@ -44,12 +48,16 @@ _FAILURES = (InputError, np.linalg.LinAlgError, torch.OutOfMemoryError)
 
 Value = TypeVar("Value")
 
+#: Spectra by layer, each with its Rayleigh quotient where there is one.
+Measured = dict[str, tuple[Spectrum, float | None]]
+
 
 class SpectrumMonitor:
     """Measures the spectra of a model on a fixed probe while it trains, and changes nothing of the training.
 
     Tables appear under ``out``: ``spectra/``, ``metrics/`` and ``skipped/``, readable at any moment with
-    ``pandas.read_parquet`` or ``tables.read_experiment``. In a distributed run only rank 0 measures and writes.
+    ``pandas.read_parquet`` or ``tables.read_experiment``. In a distributed run only rank 0 measures and writes, unless
+    it is given a ``group`` to share the work among.
 
     Args:
         model: The network; ``torch.compile`` and DDP wrappers are looked through.
@@ -60,7 +68,8 @@ class SpectrumMonitor:
         layers: Layers of those maps that are given by name only.
         schedule: Interval in steps, or a function of the step; for maps without a schedule of their own.
         max_overhead: Share of the training time that measurements may take. One that would exceed it is skipped,
-            which the table ``skipped`` records, and made as soon as it can be afforded. None: never skip.
+            which the table ``skipped`` records, and made as soon as it can be afforded. None: never skip. Monitors of
+            networks that are trained at once share one ``TimeBudget``.
         method: ``auto``, ``exact`` or ``lanczos``, as for ``spectra``.
         tolerance: Accuracy of matrix-free spectra, as for ``spectra``.
         dtype: Precision of the Jacobians; None keeps the model's.
@@ -69,11 +78,14 @@ class SpectrumMonitor:
             what the step after it made of the loss: the columns ``tables.BOUNDS`` of the probe's metrics. Such a row
             is written once the next step has been seen.
         run_id: Name of the run in the tables; the directory's name by default.
+        group: Processes to share the measurements' rows and probe vectors among; all have to make the monitor and call
+            ``step`` alike, with the same probe and weights, and rank 0 of them writes. Its clock decides what can be
+            afforded, and its buffers (batch norm's running statistics, say) are those that all of them measure with.
 
     Raises:
         InputError: Unknown layers, a probe or weights that are not finite, targets that do not fit the logits or are
             missing, a measurement that does not fit the memory budget, a directory that cannot be written: all before
-            the first step.
+            the first step, and in every process of the group.
     """
 
     def __init__(
@@ -85,47 +97,60 @@ class SpectrumMonitor:
         maps: Sequence[str | Measurement] | str | Measurement = ("tail",),
         layers: Sequence[str] | str | None = None,
         schedule: Schedule | int | None = None,
-        max_overhead: float | None = 0.05,
+        max_overhead: float | TimeBudget | None = 0.05,
         method: str = "auto",
         tolerance: float | None = None,
         dtype: torch.dtype | None = None,
         memory_budget: int = GIB,
         bounds: bool = False,
         run_id: str | None = None,
+        group: ProcessGroup | None = None,
     ) -> None:
-        self._time = TimeBudget(max_overhead)
+        self._time = max_overhead if isinstance(max_overhead, TimeBudget) else TimeBudget(max_overhead)
         self.model = unwrap(model)
         pair = probe if isinstance(probe, tuple | list) else (probe, None)
         if len(pair) != 2:
             raise InputError(f"the probe must be inputs x or a pair (x, y); it is {len(pair)} objects")
         # Copied, as a training loop may fill its batch's memory anew.
         self.x, self.y = (part.detach().clone() if isinstance(part, Tensor) else part for part in pair)
-        self.max_overhead = max_overhead
+        self.max_overhead = self._time.share
         self.method, self.tolerance, self.dtype, self.memory_budget = method, tolerance, dtype, memory_budget
         self.run_id = run_id or Path(out).resolve().name
         self.latest: dict[str, Spectrum] = {}
         otherwise = schedule if schedule is not None else log_spaced()
         asked = [maps] if isinstance(maps, str | Measurement) else maps
         self._measurements = [scheduled(item, layers, otherwise) for item in asked]
-        self._pending: set[int] = set()
         self._tried, self._unaffordable = 0, 0
-        self._writes = not torch.distributed.is_available() or not torch.distributed.is_initialized()
-        self._writes = self._writes or torch.distributed.get_rank() == 0
-        self._bounds: BoundsLog | None = None
         if bounds and self.y is None:
             raise InputError("bounds are those of a loss; give the probe's targets too, as probe=(x, y)")
-        if self._writes:
-            with self._time.measuring(torch.device("cpu")):
-                self._estimates = [forecast(self.model, self.x, item, **self._options) for item in self._measurements]
-                if self.y is not None:
-                    probe_metrics(self.model, self.x, self.y, self.dtype)
-                    if bounds:
-                        self._bounds = BoundsLog(self.model, self.x, self.y, memory_budget)
-                        self._estimates.append(self._bounds.forecast())
-                        self._measurements.append(scheduled(Measurement(_BOUNDS, TOTAL), None, otherwise))
-            schemas = {"metrics": METRICS, "spectra": SPECTRA, "skipped": SKIPPED}
-            self._tables = {name: TableWriter(Path(out) / name, schema) for name, schema in schemas.items()}
+        if bounds:
+            self._measurements.append(scheduled(Measurement(_BOUNDS, TOTAL), None, otherwise))
+        if group is None:
+            alone = not distributed.is_available() or not distributed.is_initialized()
+            self._writes = self._measures = alone or distributed.get_rank() == 0
+        else:
+            rank = distributed.get_rank(group)  # -1 in a process outside of it
+            self._writes, self._measures = rank == 0, rank >= 0
+        self._group = group if self._measures else None
+        self._bounds: BoundsLog | None = None
+        self._tables: RunTables | None = None  # of the process that writes
+        # The others wait for the first, so that what is wrong is met by all.
+        estimates = deal([0], lambda _: self._prepare(Path(out), bounds), self._group)[0] if self._measures else []
+        self._agenda = Agenda(self._measurements, estimates, self._time, self._group)
         self._flushed = time.perf_counter()
+
+    def _prepare(self, out: Path, bounds: bool) -> list[float]:
+        """Open the tables, and find out what each measurement will take; for the process that writes."""
+        with self._time.measuring(torch.device("cpu")):
+            spectral = self._measurements[:-1] if bounds else self._measurements
+            estimates = [forecast(self.model, self.x, item, **self._options) for item in spectral]
+            if self.y is not None:
+                probe_metrics(self.model, self.x, self.y, self.dtype)
+                if bounds:
+                    self._bounds = BoundsLog(self.model, self.x, self.y, self.memory_budget)
+                    estimates.append(self._bounds.forecast())
+        self._tables = RunTables(out, self.run_id)
+        return estimates
 
     def step(self, step: int, *, split: str = "train", **metrics: float | Tensor | None) -> dict[str, Spectrum]:
         """Log one step's metrics and make the measurements that are due.
@@ -137,9 +162,13 @@ class SpectrumMonitor:
                 the training loop never waits for a device.
 
         Returns:
-            The spectra measured at this step, by layer (``map:layer`` when there are several maps); often empty.
+            The spectra measured at this step, by layer (``map:layer`` when there are several maps); often empty. The
+            same in all processes of the group.
+
+        Raises:
+            InputError: A metric that is no single number, or has no column.
         """
-        if not self._writes:
+        if not self._measures:
             return {}
         self._release(step)
         if metrics:
@@ -151,9 +180,8 @@ class SpectrumMonitor:
 
     def log(self, step: int, *, split: str, **metrics: float | Tensor | None) -> None:
         """Log metrics without measuring, such as those of an evaluation; arguments as for ``step``."""
-        if self._writes:
-            held = {key: _scalar(key, value) for key, value in metrics.items()}
-            self._tables["metrics"].append({"run_id": self.run_id, "step": step, "split": split, **held})
+        if self._tables is not None:
+            self._tables.log(step, split, metrics)
 
     @property
     def overhead(self) -> float:
@@ -167,17 +195,15 @@ class SpectrumMonitor:
             step: Optimiser steps taken by now. A row of the bounds that waits for that step is completed; for another,
                 or None, it is written without the decreases.
         """
-        if self._writes:
-            self._release(step)
-            self._write()
+        self._release(step)
+        self._write()
 
     def rewind(self, step: int) -> None:
         """Forget every row after ``step``; for a run resumed from a checkpoint made at that step."""
-        if self._writes:
-            if self._bounds is not None:
-                self._bounds.rewind(step)
-            for table in self._tables.values():
-                table.rewind(step)
+        if self._bounds is not None:
+            self._bounds.rewind(step)
+        if self._tables is not None:
+            self._tables.rewind(step)
 
     def close(self) -> None:
         """Write what waits in memory; the monitor may still be used afterwards.
@@ -185,8 +211,8 @@ class SpectrumMonitor:
         Warns when measurements were due and none could be afforded.
         """
         self.flush()
-        if self._unaffordable and not self._tried:
-            cost, self._unaffordable = sum(self._estimates), 0
+        if self._writes and self._unaffordable and not self._tried:
+            cost, self._unaffordable = sum(self._agenda.estimates), 0
             warnings.warn(
                 f"nothing was measured: about {cost:.2g} s of measuring would exceed max_overhead={self.max_overhead} "
                 "of the training time; train longer, raise max_overhead, or pass None to never skip",
@@ -204,21 +230,18 @@ class SpectrumMonitor:
     def _measure_due(self, step: int) -> dict[str, Spectrum]:
         found: dict[str, Spectrum] = {}
         bounds: dict[str, Any] = {}
-        for index, item in enumerate(self._measurements):
-            due = as_schedule(item.schedule)(step)  # type: ignore[arg-type]
-            if due or index in self._pending:
-                if self._time.affords(self._estimates[index]):
-                    self._pending.discard(index)
-                    if self._bounds is not None and item.map == _BOUNDS:
-                        bounds = self._attempt(index, step, self._bounds.measure)
-                    else:
-                        found |= self._attempt(index, step, functools.partial(self._spectra, item, step))
-                elif due:
-                    self._pending.add(index)
-                    self._unaffordable += 1
-                    reason = f"would exceed max_overhead={self.max_overhead}"
-                    self._skip(item, step, reason, self._estimates[index])
-        if (found or bounds) and self.y is not None:
+        for index, affordable in self._agenda.at(step):
+            item = self._measurements[index]
+            if not affordable:
+                self._unaffordable += 1
+                reason = f"would exceed max_overhead={self.max_overhead}"
+                self._skip(item, step, reason, self._agenda.estimates[index])
+            elif item.map == _BOUNDS:
+                bounds = self._attempt(index, step, dict if self._bounds is None else self._bounds.measure)
+            else:
+                measured = self._attempt(index, step, functools.partial(self._spectra, item))
+                found |= self._log_spectra(item, step, measured)
+        if (found or bounds) and self.y is not None and self._writes:
             self._log_probe(step, self.y, bounds)
         return found
 
@@ -228,28 +251,31 @@ class SpectrumMonitor:
         before, found, failure = self._time.spent, dict[str, Value](), ""
         with self._measuring():
             try:
-                found = measure()
+                found = as_first(measure, self._group)
             except _FAILURES as error:
                 failure = str(error).splitlines()[0]
         seconds = self._time.spent - before
         if failure:
             self._skip(self._measurements[index], step, failure, seconds)
         else:
-            self._estimates[index] = seconds
+            self._agenda.estimates[index] = seconds
         return found
 
-    def _spectra(self, item: Measurement, step: int) -> dict[str, Spectrum]:
-        """Measure the spectra of one map and log them; by layer (``map:layer`` when there are several maps)."""
+    def _spectra(self, item: Measurement) -> Measured:
+        """The spectra of one map."""
         where: dict[str, Any] = {"layers": item.layers, "batch_mode": item.batch_mode}
-        found = spectra(self.model, self.x, map=item.map, **where, **self._options)
+        found = spectra(self.model, self.x, map=item.map, group=self._group, **where, **self._options)
         speeds: dict[str, float] = {}
-        if item.map == "kernel" and self.y is not None:
+        if item.map == "kernel" and self.y is not None and self._writes:
             speeds = rayleigh_quotients(self.model, self.x, self.y, dtype=self.dtype, **where)
-        for key, spectrum in found.items():
-            row = {"run_id": self.run_id, "step": step, **spectrum.as_row(), "rayleigh": speeds.get(key)}
-            self._tables["spectra"].append(row)
+        return {key: (spectrum, speeds.get(key)) for key, spectrum in found.items()}
+
+    def _log_spectra(self, item: Measurement, step: int, measured: Measured) -> dict[str, Spectrum]:
+        """Log the spectra of one map; by layer (``map:layer`` when there are several maps)."""
         single = sum(one.map != _BOUNDS for one in self._measurements) == 1
-        return found if single else {f"{item.map}:{key}": spectrum for key, spectrum in found.items()}
+        for spectrum, rayleigh in measured.values():
+            self._append("spectra", step, {**spectrum.as_row(), "rayleigh": rayleigh})
+        return {key if single else f"{item.map}:{key}": spectrum for key, (spectrum, _) in measured.items()}
 
     @property
     def _options(self) -> dict[str, Any]:
@@ -260,18 +286,21 @@ class SpectrumMonitor:
         return self._time.measuring(device_of(self.model, self.x))
 
     def _skip(self, item: Measurement, step: int, reason: str, seconds: float | None) -> None:
-        row = {"run_id": self.run_id, "step": step, **item.skipped(reason, seconds)}
-        self._tables["skipped"].append(row)
+        self._append("skipped", step, item.skipped(reason, seconds))
+
+    def _append(self, table: str, step: int, row: dict[str, Any]) -> None:
+        if self._tables is not None:
+            self._tables.append(table, step, row)
 
     def _log_probe(self, step: int, y: Tensor, bounds: dict[str, Any]) -> None:
         """Log the probe's metrics; a row with bounds waits for the step after it."""
         with self._measuring():
             metrics = probe_metrics(self.model, self.x, y, self.dtype)
-        row = {"run_id": self.run_id, "step": step, "split": "probe", **metrics, **bounds}
+        row = {"split": "probe", **metrics, **bounds}
         if self._bounds is not None and bounds:
-            self._bounds.row = row
+            self._bounds.row = {"step": step, **row}
         else:
-            self._tables["metrics"].append(row)
+            self._append("metrics", step, row)
 
     def _release(self, step: int | None) -> None:
         """Log the row that waits, completed if it waits for the step ``step``."""
@@ -279,28 +308,12 @@ class SpectrumMonitor:
             return
         with self._measuring():
             row, failure = self._bounds.release(step)
-        self._tables["metrics"].append(row)
+        self._append("metrics", row["step"], row)
         if failure:
             self._skip(self._measurements[-1], row["step"], failure, None)
 
     def _write(self) -> None:
-        with self._measuring():
-            for table in self._tables.values():
-                table.flush()
+        if self._tables is not None:
+            with self._measuring():
+                self._tables.flush()
         self._flushed = time.perf_counter()
-
-
-def _scalar(name: str, value: float | Tensor | None) -> float | Tensor | None:
-    """A metric's value as it will be written.
-
-    Tensors are cloned and fetched later, so that the training loop never waits for a device.
-
-    Raises:
-        InputError: It is no single number.
-    """
-    if isinstance(value, Tensor) and value.numel() == 1 and not value.is_complex():
-        return value.detach().clone()
-    if value is None or (isinstance(value, int | float | np.number | np.ndarray) and np.size(value) == 1):
-        return value
-    kind = f"tensor of shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
-    raise InputError(f"metric {name!r} must be a single number; it is a {kind}")

@@ -103,6 +103,27 @@ class TrainConfig:
     device: str = "auto"
     """cpu, cuda, cuda:1 and so on; auto for a GPU if there is one."""
 
+    precision: Literal["float32", "bfloat16", "auto"] = "float32"
+    """Of forward passes in training (bfloat16: autocast); auto is bfloat16 on a GPU. Spectra never are in bfloat16."""
+
+    channels_last: bool = False
+    """Keep images and convolutions with the channels last in memory, which GPUs and some CPUs convolve faster."""
+
+    compile: bool = False
+    """Train with torch.compile; needs a C++ compiler, and a minute or so for each arm to start."""
+
+    together: Literal["auto", "yes", "no"] = "auto"
+    """Train the trials (and learning rates) of an arm at once, as one vmapped network; auto where that is faster."""
+
+    sync_batch_norm: bool = False
+    """With several processes (torchrun): batch norm over the whole batch instead of over each process's part of it."""
+
+    workers: int | None = None
+    """Processes that decode images of a streamed data set (imagenet); 0 for none, None for one a core, at most 16."""
+
+    skip_corrupt: bool = False
+    """Leave out images that cannot be read, with a warning that names them; otherwise the first is an error."""
+
     diagnostics: bool = True
     """Measure spectra while training; the training is the same without."""
 
@@ -122,6 +143,9 @@ class TrainConfig:
 
     checkpoints: int | None = None
     """Save a checkpoint every so many steps, besides the first and the last; None for once an epoch."""
+
+    keep_epochs: int | None = None
+    """Keep the weights of every so many epochs, the first and the last, others until the next; None keeps all."""
 
     log: tuple[Literal["tensorboard", "wandb"], ...] = ()
     """Also log loss, accuracy, learning rate and the spectra's ends to TensorBoard or (offline) Weights & Biases."""
@@ -157,13 +181,13 @@ _DEMANDS: tuple[tuple[tuple[str, ...], Callable[[float], bool], str], ...] = (
     (
         (
             *("trials", "steps", "epochs", "batch_size", "subset", "limit_train", "limit_test", "probe_size"),
-            *("decay_epochs", "evaluate_epochs", "loss_window", "checkpoints"),
+            *("decay_epochs", "evaluate_epochs", "loss_window", "checkpoints", "keep_epochs"),
         ),
         lambda value: value >= 1,
         "at least 1",
     ),
     (("lr", "decay_factor", "max_overhead"), lambda value: 0 < value < math.inf, "a positive number"),
-    (("momentum", "weight_decay", "seed"), lambda value: 0 <= value < math.inf, "a number from 0"),
+    (("momentum", "weight_decay", "seed", "workers"), lambda value: 0 <= value < math.inf, "a number from 0"),
     (("loss_threshold",), math.isfinite, "a finite number"),
 )
 

@@ -1,55 +1,45 @@
 """An experiment: every arm at every learning rate in every trial, each a run in a directory of its own."""
 
 import contextlib
+import functools
 import tempfile
 import time
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
+from torch.distributed import ProcessGroup
 from tqdm import tqdm
 
 from diagnostics.errors import InputError, UnknownLayerError
+from diagnostics.forecast import TimeBudget
 from diagnostics.monitor import SpectrumMonitor
 from diagnostics.spectrum import Spectrum
 from diagnostics.tables import write_json
-from experiments.batches import INITIALISATION, PROBE, SUBSET, Batches, Pixels, derive_seed, generator
+from experiments.batches import INITIALISATION, PROBE, derive_seed
+from experiments.cells import Cell, all_cells
 from experiments.config import TrainConfig
-from experiments.data import Split, load_data
+from experiments.grouping import alike_arms, grouped
 from experiments.locks import check_unlocked, locked
 from experiments.networks import build_network, check_arms, check_network
 from experiments.outputs import check_out, is_over, prepare_out, read_status, write_status
+from experiments.processes import own_device
 from experiments.provenance import device_name, git_revision, versions
+from experiments.ranks import Ranks
 from experiments.speed import write_speed
-from experiments.training import Progress, Trainer
+from experiments.step_log import Progress
+from experiments.together import JointTrainer, Member
+from experiments.training import Trainer
+from experiments.training_data import draw_indices, memory_format, open_data
 
 #: Images of the first batch that a network is tried on before training.
 _CHECKED = 8
 
 #: Seconds between two records of the step at which a run in a process of its own is.
 _RECORD_EVERY = 1.0
-
-
-@dataclass(frozen=True)
-class Cell:
-    """One run: an arm at a learning rate in a trial.
-
-    Attributes:
-        seed: The trial's; all its arms and learning rates share initialisation and data order.
-    """
-
-    arm: str
-    lr: float
-    trial: int
-    seed: int
-
-    @property
-    def run_id(self) -> str:
-        """Name of the run and of its directory."""
-        return f"{self.arm}-lr{self.lr:g}-trial{self.trial:02d}"
 
 
 class Experiment:
@@ -59,45 +49,37 @@ class Experiment:
         config: The options.
         prepared: Whether another process has tried the networks already and is within ``prepared()``, for which this
             one runs single cells.
+        ranks: The processes that train each run together.
 
     Raises:
         InputError: Whatever is wrong with the options, the data, the model or the output directory, before
             anything is written; or another process writes to that.
     """
 
-    def __init__(self, config: TrainConfig, *, prepared: bool = False) -> None:
+    def __init__(self, config: TrainConfig, *, prepared: bool = False, ranks: Ranks | None = None) -> None:
+        self.config, self.ranks = config, ranks or Ranks()
         config.check()
         check_arms(config.model, config.arms)
-        if not prepared:
+        self.device = choose_device(config.device)
+        responsible = self.ranks.is_first and not prepared
+        if responsible:
             check_unlocked([config.out, *(config.out / "runs").glob("*")])
-        check_out(config)
-        self.config, self.device = config, choose_device(config.device)
-        self.data = load_data(
-            config.dataset,
-            config.data_dir,
-            limit_train=config.limit_train,
-            # That a test split is there is checked also where it is never evaluated.
-            limit_test=config.limit_test if config.evaluate_epochs else 1,
-            draw=None if config.subset is None else lambda count: self._draw(count, config.subset, SUBSET, "--subset"),
+        if self.ranks.is_first:
+            check_out(config)
+        self.data = open_data(config, self.device, self.ranks)
+        self.probe = self.data.probe(
+            draw_indices(len(self.data), config.probe_size, config.seed, PROBE, "--probe-size")
         )
-        self.pixels = Pixels.of(self.data, config.normalise)
-        chosen = self._draw(len(self.data.train), config.probe_size, PROBE, "--probe-size")
-        self.probe = (self.pixels(self.data.train.images[chosen]), self.data.train.labels[chosen])
-        self.train, self.test = (
-            Split(split.images.to(self.device), split.labels.to(self.device))
-            for split in (self.data.train, self.data.test)
-        )
-        if not prepared:
+        self.cells = list(all_cells(config))
+        self._alike: dict[str, str] = {}
+        if responsible:
             with tempfile.TemporaryDirectory() as scratch:
-                for cell in {cell.arm: cell for cell in self.cells()}.values():
+                firsts = {cell.arm: cell for cell in reversed(self.cells)}
+                for cell in firsts.values():
                     self._check(cell, Path(scratch))
-
-    def cells(self) -> Iterator[Cell]:
-        """Every run, the arms of a trial next to each other."""
-        for trial in range(self.config.trials):
-            for lr in self.config.lr:
-                for arm in self.config.arms:
-                    yield Cell(arm, lr, trial, derive_seed(self.config.seed, trial))
+            images, _ = self.data.batches(0).at(0)
+            build = {arm: functools.partial(self._model, firsts[arm]) for arm in config.arms}
+            self._alike = alike_arms(config, self.data, self.ranks, build, images[:_CHECKED])
 
     def directory(self, cell: Cell) -> Path:
         """Where a run has its tables and checkpoints."""
@@ -111,8 +93,10 @@ class Experiment:
             InputError: Another process writes there, or it cannot be written.
             KeyboardInterrupt: Like that within, and says how to go on.
         """
-        with locked(self.config.out):
-            prepare_out(self.config, self.probe)
+        with contextlib.ExitStack() as stack:
+            if self.ranks.is_first:
+                stack.enter_context(locked(self.config.out))
+                prepare_out(self.config, self.probe)
             try:
                 yield
             except KeyboardInterrupt:
@@ -121,20 +105,28 @@ class Experiment:
 
     def run(self) -> None:
         """Train every run that is not over yet, then write the speed table."""
-        every = list(self.cells())
         with self.prepared():
-            with tqdm(total=len(every) * (self.total_steps() + 1), unit="step", dynamic_ncols=True) as bar:
-                for cell in every:
-                    end = bar.n + self.total_steps() + 1
-                    bar.set_description(cell.run_id)
-                    self._run(cell, _Progress(bar))
-                    bar.update(end - bar.n)
-            write_speed(self.config.out)
+            groups = grouped(self.cells, self._alike, self.config.out / "runs") if self.ranks.is_first else []
+            whole = self.total_steps() + 1
+            with tqdm(
+                total=len(self.cells) * whole, unit="step", dynamic_ncols=True, disable=not self.ranks.is_first
+            ) as bar:
+                groups = self.ranks.agree(groups)
+                bar.update(whole * (len(self.cells) - len({cell for group in groups for cell in group})))
+                for group in groups:
+                    bar.set_description(group[0].run_id if len(group) == 1 else f"{len(group)} runs at once")
+                    progress = [_Progress(bar) for _ in group]
+                    self._run(group, progress)
+                    for one in progress:
+                        one.advance(whole)
+            if self.ranks.is_first:
+                write_speed(self.config.out)
 
     def run_cell(self, run_id: str) -> None:
         """Train one run unless it is over, for a process that is within ``prepared()``; its status tells its step."""
-        cell = next(cell for cell in self.cells() if cell.run_id == run_id)
-        self._run(cell, _StepRecord(self.directory(cell)))
+        cell = next(cell for cell in self.cells if cell.run_id == run_id)
+        if not is_over(self.directory(cell)):
+            self._run([cell], [_StepRecord(self.directory(cell))])
 
     def record_failure(self, cell: Cell, reason: str) -> None:
         """Mark a run as failed whose process ended without a word; a reason that the process gave itself stays."""
@@ -144,60 +136,89 @@ class Experiment:
                 write_json(self._describe(cell), directory / "config.json")
                 write_status(directory, "failed", reason=reason)
 
-    def _run(self, cell: Cell, progress: Progress) -> None:
-        directory = self.directory(cell)
-        if is_over(directory):
-            return
-        with locked(directory):
-            write_status(directory, "running")
-            write_json(self._describe(cell), directory / "config.json")
+    def _run(self, group: Sequence[Cell], progress: Sequence[Progress]) -> None:
+        """Train the runs of a group that are not over, several of them together."""
+        pending = [cell for cell in group if not is_over(self.directory(cell))]
+        with self._locked(pending):
+            if self.ranks.is_first:
+                together = "\n".join(cell.run_id for cell in group) if len(group) > 1 else ""
+                for cell in pending:
+                    write_json(self._describe(cell) | {"together": together}, self.directory(cell) / "config.json")
+                    write_status(self.directory(cell), "running")
             try:
-                self._trainer(cell, directory).run(progress)
+                if len(group) == 1:
+                    self._trainer(group[0]).run(progress[0])
+                else:
+                    self._train_together(group, progress)
             except Exception as error:
-                write_status(directory, "failed", reason=f"{type(error).__name__}: {error}")
+                if self.ranks.is_first:
+                    for cell in pending:
+                        if not is_over(self.directory(cell)):
+                            write_status(self.directory(cell), "failed", reason=f"{type(error).__name__}: {error}")
                 raise
+
+    def _train_together(self, group: Sequence[Cell], progress: Sequence[Progress]) -> None:
+        budget = TimeBudget(self.config.max_overhead)
+        trainers = [None if is_over(self.directory(cell)) else self._trainer(cell, budget) for cell in group]
+        members = [
+            Member(trainer.model if trainer else self._model(cell), trainer, told)
+            for cell, trainer, told in zip(group, trainers, progress, strict=True)
+        ]
+        JointTrainer(members, [cell.lr for cell in group]).run()
+
+    @contextlib.contextmanager
+    def _locked(self, cells: Sequence[Cell]) -> Iterator[None]:
+        """Hold the directories of runs inside."""
+        with contextlib.ExitStack() as stack:
+            for cell in cells if self.ranks.is_first else ():
+                stack.enter_context(locked(self.directory(cell)))
+            yield
 
     def _check(self, cell: Cell, scratch: Path) -> None:
         """Build, try and measure a run's network once, so that nothing is found wrong with it later."""
         model = self._model(cell)
-        images, _ = self._batches(cell.seed).at(0)
+        images, _ = self.data.batches(cell.seed).at(0)
         check_network(self.config.model, model, images[:_CHECKED], self.data.num_classes)
         try:
             self._monitor(model, cell, scratch / cell.run_id)
         except UnknownLayerError as error:
             raise InputError(f"{error} Choose others by --layers.") from error
 
-    def _trainer(self, cell: Cell, directory: Path) -> Trainer:
+    def _trainer(self, cell: Cell, budget: TimeBudget | None = None) -> Trainer:
+        """A run's trainer; its measurements are paid from its own budget, or from one that several runs share."""
         model = self._model(cell)
+        monitor = self._monitor(model, cell, self.directory(cell), budget, self.ranks.group)
         return Trainer(
             config=self.config,
             model=model,
-            batches=self._batches(cell.seed),
-            test=self.test,
-            pixels=self.pixels,
-            monitor=self._monitor(model, cell, directory),
-            directory=directory,
+            batches=self.data.batches(cell.seed),
+            test=self.data.test(),
+            monitor=monitor,
+            directory=self.directory(cell),
             lr=cell.lr,
             total_steps=self.total_steps(),
+            ranks=self.ranks,
         )
 
     def _model(self, cell: Cell) -> nn.Module:
         torch.manual_seed(derive_seed(cell.seed, INITIALISATION))
-        shape = self.train.images.shape[1:]
         network = build_network(
             self.config.model,
             cell.arm,
             self.config.model_options,
             num_classes=self.data.num_classes,
-            input_shape=tuple(shape),
+            input_shape=self.data.input_shape,
         )
-        return network.to(self.device)
+        return network.to(self.device, memory_format=memory_format(self.config))  # type: ignore[call-overload]
 
-    def _batches(self, seed: int) -> Batches:
-        config = self.config
-        return Batches(self.train.images, self.train.labels, self.pixels, config.batch_size, config.augment, seed)
-
-    def _monitor(self, model: nn.Module, cell: Cell, directory: Path) -> SpectrumMonitor:
+    def _monitor(
+        self,
+        model: nn.Module,
+        cell: Cell,
+        directory: Path,
+        budget: TimeBudget | None = None,
+        group: ProcessGroup | None = None,
+    ) -> SpectrumMonitor:
         measurements = self.config.measurements if self.config.diagnostics else ()
         if self.config.layers is not None:
             measurements = tuple(replace(measurement, layers=self.config.layers) for measurement in measurements)
@@ -206,9 +227,10 @@ class Experiment:
             self.probe,
             directory,
             maps=measurements,
-            max_overhead=self.config.max_overhead,
+            max_overhead=budget or self.config.max_overhead,
             bounds=self.config.bounds,
             run_id=cell.run_id,
+            group=group,
         )
 
     def total_steps(self) -> int:
@@ -216,15 +238,7 @@ class Experiment:
         if self.config.steps is not None:
             return self.config.steps
         assert self.config.epochs is not None
-        return self.config.epochs * self._batches(0).per_epoch
-
-    def _draw(self, count: int, size: int | None, purpose: int, option: str) -> Tensor:
-        """Indices of some of ``count`` images, drawn once for the whole experiment; all in order for None."""
-        if size is None or size == count:
-            return torch.arange(count)
-        if size > count:
-            raise InputError(f"{option} {size} is more than the {count} training images there are")
-        return torch.randperm(count, generator=generator(self.config.seed, purpose))[:size]
+        return self.config.epochs * self.data.batches(0).per_epoch
 
     def _describe(self, cell: Cell) -> dict[str, Any]:
         config = self.config
@@ -242,26 +256,31 @@ class Experiment:
             "versions": versions(),
             "git_revision": git_revision(),
             "total_steps": self.total_steps(),
-            "batch_size": config.batch_size or len(self.train),
+            "batch_size": config.batch_size or len(self.data),
             "num_classes": self.data.num_classes,
-            "input_shape": list(self.train.images.shape[1:]),
+            "input_shape": list(self.data.input_shape),
             "loss_threshold": config.loss_threshold,
             "loss_window": config.loss_window,
         }
 
 
 class _Progress:
-    """Shows step, loss and the worst κ of the latest spectra on a bar; called after every step of one run."""
+    """Shows step, loss and the worst κ of the latest spectra of a run on a bar; called for every step of it."""
 
     def __init__(self, bar: tqdm) -> None:
-        self.bar, self.start, self.kappa = bar, bar.n, "–"
+        self.bar, self.done, self.kappa = bar, 0, "–"
 
     def __call__(self, step: int, loss: float, spectra: dict[str, Spectrum]) -> None:
         if spectra:
             worst = max(spectra.values(), key=lambda spectrum: spectrum.condition_number)
             self.kappa = f"{'' if worst.resolved else '≥'}{worst.condition_number:.3g}"
         self.bar.set_postfix_str(f"step {step}, loss {loss:.3g}, κ {self.kappa}", refresh=False)
-        self.bar.update(self.start + step + 1 - self.bar.n)
+        self.advance(step + 1)
+
+    def advance(self, done: int) -> None:
+        """Show that so many steps are done."""
+        self.bar.update(done - self.done)
+        self.done = done
 
 
 class _StepRecord:
@@ -277,7 +296,7 @@ class _StepRecord:
 
 
 def choose_device(name: str) -> torch.device:
-    """A device by name; ``auto`` is a GPU if there is one.
+    """A device by name; ``auto`` is a GPU if there is one, under ``torchrun`` the one meant for this process.
 
     Raises:
         InputError: No such device, or it is not there.
@@ -288,4 +307,4 @@ def choose_device(name: str) -> torch.device:
     except (RuntimeError, AssertionError) as error:
         reason = str(error).splitlines()[0]
         raise InputError(f"--device {name} cannot be used ({reason}); try --device cpu") from error
-    return device
+    return own_device(device)

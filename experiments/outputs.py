@@ -25,7 +25,9 @@ _DESCRIPTION = "experiment.json"
 _PROBE = "probe.safetensors"
 
 #: Options that may change on resuming: where things are, and how many runs there are.
-_MAY_CHANGE = frozenset({"out", "data_dir", "device", "resume", "overwrite", "arms", "lr", "trials", "estimate", "log"})
+_MAY_CHANGE = frozenset(
+    {"out", "data_dir", "device", "resume", "overwrite", "arms", "lr", "trials", "estimate", "log", "workers"}
+)
 
 
 def check_out(config: TrainConfig) -> None:

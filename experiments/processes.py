@@ -16,6 +16,8 @@ def process_group(device: torch.device) -> Iterator[distributed.ProcessGroup | N
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         yield None
         return
+    if device.type == "cuda":
+        torch.cuda.set_device(own_device(device))  # NCCL sends Python objects through the current device
     distributed.init_process_group("nccl" if device.type == "cuda" else "gloo")
     try:
         yield distributed.group.WORLD

@@ -77,7 +77,7 @@ class JobQueue:
 
     def __init__(self, experiment: Experiment, options: JobOptions) -> None:
         self.experiment, self.options = experiment, options
-        self.cells = list(experiment.cells())
+        self.cells = list(experiment.cells)
         self.gpus = torch.cuda.device_count() if experiment.device.type == "cuda" else 0
         here = self.gpus or len(os.sched_getaffinity(0))
         self.limit = options.jobs or (here if options.executor == "local" else len(self.cells))

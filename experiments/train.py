@@ -9,8 +9,10 @@ from collections.abc import Sequence
 from experiments.cli import parse_preset, run_command
 from experiments.config import TrainConfig, with_given_length
 from experiments.estimate import estimate, print_estimate
-from experiments.experiment import Experiment
+from experiments.experiment import Experiment, choose_device
 from experiments.presets import PRESETS
+from experiments.processes import leave, process_group
+from experiments.ranks import Ranks, clear_rank_errors
 from experiments.summary import print_summary
 
 
@@ -19,8 +21,11 @@ def train(config: TrainConfig) -> None:
     if config.estimate:
         print_estimate(estimate(config))
         return
-    Experiment(config).run()
-    print_summary(config.out)
+    with process_group(choose_device(config.device)) as group, clear_rank_errors():
+        ranks = Ranks(group)
+        Experiment(config, ranks=ranks).run()
+        if ranks.is_first:
+            print_summary(config.out)
 
 
 def parse(args: Sequence[str]) -> TrainConfig:
@@ -38,4 +43,4 @@ def main(args: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    leave(main())

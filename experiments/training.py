@@ -2,203 +2,236 @@
 
 Step s of the tables is the state after s updates: its row holds the loss and the spectra at θ_s, before the next
 update. Everything random is a function of the seed and the step, so a resumed run takes the same path, on a CPU to
-the same bits.
+the same bits. On a GPU no step waits for the device: what is logged is fetched in blocks.
 """
 
-import math
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 from torch.nn.functional import cross_entropy
 
 from diagnostics.monitor import SpectrumMonitor
-from diagnostics.spectrum import Spectrum
-from experiments.batches import Batches, Pixels
-from experiments.checkpoints import (
-    checkpoint_path,
-    list_checkpoints,
-    load_into,
-    load_training_state,
-    rng_states,
-    save_checkpoint,
-    save_training_state,
-    set_rng_states,
-    training_state_path,
-)
+from experiments.batches import EvaluationBatches, TrainingBatches
+from experiments.checkpoints import rng_states, set_rng_states
 from experiments.config import TrainConfig
-from experiments.data import Split
-from experiments.loggers import Logger, open_loggers, spectrum_scalars
+from experiments.loggers import open_loggers
 from experiments.outputs import write_status
+from experiments.ranks import Ranks
+from experiments.resuming import drop_older, last_whole_step, load_run, save_run
+from experiments.step_log import Block, DivergedError, Progress, StepLog
 
-_EVALUATION_BATCH = 500
-
-#: Called after every step with the step, its loss and the latest spectra.
-Progress = Callable[[int, float, dict[str, Spectrum]], None]
+#: Steps whose numbers are fetched from a GPU at once; a CPU has them anyway.
+_BLOCK = 50
 
 
 @dataclass(eq=False)
 class Trainer:
     """Trains one run in its directory.
 
+    ``run`` is the whole of it; its parts are there for those who train several runs at once.
+
     Attributes:
         config: The experiment's options.
         model: In train mode, freshly initialised, on its device.
         batches: The run's training batches.
-        test: Test images and labels on the device.
-        pixels: Makes floats of test images.
+        test: Test images, batch by batch.
         monitor: Measures and writes tables.
         directory: The run's.
         lr: Learning rate at the start.
         total_steps: Steps to take.
+        ranks: The processes that train the run together.
     """
 
     config: TrainConfig
     model: nn.Module
-    batches: Batches
-    test: Split
-    pixels: Pixels
+    batches: TrainingBatches
+    test: EvaluationBatches
     monitor: SpectrumMonitor
     directory: Path
     lr: float
     total_steps: int
+    ranks: Ranks = field(default_factory=Ranks)
 
     def __post_init__(self) -> None:
+        self.device = next(self.model.parameters()).device
         self.optimizer = torch.optim.SGD(
             self.model.parameters(),
             lr=self.lr,
             momentum=self.config.momentum,
             weight_decay=self.config.weight_decay,
         )
-        self._loggers: list[Logger] = []
+        self.block = Block(_BLOCK if self.device.type == "cuda" else 1)
 
     def run(self, progress: Progress) -> str:
         """Train to the end, from the last checkpoint if there is one; return ``finished`` or ``diverged``."""
         started = time.perf_counter()
-        first = self._resume()
-        self._loggers = open_loggers(self.config.log, self.directory, first)
+        first = self.ranks.agree(last_whole_step(self.directory))
+        self.load(first)
+        network = self.ranks.replicate(self.model, self.device, sync_batch_norm=self.config.sync_batch_norm)
+        if self.config.compile:
+            network = torch.compile(network, dynamic=False)  # type: ignore[assignment]
+        self.open_log(first, progress)
         try:
-            status = self._steps(first, progress)
+            for step in range(first, self.total_steps + 1):
+                self._step(network, step)
+            self._fetch()
+            status = "finished"
+        except DivergedError:
+            status = "diverged"
         finally:
-            for logger in self._loggers:
-                logger.close()
-        self.monitor.close()
-        write_status(
-            self.directory,
-            status,
-            seconds=time.perf_counter() - started,
-            diagnostics_share=self.monitor.overhead,
-        )
+            self.log.close()
+        self.finish(status, time.perf_counter() - started)
         return status
 
-    def _steps(self, first: int, progress: Progress) -> str:
-        for step in range(first, self.total_steps + 1):
-            if self._checkpoint_due(step):
-                self._save(step)
-            if self._evaluation_due(step):
-                self._evaluate(step)
-            last = step == self.total_steps
-            self._set_lr(step)
-            lr = self.optimizer.param_groups[0]["lr"]
-            started = time.perf_counter()
-            loss, accuracy = self._look(step) if last else self._gradients(step)
-            found = math.isfinite(value := loss.item())
-            spectra = self.monitor.step(
-                step,
-                epoch=step / self.batches.per_epoch,
-                loss=loss,
-                accuracy=accuracy,
-                lr=lr,
-                grad_norm=None if last else torch.nn.utils.get_total_norm(self._gradient_tensors()),
-                seconds=time.perf_counter() - started,
-            )
-            for logger in self._loggers:
-                train = {"train/loss": value, "train/accuracy": accuracy.item(), "train/lr": lr}
-                logger.log(step, train | spectrum_scalars(spectra))
-            if not found:
-                return "diverged"
-            if not last:
-                self.optimizer.step()
-            progress(step, value, spectra)
-        return "finished"
+    def load(self, step: int) -> None:
+        """Go back to the checkpoint of a step and forget what was logged from there on."""
+        self.monitor.rewind(step - 1)
+        set_rng_states(self.ranks.own(load_run(self.directory, step, self.model, self.optimizer)))
 
-    def _gradients(self, step: int) -> tuple[Tensor, Tensor]:
-        images, labels = self.batches.at(step)
-        self.optimizer.zero_grad(set_to_none=True)
-        logits = self.model(images)
-        loss = cross_entropy(logits, labels)
-        loss.backward()
-        return loss.detach(), _accuracy(logits, labels)
+    def open_log(self, first: int, progress: Progress) -> None:
+        """Begin to log steps, from the step ``first`` on."""
+        loggers = open_loggers(self.config.log, self.directory, first) if self.ranks.is_first else []
+        self.log = StepLog(self.monitor, loggers, progress)
 
-    def _look(self, step: int) -> tuple[Tensor, Tensor]:
-        """Loss and accuracy in train mode, on copies of the buffers so that batch norm's statistics stay."""
-        images, labels = self.batches.at(step)
-        buffers = {name: buffer.clone() for name, buffer in self.model.named_buffers()}
-        with torch.no_grad():
-            logits = functional_call(self.model, buffers, (images,))
-        return cross_entropy(logits, labels), _accuracy(logits, labels)
+    def finish(self, status: str, seconds: float) -> None:
+        """Write what waits, and record how the run ended and the seconds that it took."""
+        self.monitor.close()
+        if self.ranks.is_first:
+            write_status(self.directory, status, seconds=seconds, diagnostics_share=self.monitor.overhead)
 
-    def _gradient_tensors(self) -> list[Tensor]:
-        return [parameter.grad for parameter in self.model.parameters() if parameter.grad is not None]
+    def record(self, step: int, loss: float, accuracy: float, grad_norm: float, seconds: float) -> None:
+        """Log the numbers of a step.
 
-    def _set_lr(self, step: int) -> None:
+        Raises:
+            DivergedError: The loss is not finite.
+        """
+        self.log.record(
+            step,
+            epoch=step / self.batches.per_epoch,
+            loss=loss,
+            accuracy=accuracy,
+            lr=self.lr_at(step),
+            grad_norm=None if step == self.total_steps else grad_norm,
+            seconds=seconds,
+        )
+
+    def lr_at(self, step: int) -> float:
+        """The learning rate of the update after a step."""
+        return self.lr * self.decay_at(step)
+
+    def decay_at(self, step: int) -> float:
+        """What the learning rate at the start is multiplied by in the update after a step."""
         every, factor = self.config.decay_epochs, self.config.decay_factor
-        decays = 0 if every is None else step // (every * self.batches.per_epoch)
-        for group in self.optimizer.param_groups:
-            group["lr"] = self.lr * factor**decays
+        decays: int = 0 if every is None else step // (every * self.batches.per_epoch)
+        return factor**decays
 
-    def _evaluation_due(self, step: int) -> bool:
+    def checkpoint_due(self, step: int) -> bool:
+        """Whether a checkpoint is to be saved at a step."""
+        interval = self.config.checkpoints or self.batches.per_epoch
+        return step in (0, self.total_steps) or step % interval == 0
+
+    def evaluation_due(self, step: int) -> bool:
+        """Whether the network is to be evaluated at a step."""
         every = self.config.evaluate_epochs
         if every is None or step == 0:
             return False
         return step == self.total_steps or step % (every * self.batches.per_epoch) == 0
 
-    def _evaluate(self, step: int) -> None:
-        self.model.eval()
-        loss, right = 0.0, 0
-        with torch.no_grad():
-            for start in range(0, len(self.test), _EVALUATION_BATCH):
-                chosen = slice(start, start + _EVALUATION_BATCH)
-                logits = self.model(self.pixels(self.test.images[chosen]))
-                labels = self.test.labels[chosen]
-                loss += cross_entropy(logits, labels, reduction="sum").item()
-                right += int((logits.argmax(1) == labels).sum())
-        self.model.train()
-        found = {"loss": loss / len(self.test), "accuracy": right / len(self.test)}
-        self.monitor.log(step, split="test", epoch=step / self.batches.per_epoch, **found)
-        for logger in self._loggers:
-            logger.log(step, {f"test/{name}": value for name, value in found.items()})
+    def kept(self, step: int) -> bool:
+        """Whether the weights saved at a step stay when later ones have been saved."""
+        every = self.config.keep_epochs
+        return every is None or step % (every * self.batches.per_epoch) == 0
 
-    def _checkpoint_due(self, step: int) -> bool:
-        interval = self.config.checkpoints or self.batches.per_epoch
-        return step in (0, self.total_steps) or step % interval == 0
-
-    def _save(self, step: int) -> None:
-        """Rows before the checkpoint first, then its weights, then what resuming needs, which makes it whole."""
+    def save(self, step: int) -> None:
+        """Write the rows before a checkpoint first, then the checkpoint."""
         self.monitor.flush(step)
-        save_checkpoint(checkpoint_path(self.directory, step), self.model.state_dict(), {"step": str(step)})
-        save_training_state(training_state_path(self.directory, step), self.optimizer, step, rng_states())
-        for older, _ in list_checkpoints(self.directory):
-            if older < step:
-                training_state_path(self.directory, older).unlink(missing_ok=True)
+        rng = self.ranks.gathered(rng_states())
+        if self.ranks.is_first:
+            save_run(self.directory, step, self.model, self.optimizer, rng)
 
-    def _resume(self) -> int:
-        """Go back to the last whole checkpoint and forget what was logged from there on; 0 if there is none."""
-        whole = [step for step, _ in list_checkpoints(self.directory) if self._state_path(step).exists()]
-        step = max(whole, default=0)
-        self.monitor.rewind(step - 1)
-        if whole:
-            load_into(self.model, checkpoint_path(self.directory, step))
-            set_rng_states(load_training_state(self._state_path(step), self.optimizer).rng)
-        return step
+    def drop_older(self, step: int) -> None:
+        """Remove the training states before a step, and those weights that are not to be kept."""
+        if self.ranks.is_first:
+            drop_older(self.directory, step, self.kept)
 
-    def _state_path(self, step: int) -> Path:
-        return training_state_path(self.directory, step)
+    def evaluate(self, step: int) -> None:
+        """Log loss and accuracy on all test images, in eval mode."""
+        self.ranks.share_buffers(self.model)
+        total = torch.zeros(2, dtype=torch.float64, device=self.device)
+        self.model.eval()
+        with torch.no_grad():
+            for images, labels in self.test:
+                logits = self._logits(self.model, images)
+                loss = cross_entropy(logits, labels, reduction="sum")
+                total += torch.stack([loss.double(), (logits.argmax(1) == labels).sum().double()])
+        self.model.train()
+        loss, accuracy = (self.ranks.sum(total) / len(self.test)).tolist()
+        self.log.evaluation(step, epoch=step / self.batches.per_epoch, loss=loss, accuracy=accuracy)
+
+    def _step(self, network: nn.Module, step: int) -> None:
+        """Look at the state after so many updates, then make the next one unless it is the last."""
+        if self.checkpoint_due(step) or self.evaluation_due(step):
+            self._fetch()
+        if self.checkpoint_due(step):
+            self.save(step)
+            self.drop_older(step)
+        if self.evaluation_due(step):
+            self.evaluate(step)
+        last = step == self.total_steps
+        started = time.perf_counter()
+        numbers = self._look(network, step) if last else self._gradients(network, step)
+        seconds = time.perf_counter() - started
+        self.log.measure(step)
+        self.block.add(step, numbers, seconds)
+        if self.block.full:
+            self._fetch()
+        if not last:
+            for group in self.optimizer.param_groups:
+                group["lr"] = self.lr_at(step)
+            self.optimizer.step()
+
+    def _fetch(self) -> None:
+        """Record the steps that wait for the device."""
+        for step, (loss, accuracy, grad_norm), seconds in self.block.fetch():
+            self.record(step, loss, accuracy, grad_norm, seconds)
+
+    def _gradients(self, network: nn.Module, step: int) -> Tensor:
+        """Loss, accuracy and gradient norm of a step's batch; its gradients are left in the parameters."""
+        images, labels = self.batches.at(step)
+        self.optimizer.zero_grad(set_to_none=True)
+        logits = self._logits(network, images)
+        loss = cross_entropy(logits, labels)
+        (loss * self.ranks.loss_scale(len(labels), self.batches.size_at(step))).backward()
+        gradients = [parameter.grad for parameter in self.model.parameters() if parameter.grad is not None]
+        norm = torch.nn.utils.get_total_norm(gradients)
+        return torch.cat([self._means(loss, logits, labels), norm.double()[None]])
+
+    def _look(self, network: nn.Module, step: int) -> Tensor:
+        """Loss and accuracy of a step's batch in train mode, and nan; batch norm's buffers are put back."""
+        images, labels = self.batches.at(step)
+        before = [buffer.clone() for buffer in self.model.buffers()]
+        with torch.no_grad():
+            logits = self._logits(network, images)
+            for buffer, value in zip(self.model.buffers(), before, strict=True):
+                buffer.copy_(value)
+            means = self._means(cross_entropy(logits, labels), logits, labels)
+        return torch.cat([means, means.new_full((1,), torch.nan)])
+
+    def _logits(self, network: nn.Module, images: Tensor) -> Tensor:
+        with mixed_precision(self.config.precision, self.device):
+            logits: Tensor = network(images)
+        return logits.float() if logits.dtype == torch.bfloat16 else logits
+
+    def _means(self, loss: Tensor, logits: Tensor, labels: Tensor) -> Tensor:
+        """Loss and accuracy of the whole batch, float64, from this process's part of it."""
+        accuracy = (logits.detach().argmax(1) == labels).double().mean()
+        return self.ranks.weighted_mean(torch.stack([loss.detach().double(), accuracy]), len(labels))
 
 
-def _accuracy(logits: Tensor, labels: Tensor) -> Tensor:
-    return (logits.detach().argmax(1) == labels).double().mean()
+def mixed_precision(precision: str, device: torch.device) -> torch.autocast:
+    """Forward passes of training in bfloat16 inside, where the option ``--precision`` says so."""
+    half = precision == "bfloat16" or (precision == "auto" and device.type == "cuda")
+    return torch.autocast(device.type, torch.bfloat16, enabled=half)

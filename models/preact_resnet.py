@@ -19,11 +19,16 @@ ARMS: dict[str, Arm] = {"original": Arm(residual_shortcut), "modified": Arm(modi
 
 
 def build_preact_resnet(
-    layers: int, arm: str | Arm = "original", *, num_classes: int = 10, stem: StemName = "cifar"
+    layers: int,
+    arm: str | Arm = "original",
+    *,
+    num_classes: int = 10,
+    stem: StemName = "cifar",
+    width: int = 64,
 ) -> nn.Sequential:
     r"""Build a pre-activation ResNet, the chain ``stem → layer1.0 → … → layer4.K → head``.
 
-    Four stages of widths 64-128-256-512 (times 4 at the output of a bottleneck), the last three halving
+    Four stages of widths w-2w-4w-8w, w = 64 (times 4 at the output of a bottleneck), the last three halving
     the image. Within a block o = ReLU(BN(x)); the identity shortcut acts on x, a convolution shortcut on
     o. In ``modified`` the pooled identity acts on o too, as the convolution that it is added to.
     Convolutions have no bias; there is no batch norm after the last block. The head averages over all
@@ -35,27 +40,31 @@ def build_preact_resnet(
         num_classes: Number of logits.
         stem: ``cifar``: one 3×3 convolution. ``imagenet``: 7×7 of stride 2, then 3×3 max pooling of
             stride 2.
+        width: w, the channels of the stem and the width of the first stage. Parameters, and with many
+            channels the time of a step, grow with its square; activations are proportional to it.
 
     Returns:
         The network for inputs ``(N, 3, H, W)``, with its arm's initialisation.
 
     Raises:
-        ModelOptionError: There is no such depth, arm or stem, or ``num_classes`` is not a positive ``int``.
+        ModelOptionError: There is no such depth, arm or stem, or ``num_classes`` or ``width`` is not a
+            positive ``int``.
     """
     check_choice("depth of preact-resnet", layers, BLOCKS)
     check_choice("stem", stem, get_args(StemName))
     check_count("num_classes", num_classes)
+    check_count("width", width)
     chosen = choose_arm(f"preact-resnet{layers}", arm, ARMS)
 
-    modules: OrderedDict[str, nn.Module] = OrderedDict(stem=_stem(stem))
+    modules: OrderedDict[str, nn.Module] = OrderedDict(stem=_stem(stem, width))
     block, expansion, counts = BLOCKS[layers]
-    channels = 64
+    channels = width
     for stage, count in enumerate(counts):
-        width, blocks = 64 * 2**stage, []
+        stage_width, blocks = width * 2**stage, []
         for i in range(count):
             stride = 2 if stage > 0 and i == 0 else 1
-            blocks.append(block(channels, width, stride, chosen.shortcut))
-            channels = width * expansion
+            blocks.append(block(channels, stage_width, stride, chosen.shortcut))
+            channels = stage_width * expansion
         modules[f"layer{stage + 1}"] = nn.Sequential(*blocks)
     modules["head"] = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(channels, num_classes))
 
@@ -113,8 +122,10 @@ def _block(
     )
 
 
-def _stem(name: StemName) -> nn.Module:
-    """The layers before the first block, 3 → 64 channels."""
+def _stem(name: StemName, channels: int) -> nn.Module:
+    """The layers before the first block, 3 → ``channels``."""
     if name == "cifar":
-        return nn.Conv2d(3, 64, 3, padding=1, bias=False)
-    return nn.Sequential(nn.Conv2d(3, 64, 7, stride=2, padding=3, bias=False), nn.MaxPool2d(3, stride=2, padding=1))
+        return nn.Conv2d(3, channels, 3, padding=1, bias=False)
+    return nn.Sequential(
+        nn.Conv2d(3, channels, 7, stride=2, padding=3, bias=False), nn.MaxPool2d(3, stride=2, padding=1)
+    )

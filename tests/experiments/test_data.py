@@ -14,6 +14,7 @@ from pyarrow import parquet
 
 from diagnostics.errors import InputError
 from experiments.data import load_data, to_float
+from experiments.data_sources import SOURCES
 
 
 @pytest.fixture
@@ -290,6 +291,35 @@ def test_corrupt_image_file(tmp_path, damage):
     file = tmp_path / "train" / "cat" / "1.JPEG"
     file.write_bytes(damage(file.read_bytes()))
     assert f"{file}: not a readable image" in error_of("imagenet", tmp_path)
+
+
+@pytest.mark.parametrize("name", ["imagenet", "my-birds"])
+def test_corrupt_images_are_left_out_on_request(tmp_path, name):
+    write_class_folders(tmp_path, sizes=((40, 50), (40, 50)))
+    whole = load_data(name, tmp_path)
+    for file in ("bird/0.JPEG", "cat/1.JPEG"):
+        (tmp_path / "train" / file).write_bytes(b"text")
+    with pytest.warns(UserWarning) as caught:
+        data = load_data(name, tmp_path, skip_corrupt=True)
+    (message,) = [str(warning.message) for warning in caught]
+    assert "the training split: 2 unreadable images are left out" in message
+    assert str(tmp_path / "train" / "bird" / "0.JPEG") in message
+    assert str(tmp_path / "train" / "cat" / "1.JPEG") in message
+    assert torch.equal(data.train.images, whole.train.images[[1, 2, 4, 5]])
+    assert data.train.labels.tolist() == [1, 0, 0, 1]
+    assert torch.equal(data.test.images, whole.test.images)
+
+
+def test_nothing_but_corrupt_images(tmp_path):
+    write_class_folders(tmp_path, per_class=1)
+    for file in tmp_path.glob("val/*/*"):
+        file.write_bytes(b"")
+    with pytest.warns(UserWarning, match="2 unreadable images"):
+        assert "the test split holds no readable images" in error_of("imagenet", tmp_path, skip_corrupt=True)
+
+
+def test_what_is_streamed():
+    assert {name for name, source in SOURCES.items() if source.stream} == {"imagenet"}
 
 
 def test_class_missing_from_one_split(tmp_path):

@@ -163,7 +163,7 @@ def test_failed_run_is_marked_and_taken_up_again(train, same_results, monkeypatc
         raise ZeroDivisionError("by accident")
 
     with monkeypatch.context() as patch:
-        patch.setattr("experiments.training.Trainer._evaluate", fail)
+        patch.setattr("experiments.training.Trainer.evaluate", fail)
         with pytest.raises(ZeroDivisionError):
             train("out")
     (run,) = read_experiment("out").runs.to_dict("records")

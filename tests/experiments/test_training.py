@@ -12,7 +12,7 @@ from torch.nn.functional import cross_entropy
 from diagnostics.monitor import Measurement, SpectrumMonitor
 from diagnostics.schedule import every
 from diagnostics.tables import read_experiment
-from experiments.batches import Batches, Pixels
+from experiments.batches import Batches, BatchOrder, HeldImages, Pixels
 from experiments.checkpoints import list_checkpoints, load_weights
 from experiments.data import Split
 from experiments.presets import PRESETS
@@ -36,11 +36,11 @@ def trainer(directory, model, *, n=12, steps=6, lr=0.2, bounds=False, **options)
     """A run of 3 batches of 4 images an epoch."""
     config = replace(PRESETS["demo"][1], out=directory, **{"batch_size": 4, "checkpoints": None, **options})
     train, test = split(n, 1), split(7, 2)
-    batches = Batches(train.images, train.labels, PIXELS, config.batch_size, config.augment, seed=3)
+    batches = Batches(train, PIXELS, BatchOrder(n, config.batch_size, 3, config.augment))
     probe = (torch.rand(2, 1, 4, 4, generator=torch.Generator().manual_seed(5)), torch.tensor([0, 2]))
     maps = [Measurement("tail", "1", schedule=every(1))]
     monitor = SpectrumMonitor(model, probe, directory, maps=maps, schedule=1, max_overhead=None, bounds=bounds)
-    return Trainer(config, model, batches, test, PIXELS, monitor, directory, lr, steps)
+    return Trainer(config, model, batches, HeldImages(test, PIXELS), monitor, directory, lr, steps)
 
 
 def run(directory, model, **options):
@@ -134,7 +134,7 @@ def test_evaluation_is_in_eval_mode_on_the_whole_test_split_at_epoch_ends_and_th
 
 
 def test_evaluation_of_many_images_is_done_in_parts(tmp_path, monkeypatch):
-    monkeypatch.setattr("experiments.training._EVALUATION_BATCH", 3)
+    monkeypatch.setattr("experiments.batches._EVALUATION_BATCH", 3)
     _, parts = run(tmp_path / "parts", network(), evaluate_epochs=2)
     monkeypatch.undo()
     _, whole = run(tmp_path / "whole", network(), evaluate_epochs=2)

@@ -69,23 +69,53 @@ def test_modified_leaves_alone_a_shortcut_that_only_changes_the_channels() -> No
 
 
 @pytest.mark.parametrize(
-    ("layers", "arm", "stem", "side"),
-    [(18, "original", "cifar", 32), (18, "modified", "imagenet", 64), (50, "modified", "cifar", 16)],
+    ("layers", "arm", "stem", "side", "width"),
+    [
+        (18, "original", "cifar", 32, 64),
+        (18, "modified", "imagenet", 64, 64),
+        (50, "modified", "cifar", 16, 64),
+        (18, "modified", "cifar", 16, 3),
+        (50, "original", "imagenet", 64, 16),
+    ],
 )
-def test_it_is_a_chain_of_blocks_with_the_papers_shapes(layers: int, arm: str, stem: str, side: int) -> None:
-    model = build_model(f"preact-resnet{layers}", arm=arm, stem=stem, num_classes=7).eval()
+def test_it_is_a_chain_of_blocks_with_the_papers_shapes(
+    layers: int, arm: str, stem: str, side: int, width: int
+) -> None:
+    # The papers' width is the default, so those cases check that too.
+    options = {} if width == 64 else {"width": width}
+    model = build_model(f"preact-resnet{layers}", arm=arm, stem=stem, num_classes=7, **options).eval()
     x = image = torch.randn(1, 3, side, side)
     expansion = 4 if layers == 50 else 1
     side = side if stem == "cifar" else side // 4
     with torch.no_grad():
         for stage in range(5):
             x = model[stage](x)
-            width = 64 * 2 ** max(stage - 1, 0) * (expansion if stage else 1)
-            assert x.shape == (1, width, side // 2 ** max(stage - 1, 0), side // 2 ** max(stage - 1, 0))
+            channels = width * 2 ** max(stage - 1, 0) * (expansion if stage else 1)
+            assert x.shape == (1, channels, side // 2 ** max(stage - 1, 0), side // 2 ** max(stage - 1, 0))
         pooled = F.avg_pool2d(x, x.shape[-1]).flatten(1)
         logits = F.linear(pooled, model.head[2].weight, model.head[2].bias)
         torch.testing.assert_close(model(image), logits)
     assert logits.shape == (1, 7)
+
+
+@pytest.mark.parametrize(
+    ("layers", "width", "padding"),
+    [
+        (18, 16, [(8, 8), (16, 16), (32, 32)]),
+        (18, 3, [(1, 2), (3, 3), (6, 6)]),
+        (18, 1, [(0, 1), (1, 1), (2, 2)]),
+        (50, 3, [(6, 6), (12, 12), (24, 24)]),
+    ],
+)
+def test_modified_centres_the_pooled_channels_at_any_width(
+    layers: int, width: int, padding: list[tuple[int, int]]
+) -> None:
+    model = build_model(f"preact-resnet{layers}", arm="modified", width=width)
+    pools = [model[stage][0].shortcut.pool for stage in (2, 3, 4)]
+    assert [pool.padding for pool in pools] == padding
+    before, after = padding[0]
+    y = pools[0](torch.ones(1, before + after, 4, 4))
+    assert (y[0, :, 0, 0] != 0).tolist() == [False] * before + [True] * (before + after) + [False] * after
 
 
 @pytest.mark.parametrize(
@@ -108,6 +138,16 @@ def test_size_is_that_of_the_post_activation_network_less_the_norms_moved_or_dro
     assert sum(isinstance(module, PreActivationBlock) for module in model.modules()) == blocks
     weighted = [m for n, m in model.named_modules() if isinstance(m, nn.Conv2d | nn.Linear) and "shortcut" not in n]
     assert len(weighted) == layers
+
+
+@pytest.mark.parametrize(("layers", "square", "linear"), [(18, 2724, 213), (50, 5724, 993)])
+@pytest.mark.parametrize("width", [1, 16, 64])
+def test_size_is_quadratic_in_the_width(layers: int, square: int, linear: int, width: int) -> None:
+    """Counted by hand; ``square``: convolutions behind the stem, ``linear``: stem, norms and the head's matrix."""
+    for arm in FACTORIES:
+        with torch.device("meta"):
+            model = build_model(f"preact-resnet{layers}", arm=arm, width=width)
+        assert sum(p.numel() for p in model.parameters()) == square * width**2 + linear * width + 10
 
 
 def test_an_arm_of_ones_own_is_a_shortcut_and_an_initialisation() -> None:

@@ -36,7 +36,7 @@ def test_the_names_are_those_of_the_issue() -> None:
     assert arms("paper-mnist") == ("chain", "residual", "modified")
     assert all(arms(name) == ("original", "modified") for name in resnets)
     assert {"chain", "residual"} <= set(arms("residual-mlp"))
-    assert set(model_options("preact-resnet50")) == {"num_classes", "stem"}
+    assert set(model_options("preact-resnet50")) == {"num_classes", "stem", "width"}
     defaults = {name: default_arm(name) for name in ("paper-mnist", "preact-resnet152", "residual-mlp")}
     assert list(defaults.values()) == ["residual", "original", "residual"]
 
@@ -109,7 +109,7 @@ def test_an_arm_object_is_as_good_as_a_name() -> None:
         (
             "preact-resnet18",
             {"layers": 50},
-            r"unknown option of preact-resnet18: 'layers'; valid: num_classes, stem$",
+            r"unknown option of preact-resnet18: 'layers'; valid: num_classes, stem, width$",
         ),
         (
             "preact-resnet18",
@@ -117,6 +117,10 @@ def test_an_arm_object_is_as_good_as_a_name() -> None:
             r"unknown stem: 'cifar10' \(did you mean cifar\?\); valid: cifar, im",
         ),
         ("preact-resnet18", {"num_classes": "10"}, r"option num_classes: '10' is not a whole number"),
+        ("preact-resnet18", {"width": 0}, r"option width: 0 is not a whole number of at least 1"),
+        ("preact-resnet34", {"width": -1}, r"option width: -1 is not a whole number of at least 1"),
+        ("preact-resnet50", {"width": 1.5}, r"option width: 1.5 is not a whole number of at least 1"),
+        ("preact-resnet101", {"width": "wide"}, r"option width: 'wide' is not a whole number of at least 1"),
         ("paper-mnist", {"width": 3}, r"unknown option of paper-mnist: 'width'; valid: none$"),
         ("no.such.module:factory", {}, r"cannot import 'no.such.module'"),
         (".relative:factory", {}, r"cannot import '.relative'"),
@@ -150,5 +154,6 @@ def test_python_m_models_lists_every_network_with_its_arms_and_size() -> None:
         (row,) = [line for line in lines if re.match(rf"{name} +[\d,]+  ", line)]
         assert all(arm in row for arm in arms(name))
     assert any(re.match(r"preact-resnet18 +11,171,146  original\*, modified$", line) for line in lines)
-    assert "stem=cifar (cifar|imagenet)" in run.stdout
+    options = [line for line in lines if line.endswith("  num_classes=10, stem=cifar (cifar|imagenet), width=64")]
+    assert [line.split()[0] for line in options] == [n for n in model_names() if n.startswith("preact-resnet")]
     assert not any(line != line.rstrip() for line in lines)

@@ -1,0 +1,58 @@
+"""What a run leaves to be resumed from: weights and training states, each written whole or not at all."""
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from experiments.checkpoints import (
+    checkpoint_path,
+    list_checkpoints,
+    load_into,
+    load_training_state,
+    save_checkpoint,
+    save_training_state,
+    training_state_path,
+)
+
+
+def last_whole_step(directory: Path) -> int:
+    """The last step of which a run left both weights and training state; 0 if there is none."""
+    whole = [step for step, _ in list_checkpoints(directory) if training_state_path(directory, step).exists()]
+    return max(whole, default=0)
+
+
+def save_run(
+    directory: Path, step: int, model: nn.Module, optimizer: torch.optim.Optimizer, rng: Mapping[str, Tensor]
+) -> None:
+    """Write a run's weights, then what resuming needs beside them, which makes it whole.
+
+    Raises:
+        InputError: A file cannot be written, for instance because the disk is full.
+    """
+    save_checkpoint(checkpoint_path(directory, step), model.state_dict(), {"step": str(step)})
+    save_training_state(training_state_path(directory, step), optimizer, step, rng)
+
+
+def load_run(directory: Path, step: int, model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """Put a model and its optimiser into the state of a step; returns the saved states of the random streams.
+
+    Where the run has left nothing of that step, which then is 0, all stays as it is.
+
+    Raises:
+        InputError: A file is damaged, or of another model or optimiser.
+    """
+    if not training_state_path(directory, step).exists():
+        return {}
+    load_into(model, checkpoint_path(directory, step))
+    return load_training_state(training_state_path(directory, step), optimizer).rng
+
+
+def drop_older(directory: Path, step: int, keep: Callable[[int], bool]) -> None:
+    """Remove the training states of steps before ``step``, and the weights of those that are not to be kept."""
+    for older, path in list_checkpoints(directory):
+        if older < step:
+            training_state_path(directory, older).unlink(missing_ok=True)
+            if not keep(older):
+                path.unlink()

@@ -1,0 +1,100 @@
+"""Several networks of one structure as a single vmapped one, each still there as a module of its own.
+
+Parameters and buffers are held in stacked tensors, of which those of the networks become views: what training does to
+the stack is seen through each network at once, by whoever measures, evaluates or saves it.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call, stack_module_state, vmap
+
+
+class StackedNetwork:
+    """Networks whose forward passes are one.
+
+    Args:
+        networks: Of the same structure (see ``same_structure``), all on one device and in train mode; their parameters
+            and buffers become views of the stacks.
+        groups: A number for each network, equal for those whose parameters are to be stacked in the same tensors, such
+            as those of one learning rate; networks of a group come one after another.
+
+    Attributes:
+        parameters: For each group, in order, the stacked parameters by name, shape ``(networks in it, *shape)``.
+        buffers: The stacked buffers of all networks by name.
+    """
+
+    def __init__(self, networks: Sequence[nn.Module], groups: Sequence[int]) -> None:
+        self.networks = list(networks)
+        self.parameters: list[dict[str, Tensor]] = []
+        self._places: list[dict[nn.Parameter, tuple[Tensor, int]]] = [{} for _ in networks]
+        for group in dict.fromkeys(groups):
+            chosen = [row for row, one in enumerate(groups) if one == group]
+            stacked, _ = stack_module_state([self.networks[row] for row in chosen])
+            self.parameters.append(dict(stacked))
+            for place, row in enumerate(chosen):
+                for name, parameter in self.networks[row].named_parameters():
+                    parameter.data = stacked[name].detach()[place]
+                    self._places[row][parameter] = (stacked[name], place)
+        self.buffers = dict(stack_module_state(self.networks)[1])
+        for row, network in enumerate(self.networks):
+            for name, _ in list(network.named_buffers()):
+                owner, _, last = name.rpartition(".")
+                network.get_submodule(owner)._buffers[last] = self.buffers[name][row]
+
+    def __call__(self, inputs: Tensor) -> Tensor:
+        """Outputs ``(T, N, …)`` of T networks for inputs ``(T, N, …)``; buffers are updated like those of each."""
+        parts = self.parameters
+        whole = {name: torch.cat([part[name] for part in parts]) for name in parts[0]} if parts[1:] else parts[0]
+
+        def one(parameters: dict[str, Tensor], buffers: dict[str, Tensor], inputs: Tensor) -> Tensor:
+            output: Tensor = functional_call(self.networks[0], (parameters, buffers), (inputs,))
+            return output
+
+        outputs: Tensor = vmap(one, randomness="error")(whole, self.buffers, inputs)
+        return outputs
+
+    def places(self, row: int) -> Mapping[nn.Parameter, tuple[Tensor, int]]:
+        """For each parameter of a network the stack that it is in, and its place there."""
+        return self._places[row]
+
+    def norms(self) -> Tensor:
+        """The norm of each network's gradient, shape ``(T,)``, float64."""
+        squares = []
+        for part in self.parameters:
+            gradients = [stack.grad for stack in part.values() if stack.grad is not None]
+            norms = torch.stack([gradient.flatten(1).norm(dim=1) for gradient in gradients])
+            squares.append(norms.double().square().sum(0))
+        return torch.cat(squares).sqrt()
+
+
+def same_structure(first: nn.Module, second: nn.Module) -> bool:
+    """Whether two networks compute the same function of their parameters and buffers, as far as can be seen.
+
+    Their modules have the same names, classes, plain attributes and shapes.
+    """
+    one, other = dict(first.named_modules()), dict(second.named_modules())
+    return one.keys() == other.keys() and all(_alike(one[name], other[name]) for name in one)
+
+
+def _alike(first: nn.Module, second: nn.Module) -> bool:
+    if type(first) is not type(second):
+        return False
+    for kind in ("_parameters", "_buffers"):
+        one, other = vars(first)[kind], vars(second)[kind]
+        if [(name, _form(tensor)) for name, tensor in one.items()] != [(n, _form(t)) for n, t in other.items()]:
+            return False
+    try:
+        return bool(_plain(first) == _plain(second))
+    except (RuntimeError, ValueError):  # tensors and arrays among the attributes
+        return False
+
+
+def _form(tensor: Tensor | None) -> Any:
+    return None if tensor is None else (tensor.shape, tensor.dtype, tensor.device, tensor.requires_grad)
+
+
+def _plain(module: nn.Module) -> dict[str, Any]:
+    return {name: value for name, value in vars(module).items() if name not in ("_parameters", "_buffers", "_modules")}
