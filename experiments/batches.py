@@ -45,7 +45,7 @@ class EvaluationBatches(Protocol):
     """What a trainer needs of the images that it is evaluated on."""
 
     def __len__(self) -> int:
-        """Number of images, all processes together."""
+        """Number of images, all processes together, unreadable ones included."""
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         """This process's images, float32, and labels, batch by batch, on its device."""

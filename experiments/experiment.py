@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.distributed import ProcessGroup
+from torch.nn.functional import cross_entropy
 from tqdm import tqdm
 
 from diagnostics.errors import InputError, UnknownLayerError
@@ -25,6 +26,7 @@ from experiments.config import TrainConfig
 from experiments.grouping import alike_arms, grouped
 from experiments.locks import check_unlocked, locked
 from experiments.networks import build_network, check_arms, check_network
+from experiments.out_of_memory import is_out_of_memory, out_of_memory_advice
 from experiments.outputs import check_out, is_over, prepare_out, read_status, write_status
 from experiments.processes import own_device
 from experiments.provenance import device_name, git_revision, versions
@@ -32,10 +34,10 @@ from experiments.ranks import Ranks
 from experiments.speed import write_speed
 from experiments.step_log import Progress
 from experiments.together import JointTrainer, Member
-from experiments.training import Trainer
+from experiments.training import Trainer, mixed_precision
 from experiments.training_data import draw_indices, memory_format, open_data
 
-#: Images of the first batch that a network is tried on before training.
+#: Images that a network is tried on before training, if a step has so many.
 _CHECKED = 8
 
 #: Seconds between two records of the step at which a run in a process of its own is.
@@ -77,9 +79,8 @@ class Experiment:
                 firsts = {cell.arm: cell for cell in reversed(self.cells)}
                 for cell in firsts.values():
                     self._check(cell, Path(scratch))
-            images, _ = self.data.batches(0).at(0)
             build = {arm: functools.partial(self._model, firsts[arm]) for arm in config.arms}
-            self._alike = alike_arms(config, self.data, self.ranks, build, images[:_CHECKED])
+            self._alike = alike_arms(config, self.data, self.ranks, build, self._example())
 
     def directory(self, cell: Cell) -> Path:
         """Where a run has its tables and checkpoints."""
@@ -151,11 +152,32 @@ class Experiment:
                 else:
                     self._train_together(group, progress)
             except Exception as error:
+                reason = f"{type(error).__name__}: {error}"
                 if self.ranks.is_first:
                     for cell in pending:
                         if not is_over(self.directory(cell)):
-                            write_status(self.directory(cell), "failed", reason=f"{type(error).__name__}: {error}")
-                raise
+                            write_status(self.directory(cell), "failed", reason=reason)
+                if not is_out_of_memory(error):
+                    raise
+                raise InputError(self._out_of_memory(group)) from None
+
+    def _out_of_memory(self, group: Sequence[Cell]) -> str:
+        """What to do when the runs of a group do not fit in memory."""
+        if len(group) > 1:
+            return f"out of memory with {len(group)} runs trained together: give --together no, with another --out"
+        size = self.data.batches(0).size_at(0)
+        if self.ranks.count > 1:
+            return f"out of memory at a batch of {size} images: give a smaller --batch-size, or more processes"
+
+        def try_step(count: int) -> None:
+            network = self._model(group[0])
+            images, labels = self.data.probe(torch.arange(count))
+            with mixed_precision(self.config.precision, self.device):
+                logits = network(images.to(self.device))
+            cross_entropy(logits.float(), labels.to(self.device)).backward()
+            torch.optim.SGD(network.parameters(), 0.1, self.config.momentum).step()
+
+        return out_of_memory_advice(try_step, size)
 
     def _train_together(self, group: Sequence[Cell], progress: Sequence[Progress]) -> None:
         budget = TimeBudget(self.config.max_overhead)
@@ -177,12 +199,16 @@ class Experiment:
     def _check(self, cell: Cell, scratch: Path) -> None:
         """Build, try and measure a run's network once, so that nothing is found wrong with it later."""
         model = self._model(cell)
-        images, _ = self.data.batches(cell.seed).at(0)
-        check_network(self.config.model, model, images[:_CHECKED], self.data.num_classes)
+        check_network(self.config.model, model, self._example(), self.data.num_classes)
         try:
             self._monitor(model, cell, scratch / cell.run_id)
         except UnknownLayerError as error:
             raise InputError(f"{error} Choose others by --layers.") from error
+
+    def _example(self) -> Tensor:
+        """Training images, no more than a step's."""
+        count = min(self.data.batches(0).size_at(0), _CHECKED)
+        return self.data.probe(torch.arange(count))[0].to(self.device)
 
     def _trainer(self, cell: Cell, budget: TimeBudget | None = None) -> Trainer:
         """A run's trainer; its measurements are paid from its own budget, or from one that several runs share."""

@@ -7,6 +7,7 @@ its label and its file name or row: about 40 bytes.
 from __future__ import annotations
 
 import bisect
+import glob
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
@@ -236,7 +237,7 @@ def _open_parquet(paths: Sequence[Path], source: Source, limit: int | None) -> _
     if not ends[-1]:
         raise InputError(f"{files[0]} holds no images, nor does any other file of its split")
     try:
-        table = datasets.load_dataset("parquet", data_files={"train": files}, split="train")
+        table = datasets.load_dataset("parquet", data_files={"train": [*map(glob.escape, files)]}, split="train")
     except Exception as error:  # whatever goes wrong is wrapped, with the reason as its cause
         raise InputError(
             f"{paths[0].parent}: the Parquet files cannot be read into Hugging Face's cache"

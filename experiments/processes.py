@@ -32,6 +32,11 @@ def own_device(device: torch.device) -> torch.device:
     return device
 
 
+def processes_here() -> int:
+    """How many processes ``torchrun`` started on this machine; 1 without it."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+
+
 def is_first_process() -> bool:
     """Whether this process is to write and print: the only one, or rank 0."""
     return int(os.environ.get("RANK", "0")) == 0

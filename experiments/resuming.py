@@ -1,11 +1,13 @@
 """What a run leaves to be resumed from: weights and training states, each written whole or not at all."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
 import torch
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from diagnostics.errors import NonFiniteError
 from experiments.checkpoints import (
     checkpoint_path,
     list_checkpoints,
@@ -19,8 +21,12 @@ from experiments.checkpoints import (
 
 def last_whole_step(directory: Path) -> int:
     """The last step of which a run left both weights and training state; 0 if there is none."""
-    whole = [step for step, _ in list_checkpoints(directory) if training_state_path(directory, step).exists()]
-    return max(whole, default=0)
+    return max(_whole_steps(directory), default=0)
+
+
+def last_common_step(directories: Iterable[Path]) -> int:
+    """The last step of which all runs left both weights and training state; 0 if there is none."""
+    return max(set.intersection(*map(_whole_steps, directories)), default=0)
 
 
 def save_run(
@@ -45,7 +51,12 @@ def load_run(directory: Path, step: int, model: nn.Module, optimizer: torch.opti
     """
     if not training_state_path(directory, step).exists():
         return {}
-    load_into(model, checkpoint_path(directory, step))
+    path = checkpoint_path(directory, step)
+    try:
+        load_into(model, path)
+    except NonFiniteError:
+        # A run that was killed before it was known to have diverged; it will be found again at its next step.
+        model.load_state_dict(load_file(path))
     return load_training_state(training_state_path(directory, step), optimizer).rng
 
 
@@ -56,3 +67,7 @@ def drop_older(directory: Path, step: int, keep: Callable[[int], bool]) -> None:
             training_state_path(directory, older).unlink(missing_ok=True)
             if not keep(older):
                 path.unlink()
+
+
+def _whole_steps(directory: Path) -> set[int]:
+    return {step for step, _ in list_checkpoints(directory) if training_state_path(directory, step).exists()}

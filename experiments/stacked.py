@@ -40,9 +40,10 @@ class StackedNetwork:
                     self._places[row][parameter] = (stacked[name], place)
         self.buffers = dict(stack_module_state(self.networks)[1])
         for row, network in enumerate(self.networks):
-            for name, _ in list(network.named_buffers()):
+            views = {id(buffer): self.buffers[name][row] for name, buffer in network.named_buffers()}
+            for name, buffer in list(network.named_buffers(remove_duplicate=False)):  # one may have several names
                 owner, _, last = name.rpartition(".")
-                network.get_submodule(owner)._buffers[last] = self.buffers[name][row]
+                network.get_submodule(owner)._buffers[last] = views[id(buffer)]
 
     def __call__(self, inputs: Tensor) -> Tensor:
         """Outputs ``(T, N, …)`` of T networks for inputs ``(T, N, …)``; buffers are updated like those of each."""
@@ -50,7 +51,11 @@ class StackedNetwork:
         whole = {name: torch.cat([part[name] for part in parts]) for name in parts[0]} if parts[1:] else parts[0]
 
         def one(parameters: dict[str, Tensor], buffers: dict[str, Tensor], inputs: Tensor) -> Tensor:
-            output: Tensor = functional_call(self.networks[0], (parameters, buffers), (inputs,))
+            state = parameters | buffers
+            output: Tensor = functional_call(self.networks[0], state, (inputs,))
+            for name, buffer in buffers.items():
+                if state[name] is not buffer:  # the forward pass has put another tensor in its place
+                    buffer.copy_(state[name])
             return output
 
         outputs: Tensor = vmap(one, randomness="error")(whole, self.buffers, inputs)
@@ -65,7 +70,7 @@ class StackedNetwork:
         squares = []
         for part in self.parameters:
             gradients = [stack.grad for stack in part.values() if stack.grad is not None]
-            norms = torch.stack([gradient.flatten(1).norm(dim=1) for gradient in gradients])
+            norms = torch.stack([gradient.view(len(gradient), -1).norm(dim=1) for gradient in gradients])
             squares.append(norms.double().square().sum(0))
         return torch.cat(squares).sqrt()
 
@@ -73,10 +78,11 @@ class StackedNetwork:
 def same_structure(first: nn.Module, second: nn.Module) -> bool:
     """Whether two networks compute the same function of their parameters and buffers, as far as can be seen.
 
-    Their modules have the same names, classes, plain attributes and shapes.
+    Their modules have the same names in the same order, classes, plain attributes and shapes, and share the same.
     """
     one, other = dict(first.named_modules()), dict(second.named_modules())
-    return one.keys() == other.keys() and all(_alike(one[name], other[name]) for name in one)
+    alike = list(one) == list(other) and all(_alike(one[name], other[name]) for name in one)
+    return alike and _shared(first) == _shared(second)
 
 
 def _alike(first: nn.Module, second: nn.Module) -> bool:
@@ -90,6 +96,15 @@ def _alike(first: nn.Module, second: nn.Module) -> bool:
         return bool(_plain(first) == _plain(second))
     except (RuntimeError, ValueError):  # tensors and arrays among the attributes
         return False
+
+
+def _shared(network: nn.Module) -> list[list[tuple[str, str]]]:
+    """The names of all modules, parameters and buffers, each with the first name of the same object."""
+    found = []
+    for named in (network.named_modules, network.named_parameters, network.named_buffers):
+        firsts: dict[int, str] = {}
+        found.append([(name, firsts.setdefault(id(one), name)) for name, one in named(remove_duplicate=False)])
+    return found
 
 
 def _form(tensor: Tensor | None) -> Any:

@@ -14,7 +14,7 @@ from torch.func import functional_call
 from torch.nn.functional import cross_entropy
 
 from experiments.batches import Batches
-from experiments.resuming import last_whole_step
+from experiments.resuming import last_common_step
 from experiments.stacked import StackedNetwork, same_structure
 from experiments.step_log import Block, DivergedError, Progress
 from experiments.training import Trainer, mixed_precision
@@ -58,7 +58,7 @@ class JointTrainer:
 
     def run(self) -> dict[int, str]:
         """Train to the end; returns for each run that was to be trained how it ended."""
-        first = min(last_whole_step(trainer.directory) for trainer in self.active.values())
+        first = last_common_step(trainer.directory for trainer in self.active.values())
         for trainer in self.active.values():
             trainer.load(first)
         self.network = StackedNetwork([one.model for one in self.members], [*map(self.lrs.index, self.lrs)])
@@ -177,9 +177,9 @@ class JointTrainer:
         """Put zeros in the place of a run that has diverged, which then goes on as any network does."""
         with torch.no_grad():
             for stack, place in self.network.places(row).values():
-                stack[place] = 0
-                for value in self.optimizer.state[stack].values():
-                    value[place] = 0
+                for tensor in (stack, stack.grad, *self.optimizer.state[stack].values()):
+                    if tensor is not None:
+                        tensor[place] = 0
             for buffer in self.network.buffers.values():
                 buffer[row] = 0
 
@@ -202,10 +202,13 @@ def obstacle(models: Sequence[nn.Module], images: Tensor) -> str:
     with torch.no_grad():
         copies = [{name: buffer.clone() for name, buffer in model.named_buffers()} for model in models]
         alone = [functional_call(model, held, (images,)) for model, held in zip(models, copies, strict=True)]
+        if moved := sorted(set(map(str, held)) ^ set(map(str, held))) if False else "":
+            return moved
         try:
             stacked = StackedNetwork(models, [0] * len(models))(torch.stack([images] * len(models)))
-        except (RuntimeError, ValueError, NotImplementedError) as error:
-            return f"it cannot be vmapped ({str(error).splitlines()[0]})"
+        except Exception as error:  # alone it could be applied, so that whatever is raised comes from vmap
+            reason = next(iter(str(error).splitlines()), type(error).__name__)
+            return f"it cannot be vmapped ({reason})"
     if not torch.allclose(stacked, torch.stack(alone), rtol=_TOLERANCE, atol=_TOLERANCE):
         return "vmapped it computes something else"
     return ""

@@ -160,16 +160,19 @@ class Trainer:
     def evaluate(self, step: int) -> None:
         """Log loss and accuracy on all test images, in eval mode."""
         self.ranks.share_buffers(self.model)
-        total = torch.zeros(2, dtype=torch.float64, device=self.device)
+        total = torch.zeros(3, dtype=torch.float64, device=self.device)
         self.model.eval()
         with torch.no_grad():
             for images, labels in self.test:
                 logits = self._logits(self.model, images)
                 loss = cross_entropy(logits, labels, reduction="sum")
-                total += torch.stack([loss.double(), (logits.argmax(1) == labels).sum().double()])
+                right = (logits.argmax(1) == labels).sum()
+                total += torch.stack(
+                    [loss.double(), right.double(), torch.full_like(loss, len(labels), dtype=torch.float64)]
+                )
         self.model.train()
-        loss, accuracy = (self.ranks.sum(total) / len(self.test)).tolist()
-        self.log.evaluation(step, epoch=step / self.batches.per_epoch, loss=loss, accuracy=accuracy)
+        loss, right, count = self.ranks.sum(total).tolist()
+        self.log.evaluation(step, epoch=step / self.batches.per_epoch, loss=loss / count, accuracy=right / count)
 
     def _step(self, network: nn.Module, step: int) -> None:
         """Look at the state after so many updates, then make the next one unless it is the last."""
@@ -204,7 +207,8 @@ class Trainer:
         self.optimizer.zero_grad(set_to_none=True)
         logits = self._logits(network, images)
         loss = cross_entropy(logits, labels)
-        (loss * self.ranks.loss_scale(len(labels), self.batches.size_at(step))).backward()
+        whole = self.batches.size_at(step) if self.ranks.count > 1 else len(labels)
+        (loss * self.ranks.loss_scale(len(labels), whole)).backward()
         gradients = [parameter.grad for parameter in self.model.parameters() if parameter.grad is not None]
         norm = torch.nn.utils.get_total_norm(gradients)
         return torch.cat([self._means(loss, logits, labels), norm.double()[None]])

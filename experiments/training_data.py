@@ -1,7 +1,8 @@
 """The data of an experiment as its runs need them: batches to train on, batches to evaluate on, and a probe."""
 
+import os
 from dataclasses import dataclass, replace
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -19,7 +20,14 @@ from experiments.batches import (
 )
 from experiments.config import TrainConfig
 from experiments.data import ImageData, Split, load_data
+from experiments.data_sources import find_source
+from experiments.image_index import StreamedData, open_images
+from experiments.processes import processes_here
 from experiments.ranks import Ranks
+from experiments.streaming import StreamedBatches, StreamedImages, decode_at
+
+#: More processes than these do not decode faster where a training job is given its share of a machine.
+_MOST_WORKERS = 16
 
 
 class TrainingData(Protocol):
@@ -89,26 +97,73 @@ class HeldData:
         return replace(self._pixels, memory_format=torch.contiguous_format)(images), labels
 
 
+@dataclass(eq=False)
+class DecodedData:
+    """A data set that is decoded while training.
+
+    Attributes:
+        data: Its encoded images.
+        config: The experiment's options.
+        device: Where batches are moved.
+        ranks: The processes that share each batch.
+    """
+
+    data: StreamedData
+    config: TrainConfig
+    device: torch.device
+    ranks: Ranks
+
+    def __post_init__(self) -> None:
+        self.num_classes = self.data.num_classes
+        self.input_shape: tuple[int, ...] = (3, self.data.size, self.data.size)
+        mean, std = (self.data.mean, self.data.std) if self.config.normalise else (None, None)
+        self._pixels = Pixels(mean, std, memory_format(self.config))
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        given = self.config.workers
+        self._workers = min(cores // processes_here(), _MOST_WORKERS) if given is None else given
+
+    def __len__(self) -> int:
+        """Number of training images."""
+        return len(self.data.train.labels)
+
+    def batches(self, seed: int) -> StreamedBatches:
+        """The training batches of a run, from its seed."""
+        order = batch_order(self.config, len(self), seed, self.ranks, torch.device("cpu"))
+        return StreamedBatches(self.data, order, self._pixels, self.device, self._workers)
+
+    def test(self) -> StreamedImages:
+        """The test images."""
+        return StreamedImages(self.data, self._pixels, self.device, self._workers, self.ranks.rank, self.ranks.count)
+
+    def probe(self, chosen: Tensor) -> tuple[Tensor, Tensor]:
+        """Some training images by their indices, their centres, on the host, and their labels."""
+        images = decode_at(self.data, chosen)
+        return replace(self._pixels, memory_format=torch.contiguous_format)(images), self.data.train.labels[chosen]
+
+
 def open_data(config: TrainConfig, device: torch.device, ranks: Ranks) -> TrainingData:
     """The data set that the options name, with the subset that they draw.
 
     Raises:
         InputError: The data are missing, unreadable or not what they should be, or fewer than are to be drawn.
     """
-    data = load_data(
-        config.dataset,
-        config.data_dir,
-        limit_train=config.limit_train,
+    options: dict[str, Any] = {
+        "limit_train": config.limit_train,
         # That a test split is there is checked also where it is never evaluated.
-        limit_test=config.limit_test if config.evaluate_epochs else 1,
-        draw=None
-        if config.subset is None
-        else lambda count: draw_indices(count, config.subset, config.seed, SUBSET, "--subset"),
-    )
-    smallest = min(config.batch_size or len(data.train), len(data.train))
+        "limit_test": config.limit_test if config.evaluate_epochs else 1,
+        "skip_corrupt": config.skip_corrupt,
+    }
+    if config.subset is not None:
+        options["draw"] = lambda count: draw_indices(count, config.subset, config.seed, SUBSET, "--subset")
+    data: TrainingData
+    if find_source(config.dataset).stream:
+        data = DecodedData(open_images(config.dataset, config.data_dir, **options), config, device, ranks)
+    else:
+        data = HeldData(load_data(config.dataset, config.data_dir, **options), config, device, ranks)
+    smallest = min(config.batch_size or len(data), len(data))
     if smallest < 2 * ranks.count and ranks.count > 1:
         raise InputError(f"{ranks.count} processes need {2 * ranks.count} images a step; there are {smallest}")
-    return HeldData(data, config, device, ranks)
+    return data
 
 
 def batch_order(config: TrainConfig, count: int, seed: int, ranks: Ranks, device: torch.device) -> BatchOrder:

@@ -299,7 +299,7 @@ def test_corrupt_images_are_left_out_on_request(tmp_path, name):
     whole = load_data(name, tmp_path)
     for file in ("bird/0.JPEG", "cat/1.JPEG"):
         (tmp_path / "train" / file).write_bytes(b"text")
-    with pytest.warns(UserWarning) as caught:
+    with pytest.warns(UserWarning, match="left out") as caught:
         data = load_data(name, tmp_path, skip_corrupt=True)
     (message,) = [str(warning.message) for warning in caught]
     assert "the training split: 2 unreadable images are left out" in message

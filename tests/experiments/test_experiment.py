@@ -98,13 +98,13 @@ def test_arms_and_learning_rates_of_a_trial_share_initialisation_and_trials_do_n
 
 def test_data_order_is_the_trials(small):
     made = Experiment(parse([*small, "--out", "out", "--trials", "2", "--arms", "plain", "shrunk"]))
-    orders = {(cell.arm, cell.trial): made._batches(cell.seed).at(4)[1].tolist() for cell in made.cells()}
+    orders = {(cell.arm, cell.trial): made.data.batches(cell.seed).at(4)[1].tolist() for cell in made.cells}
     assert orders["plain", 0] == orders["shrunk", 0] != orders["plain", 1] == orders["shrunk", 1]
 
 
 def test_subset_and_probe_are_drawn_once(small):
     parts = [Experiment(parse([*small, "--out", "out", *more])) for more in ((), ("--lr", "0.3"), ("--seed", "1"))]
-    subsets = [made.train.images for made in parts]
+    subsets = [made.data.data.train.images for made in parts]
     assert torch.equal(subsets[0], subsets[1])
     assert not torch.equal(subsets[0], subsets[2])
     assert torch.equal(parts[0].probe[0], parts[1].probe[0])
@@ -201,7 +201,7 @@ def preset(name, *options):
 def test_paper_mnist_measures_the_whole_spectrum_of_the_paper(train, real_data):
     options = ("paper-mnist", "--trials", "1", "--steps", "2", "--out", "out", "--data-dir", str(real_data))
     made = Experiment(parse(options))
-    assert made.train.images.shape == (32, 1, 28, 28)
+    assert made.data.data.train.images.shape == (32, 1, 28, 28)
     made.run()
     tables = read_experiment("out")
     assert sorted(tables.runs["arm"]) == ["chain", "modified", "residual"]
@@ -209,7 +209,7 @@ def test_paper_mnist_measures_the_whole_spectrum_of_the_paper(train, real_data):
     assert (set(tables.spectra["rows"]), set(tables.spectra["cols"])) == ({320}, {32 * 5 * 12 * 12})
     x, _ = read_probe(made.config.out)
     assert (x.min() >= 0, x.max() <= 1) == (True, True)
-    assert torch.equal(x, made.pixels(made.train.images)), "the probe is the whole training set"
+    assert torch.equal(x, made.data.data.train.images / 255), "the probe is the whole training set"
     rows = tables.spectra[tables.spectra["run_id"] == "modified-lr0.1-trial00"].set_index("step")
     model = build_model("paper-mnist", arm="modified")
     weights = load_weights(made.config.out / "runs/modified-lr0.1-trial00/checkpoints/step_000000002.safetensors")
@@ -234,12 +234,13 @@ def test_paper_cifar_runs(nets, real_data, name):
         *("--batch-size", "8", "--epochs", "1", "--lr", "0.05", "--probe-size", "2", "--layers", "layer4.1"),
         *("--arms", "modified", "--max-overhead", "None"),
     )
-    assert made.pixels.mean is not None
+    images, _ = made.data.probe(torch.arange(16))
+    assert images.min() < -1, "pixels are normalised"
     made.run()
     tables = read_experiment("out")
     metrics = tables.metrics.set_index(["split", "step"])
     assert metrics.loc["train", "loss"].notna().sum() == 3
-    assert metrics.index.unique("split").tolist() == ["train", "probe", "test"]
+    assert {*metrics.index.unique("split")} == {"train", "probe", "test"}
     assert tables.spectra["layer"].unique().tolist() == ["layer4.1"]
     tails, blocks = (tables.spectra[tables.spectra["map"] == map] for map in ("tail", "layer"))
     assert set(tails["rows"]) == {20 if name == "cifar10" else 200}
@@ -256,8 +257,8 @@ def test_paper_imagenet_runs(nets, real_data):
         *("--model", "preact-resnet18", "--batch-size", "4", "--steps", "2", "--layers", "layer4.1"),
         *("--arms", "modified", "--no-diagnostics"),
     )
-    assert made.train.images.shape == (8, 3, 224, 224)
-    assert made._model(next(made.cells())).stem[0].kernel_size == (7, 7)
+    assert made.probe[0].shape == (1, 3, 224, 224)
+    assert made._model(made.cells[0]).stem[0].kernel_size == (7, 7)
     made.run()
     assert read_experiment("out").runs["status"].tolist() == ["finished"]
 

@@ -3,6 +3,7 @@ import multiprocessing
 import os
 import pickle
 import signal
+import socket
 import time
 import warnings
 from itertools import chain
@@ -92,12 +93,14 @@ def seen(of, steps):
 
 
 def error_of(function, *args, **kwargs):
+    message = ""
     try:  # pytest.raises would keep the batches, and so their workers, until garbage is collected
         function(*args, **kwargs)
     except InputError as error:
-        assert "\n" not in str(error)
-        return str(error)
-    raise AssertionError("no InputError")
+        message = str(error)
+    assert message, "no error"
+    assert "\n" not in message
+    return message
 
 
 # The index
@@ -128,6 +131,16 @@ def test_a_limit_leaves_further_files_alone(table):
     (table / "train-1.parquet").write_bytes(b"no Parquet")
     assert len(opened(table, limit_train=6).train.labels) == 6
     assert f"{table / 'train-1.parquet'} is not a readable Parquet file" in error_of(opened, table, limit_train=7)
+
+
+def test_a_local_copy_needs_no_network_and_its_path_is_no_pattern(table, monkeypatch):
+    def refuse(*_):
+        raise AssertionError("network access")
+
+    monkeypatch.setattr(socket.socket, "connect", refuse)
+    monkeypatch.setattr(socket, "getaddrinfo", refuse)
+    odd = table.rename(table.with_name("a [1] * b"))
+    assert len(opened(odd).train.labels) == 12
 
 
 def test_known_statistics(folder):
