@@ -9,7 +9,7 @@ from torch import Tensor, distributed, nn
 from torch.distributed import ProcessGroup
 
 from diagnostics.isolation import stand_in_for_buffers, unwrap
-from diagnostics.sharding import deal
+from diagnostics.sharding import deal, together
 
 Result = TypeVar("Result")
 
@@ -42,19 +42,19 @@ def buffers_of_first(model: nn.Module, group: ProcessGroup | None) -> Iterator[N
     model = unwrap(model)
     held = {module: module._buffers for module in model.modules()}
     try:
-        stand_in_for_buffers(model)
-        for buffer in model.buffers():
-            _receive(buffer, group)
+        sent = together(lambda: _copied_buffers(model), group)
+        for tensor in sent:
+            distributed.broadcast(tensor, distributed.get_global_rank(group, 0), group)
+        with torch.no_grad():
+            for buffer, tensor in zip(model.buffers(), sent, strict=True):
+                buffer.copy_(tensor.view(buffer.dtype).view(buffer.shape))
         yield
     finally:
         for module, buffers in held.items():
             vars(module)["_buffers"] = buffers
 
 
-def _receive(tensor: Tensor, group: ProcessGroup) -> None:
-    """Replace a tensor by the first process's, in place."""
-    # As bytes, since not every backend sends every type.
-    sent = tensor.reshape(-1).view(torch.uint8).clone()
-    distributed.broadcast(sent, distributed.get_global_rank(group, 0), group)
-    with torch.no_grad():
-        tensor.copy_(sent.view(tensor.dtype).view(tensor.shape))
+def _copied_buffers(model: nn.Module) -> list[Tensor]:
+    """Give a model copies of its buffers, and return what is in them as bytes: not every backend sends every type."""
+    stand_in_for_buffers(model)
+    return [buffer.reshape(-1).view(torch.uint8).clone() for buffer in model.buffers()]

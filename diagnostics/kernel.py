@@ -25,12 +25,14 @@ from diagnostics.kernel_units import Unit, blocks_of, units_of
 from diagnostics.maps import TOTAL, check_map, probe_input
 from diagnostics.progress import progress_bar
 from diagnostics.recording import Recording
+from diagnostics.sharding import fails_together
 
 GIB = 2**30
 
 OUTPUTS = ("all", "trace", "sum", "centred")
 
 
+@fails_together
 def tangent_kernel(
     model: nn.Module,
     x: Tensor,

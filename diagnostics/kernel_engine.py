@@ -77,7 +77,7 @@ def unit_kernels(
         else:
             possible = [unit for unit in left_over if _is_open(route, unit, sides, coupled or not may_couple)]
         for found in _attempted(
-            _by_route(sides, possible, route, memory_budget, group), may_fail=route != possible_routes[-1]
+            _by_route(sides, possible, route, memory_budget, group), may_fail=route != possible_routes[-1], group=group
         ):
             if check is None or check.agrees(found.unit, found.matrix):
                 left_over.remove(found.unit)
@@ -94,21 +94,23 @@ def unit_kernels(
         raise UnsupportedModelError(f"the tangent kernel of {left_over[0].name!r} {reason}")
 
 
-def _attempted(kernels: Iterator[UnitKernel], *, may_fail: bool) -> Iterator[UnitKernel]:
-    """Kernels up to the first error of the model's own, where another route is left.
+def _attempted(
+    kernels: Iterator[UnitKernel], *, may_fail: bool, group: ProcessGroup | None
+) -> Iterator[UnitKernel]:
+    """Kernels up to the first error of the model's own, in any process, where another route is left.
 
     A model that makes samples interact may not run on a single one at all.
     """
     while True:
         try:
-            found = next(kernels)
-        except StopIteration:
-            return
+            found = together(lambda: next(kernels, None), group)
         except (MemoryBudgetError, torch.OutOfMemoryError):
             raise
         except Exception:
             if not may_fail:
                 raise
+            return
+        if found is None:
             return
         yield found
 

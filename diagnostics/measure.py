@@ -19,7 +19,7 @@ from diagnostics.maps import Map, build_maps, check_map, probe_input
 from diagnostics.matrix_free import matrix_free_spectrum
 from diagnostics.param_spectrum import param_spectrum
 from diagnostics.progress import progress_bar
-from diagnostics.sharding import deal, together
+from diagnostics.sharding import deal, fails_together, together
 from diagnostics.spectrum import Spectrum
 
 GIB = 2**30
@@ -27,6 +27,7 @@ GIB = 2**30
 Result = TypeVar("Result")
 
 
+@fails_together
 def spectra(
     model: nn.Module,
     x: Tensor,

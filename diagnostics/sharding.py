@@ -1,14 +1,53 @@
-"""Work shared among the processes of a ``torch.distributed`` group; every one gets the whole result."""
+"""Work shared among the processes of a ``torch.distributed`` group; every one gets the whole result.
 
+Calls may be nested. Whatever fails in one process, in the work of a call or between two calls in it, is an error in
+all of them: the process that failed has left the work of the innermost call around it and sends its error at that
+call's end; the others, which then may be waiting in a call further in, leave everything up to that same call, and no
+``except`` in between sees the error. All it takes is that the messages of all calls have one form. Tensors are sent
+without such a message, so ``together`` has to come right before, with all that may fail, allocations too, in its work.
+"""
+
+import functools
 import pickle
 from collections.abc import Callable, Sequence
-from typing import TypeVar
+from contextvars import ContextVar
+from dataclasses import dataclass
+from typing import Any, ParamSpec, TypeVar
 
 import torch
 from torch import Tensor, distributed
 from torch.distributed import ProcessGroup
 
+Arguments = ParamSpec("Arguments")
 Result = TypeVar("Result")
+
+#: The groups of the calls that this one is in the work of, from the outermost on.
+_around: ContextVar[tuple[ProcessGroup, ...]] = ContextVar("_around", default=())
+
+
+@dataclass(frozen=True)
+class _Outcome:
+    """What a process tells the others at the end of a call.
+
+    Attributes:
+        depth: Number of calls for the same group around this one.
+        done: Number of indices before the first failure.
+        error: That failure, as something that can be sent.
+        results: What the others want of the results.
+    """
+
+    depth: int
+    done: int
+    error: Exception | None
+    results: list[Any]
+
+
+class _FailedFurtherOutError(BaseException):
+    """Another process failed outside of this call; on its way to the call, in this process, that it failed in."""
+
+    def __init__(self, group: ProcessGroup, depth: int, error: Exception) -> None:
+        super().__init__(str(error))
+        self.place, self.error = (group, depth), error
 
 
 def gathered_rows(rows: Callable[[int, int], Tensor], start: int, stop: int, group: ProcessGroup) -> Tensor:
@@ -23,10 +62,14 @@ def gathered_rows(rows: Callable[[int, int], Tensor], start: int, stop: int, gro
     rank, size = distributed.get_rank(group), distributed.get_world_size(group)
     share = -(-(stop - start) // size)
     first = min(start + rank * share, stop)
-    own = together(lambda: rows(first, min(first + share, stop)), group)
-    padded = own.new_zeros(share, own.shape[1])  # gathering needs equal sizes
-    padded[: len(own)] = own
-    parts = [torch.empty_like(padded) for _ in range(size)]
+
+    def compute() -> tuple[Tensor, list[Tensor]]:
+        own = rows(first, min(first + share, stop))
+        padded = own.new_zeros(share, own.shape[1])  # gathering needs equal sizes
+        padded[: len(own)] = own
+        return padded, [torch.empty_like(padded) for _ in range(size)]
+
+    padded, parts = together(compute, group)
     distributed.all_gather(parts, padded, group=group)
     return torch.cat(parts)[: stop - start]
 
@@ -45,13 +88,20 @@ def together(work: Callable[[], Result], group: ProcessGroup | None) -> Result:
     """
     if group is None:
         return work()
-    results, error = _attempt([0], lambda _: work())
-    errors: list[Exception | None] = [None] * distributed.get_world_size(group)
-    distributed.all_gather_object(errors, error, group=group)
-    for failure in errors:
-        if failure is not None:
-            raise failure
+    results: list[Result] = []
+    _call([0], lambda _: results.append(work()), group)
     return results[0]
+
+
+def fails_together(function: Callable[Arguments, Result]) -> Callable[Arguments, Result]:
+    """A function that, given a ``group`` by keyword, raises in all its processes what it raises in one."""
+
+    @functools.wraps(function)
+    def call(*args: Arguments.args, **options: Arguments.kwargs) -> Result:
+        group: Any = options.get("group")
+        return together(lambda: function(*args, **options), group)
+
+    return call
 
 
 def deal(indices: Sequence[int], work: Callable[[int], Result], group: ProcessGroup | None) -> list[Result]:
@@ -69,12 +119,38 @@ def deal(indices: Sequence[int], work: Callable[[int], Result], group: ProcessGr
     if group is None:
         return [work(index) for index in indices]
     rank, size = distributed.get_rank(group), distributed.get_world_size(group)
-    outcomes: list[tuple[list[Result], Exception | None]] = [([], None)] * size
-    distributed.all_gather_object(outcomes, _attempt(indices[rank::size], work), group=group)
-    failures = [(len(results) * size + owner, error) for owner, (results, error) in enumerate(outcomes) if error]
-    if failures:
-        raise min(failures, key=lambda failure: failure[0])[1]
-    return [outcomes[position % size][0][position // size] for position in range(len(indices))]
+    outcomes = _call(indices[rank::size], work, group)
+    return [outcomes[position % size][position // size] for position in range(len(indices))]
+
+
+def _call(indices: Sequence[int], work: Callable[[int], Result], group: ProcessGroup) -> list[list[Result]]:
+    """Do this process's work, and return all processes' results.
+
+    Raises:
+        Exception: Of the failures in all processes, that in the outermost call; of those, at the first index.
+    """
+    depth = _around.get().count(group)
+    entered = _around.set((*_around.get(), group))
+    try:
+        results, error = _attempt(indices, work)
+    except _FailedFurtherOutError as failure:
+        if failure.place == (group, depth):
+            raise failure.error from None
+        raise
+    finally:
+        _around.reset(entered)
+    own = _Outcome(depth, len(results), error, results)
+    size = distributed.get_world_size(group)
+    outcomes = [own] * size
+    distributed.all_gather_object(outcomes, own, group=group)
+    outcomes[distributed.get_rank(group)] = own  # its error has a traceback
+    failed = {(one.depth, one.done * size + owner): one.error for owner, one in enumerate(outcomes) if one.error}
+    if failed:
+        outermost, first = min(failed)
+        if outermost < depth:
+            raise _FailedFurtherOutError(group, outermost, failed[outermost, first])
+        raise failed[outermost, first]
+    return [one.results for one in outcomes]
 
 
 def _attempt(indices: Sequence[int], work: Callable[[int], Result]) -> tuple[list[Result], Exception | None]:

@@ -18,7 +18,7 @@ from diagnostics.errors import InputError
 from diagnostics.operators import Operator
 from diagnostics.progress import Progress
 from diagnostics.quadrature import Quadrature
-from diagnostics.sharding import deal
+from diagnostics.sharding import deal, fails_together
 from diagnostics.sketching import smaller_side
 
 #: Probe vectors and steps of a density for which no accuracy is asked.
@@ -77,6 +77,7 @@ class Lanczos:
     seconds: float
 
 
+@fails_together
 def lanczos_density(
     operator: Operator,
     *,

@@ -10,6 +10,8 @@ from diagnostics.errors import InputError
 from experiments.batches import derive_seed
 from experiments.config import TrainConfig
 
+_CONFIG = "config.json"
+
 
 @dataclass(frozen=True)
 class Cell:
@@ -48,8 +50,26 @@ def recorded_group(runs: Path, cell: Cell) -> list[Cell]:
     Raises:
         InputError: What is recorded of one of them is damaged.
     """
-    names = _read(runs / cell.run_id).get("together") or ""
-    return [cell if name == cell.run_id else _recorded_cell(runs / name) for name in names.splitlines()]
+    if not is_begun(runs, cell):
+        return []
+    return [cell if name == cell.run_id else _recorded_cell(runs / name) for name in _together(runs / cell.run_id)]
+
+
+def is_begun(runs: Path, cell: Cell) -> bool:
+    """Whether a run is recorded, and so are all that it is to be trained together with: no group is trained before.
+
+    Args:
+        runs: The directory of all runs.
+        cell: The run.
+
+    Raises:
+        InputError: What is recorded of it is damaged.
+    """
+    return all((runs / name / _CONFIG).exists() for name in (cell.run_id, *_together(runs / cell.run_id)))
+
+
+def _together(directory: Path) -> list[str]:
+    return (_read(directory).get("together") or "").splitlines()
 
 
 def _recorded_cell(directory: Path) -> Cell:
@@ -57,11 +77,11 @@ def _recorded_cell(directory: Path) -> Cell:
     try:
         return Cell(*(recorded[name] for name in ("arm", "lr", "trial", "seed")))
     except KeyError as error:
-        raise InputError(f"{directory / 'config.json'} does not say {error}; start anew with another --out") from error
+        raise InputError(f"{directory / _CONFIG} does not say {error}; start anew with another --out") from error
 
 
 def _read(directory: Path) -> dict[str, Any]:
-    path = directory / "config.json"
+    path = directory / _CONFIG
     try:
         return dict(json.loads(path.read_text())) if path.exists() else {}
     except (OSError, ValueError, TypeError) as error:

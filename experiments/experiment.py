@@ -2,8 +2,8 @@
 
 import contextlib
 import functools
+import itertools
 import tempfile
-import time
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -18,7 +18,6 @@ from tqdm import tqdm
 from diagnostics.errors import InputError, UnknownLayerError
 from diagnostics.forecast import TimeBudget
 from diagnostics.monitor import SpectrumMonitor
-from diagnostics.spectrum import Spectrum
 from diagnostics.tables import write_json
 from experiments.batches import INITIALISATION, PROBE, derive_seed
 from experiments.cells import Cell, all_cells
@@ -28,7 +27,8 @@ from experiments.locks import check_unlocked, locked
 from experiments.networks import build_network, check_arms, check_network
 from experiments.out_of_memory import is_out_of_memory, out_of_memory_advice
 from experiments.outputs import check_out, is_over, prepare_out, read_status, write_status
-from experiments.processes import own_device
+from experiments.processes import choose_device
+from experiments.progress import ProgressBar, StepRecord
 from experiments.provenance import device_name, git_revision, versions
 from experiments.ranks import Ranks
 from experiments.speed import write_speed
@@ -39,9 +39,6 @@ from experiments.training_data import draw_indices, memory_format, open_data
 
 #: Images that a network is tried on before training, if a step has so many.
 _CHECKED = 8
-
-#: Seconds between two records of the step at which a run in a process of its own is.
-_RECORD_EVERY = 1.0
 
 
 class Experiment:
@@ -79,7 +76,7 @@ class Experiment:
                 firsts = {cell.arm: cell for cell in reversed(self.cells)}
                 for cell in firsts.values():
                     self._check(cell, Path(scratch))
-            build = {arm: functools.partial(self._model, firsts[arm]) for arm in config.arms}
+            build = {arm: functools.partial(self._another, firsts[arm], itertools.count()) for arm in config.arms}
             self._alike = alike_arms(config, self.data, self.ranks, build, self._example())
 
     def directory(self, cell: Cell) -> Path:
@@ -107,7 +104,8 @@ class Experiment:
     def run(self) -> None:
         """Train every run that is not over yet, then write the speed table."""
         with self.prepared():
-            groups = grouped(self.cells, self._alike, self.config.out / "runs") if self.ranks.is_first else []
+            runs = self.config.out / "runs"
+            groups = grouped(self.cells, self._alike, runs, self.ranks) if self.ranks.is_first else []
             whole = self.total_steps() + 1
             with tqdm(
                 total=len(self.cells) * whole, unit="step", dynamic_ncols=True, disable=not self.ranks.is_first
@@ -116,7 +114,7 @@ class Experiment:
                 bar.update(whole * (len(self.cells) - len({cell for group in groups for cell in group})))
                 for group in groups:
                     bar.set_description(group[0].run_id if len(group) == 1 else f"{len(group)} runs at once")
-                    progress = [_Progress(bar) for _ in group]
+                    progress = [ProgressBar(bar) for _ in group]
                     self._run(group, progress)
                     for one in progress:
                         one.advance(whole)
@@ -127,7 +125,7 @@ class Experiment:
         """Train one run unless it is over, for a process that is within ``prepared()``; its status tells its step."""
         cell = next(cell for cell in self.cells if cell.run_id == run_id)
         if not is_over(self.directory(cell)):
-            self._run([cell], [_StepRecord(self.directory(cell))])
+            self._run([cell], [StepRecord(self.directory(cell))])
 
     def record_failure(self, cell: Cell, reason: str) -> None:
         """Mark a run as failed whose process ended without a word; a reason that the process gave itself stays."""
@@ -237,6 +235,10 @@ class Experiment:
         )
         return network.to(self.device, memory_format=memory_format(self.config))  # type: ignore[call-overload]
 
+    def _another(self, cell: Cell, seeds: Iterator[int]) -> nn.Module:
+        """A network like a run's, with the initialisation of the next of some seeds."""
+        return self._model(replace(cell, seed=next(seeds)))
+
     def _monitor(
         self,
         model: nn.Module,
@@ -288,49 +290,3 @@ class Experiment:
             "loss_threshold": config.loss_threshold,
             "loss_window": config.loss_window,
         }
-
-
-class _Progress:
-    """Shows step, loss and the worst κ of the latest spectra of a run on a bar; called for every step of it."""
-
-    def __init__(self, bar: tqdm) -> None:
-        self.bar, self.done, self.kappa = bar, 0, "–"
-
-    def __call__(self, step: int, loss: float, spectra: dict[str, Spectrum]) -> None:
-        if spectra:
-            worst = max(spectra.values(), key=lambda spectrum: spectrum.condition_number)
-            self.kappa = f"{'' if worst.resolved else '≥'}{worst.condition_number:.3g}"
-        self.bar.set_postfix_str(f"step {step}, loss {loss:.3g}, κ {self.kappa}", refresh=False)
-        self.advance(step + 1)
-
-    def advance(self, done: int) -> None:
-        """Show that so many steps are done."""
-        self.bar.update(done - self.done)
-        self.done = done
-
-
-class _StepRecord:
-    """Records the step in a run's status every now and then; called after every step."""
-
-    def __init__(self, directory: Path) -> None:
-        self.directory, self.written = directory, -_RECORD_EVERY
-
-    def __call__(self, step: int, loss: float, spectra: dict[str, Spectrum]) -> None:
-        if time.monotonic() >= self.written + _RECORD_EVERY:
-            write_status(self.directory, "running", step=step)
-            self.written = time.monotonic()
-
-
-def choose_device(name: str) -> torch.device:
-    """A device by name; ``auto`` is a GPU if there is one, under ``torchrun`` the one meant for this process.
-
-    Raises:
-        InputError: No such device, or it is not there.
-    """
-    try:
-        device = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name)
-        torch.zeros(1, device=device).item()
-    except (RuntimeError, AssertionError) as error:
-        reason = str(error).splitlines()[0]
-        raise InputError(f"--device {name} cannot be used ({reason}); try --device cpu") from error
-    return own_device(device)

@@ -6,11 +6,10 @@ from pathlib import Path
 from torch import Tensor, nn
 
 from diagnostics.errors import InputError
-from experiments.cells import Cell, recorded_group
+from experiments.cells import Cell, is_begun, recorded_group
 from experiments.config import TrainConfig
 from experiments.outputs import is_over
 from experiments.ranks import Ranks
-from experiments.stacked import same_structure
 from experiments.together import obstacle
 from experiments.training_data import HeldData, TrainingData
 
@@ -31,7 +30,7 @@ def alike_arms(
         config: The options.
         data: The experiment's.
         ranks: The processes that train it.
-        build: Builds a network of each arm, with a new initialisation each time or not.
+        build: Builds a network of each arm, with a new initialisation each time.
         images: A batch that the networks can be applied to.
 
     Raises:
@@ -52,21 +51,23 @@ def alike_arms(
             if config.together == "yes":
                 break
             continue
-        found[arm] = next((one for one in found if same_structure(build[one](), make())), arm)
+        found[arm] = next((one for one in found if not obstacle([build[one](), make()], images)), arm)
     if refusal and config.together == "yes":
         raise InputError(f"--together yes cannot be done ({refusal}); give --together no")
     return found
 
 
-def grouped(cells: Sequence[Cell], alike: Mapping[str, str], runs: Path) -> list[list[Cell]]:
+def grouped(cells: Sequence[Cell], alike: Mapping[str, str], runs: Path, ranks: Ranks) -> list[list[Cell]]:
     """The runs in groups to be trained together, those of one learning rate next to each other in each.
 
-    A group of which a run is not over is there whole, as it was begun. Runs that are over otherwise are left out.
+    A group of which a run is not over is there whole, as it was begun, unless several processes are to go on with it,
+    which train each of its runs alone. Runs that are over otherwise are left out.
 
     Args:
         cells: All runs.
         alike: As from ``alike_arms``.
         runs: The directory of all runs.
+        ranks: The processes that train them.
     """
     groups: list[list[Cell]] = []
     fresh: dict[str, list[Cell]] = {}
@@ -74,8 +75,8 @@ def grouped(cells: Sequence[Cell], alike: Mapping[str, str], runs: Path) -> list
     for cell in cells:
         if cell in seen or is_over(runs / cell.run_id):
             continue
-        group = recorded_group(runs, cell)
-        if not group and cell.arm in alike and not (runs / cell.run_id / "config.json").exists():
+        group = recorded_group(runs, cell) if ranks.count == 1 else []
+        if not group and cell.arm in alike and not is_begun(runs, cell):
             group = fresh.setdefault(alike[cell.arm], [])
             group.append(cell)
             if len(group) > 1:

@@ -68,6 +68,25 @@ _DESCRIPTIONS_AND_OPTIONS: dict[str, tuple[str, dict[str, Any]]] = {
         "learning rates.",
         {"dataset": "cifar10", **_CIFAR},
     ),
+    "small-cifar10": (
+        "A reduced CIFAR-10 experiment for two CPU cores and a quarter of an hour: 4,000 images drawn once, the "
+        "ResNet-18 at a quarter of its width, original against modified shortcuts at two learning rates.",
+        {
+            **_CIFAR,
+            "dataset": "cifar10",
+            "model_options": ("width=16",),
+            "lr": (0.1, 0.02),
+            "trials": 3,
+            "epochs": 6,
+            "subset": 4000,
+            "limit_test": 1000,
+            "decay_epochs": 2,
+            "loss_threshold": 1.6,
+            "loss_window": 32,
+            "keep_epochs": 2,
+            "max_overhead": 0.1,
+        },
+    ),
     "paper-cifar100": (
         "The paper's CIFAR-100 experiment: pre-activation ResNet-18, original against modified shortcuts at four "
         "learning rates.",

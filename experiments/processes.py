@@ -9,6 +9,8 @@ from typing import NoReturn
 import torch
 from torch import distributed
 
+from diagnostics.errors import InputError
+
 
 @contextlib.contextmanager
 def process_group(device: torch.device) -> Iterator[distributed.ProcessGroup | None]:
@@ -23,6 +25,21 @@ def process_group(device: torch.device) -> Iterator[distributed.ProcessGroup | N
         yield distributed.group.WORLD
     finally:
         distributed.destroy_process_group()
+
+
+def choose_device(name: str) -> torch.device:
+    """A device by name; ``auto`` is a GPU if there is one, under ``torchrun`` the one meant for this process.
+
+    Raises:
+        InputError: No such device, or it is not there.
+    """
+    try:
+        device = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name)
+        torch.zeros(1, device=device).item()
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise InputError(f"--device {name} cannot be used ({reason}); try --device cpu") from error
+    return own_device(device)
 
 
 def own_device(device: torch.device) -> torch.device:

@@ -37,8 +37,7 @@ from diagnostics.tables import (
 )
 from experiments.analysis_targets import Target, check_probe, find_targets, foreign_target, load_probe
 from experiments.cli import parse_options, run_command
-from experiments.experiment import choose_device
-from experiments.processes import is_first_process, leave, own_device, process_group
+from experiments.processes import choose_device, is_first_process, leave, own_device, process_group
 from experiments.shortcut_table import print_shortcut_table
 from figures import conditioning_heat_map, save, singular_value_histograms, singular_value_ridges
 from figures.errors import NothingToDrawError

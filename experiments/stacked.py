@@ -92,9 +92,19 @@ def _alike(first: nn.Module, second: nn.Module) -> bool:
         one, other = vars(first)[kind], vars(second)[kind]
         if [(name, _form(tensor)) for name, tensor in one.items()] != [(n, _form(t)) for n, t in other.items()]:
             return False
+    return unchanged([_plain(first)], [_plain(second)])
+
+
+def attributes(network: nn.Module) -> list[dict[str, Any]]:
+    """What each module has besides parameters, buffers and modules, as it is now."""
+    return [_plain(module) for module in network.modules()]
+
+
+def unchanged(before: list[dict[str, Any]], after: list[dict[str, Any]]) -> bool:
+    """Whether attributes of the same network are the same objects, or equal ones."""
     try:
-        return bool(_plain(first) == _plain(second))
-    except (RuntimeError, ValueError):  # tensors and arrays among the attributes
+        return bool(before == after)
+    except (RuntimeError, ValueError):  # other tensors or arrays among them
         return False
 
 

@@ -15,7 +15,7 @@ from torch.nn.functional import cross_entropy
 
 from experiments.batches import Batches
 from experiments.resuming import last_common_step
-from experiments.stacked import StackedNetwork, same_structure
+from experiments.stacked import StackedNetwork, attributes, same_structure, unchanged
 from experiments.step_log import Block, DivergedError, Progress
 from experiments.training import Trainer, mixed_precision
 
@@ -201,9 +201,10 @@ def obstacle(models: Sequence[nn.Module], images: Tensor) -> str:
         return "its networks differ in more than their weights"
     with torch.no_grad():
         copies = [{name: buffer.clone() for name, buffer in model.named_buffers()} for model in models]
+        before = attributes(models[0])
         alone = [functional_call(model, held, (images,)) for model, held in zip(models, copies, strict=True)]
-        if moved := sorted(set(map(str, held)) ^ set(map(str, held))) if False else "":
-            return moved
+        if not unchanged(before, attributes(models[0])):
+            return "its forward pass changes attributes that are no buffers"
         try:
             stacked = StackedNetwork(models, [0] * len(models))(torch.stack([images] * len(models)))
         except Exception as error:  # alone it could be applied, so that whatever is raised comes from vmap

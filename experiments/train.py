@@ -9,9 +9,9 @@ from collections.abc import Sequence
 from experiments.cli import parse_preset, run_command
 from experiments.config import TrainConfig, with_given_length
 from experiments.estimate import estimate, print_estimate
-from experiments.experiment import Experiment, choose_device
+from experiments.experiment import Experiment
 from experiments.presets import PRESETS
-from experiments.processes import leave, process_group
+from experiments.processes import choose_device, leave, process_group
 from experiments.ranks import Ranks, clear_rank_errors
 from experiments.summary import print_summary
 

@@ -18,11 +18,16 @@ from torch import distributed, nn
 import diagnostics.agenda
 import diagnostics.measure
 import diagnostics.exact
+import diagnostics.first_process
+import diagnostics.kernel_batch
 import diagnostics.kernel_engine
+import diagnostics.kernel_spectra
 import diagnostics.monitor
+import diagnostics.sharding
 from diagnostics import SpectrumMonitor
 from diagnostics.errors import InputError, LayerCallError, UnknownLayerError
 from diagnostics.monitor import Measurement
+from diagnostics.sharding import deal, summed, together
 from diagnostics.tables import read_experiment
 from tests.diagnostics.conftest import _same as unchanged, _snapshot as snapshot
 
@@ -198,6 +203,13 @@ def failures():
         (diagnostics.exact, "_svdvals", 1, memory, 0, {"network", "tail"}),
         (diagnostics.exact, "_svdvals", 0, np.linalg.LinAlgError("did not converge"), 2, {"tail"}),
         (diagnostics.kernel_engine, "part_kernel", 1, memory, 0, {"kernel"}),
+        # Between two messages, when the other process waits for the next one already.
+        (diagnostics.kernel_spectra, "tangent_kernel", 0, memory, 0, {"kernel"}),
+        (diagnostics.kernel_engine, "_parts", 1, memory, 0, {"kernel"}),
+        (diagnostics.kernel_batch, "Kept", 0, memory, 1, {"kernel"}),
+        (diagnostics.first_process, "stand_in_for_buffers", 1, memory, 1, {"tail", "kernel"}),
+        (diagnostics.measure, "probe_input", 0, memory, 1, {"tail"}),
+        (diagnostics.exact, "_require_finite", 1, memory, 0, {"network", "tail"}),
         (diagnostics.monitor, "rayleigh_quotients", 0, InputError("no quotient"), 0, {"kernel"}),
         (diagnostics.bounds_log, "pl_chain", 0, InputError("no chain"), 0, {"bounds"}),
     ]
@@ -246,7 +258,52 @@ def failures():
         assert list(shared.step(0)) == ["network"]
 
 
-{"same": same, "clocks": clocks, "failures": failures}[part]()
+def nested():
+    # Two calls deep, an error at each place of either process, before, between and after the messages of the other.
+    places = ["start", "first", "between", "second", "dealt", "end"]
+
+    def inner(failing):
+        def at(place):
+            if place == failing.get(rank):
+                raise ValueError(place, rank)
+
+        at("start")
+        try:
+            together(lambda: at("first"), group)
+            at("between")
+            found = torch.ones(1)
+            together(lambda: at("second"), group)
+            summed(found, group)
+            assert found == 2
+            assert deal(range(3), lambda index: at("dealt") or index, group) == [0, 1, 2]
+        except ValueError as error:
+            if failing.get("caught"):
+                return "caught"
+            raise
+        at("end")
+
+    def run(failing):
+        try:
+            return together(lambda: together(lambda: inner(failing), group), group)
+        except ValueError as error:
+            return error.args
+
+    for place in places:
+        for process in (0, 1):
+            assert run({process: place}) == (place, process), (place, process)
+    # What is caught is an error of the call itself; one that happens outside of a call ends more than that call.
+    for place in ("first", "second", "dealt"):
+        assert run({1: place, "caught": True}) == "caught"
+    for place in ("start", "end"):
+        assert run({1: place, "caught": True}) == (place, 1)
+    # The outermost of two errors counts, and the first process's of two in one call.
+    assert run({0: "first", 1: "start"}) == ("start", 1)
+    assert run({0: "second", 1: "between"}) == ("between", 1)
+    assert run({0: "dealt", 1: "dealt"}) == ("dealt", 0)
+    assert run({}) is None
+
+
+{"same": same, "clocks": clocks, "failures": failures, "nested": nested}[part]()
 distributed.barrier()
 distributed.destroy_process_group()
 print("both agree", flush=True)
@@ -254,6 +311,6 @@ os._exit(0)  # all is checked: gloo's threads have been seen to abort while the 
 """
 
 
-@pytest.mark.parametrize("part", ["same", "clocks", "failures"])
+@pytest.mark.parametrize("part", ["same", "clocks", "failures", "nested"])
 def test_two_processes_share_a_monitor(part, agree_in_two_processes):
     agree_in_two_processes(PROGRAM, part)

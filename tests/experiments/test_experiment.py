@@ -11,10 +11,11 @@ from diagnostics.capture import select_layers
 from diagnostics.errors import InputError
 from diagnostics.tables import read_experiment
 from experiments.checkpoints import load_weights
-from experiments.experiment import Experiment, choose_device
+from experiments.experiment import Experiment
 from experiments.networks import build_network
 from experiments.outputs import read_probe
 from experiments.presets import PRESETS
+from experiments.processes import choose_device
 from experiments.train import parse
 from models import build_model
 

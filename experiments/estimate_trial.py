@@ -1,0 +1,231 @@
+"""A short trial of runs: the seconds of its steps, checkpoints and evaluations, and the bytes that the whole will leave.
+
+GPUs work on after a call has returned: each time here is one between two moments at which the device has nothing left
+to do, and steps are timed in blocks.
+"""
+
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from statistics import fmean, median
+from typing import TypeVar
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+from torch import Tensor
+
+from diagnostics.monitor import SpectrumMonitor
+from diagnostics.tables import SCHEMAS
+from experiments.batches import EvaluationBatches
+from experiments.checkpoints import checkpoint_path, training_state_path
+from experiments.resuming import last_whole_step
+from experiments.step_log import Block
+from experiments.together import JointTrainer, Member
+from experiments.training import Trainer
+
+#: Steps that are timed at once on a GPU, whose first block is the longest by far; elsewhere each is a block.
+_BLOCK = 5
+#: First blocks, which are slower, are left out; then so many are timed, or as many as fit into the seconds.
+_LEFT_OUT, _TIMED, _TIMED_AT_LEAST, _TIMED_SECONDS = 2, 20, 3, 3.0
+#: No more is timed, whatever has been, once the blocks after the first, or an evaluation, have taken so many seconds.
+_PATIENCE = 20.0
+#: A learning rate that changes no weight; so do its small multiples.
+_NO_RATE = 1e-300
+
+Result = TypeVar("Result")
+
+
+@dataclass(frozen=True)
+class Steps:
+    """Optimiser steps of runs that were trained together, or of one.
+
+    Attributes:
+        seconds: Of a step of all of them.
+        count: How many were timed.
+        save: Saves all of them, as if at that step.
+    """
+
+    seconds: float
+    count: int
+    save: Callable[[int], None]
+
+
+def time_steps(trainers: Sequence[Trainer]) -> Steps:
+    """Take a few steps of runs, together if they are several, without measurements; the trainers are of no other use.
+
+    The median block counts, but the mean of streamed images, which come in bursts.
+    """
+    lead = trainers[0]
+    size = _BLOCK if lead.device.type == "cuda" else 1
+    total, lrs = lead.total_steps, [trainer.lr for trainer in trainers]
+    ahead = 2 * _workers(lead.batches)  # batches that may have been decoded before the first step
+    clock = _Clock(size, -(-ahead // size))
+    for trainer in trainers:
+        x, y = trainer.monitor.x, trainer.monitor.y
+        trainer.monitor = SpectrumMonitor(trainer.model, (x, y), trainer.directory, maps=(), max_overhead=None)
+        trainer.config = replace(trainer.config, evaluate_epochs=None, checkpoints=sys.maxsize)
+        trainer.total_steps = sys.maxsize
+    joint: JointTrainer | None = None
+    try:
+        if len(trainers) > 1:
+            # Runs of different learning rates are in different stacks.
+            joint = JointTrainer([Member(one.model, one, clock) for one in trainers], [*map(_no_rate(lrs), lrs)])
+            joint.block = Block(size)
+            joint.run()
+        else:
+            lead.lr, lead.block = 0.0, Block(size)
+            lead.run(clock)
+    except _Enough:
+        pass
+    for trainer, lr in zip(trainers, lrs, strict=True):
+        trainer.total_steps, trainer.lr = total, lr
+        if joint is None:
+            # Written out, the learning rate of the last update takes some bytes of a checkpoint.
+            trainer.optimizer.param_groups[0]["lr"] = trainer.lr_at(total - 1)
+    blocks = clock.counted()
+    middle = fmean(blocks) if ahead else median(blocks)
+    return Steps(middle / size, len(blocks) * size, lead.save if joint is None else joint._save)
+
+
+class _Enough(Exception):  # noqa: N818
+    """Enough steps have been timed."""
+
+
+class _Clock:
+    """Times blocks of steps; called for every step, once for each run, when a block's numbers are there.
+
+    Args:
+        size: Steps in a block.
+        ahead: Blocks whose images may have been ready before: so many more are left out, and timed.
+    """
+
+    def __init__(self, size: int, ahead: int) -> None:
+        self._size, self._ahead = size, ahead
+        self._blocks: list[float] = []
+        self._last_step, self._last = -1, time.perf_counter()
+
+    def __call__(self, step: int, *_: object) -> None:
+        if step == self._last_step or (step + 1) % self._size:
+            return
+        now = time.perf_counter()
+        self._blocks.append(now - self._last)
+        self._last_step, self._last = step, now
+        timed = self._blocks[_LEFT_OUT + self._ahead :]
+        least = (_TIMED_AT_LEAST if sum(timed) > _TIMED_SECONDS else _TIMED) + self._ahead
+        if len(timed) >= least or sum(self._blocks[1:]) > _PATIENCE:
+            raise _Enough
+
+    def counted(self) -> list[float]:
+        """Seconds of the blocks that count; of all there was for runs that diverged at once."""
+        blocks = self._blocks[_LEFT_OUT + self._ahead :] or self._blocks[1:] or self._blocks
+        return blocks or [time.perf_counter() - self._last]
+
+
+def time_evaluation(trainer: Trainer) -> float:
+    """Seconds of an evaluation of all test images, from its first batches: one, or more if they come in bursts."""
+    whole, workers = trainer.test, _workers(trainer.test)
+    for _ in range(1 if workers else 2):  # the first is slower, which matters little where many are timed
+        some = _SomeBatches(whole, trainer.device, 2 * workers + 1)
+        trainer.test = some
+        start = time.perf_counter()
+        trainer.evaluate(0)
+    trainer.test = whole
+    first, seen = some.ends[0] - start, sum(some.sizes)
+    later = seen - some.sizes[0]
+    each = (some.ends[-1] - some.ends[0]) / later if later else first / seen
+    return first + (len(whole) - some.sizes[0]) * each
+
+
+@dataclass(eq=False)
+class _SomeBatches:
+    """The first ``count`` batches of an evaluation: their sizes, and when each had been evaluated."""
+
+    whole: EvaluationBatches
+    device: torch.device
+    count: int
+    sizes: list[int] = field(default_factory=list, init=False)
+    ends: list[float] = field(default_factory=list, init=False)
+
+    def __len__(self) -> int:
+        return len(self.whole)
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        for images, labels in self.whole:
+            yield images, labels
+            _wait(self.device)
+            self.sizes.append(len(labels))
+            self.ends.append(time.perf_counter())
+            if len(self.ends) == self.count or self.ends[-1] - self.ends[0] > _PATIENCE:
+                return
+
+
+def timed(do: Callable[[], Result], device: torch.device) -> tuple[Result, float]:
+    """What a call returns, and the seconds until the device has done it."""
+    _wait(device)
+    start = time.perf_counter()
+    result = do()
+    _wait(device)
+    return result, time.perf_counter() - start
+
+
+def checkpoint_bytes(run: Path, saves: Iterable[int], kept: Callable[[int], bool]) -> tuple[int, int]:
+    """Bytes of a run's weights and training states: of those left at the end, and the most at any time.
+
+    Args:
+        run: Directory of a trial that was saved as if at the run's last step.
+        saves: Steps at which the run will save, in order.
+        kept: Whether the weights of a step stay when later ones have been saved.
+    """
+    step = last_whole_step(run)
+    path, state = checkpoint_path(run, step), training_state_path(run, step).stat().st_size
+    with path.open("rb") as file:
+        padded = int.from_bytes(file.read(8), "little")
+        header = len(file.read(padded).rstrip(b" ")) - len(str(step))
+    tensors = path.stat().st_size - padded
+    staying = passing = most = 0
+    for at in saves:
+        # The file's header holds the step, and is padded to a multiple of 8 bytes.
+        weights = tensors + -(-(header + len(str(at))) // 8) * 8
+        # What is older goes when the newer is whole.
+        most = max(most, staying + passing + weights + state * (2 if staying + passing else 1))
+        staying, passing = (staying + weights, 0) if kept(at) else (staying, weights)
+    return staying + passing + state, most
+
+
+def read_rows(directory: Path) -> pa.Table:
+    """All rows of a table that was just written."""
+    schema = SCHEMAS[directory.name]
+    return pa.concat_tables([schema.empty_table(), *map(pq.read_table, directory.glob("part-*.parquet"))])
+
+
+def table_bytes(table: pa.Table, rows: int, parts: int) -> int:
+    """Bytes of so many rows in so many parts, from the sizes of a part with one row and with all rows there are."""
+    if not len(table) or not rows or not parts:
+        return 0
+    one, most = _part_bytes(table.slice(0, 1)), _part_bytes(table)
+    more = (most - one) / (len(table) - 1) if len(table) > 1 else one - _part_bytes(table.slice(0, 0))
+    return round(parts * one + max(rows - parts, 0) * more)
+
+
+def _part_bytes(table: pa.Table) -> int:
+    sink = pa.BufferOutputStream()
+    pq.write_table(table, sink)
+    return sink.getvalue().size
+
+
+def _no_rate(lrs: Sequence[float]) -> Callable[[float], float]:
+    """Learning rates that are equal where those given are, and too small for any weight."""
+    return lambda lr: _NO_RATE * lrs.index(lr)
+
+
+def _workers(batches: object) -> int:
+    """Processes that decode the images of batches; 0 for images that are held."""
+    return int(getattr(batches, "workers", 0))
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
