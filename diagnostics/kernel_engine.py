@@ -94,9 +94,7 @@ def unit_kernels(
         raise UnsupportedModelError(f"the tangent kernel of {left_over[0].name!r} {reason}")
 
 
-def _attempted(
-    kernels: Iterator[UnitKernel], *, may_fail: bool, group: ProcessGroup | None
-) -> Iterator[UnitKernel]:
+def _attempted(kernels: Iterator[UnitKernel], *, may_fail: bool, group: ProcessGroup | None) -> Iterator[UnitKernel]:
     """Kernels up to the first error of the model's own, in any process, where another route is left.
 
     A model that makes samples interact may not run on a single one at all.

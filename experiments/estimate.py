@@ -117,10 +117,13 @@ def estimate(config: TrainConfig) -> Estimate:
     with tempfile.TemporaryDirectory() as scratch:
         trial = replace(config, out=Path(scratch) / "out", log=(), resume=False, overwrite=False)
         experiment, start = timed(lambda: Experiment(trial), torch.device("cpu"))
-        groups = {tuple(group): _kind(group) for group in grouped(experiment.cells, experiment._alike, trial.out)}
-        samples = {kind: group for group, kind in reversed(groups.items())}
-        kinds = {kind: _estimate_group(experiment, group) for kind, group in reversed(samples.items())}
-    found = [kinds[kind] for kind in groups.values()]
+        kinds: dict[tuple[str, ...], Estimate] = {}
+        found = []
+        for group in grouped(experiment.cells, experiment._alike, trial.out / "runs", experiment.ranks):
+            kind = tuple(sorted(cell.arm for cell in group))
+            if kind not in kinds:
+                kinds[kind] = _estimate_group(experiment, group)
+            found.append(kinds[kind])
     whole = {name: sum(getattr(one, name) for one in found) for name in _SUMMED}
     whole["start_seconds"] += start
     left = most = 0
@@ -157,11 +160,6 @@ def print_estimate(found: Estimate) -> None:
     )
     if found.forecast:
         print(f"Not timed but forecast, and not in the memory and the tables: measuring {', '.join(found.forecast)}.")
-
-
-def _kind(group: Sequence[Cell]) -> tuple[str, ...]:
-    """What groups of runs have in common that take the same time."""
-    return tuple(sorted(cell.arm for cell in group))
 
 
 def _estimate_group(experiment: Experiment, cells: Sequence[Cell]) -> Estimate:
@@ -251,7 +249,8 @@ def _measure(experiment: Experiment, trainer: Trainer, item: Measurement | None,
     """Make a measurement twice and time the second; or only forecast it, if that says that it would be too long."""
     model, probe = trainer.model, experiment.probe
     named = scheduled(item or Measurement("bounds"), None, log_spaced())
-    due = list(filter(as_schedule(named.schedule), range(trainer.total_steps + 1)))  # type: ignore[arg-type]
+    schedule = as_schedule(named.schedule)  # type: ignore[arg-type]
+    due = [step for step in range(trainer.total_steps + 1) if schedule(step)]
     row = {"run_id": trainer.directory.name, "step": 0}
     seconds = 0.0
     if item is not None:

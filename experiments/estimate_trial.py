@@ -1,4 +1,4 @@
-"""A short trial of runs: the seconds of its steps, checkpoints and evaluations, and the bytes that the whole will leave.
+"""A short trial of runs: the seconds of its steps and evaluations, and the bytes that whole runs will leave.
 
 GPUs work on after a call has returned: each time here is one between two moments at which the device has nothing left
 to do, and steps are timed in blocks.

@@ -27,7 +27,7 @@ from experiments.locks import check_unlocked, locked
 from experiments.networks import build_network, check_arms, check_network
 from experiments.out_of_memory import is_out_of_memory, out_of_memory_advice
 from experiments.outputs import check_out, is_over, prepare_out, read_status, write_status
-from experiments.processes import choose_device
+from experiments.processes import check_compiler, choose_device
 from experiments.progress import ProgressBar, StepRecord
 from experiments.provenance import device_name, git_revision, versions
 from experiments.ranks import Ranks
@@ -61,6 +61,8 @@ class Experiment:
         check_arms(config.model, config.arms)
         self.device = choose_device(config.device)
         responsible = self.ranks.is_first and not prepared
+        if config.compile:
+            check_compiler(self.device)
         if responsible:
             check_unlocked([config.out, *(config.out / "runs").glob("*")])
         if self.ranks.is_first:

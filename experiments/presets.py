@@ -60,7 +60,6 @@ _DESCRIPTIONS_AND_OPTIONS: dict[str, tuple[str, dict[str, Any]]] = {
             "subset": 32,
             "measurements": (Measurement("tail", ("stem",), schedule=every(1)),),
             "checkpoints": 10,
-            "together": "yes",
         },
     ),
     "paper-cifar10": (

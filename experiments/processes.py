@@ -42,6 +42,19 @@ def choose_device(name: str) -> torch.device:
     return own_device(device)
 
 
+def check_compiler(device: torch.device) -> None:
+    """See that torch.compile can compile for a device, by the smallest function.
+
+    Raises:
+        InputError: It cannot, for instance because there is no C++ compiler.
+    """
+    try:
+        torch.compile(lambda x: 2 * x + 1)(torch.ones(2, device=device))
+    except Exception as error:  # of a dozen classes, most of them private
+        reason = str(error).partition("\n")[0]
+        raise InputError(f"--compile does not work here ({reason}); install a C++ compiler, or leave it out") from error
+
+
 def own_device(device: torch.device) -> torch.device:
     """The device for this process: of several GPUs, the one that ``torchrun`` means for it."""
     if device.type == "cuda" and device.index is None and "LOCAL_RANK" in os.environ:

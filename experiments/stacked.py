@@ -40,10 +40,11 @@ class StackedNetwork:
                     self._places[row][parameter] = (stacked[name], place)
         self.buffers = dict(stack_module_state(self.networks)[1])
         for row, network in enumerate(self.networks):
-            views = {id(buffer): self.buffers[name][row] for name, buffer in network.named_buffers()}
-            for name, buffer in list(network.named_buffers(remove_duplicate=False)):  # one may have several names
-                owner, _, last = name.rpartition(".")
-                network.get_submodule(owner)._buffers[last] = views[id(buffer)]
+            views = {name: stack[row] for name, stack in self.buffers.items()}
+            for place, name in _places(network).items():
+                if name in views:
+                    owner, _, last = place.rpartition(".")
+                    network.get_submodule(owner)._buffers[last] = views[name]
 
     def __call__(self, inputs: Tensor) -> Tensor:
         """Outputs ``(T, N, …)`` of T networks for inputs ``(T, N, …)``; buffers are updated like those of each."""
@@ -51,12 +52,7 @@ class StackedNetwork:
         whole = {name: torch.cat([part[name] for part in parts]) for name in parts[0]} if parts[1:] else parts[0]
 
         def one(parameters: dict[str, Tensor], buffers: dict[str, Tensor], inputs: Tensor) -> Tensor:
-            state = parameters | buffers
-            output: Tensor = functional_call(self.networks[0], state, (inputs,))
-            for name, buffer in buffers.items():
-                if state[name] is not buffer:  # the forward pass has put another tensor in its place
-                    buffer.copy_(state[name])
-            return output
+            return apply_with(self.networks[0], parameters | buffers, inputs)
 
         outputs: Tensor = vmap(one, randomness="error")(whole, self.buffers, inputs)
         return outputs
@@ -73,6 +69,26 @@ class StackedNetwork:
             norms = torch.stack([gradient.view(len(gradient), -1).norm(dim=1) for gradient in gradients])
             squares.append(norms.double().square().sum(0))
         return torch.cat(squares).sqrt()
+
+
+def apply_with(network: nn.Module, tensors: Mapping[str, Tensor], inputs: Tensor) -> Tensor:
+    """A network's output with other parameters and buffers in its place; buffers among them are updated.
+
+    Unlike ``functional_call`` alone this leaves networks as they were of which a module has several names, and updates
+    also those buffers that the forward pass replaces rather than changes.
+
+    Args:
+        network: Stays as it is.
+        tensors: As by ``named_parameters()`` and ``named_buffers()``, not necessarily all.
+        inputs: Of the forward pass.
+    """
+    names = {place: name for place, name in _places(network).items() if name in tensors}
+    state = {place: tensors[name] for place, name in names.items()}
+    output: Tensor = functional_call(network, state, (inputs,), tie_weights=False)
+    for place, name in names.items():
+        if state[place] is not tensors[name]:
+            tensors[name].copy_(state[place])
+    return output
 
 
 def same_structure(first: nn.Module, second: nn.Module) -> bool:
@@ -106,6 +122,22 @@ def unchanged(before: list[dict[str, Any]], after: list[dict[str, Any]]) -> bool
         return bool(before == after)
     except (RuntimeError, ValueError):  # other tensors or arrays among them
         return False
+
+
+def _places(network: nn.Module) -> dict[str, str]:
+    """Each module's every parameter and buffer, with the name that ``named_parameters()`` has for it.
+
+    A module of several names is there once, a tensor that several modules share is there for each of them.
+    """
+    names = {
+        id(tensor): name for named in (network.named_parameters, network.named_buffers) for name, tensor in named()
+    }
+    return {
+        f"{prefix}.{name}".lstrip("."): names[id(tensor)]
+        for prefix, module in network.named_modules()
+        for name, tensor in (*vars(module)["_parameters"].items(), *vars(module)["_buffers"].items())
+        if tensor is not None
+    }
 
 
 def _shared(network: nn.Module) -> list[list[tuple[str, str]]]:

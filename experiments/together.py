@@ -10,12 +10,11 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 from torch.nn.functional import cross_entropy
 
 from experiments.batches import Batches
 from experiments.resuming import last_common_step
-from experiments.stacked import StackedNetwork, attributes, same_structure, unchanged
+from experiments.stacked import StackedNetwork, apply_with, attributes, same_structure, unchanged
 from experiments.step_log import Block, DivergedError, Progress
 from experiments.training import Trainer, mixed_precision
 
@@ -202,7 +201,7 @@ def obstacle(models: Sequence[nn.Module], images: Tensor) -> str:
     with torch.no_grad():
         copies = [{name: buffer.clone() for name, buffer in model.named_buffers()} for model in models]
         before = attributes(models[0])
-        alone = [functional_call(model, held, (images,)) for model, held in zip(models, copies, strict=True)]
+        alone = [apply_with(model, held, images) for model, held in zip(models, copies, strict=True)]
         if not unchanged(before, attributes(models[0])):
             return "its forward pass changes attributes that are no buffers"
         try:

@@ -237,5 +237,9 @@ class Trainer:
 
 def mixed_precision(precision: str, device: torch.device) -> torch.autocast:
     """Forward passes of training in bfloat16 inside, where the option ``--precision`` says so."""
-    half = precision == "bfloat16" or (precision == "auto" and device.type == "cuda")
-    return torch.autocast(device.type, torch.bfloat16, enabled=half)
+    return torch.autocast(device.type, torch.bfloat16, enabled=is_half(precision, device))
+
+
+def is_half(precision: str, device: torch.device) -> bool:
+    """Whether the option ``--precision`` means bfloat16."""
+    return precision == "bfloat16" or (precision == "auto" and device.type == "cuda")

@@ -206,7 +206,7 @@ def failures():
         # Between two messages, when the other process waits for the next one already.
         (diagnostics.kernel_spectra, "tangent_kernel", 0, memory, 0, {"kernel"}),
         (diagnostics.kernel_engine, "_parts", 1, memory, 0, {"kernel"}),
-        (diagnostics.kernel_batch, "Kept", 0, memory, 1, {"kernel"}),
+        (diagnostics.kernel_batch, "Kept", 0, memory, 1, {"kernel", "bounds"}),
         (diagnostics.first_process, "stand_in_for_buffers", 1, memory, 1, {"tail", "kernel"}),
         (diagnostics.measure, "probe_input", 0, memory, 1, {"tail"}),
         (diagnostics.exact, "_require_finite", 1, memory, 0, {"network", "tail"}),

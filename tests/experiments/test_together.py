@@ -1,0 +1,679 @@
+"""Runs trained together: the numbers of each are those it has alone, whatever becomes of the others."""
+
+import json
+import random
+import signal
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import nn
+
+from diagnostics.monitor import Measurement, SpectrumMonitor
+from diagnostics.schedule import every
+from diagnostics.tables import read_experiment
+from experiments.batches import Batches, BatchOrder, HeldImages, Pixels
+from experiments.data import Split
+from experiments.presets import PRESETS
+from experiments.step_log import Block
+from experiments.together import JointTrainer, Member, obstacle
+from experiments.train import main
+from experiments.training import Trainer
+
+PIXELS = Pixels((0.4,), (0.3,))
+RTOL = 1e-9
+
+
+class Net(nn.Module):
+    """Two layers in float64 with parts between them; the layer ``first`` is measured."""
+
+    def __init__(self, *inner):
+        super().__init__()
+        self.first, self.inner, self.last = nn.Linear(16, 8), nn.Sequential(*inner), nn.Linear(8, 3)
+        self.double()
+
+    def forward(self, x):
+        return self.last(torch.tanh(self.inner(self.first(x.flatten(1).double()))))
+
+
+class Convolutional(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.first, self.norm, self.last = nn.Conv2d(1, 3, 3), nn.BatchNorm2d(3), nn.Linear(12, 3)
+        self.double()
+
+    def forward(self, x):
+        return self.last(self.norm(self.first(x.double())).relu().flatten(1))
+
+
+class Scalars(nn.Module):
+    """A learnt gain without dimensions, a parameter that is never used, and one that is frozen."""
+
+    def __init__(self):
+        super().__init__()
+        self.gain, self.unused = nn.Parameter(torch.tensor(0.7)), nn.Parameter(torch.ones(3))
+        self.frozen = nn.Parameter(torch.rand(8), requires_grad=False)
+
+    def forward(self, x):
+        return x * self.gain + self.frozen
+
+
+class Counting(nn.Module):
+    """Buffers that are integers or flags, and one that is replaced rather than changed."""
+
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("calls", torch.tensor(0))
+        self.register_buffer("mask", torch.rand(8) > 0.3)
+        self.register_buffer("mean", torch.zeros(8))
+
+    def forward(self, x):
+        if self.training:
+            self.calls += 1
+            self.mean = 0.9 * self.mean + 0.1 * x.detach().mean(0)
+        return torch.where(self.mask, x - self.mean, x) / (1 + 0.1 * self.calls)
+
+
+class Remembering(nn.Module):
+    """A running mean in a buffer that another module may have too."""
+
+    def __init__(self, buffer):
+        super().__init__()
+        self.register_buffer("mean", buffer)
+
+    def forward(self, x):
+        if self.training:
+            self.mean.mul_(0.9).add_(x.detach().mean(0), alpha=0.1)
+        return x - self.mean
+
+
+def tied():
+    made = Net(nn.Linear(8, 8), nn.Tanh(), nn.Linear(8, 8))
+    made.inner[2].weight = made.inner[0].weight
+    return made
+
+
+def used_twice():
+    layer = nn.Linear(8, 8)
+    return Net(layer, nn.Tanh(), layer)
+
+
+def shared_buffer():
+    buffer = torch.zeros(8, dtype=torch.float64)
+    return Net(Remembering(buffer), nn.Tanh(), Remembering(buffer))
+
+
+NETS = {
+    "no-buffers": Net,
+    "batch-norm": lambda: Net(nn.BatchNorm1d(8)),
+    "convolution": Convolutional,
+    "tied": tied,
+    "used-twice": used_twice,
+    "scalar-unused-frozen": lambda: Net(Scalars()),
+    "other-buffers": lambda: Net(Counting()),
+    "shared-buffer": shared_buffer,
+}
+
+
+def split(n, seed):
+    chosen = torch.Generator().manual_seed(seed)
+    images = torch.randint(256, (n, 1, 4, 4), dtype=torch.uint8, generator=chosen)
+    return Split(images, torch.randint(3, (n,), generator=chosen))
+
+
+def trainers(directory, make, runs, *, n=14, steps=10, measured=True, bounds=False, **options):
+    """A trainer for each learning rate and seed; 4 batches an epoch, the last one of 2 images."""
+    config = replace(PRESETS["demo"][1], out=directory, **{"batch_size": 4, "checkpoints": 3, **options})
+    probe = (torch.rand(2, 1, 4, 4, generator=torch.Generator().manual_seed(5)), torch.tensor([0, 2]))
+    maps = [Measurement("tail", "first", schedule=every(2))] if measured else []
+    made = []
+    for number, (lr, seed) in enumerate(runs):
+        torch.manual_seed(seed)
+        model, place = make(), directory / f"run{number}"
+        monitor = SpectrumMonitor(model, probe, place, maps=maps, max_overhead=None, schedule=1, bounds=bounds)
+        batches = Batches(split(n, 1), PIXELS, BatchOrder(n, config.batch_size, seed, config.augment))
+        made.append(Trainer(config, model, batches, HeldImages(split(7, 2), PIXELS), monitor, place, lr, steps))
+    return made
+
+
+def together(directory, make, runs, *, block=1, stop=None, **options):
+    """Train jointly; returns how each run ended.
+
+    Args:
+        stop: Called for every step of every run.
+    """
+    made = trainers(directory, make, runs, **options)
+    for one in made:
+        one.block = Block(block)
+    members = [Member(one.model, one, stop or (lambda *_: None)) for one in made]
+    return JointTrainer(members, [one.lr for one in made]).run()
+
+
+def alone(directory, make, runs, *, block=1, **options):
+    """Train one by one; returns how each run ended."""
+    made = trainers(directory, make, runs, **options)
+    for one in made:
+        one.block = Block(block)
+    return {number: one.run(lambda *_: None) for number, one in enumerate(made)}
+
+
+def assert_same(one, other, rtol):
+    """All tables and checkpoints of two directories of runs, to a tolerance or (0) to the bit."""
+    exact = {"check_exact": True} if rtol == 0 else {"rtol": rtol, "atol": rtol}
+    runs = sorted(path.name for path in one.glob("run*"))
+    assert runs
+    assert runs == sorted(path.name for path in other.glob("run*"))
+    for run in runs:
+        tables = [read_experiment(directory / run) for directory in (one, other)]
+        for name in ("metrics", "spectra", "skipped"):
+            first, second = (timeless(getattr(found, name)) for found in tables)
+            assert name == "skipped" or len(first) > 0
+            pd.testing.assert_frame_equal(first, second, obj=f"{run}: {name}", **exact)
+        contents = [checkpoints(directory / run) for directory in (one, other)]
+        assert contents[0].keys() == contents[1].keys()
+        for name, first in contents[0].items():
+            second = contents[1][name]
+            assert first.keys() == second.keys(), name
+            for key, tensor in first.items():
+                torch.testing.assert_close(
+                    tensor, second[key], rtol=rtol, atol=rtol, equal_nan=True, msg=f"{run}: {name}: {key}"
+                )
+
+
+def timeless(frame):
+    """A table without what a clock or the memory's state decides; rows of a step in the order of their splits."""
+    frame = frame.drop(columns=[name for name in frame if "seconds" in name or name == "peak_bytes"])
+    keys = [name for name in ("run_id", "step", "split", "map") if name in frame]
+    return frame.sort_values(keys, kind="stable", ignore_index=True)
+
+
+def checkpoints(run):
+    """Tensors of all checkpoints by file; random streams, which these networks do not use, are left out."""
+    files = sorted((run / "checkpoints").glob("*.safetensors"))
+    assert files
+    return {
+        file.name: {key: tensor for key, tensor in load_file(file).items() if not key.startswith("rng.")}
+        for file in files
+    }
+
+
+RUNS = [(0.3, 1), (0.3, 2), (0.1, 1), (0.1, 2), (0.02, 3)]
+FULL = {
+    **{"momentum": 0.9, "weight_decay": 0.01, "decay_epochs": 1, "decay_factor": 0.5},
+    **{"augment": "crop", "evaluate_epochs": 1},
+}
+
+
+@pytest.mark.parametrize("net", NETS)
+def test_numbers_are_those_one_by_one(tmp_path, net):
+    options = FULL | {"bounds": net == "batch-norm"}
+    assert together(tmp_path / "joint", NETS[net], RUNS, **options) == dict.fromkeys(range(5), "finished")
+    alone(tmp_path / "alone", NETS[net], RUNS, **options)
+    assert_same(tmp_path / "alone", tmp_path / "joint", RTOL)
+
+
+def test_numbers_of_full_batches_without_momentum_in_one_learning_rate_are_those_one_by_one(tmp_path):
+    runs, options = [(0.3, 1), (0.3, 2)], {"batch_size": None, "steps": 5, "checkpoints": None}
+    together(tmp_path / "joint", NETS["batch-norm"], runs, **options)
+    alone(tmp_path / "alone", NETS["batch-norm"], runs, **options)
+    assert_same(tmp_path / "alone", tmp_path / "joint", RTOL)
+
+
+@pytest.mark.parametrize("net", ["batch-norm", "other-buffers"])
+def test_the_observer_changes_nothing(tmp_path, net):
+    together(tmp_path / "seen", NETS[net], RUNS, bounds=True, **FULL)
+    together(tmp_path / "unseen", NETS[net], RUNS, measured=False, **FULL)
+    for number in range(len(RUNS)):
+        seen, unseen = (checkpoints(tmp_path / name / f"run{number}") for name in ("seen", "unseen"))
+        assert seen.keys() == unseen.keys()
+        assert all(torch.equal(seen[name][key], unseen[name][key]) for name in seen for key in seen[name])
+
+
+@pytest.mark.parametrize("block", [2, 50])
+def test_fetching_in_blocks_changes_nothing(tmp_path, block):
+    runs = [*RUNS[:4], (1e200, 3)]
+    ends = {**dict.fromkeys(range(4), "finished"), 4: "diverged"}
+    for size in (1, block):
+        assert together(tmp_path / str(size), NETS["batch-norm"], runs, block=size, bounds=True, **FULL) == ends
+    assert_same(tmp_path / "1", tmp_path / str(block), 0)
+
+
+@pytest.mark.parametrize("block", [1, 3, 50])
+@pytest.mark.parametrize("lr", [3e5, 1e100, 1e308])
+def test_a_run_that_diverges_has_its_rows_until_then_and_leaves_the_others_alone(tmp_path, lr, block):
+    """Without batch norm and with a last layer that nothing bounds."""
+
+    def make():
+        return nn.Sequential(Net(), nn.Linear(3, 3).double(), Cube())
+
+    wild, tame = ([(0.3, 1), (lr_, 2), (0.1, 1)] for lr_ in (lr, 1e-3))
+    options = {"momentum": 0.9, "checkpoints": 4, "measured": False, "evaluate_epochs": 1}
+    ends = together(tmp_path / "wild", make, wild, block=block, **options)
+    assert ends == {0: "finished", 1: "diverged", 2: "finished"}
+    together(tmp_path / "tame", make, tame, block=block, **options)
+    alone(tmp_path / "alone", make, wild, **options)
+    for run in ("run0", "run2"):
+        first, second = (timeless(read_experiment(tmp_path / name / run).metrics) for name in ("wild", "tame"))
+        pd.testing.assert_frame_equal(first, second, check_exact=True)
+        kept = [checkpoints(tmp_path / name / run) for name in ("wild", "tame")]
+        assert kept[0].keys() == kept[1].keys()
+        assert all(torch.equal(kept[0][name][key], kept[1][name][key]) for name in kept[0] for key in kept[0][name])
+    rows, expected = (timeless(read_experiment(tmp_path / name / "run1").metrics) for name in ("wild", "alone"))
+    losses = rows[rows["split"] == "train"].set_index("step")["loss"]
+    assert losses.index.tolist() == list(range(len(losses)))
+    assert losses.map(lambda loss: abs(loss) < float("inf")).tolist() == [True] * (len(losses) - 1) + [False]
+    assert rows["step"].max() == losses.index[-1]
+    assert rows[["step", "split"]].equals(expected[["step", "split"]])
+    assert json.loads((tmp_path / "wild/run1/status.json").read_text())["status"] == "diverged"
+    assert checkpoints(tmp_path / "wild/run1").keys() == checkpoints(tmp_path / "alone/run1").keys()
+
+
+class Cube(nn.Module):
+    def forward(self, x):
+        return x**3
+
+
+@pytest.mark.parametrize("block", [1, 50])
+def test_spectra_after_the_divergence_are_forgotten(tmp_path, block):
+    runs = [(0.3, 1), (1e308, 2)]
+    for size in (1, block):
+        together(tmp_path / str(size), Net, runs, block=size, bounds=True, steps=12)
+    assert_same(tmp_path / "1", tmp_path / str(block), 0)
+    tables = read_experiment(tmp_path / str(block) / "run1")
+    last = tables.metrics.query("split == 'train'")["step"].max()
+    assert last < 12
+    assert max(tables.metrics["step"].max(), tables.spectra["step"].max(), tables.skipped["step"].max()) <= last
+
+
+def test_a_run_that_diverged_is_silent_and_the_group_ends_when_all_have(tmp_path):
+    made = trainers(tmp_path / "some", NETS["batch-norm"], [(0.1, 1), (1e308, 2)], momentum=0.9)
+    joint = JointTrainer([Member(one.model, one, lambda *_: None) for one in made], [0.1, 1e308])
+    joint.run()
+    assert all(tensor.isfinite().all() for tensor in made[1].model.state_dict().values())
+    for stack, place in joint.network.places(1).values():
+        assert joint.optimizer.state[stack]["momentum_buffer"][place].isfinite().all()
+    ends = together(tmp_path / "all", Net, [(1e308, 1), (1e308, 2)], measured=False, steps=10**9)
+    assert ends == {0: "diverged", 1: "diverged"}
+
+
+# Resuming
+
+
+def test_stopped_at_any_step_it_resumes_to_the_same_bits(tmp_path):
+    runs = [*RUNS[:3], (1e100, 2)]
+    options = {**FULL, "bounds": True}
+    together(tmp_path / "whole", NETS["batch-norm"], runs, **options)
+    for stopped in (0, 1, 2, 4, 6, 9, 10):
+
+        def stop(step, *_, stopped=stopped):
+            if step == stopped:
+                raise InterruptedError
+
+        directory = tmp_path / f"stopped-{stopped}"
+        with pytest.raises(InterruptedError):
+            together(
+                directory, NETS["batch-norm"], runs, block=random.Random(stopped).choice([1, 50]), stop=stop, **options
+            )
+        resume(directory, NETS["batch-norm"], runs, **options)
+        assert_same(tmp_path / "whole", directory, 0)
+
+
+def resume(directory, make, runs, **options):
+    """Go on with a group as an experiment does: runs that are over are computed along."""
+    made = trainers(directory, make, runs, **options)
+    over = [(one.directory / "status.json").exists() for one in made]
+    assert not all(over)
+    members = [
+        Member(one.model, None if is_over else one, lambda *_: None) for one, is_over in zip(made, over, strict=True)
+    ]
+    JointTrainer(members, [one.lr for one in made]).run()
+
+
+@pytest.mark.parametrize("saved", [1, 2, 5, 6, 8, 9, 11])
+def test_stopped_between_two_runs_checkpoints_it_resumes_to_the_same_bits(tmp_path, monkeypatch, saved):
+    runs = RUNS[:3]
+    together(tmp_path / "whole", NETS["batch-norm"], runs, **FULL)
+    save, count = Trainer.save, 0
+
+    def counted(self, step):
+        nonlocal count
+        if count == saved:
+            raise InterruptedError
+        count += 1
+        save(self, step)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "save", counted)
+        with pytest.raises(InterruptedError):
+            together(tmp_path / "killed", NETS["batch-norm"], runs, **FULL)
+    resume(tmp_path / "killed", NETS["batch-norm"], runs, **FULL)
+    assert_same(tmp_path / "whole", tmp_path / "killed", 0)
+
+
+@pytest.mark.parametrize("ended", [0, 1, 2])
+def test_stopped_between_the_last_step_and_the_statuses_it_resumes_to_the_same_bits(tmp_path, monkeypatch, ended):
+    runs = RUNS[:3]
+    together(tmp_path / "whole", NETS["batch-norm"], runs, **FULL)
+    finish, count = Trainer.finish, 0
+
+    def counted(self, *args):
+        nonlocal count
+        if count == ended:
+            raise InterruptedError
+        count += 1
+        finish(self, *args)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "finish", counted)
+        with pytest.raises(InterruptedError):
+            together(tmp_path / "killed", NETS["batch-norm"], runs, **FULL)
+    assert len([*(tmp_path / "killed").glob("*/status.json")]) == ended
+    resume(tmp_path / "killed", NETS["batch-norm"], runs, **FULL)
+    assert_same(tmp_path / "whole", tmp_path / "killed", 0)
+
+
+def test_runs_that_have_no_checkpoint_in_common_start_anew(tmp_path):
+    runs = RUNS[:3]
+    together(tmp_path / "whole", NETS["batch-norm"], runs, **FULL)
+
+    def stop(at):
+        def raise_at(step, *_):
+            if step == at:
+                raise InterruptedError
+
+        return raise_at
+
+    with pytest.raises(InterruptedError):
+        together(tmp_path / "killed", NETS["batch-norm"], runs, stop=stop(5), **FULL)
+    # As a sweep does, which trains each run alone.
+    with pytest.raises(InterruptedError):
+        trainers(tmp_path / "killed", NETS["batch-norm"], runs, **FULL)[1].run(stop(9))
+    found = [sorted((tmp_path / f"killed/run{number}").rglob("state_*"))[-1].stem for number in range(3)]
+    assert found == ["state_000000003", "state_000000009", "state_000000003"]
+    resume(tmp_path / "killed", NETS["batch-norm"], runs, **FULL)
+    assert_same(tmp_path / "whole", tmp_path / "killed", 0)
+
+
+@pytest.mark.parametrize("mode", ["joint", "alone"])
+def test_killed_after_saving_weights_that_are_not_finite_it_resumes_and_has_diverged(tmp_path, monkeypatch, mode):
+    runs, options = [(0.3, 1), (1e308, 2)], {"checkpoints": 1, "momentum": 0.9, "weight_decay": 10.0, "steps": 6}
+    train = together if mode == "joint" else alone
+    ends = train(tmp_path / "whole", Net, runs, **options)
+    assert ends == {0: "finished", 1: "diverged"}
+    last = sorted((tmp_path / "whole/run1/checkpoints").glob("step_*"))[-1]
+    assert not all(tensor.isfinite().all() for tensor in load_file(last).values())
+
+    def fail(self, status, *args):
+        if status == "diverged":
+            raise InterruptedError
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "finish", fail)
+        with pytest.raises(InterruptedError):
+            train(tmp_path / "killed", Net, runs, **options)
+    assert train(tmp_path / "killed", Net, runs, **options)[1] == "diverged"
+    assert_same(tmp_path / "whole", tmp_path / "killed", 0)
+
+
+# What cannot be trained together
+
+
+class Item(nn.Module):
+    def forward(self, x):
+        return x * 2 if x.sum().item() > 0 else x
+
+
+class Plain(nn.Module):
+    """Multiplies by a number of its own, which is no buffer."""
+
+    def __init__(self):
+        super().__init__()
+        self.factor = torch.rand(()).item()
+
+    def forward(self, x):
+        return x * self.factor
+
+
+class Counter(nn.Module):
+    calls = 0
+
+    def forward(self, x):
+        self.calls += 1
+        return x * self.calls
+
+
+class Global(nn.Module):
+    """A number that two networks of one structure do not share, and that is nowhere on them."""
+
+    factors: dict = {}  # noqa: RUF012
+
+    def forward(self, x):
+        return x * self.factors.setdefault(id(self.weight), 1 + len(self.factors))
+
+
+def hidden():
+    made = Net(Global())
+    made.inner[0].weight = made.first.weight
+    return made
+
+
+def raising():
+    return Net(Raising())
+
+
+class Raising(nn.Module):
+    def forward(self, x):
+        assert not torch._C._functorch.is_batchedtensor(x), "no luck"
+        return x
+
+
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [
+        (lambda: Net(nn.Dropout(0.5)), "cannot be vmapped (vmap: called random operation"),
+        (lambda: Net(Item()), "cannot be vmapped (vmap: It looks like you're calling .item()"),
+        (lambda: Net(nn.BatchNorm1d(8, momentum=None)), "cannot be vmapped"),
+        (lambda: Net(Plain()), "differ in more than their weights"),
+        (lambda: Net(Counter()), "changes attributes"),
+        (raising, "cannot be vmapped (no luck)"),
+        (hidden, "computes something else"),
+    ],
+)
+def test_obstacle(make, words):
+    models = [make().train(), make().train()]
+    assert words in obstacle(models, torch.rand(4, 1, 4, 4))
+
+
+@pytest.mark.parametrize("net", NETS)
+def test_no_obstacle(net):
+    assert obstacle([NETS[net]().train() for _ in range(2)], torch.rand(4, 1, 4, 4)) == ""
+
+
+# Whole experiments
+
+EXPERIMENT = (
+    *("--together", "auto", "--trials", "2", "--lr", "0.1", "1e30", "--arms", "plain", "shrunk"),
+    *("--momentum", "0.9", "--steps", "8"),
+)
+
+
+@pytest.fixture
+def double(nets):
+    """A user's factory of networks in float64, some of which cannot be vmapped."""
+    (nets / "double.py").write_text(
+        """
+import torch
+from torch import nn
+from nets import layers
+
+class Double(nn.Module):
+    def __init__(self, inner):
+        super().__init__()
+        self.inner = inner.double()
+
+    def forward(self, x):
+        return self.inner(x.double())
+
+def network(arm="plain"):
+    model = layers(nn.BatchNorm1d(16))
+    if arm == "shrunk":
+        model[1].weight.data.mul_(0.5)
+    if arm == "dropout":
+        model.insert(1, nn.Dropout(0.1))
+    if arm == "tanh":
+        model[3] = nn.Tanh()
+    return Double(model)
+network.arms = ("plain", "shrunk", "dropout", "tanh")
+"""
+    )
+    yield ("--model", "double:network", "--layers", "inner.1")
+    import sys
+
+    sys.modules.pop("double", None)
+
+
+def records(out):
+    return {path.parent.name: json.loads(path.read_text())["together"] for path in out.glob("runs/*/config.json")}
+
+
+def test_an_experiment_has_the_numbers_of_one_whose_runs_are_trained_one_by_one(train, double):
+    options = (*EXPERIMENT, *double, "--arms", "plain", "dropout", "shrunk", "tanh", "--augment", "crop")
+    options += ("--lr", "0.1", "0.05", "--steps", "6")
+    joint, single = train("joint", *options), train("single", *options, "--together", "no")
+    groups = {together for together in records(joint).values() if together}
+    assert sorted(sorted({name.partition("-")[0] for name in group.split("\n")}) for group in groups) == [
+        ["plain", "shrunk"],
+        ["tanh"],
+    ]
+    assert all(len(group.split("\n")) == (8 if "plain" in group else 4) for group in groups)
+    assert {name for name, group in records(joint).items() if not group} == {
+        name for name in records(joint) if name.startswith("dropout")
+    }
+    assert set(records(single).values()) == {""}
+    one, other = read_experiment(single), read_experiment(joint)
+    for name in ("metrics", "spectra"):
+        tables = [timeless(getattr(found, name)) for found in (one, other)]
+        pd.testing.assert_frame_equal(*tables, rtol=1e-8, atol=1e-10, obj=name)
+    for run in (path.name for path in joint.glob("runs/*")):
+        first, second = (checkpoints(out / "runs" / run) for out in (single, joint))
+        assert first.keys() == second.keys()
+        for file in first:
+            for key in first[file]:
+                torch.testing.assert_close(first[file][key], second[file][key], rtol=1e-8, atol=1e-10)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (("--model", "nets:dropout", "--arms", "default"), ["default: it cannot be vmapped", "random"]),
+        (("--compile",), ["--compile"]),
+    ],
+)
+def test_what_cannot_be_trained_together_is_refused_on_demand(small, options, words, capsys):
+    assert main([*small, "--out", "o", *options, "--together", "yes"]) == 2
+    said = capsys.readouterr().err
+    assert all(word in said for word in ["--together no", *words]), said
+    assert not Path("o").exists()
+
+
+def test_stopped_before_or_after_writing_any_file_it_resumes_to_the_same_bits(train, small, same_results, monkeypatch):
+    """Every file appears by being renamed: a stop just before and just after each renaming covers all moments."""
+    options = (*EXPERIMENT, "--trials", "1", "--arms", "plain", "--steps", "2", "--checkpoints", "2")
+    rename, count = Path.replace, 0
+
+    def counted(path, target):
+        nonlocal count
+        count += 1
+        if count == stop and before:
+            raise KeyboardInterrupt
+        rename(path, target)
+        if count == stop:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(Path, "replace", counted)
+    stop, before = -1, False
+    whole = train("whole", *options)
+    total = count
+    assert total > 20
+    for stop in range(1, total + 1):
+        count, before, out = 0, stop % 2 == 0, f"stopped-{stop}"
+        assert main([*small, "--out", out, *options]) == 130
+        count = total  # no further stop
+        same_results(whole, train(out, "--resume", *options))
+        assert records(whole) == records(Path(out))
+
+
+KILLED = (*EXPERIMENT, "--steps", "30", "--evaluate-epochs", "3")
+
+
+def test_killed_at_any_moment_it_resumes_to_the_same_bits(train, start, same_results):
+    whole = train("whole", *KILLED)
+    assert sorted(read_experiment(whole).runs["status"]) == ["diverged"] * 4 + ["finished"] * 4
+    moments = random.Random(1)
+    for number in range(3):
+        process = start("--out", "killed", "--resume", *KILLED)
+        goal = files("killed") + moments.choice([5, 40, 80, 150])
+        while process.poll() is None and files("killed") < goal:
+            time.sleep(0.001)
+        time.sleep(moments.random() * 0.02)
+        process.send_signal(signal.SIGKILL)
+        process.communicate()
+        assert process.returncode in (-signal.SIGKILL, 0), number
+    over = {
+        path: path.read_bytes() for path in Path("killed").glob("runs/*/status.json") if b'ed"' in path.read_bytes()
+    }
+    same_results(whole, train("killed", "--resume", *KILLED))
+    assert {path: path.read_bytes() for path in over} == over, "a run that was over was repeated"
+    assert not [*Path("killed").rglob(".*")]
+    metrics = read_experiment("killed").metrics
+    assert not metrics.duplicated(["run_id", "step", "split"]).any()
+
+
+def files(directory):
+    return sum(1 for path in Path(directory).rglob("*") if not path.name.startswith("."))
+
+
+def interrupt(monkeypatch, small, *options, at):
+    """Train until so many checkpoints have been saved."""
+    save, count = Trainer.save, 0
+
+    def counted(self, step):
+        nonlocal count
+        count += 1
+        if count > at:
+            raise KeyboardInterrupt
+        save(self, step)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "save", counted)
+        assert main([*small, *options]) == 130
+
+
+def test_resuming_with_more_trials_adds_a_group_and_leaves_the_finished_one_alone(train, small):
+    out = train("out", *EXPERIMENT)
+    before = {path: path.stat() for path in out.glob("runs/**/*") if path.is_file()}
+    train("out", *EXPERIMENT, "--trials", "3", "--resume")
+    assert {path: path.stat() for path in before} == before
+    added = records(out)["plain-lr0.1-trial02"].split("\n")
+    assert sorted(added) == sorted(name for name in records(out) if "trial02" in name)
+    assert len(added) == 4
+
+
+def test_a_group_begun_is_finished_whole_with_fewer_arms_or_more_trials(train, small, same_results, monkeypatch):
+    whole = train("whole", *EXPERIMENT)
+    for number, options in enumerate([("--arms", "plain"), ("--lr", "0.1"), ("--trials", "1"), ("--trials", "3")]):
+        out = Path(f"out{number}")
+        interrupt(monkeypatch, small, "--out", str(out), *EXPERIMENT, at=20)
+        train(out, *EXPERIMENT, *options, "--resume")
+        for path in out.glob("runs/*trial02"):
+            assert "trial00" not in records(out)[path.name]
+            for table in sorted(path.rglob("*"), reverse=True):
+                table.rmdir() if table.is_dir() else table.unlink()
+            path.rmdir()
+        assert records(out) == records(whole)
+        train(out, *EXPERIMENT, "--resume")
+        same_results(whole, out)
