@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 import tyro
 
 from diagnostics.errors import InputError, near_matches
+from experiments.processes import is_first_process, is_to_print
 from models import ModelOptionError
 
 Options = TypeVar("Options")
@@ -20,10 +21,12 @@ def run_command(main: Callable[[Options], None], parse: Callable[[], Options]) -
     try:
         main(parse())
     except (InputError, ModelOptionError) as error:
-        print("error:", " ".join(str(error).splitlines()), file=sys.stderr)
+        if is_to_print(error):
+            print("error:", " ".join(str(error).splitlines()), file=sys.stderr, flush=True)
         return 2
     except KeyboardInterrupt as stop:
-        print("; ".join(["interrupted", *stop.args]), file=sys.stderr)
+        if is_first_process():
+            print("; ".join(["interrupted", *stop.args]), file=sys.stderr)
         return 130
     return 0
 

@@ -180,8 +180,9 @@ def _estimate_group(experiment: Experiment, cells: Sequence[Cell]) -> Estimate:
     evaluation = evaluations * count * time_evaluation(lead) if evaluations else 0.0
 
     def parts(seconds: float) -> int:
-        # The monitor writes what waits at every checkpoint, and in between when there are rows a second later.
-        return len(saves) * (1 + int(seconds / len(saves) / max(_PART_SECONDS, fetched * steps.seconds)))
+        # The monitor writes what waits at every checkpoint, and in between after a step that ends a second later.
+        step = max(fetched * seconds / len(every_step), 1e-9)
+        return len(saves) * (1 + int(seconds / len(saves) / (step * math.ceil(_PART_SECONDS / step))))
 
     writing = len(saves) * save
     writing += parts(training + evaluation + writing) * count * flush

@@ -26,7 +26,20 @@ _PROBE = "probe.safetensors"
 
 #: Options that may change on resuming: where things are, and how many runs there are.
 _MAY_CHANGE = frozenset(
-    {"out", "data_dir", "device", "resume", "overwrite", "arms", "lr", "trials", "estimate", "log", "workers"}
+    {
+        "out",
+        "data_dir",
+        "device",
+        "resume",
+        "overwrite",
+        "arms",
+        "lr",
+        "trials",
+        "estimate",
+        "log",
+        "workers",
+        "skip_corrupt",
+    }
 )
 
 

@@ -3,11 +3,22 @@
 import contextlib
 import os
 import sys
-from collections.abc import Iterator
-from typing import NoReturn
+import time
+from collections.abc import Callable, Iterator
+from typing import NoReturn, TypeVar
 
 import torch
 from torch import distributed
+
+from diagnostics.sharding import together
+
+Result = TypeVar("Result")
+
+#: Attribute of an error: whether it is this process's own, and not that of all.
+_OWN = "_is_of_one_process"
+
+#: Seconds that a process with nothing to say gives the first to print, before it leaves.
+_PATIENCE = 10.0
 
 from diagnostics.errors import InputError
 
@@ -23,6 +34,9 @@ def process_group(device: torch.device) -> Iterator[distributed.ProcessGroup | N
     distributed.init_process_group("nccl" if device.type == "cuda" else "gloo")
     try:
         yield distributed.group.WORLD
+    except Exception as error:
+        _mark(error, own=True)
+        raise
     finally:
         distributed.destroy_process_group()
 
@@ -70,6 +84,36 @@ def processes_here() -> int:
 def is_first_process() -> bool:
     """Whether this process is to write and print: the only one, or rank 0."""
     return int(os.environ.get("RANK", "0")) == 0
+
+
+def everywhere(work: Callable[[], Result], group: distributed.ProcessGroup | None) -> Result:
+    """Some work that every process of a group does, where each would fail alike, or one for reasons of its own.
+
+    Raises:
+        Exception: What the work raised in any of them, in all of them, for the first one to print.
+    """
+    try:
+        return together(work, group)
+    except Exception as error:
+        _mark(error, own=False)
+        raise
+
+
+def is_to_print(error: BaseException) -> bool:
+    """Whether this process is to print an error that ends it; else it waits for the one that is, and is ended meanwhile.
+
+    Every process prints what befell it alone. Of what all have alike, such as a wrong option, one line is enough: that
+    of the first process, lest it be ended by ``torchrun`` before it has printed.
+    """
+    if getattr(error, _OWN, False) or is_first_process():
+        return True
+    time.sleep(_PATIENCE)
+    return False
+
+
+def _mark(error: Exception, *, own: bool) -> None:
+    if not hasattr(error, _OWN):
+        setattr(error, _OWN, own)
 
 
 def leave(code: int) -> NoReturn:

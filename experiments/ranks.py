@@ -2,7 +2,7 @@
 
 import contextlib
 import copy
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -12,6 +12,7 @@ from torch.distributed import ProcessGroup
 from torch.nn.parallel import DistributedDataParallel
 
 from diagnostics.errors import InputError
+from diagnostics.isolation import quiet, save_streams
 from experiments.synchronised import synchronise_batch_norms
 
 Value = TypeVar("Value")
@@ -55,7 +56,7 @@ class Ranks:
         """Whether this is the process that writes and prints."""
         return self.rank == 0
 
-    def replicate(self, model: nn.Module, device: torch.device, *, sync_batch_norm: bool) -> nn.Module:
+    def replicate(self, model: nn.Module, device: torch.device, example: Tensor, *, sync_batch_norm: bool) -> nn.Module:
         """The module whose forward pass training uses, with gradients averaged over the processes.
 
         ``model`` itself if this process is alone. Otherwise ``DistributedDataParallel`` of a twin: another module tree
@@ -72,6 +73,8 @@ class Ranks:
         Args:
             model: On its device, with a parameter to train.
             device: The model's.
+            example: Some inputs, on any device, at which it is seen whether there are parameters that the outputs do
+                not depend on; in a process alone they do not matter.
             sync_batch_norm: Batch norm over the whole batch, instead of over each share apart.
 
         Raises:
@@ -83,7 +86,8 @@ class Ranks:
         if sync_batch_norm:
             synchronise_batch_norms(twin, self.group, device)
         # Parameters that an arm leaves unused keep the gradient None, as in one process, and weight decay spares them.
-        return DistributedDataParallel(twin, process_group=self.group, find_unused_parameters=True)
+        unused = self.agree(self.is_first and _may_leave_unused(model, example.to(device)))
+        return DistributedDataParallel(twin, process_group=self.group, find_unused_parameters=unused)
 
     def loss_scale(self, own: int, whole: int) -> float:
         """Factor of the mean loss over this process's share, before ``backward``, to get the whole batch's gradients.
@@ -170,11 +174,16 @@ def clear_rank_errors() -> Iterator[None]:
     """Turn the many errors of a collective whose other process is gone into one.
 
     Raises:
-        InputError: Inside, gloo or NCCL said that a process is gone.
+        InputError: Inside, gloo or NCCL said that a process is gone, or the network used other parameters than before.
     """
     try:
         yield
     except RuntimeError as error:
+        if "find_unused_parameters=True" in str(error):
+            raise InputError(
+                "the network's outputs do not depend on some parameter in one batch, and do in another; "
+                "train it in one process"
+            ) from error
         if not _tells_of_a_death(error):
             raise
         raise InputError(
@@ -191,6 +200,29 @@ def _tells_of_a_death(error: RuntimeError) -> bool:
 
 def _prefix(rank: int) -> str:
     return f"rank{rank}/" if rank else ""
+
+
+def _may_leave_unused(model: nn.Module, x: Tensor) -> bool:
+    """Whether the outputs of a forward pass may not depend on all parameters; nothing of the model changes.
+
+    So it is, too, if a pass draws random numbers: it may be another layer each time that is left out.
+    """
+    x = torch.cat([x, x])  # batch norm cannot use a single input
+    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    devices = [x.device]
+    with quiet(model, batch_mode="batch"):
+        before = _random_state(devices)
+        logits = model(x)
+        if _random_state(devices) != before:
+            return True
+        gradients = torch.autograd.grad(logits.sum(), parameters, allow_unused=True)
+        return any(gradient is None for gradient in gradients)
+
+
+def _random_state(devices: Sequence[torch.device]) -> tuple[Any, ...]:
+    """The state of every random stream that a forward pass can draw from, to be compared."""
+    python, (_, keys, *others), *tensors = save_streams(devices)
+    return python, keys.tolist(), others, [state.tolist() for states in tensors for state in [*states]]
 
 
 def _twin(model: nn.Module) -> nn.Module:

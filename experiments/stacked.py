@@ -41,7 +41,7 @@ class StackedNetwork:
         self.buffers = dict(stack_module_state(self.networks)[1])
         for row, network in enumerate(self.networks):
             views = {name: stack[row] for name, stack in self.buffers.items()}
-            for place, name in _places(network).items():
+            for place, name in _slots(network).items():
                 if name in views:
                     owner, _, last = place.rpartition(".")
                     network.get_submodule(owner)._buffers[last] = views[name]
@@ -82,7 +82,7 @@ def apply_with(network: nn.Module, tensors: Mapping[str, Tensor], inputs: Tensor
         tensors: As by ``named_parameters()`` and ``named_buffers()``, not necessarily all.
         inputs: Of the forward pass.
     """
-    names = {place: name for place, name in _places(network).items() if name in tensors}
+    names = {place: name for place, name in _slots(network).items() if name in tensors}
     state = {place: tensors[name] for place, name in names.items()}
     output: Tensor = functional_call(network, state, (inputs,), tie_weights=False)
     for place, name in names.items():
@@ -124,7 +124,7 @@ def unchanged(before: list[dict[str, Any]], after: list[dict[str, Any]]) -> bool
         return False
 
 
-def _places(network: nn.Module) -> dict[str, str]:
+def _slots(network: nn.Module) -> dict[str, str]:
     """Each module's every parameter and buffer, with the name that ``named_parameters()`` has for it.
 
     A module of several names is there once, a tensor that several modules share is there for each of them.

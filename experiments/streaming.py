@@ -83,16 +83,14 @@ class Decoder(Dataset[Decoded]):
         return decode_part(file, self.size, generator(base, AUGMENTATION, epoch, index))
 
 
-def decode_at(data: StreamedData, indices: Tensor) -> Tensor:
-    """The centres of some training images, uint8, shape ``(n, 3, size, size)``; ``data.skip_corrupt`` is no matter.
+def decode_at(data: StreamedData, indices: Tensor) -> tuple[Tensor, Tensor]:
+    """The centres of some training images, uint8, shape ``(n, 3, size, size)``, and their labels.
 
     Raises:
-        InputError: One of them cannot be read.
+        InputError: One of them cannot be read and is not to be left out, or none can.
     """
     decoded = Decoder(data.train, data.size)[Request(indices.tolist(), None)]
-    if decoded.problems:
-        raise UnreadableImageError(decoded.problems[0])
-    return decoded.images
+    return _accept(decoded, data, torch.device("cpu"))
 
 
 @dataclass(eq=False)

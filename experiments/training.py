@@ -23,6 +23,9 @@ from experiments.ranks import Ranks
 from experiments.resuming import drop_older, last_whole_step, load_run, save_run
 from experiments.step_log import Block, DivergedError, Progress, StepLog
 
+#: Images of the probe at which several processes see which parameters are used.
+_EXAMPLE = 4
+
 #: Steps whose numbers are fetched from a GPU at once; a CPU has them anyway.
 _BLOCK = 50
 
@@ -70,7 +73,9 @@ class Trainer:
         started = time.perf_counter()
         first = self.ranks.agree(last_whole_step(self.directory))
         self.load(first)
-        network = self.ranks.replicate(self.model, self.device, sync_batch_norm=self.config.sync_batch_norm)
+        network = self.ranks.replicate(
+            self.model, self.device, self.monitor.x[:_EXAMPLE], sync_batch_norm=self.config.sync_batch_norm
+        )
         if self.config.compile:
             network = torch.compile(network, dynamic=False)  # type: ignore[assignment]
         self.open_log(first, progress)

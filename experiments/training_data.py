@@ -136,9 +136,9 @@ class DecodedData:
         return StreamedImages(self.data, self._pixels, self.device, self._workers, self.ranks.rank, self.ranks.count)
 
     def probe(self, chosen: Tensor) -> tuple[Tensor, Tensor]:
-        """Some training images by their indices, their centres, on the host, and their labels."""
-        images = decode_at(self.data, chosen)
-        return replace(self._pixels, memory_format=torch.contiguous_format)(images), self.data.train.labels[chosen]
+        """The centres of some training images by their indices, on the host, and their labels."""
+        images, labels = decode_at(self.data, chosen)
+        return replace(self._pixels, memory_format=torch.contiguous_format)(images), labels
 
 
 def open_data(config: TrainConfig, device: torch.device, ranks: Ranks) -> TrainingData:

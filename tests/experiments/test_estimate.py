@@ -2,27 +2,36 @@
 
 import time
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
+import torch
 
+from diagnostics.errors import InputError
 from diagnostics.monitor import Measurement
 from diagnostics.schedule import every
+from experiments.batches import EvaluationBatches
 from experiments.estimate import estimate, print_estimate
+from experiments.estimate_trial import time_evaluation
 from experiments.train import main, parse
+from experiments.training import Trainer
 
 
 def size(directory, pattern):
     return sum(path.stat().st_size for path in directory.rglob(pattern))
 
 
-def test_time_and_sizes_are_those_of_the_real_run(nets, small, tmp_path):
+@pytest.mark.parametrize("together", ["yes", "no"])
+def test_time_and_sizes_are_those_of_the_real_runs(nets, tmp_path, together):
     """A demo with fewer runs: hours within the promised factor, checkpoints to the byte, tables roughly."""
     args = ["demo", "--arms", "chain", "residual", "--lr", "0.1", "--trials", "2", "--device", "cpu", "--out", "out"]
+    args += ["--together", together]
     found = estimate(parse(args))
     started = time.perf_counter()
     assert main(args) == 0
     took = time.perf_counter() - started
-    assert (found.runs, found.steps, found.on_gpu) == (4, 60, False)
+    assert (found.runs, found.at_once) == (4, 2 if together == "yes" else 1)
+    assert (found.steps, found.on_gpu) == (60, False)
     # Wider than the promise: other tests may run beside this one.
     assert took / 2.5 < 3600 * found.hours < 2.5 * took
     assert found.checkpoint_bytes == size(tmp_path / "out" / "runs", "checkpoints/*.safetensors")
@@ -31,16 +40,85 @@ def test_time_and_sizes_are_those_of_the_real_run(nets, small, tmp_path):
     assert found.peak_bytes > 2**26
 
 
+@pytest.mark.parametrize("together", ["yes", "no"])
+@pytest.mark.parametrize("options", [(), ("--keep-epochs", "2"), ("--keep-epochs", "3", "--checkpoints", "4")])
+def test_checkpoints_take_what_was_said_at_the_end_and_at_their_most(train, small, monkeypatch, together, options):
+    """To the byte, at steps of one digit and of two."""
+    options = (*small, "--steps", "15", "--momentum", "0.9", "--trials", "2", "--together", together, *options)
+    found = estimate(parse([*options, "--out", "o"]))
+    most, drop_older = [], Trainer.drop_older
+
+    def watched(trainer, step):
+        most.append(size(trainer.directory.parent, "checkpoints/*.safetensors"))
+        drop_older(trainer, step)
+
+    monkeypatch.setattr(Trainer, "drop_older", watched)
+    assert main([*options, "--out", "o"]) == 0
+    assert found.checkpoint_bytes == size(Path("o/runs"), "checkpoints/*.safetensors")
+    assert found.checkpoint_bytes_peak == max(most)
+
+
 def test_each_arm_and_repetition_counts(nets, small):
-    one = parse([*small, "--out", "o", "--momentum", "0.9"])
+    one = parse([*small, "--out", "o", "--momentum", "0.9", "--together", "no"])
     found, more = estimate(one), estimate(replace(one, arms=("plain", "shrunk"), trials=3, lr=(0.1, 1e30)))
-    assert (found.runs, more.runs) == (1, 12)
+    assert (found.runs, more.runs, more.at_once) == (1, 12, 1)
     for name in ("checkpoint_bytes", "table_bytes"):
         assert getattr(more, name) == pytest.approx(12 * getattr(found, name), rel=0.1)
     state = found.checkpoint_bytes_peak - found.checkpoint_bytes
     assert more.checkpoint_bytes_peak - more.checkpoint_bytes == state > 0
     assert sum(more.seconds.values()) == pytest.approx(3600 * more.hours)
     assert list(more.seconds.values()) == sorted(more.seconds.values(), reverse=True)
+
+
+def test_runs_at_once_are_timed_at_once_and_share_the_budget_of_their_measurements(nets, small, capsys):
+    """Whatever their learning rates are; every arm is one network here, so that all are one group."""
+    config = parse([*small, "--out", "o", "--arms", "plain", "shrunk", "--lr", "1e30", "0.1", "--trials", "3"])
+    config = replace(config, together="yes", measurements=(Measurement("tail", schedule=every(1)),), max_overhead=0.01)
+    found = estimate(config)
+    assert (found.runs, found.at_once) == (12, 12)
+    assert found.training_seconds == pytest.approx(12 * 7 * found.step_seconds)
+    others = found.training_seconds + found.evaluation_seconds + found.checkpoint_seconds
+    assert found.diagnostics_seconds == pytest.approx(0.01 * others)
+    print_estimate(found)
+    printed = capsys.readouterr().out
+    assert printed.startswith("12 runs of 6 steps, up to 12 at once: about")
+    assert "A step of a run, its share of those at once, takes" in printed
+
+
+def test_several_processes_are_refused(nets, small, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(InputError, match=r"--estimate .*without torchrun"):
+        estimate(parse([*small, "--out", "o"]))
+
+
+class _Streamed(EvaluationBatches):
+    """Counts the batches that are taken of ten, of which the last is smaller."""
+
+    def __init__(self, workers):
+        self.workers, self.taken = workers, 0
+
+    def __len__(self):
+        return 93
+
+    def __iter__(self):
+        for size in (*[10] * 9, 3):
+            self.taken += 1
+            time.sleep(0.02)
+            yield torch.zeros(size, 1, 28, 28), torch.zeros(size, dtype=torch.int64)
+
+
+@pytest.mark.parametrize(("workers", "taken"), [(0, 2), (1, 3), (8, 10)])
+def test_an_evaluation_is_timed_without_taking_all_images(nets, monkeypatch, workers, taken):
+    class Evaluator:
+        test, device = _Streamed(workers), torch.device("cpu")
+
+        def evaluate(self, step):
+            list(self.test)
+
+    evaluator = Evaluator()
+    test = evaluator.test
+    assert time_evaluation(evaluator) == pytest.approx(0.02 * 9.3, rel=0.5)
+    assert (evaluator.test, test.taken) == (test, taken)
 
 
 def test_what_is_not_due_takes_nothing(nets, small):
@@ -58,6 +136,7 @@ def test_diagnostics_are_counted_as_scheduled_and_bounded_by_their_share(nets, s
     assert often_found.diagnostics_seconds > 15 * seldom_found.diagnostics_seconds
     assert often_found.table_bytes > seldom_found.table_bytes
     bounded = estimate(replace(often, max_overhead=0.01))
+    assert bounded.table_bytes < often_found.table_bytes
     others = bounded.training_seconds + bounded.evaluation_seconds + bounded.checkpoint_seconds
     assert bounded.diagnostics_seconds == pytest.approx(0.01 * others)
 
@@ -68,10 +147,12 @@ def test_a_measurement_that_is_too_long_is_forecast_and_said_to_be(nets, small, 
     assert (found.forecast, found.diagnostics_seconds) == (("tail",), 700)
     print_estimate(found)
     printed = capsys.readouterr().out
-    assert "Not timed but forecast, and not in the memory: measuring tail" in printed
+    assert "Not timed but forecast, and not in the memory and the tables: measuring tail" in printed
     assert printed.splitlines()[1].split()[0] == "diagnostics"
 
 
 @pytest.mark.parametrize("steps", ["1", "2", "3"])
 def test_very_short_runs(nets, small, steps):
-    assert estimate(parse([*small, "--out", "o", "--steps", steps])).hours > 0
+    found = estimate(parse([*small, "--out", "o", "--steps", steps]))
+    assert (found.steps, found.timed) == (int(steps), 20)
+    assert found.training_seconds == pytest.approx((int(steps) + 1) * found.step_seconds)

@@ -52,7 +52,9 @@ def same(build, sizes, sync, image, steps=4):
     alone = build()
     torch.manual_seed(rank)  # the first process's weights and buffers count
     model = build()
-    network = ranks.replicate(model, cpu, sync_batch_norm=sync)
+    example = torch.randn(3, *image)
+    network = ranks.replicate(model, cpu, example, sync_batch_norm=sync)
+    assert network.find_unused_parameters == (build is chain)
     starts = [sum(sizes[:r]) for r in range(count)]
     shares = [slice(start, start + size) for start, size in zip(starts, sizes)]
     own, whole = shares[rank], sum(sizes)
@@ -126,7 +128,7 @@ from diagnostics.errors import InputError
 
 ranks = Ranks(group)
 model = nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4))
-network = ranks.replicate(model, torch.device("cpu"), sync_batch_norm=True)
+network = ranks.replicate(model, torch.device("cpu"), torch.randn(3, 4), sync_batch_norm=True)
 loss = network(torch.randn(3, 4)).sum()
 ranks.wait()
 if rank:
@@ -188,7 +190,7 @@ def test_what_nccl_says_of_a_dead_process_is_recognised():
 def test_a_process_alone_has_everything():
     ranks, values, model = Ranks(), torch.randn(3), nn.BatchNorm1d(2)
     assert (ranks.rank, ranks.count, ranks.is_first, ranks.loss_scale(7, 7)) == (0, 1, True, 1)
-    assert ranks.replicate(model, torch.device("cpu"), sync_batch_norm=True) is model
+    assert ranks.replicate(model, torch.device("cpu"), values, sync_batch_norm=True) is model
     assert ranks.weighted_mean(values, 0.5) is values
     assert ranks.sum(values) is values
     assert ranks.agree(values) is values
@@ -239,7 +241,8 @@ def test_the_twin_is_another_tree_of_the_same_tensors(group, sync):
     model, reference, x = Odd(), Odd(), torch.randn(5, 3)
     reference.load_state_dict(model.state_dict())
     reference.scales = model.scales
-    network = Ranks(group).replicate(model, torch.device("cpu"), sync_batch_norm=sync)
+    network = Ranks(group).replicate(model, torch.device("cpu"), x, sync_batch_norm=sync)
+    model.plain.fill_(1)  # which the hook has changed
     twin = network.module
     assert not set(twin.modules()) & set(model.modules())
     assert twin.order[2] is twin.first[1] is twin.norm
@@ -263,8 +266,8 @@ def test_the_twin_is_another_tree_of_the_same_tensors(group, sync):
 @pytest.mark.filterwarnings("ignore::FutureWarning")  # weight_norm is an old function, with a newer namesake
 def test_weights_that_are_computed_from_others_are_trained(group):
     model = nn.Sequential(weight_norm(nn.Linear(3, 2)), nn.utils.parametrizations.weight_norm(nn.Linear(2, 2)))
-    network = Ranks(group).replicate(model, torch.device("cpu"), sync_batch_norm=False)
     x = torch.randn(4, 3)
+    network = Ranks(group).replicate(model, torch.device("cpu"), x, sync_batch_norm=False)
     network(x).sum().backward()
     with torch.no_grad():
         for parameter in model.parameters():
@@ -277,4 +280,51 @@ def test_a_model_that_cannot_be_copied_is_a_clear_error(group):
     model = nn.Linear(2, 2)
     model.lock = threading.Lock()
     with pytest.raises(InputError, match=r"cannot be copied, .*lock.*; train in one process"):
-        Ranks(group).replicate(model, torch.device("cpu"), sync_batch_norm=False)
+        Ranks(group).replicate(model, torch.device("cpu"), torch.zeros(1, 2), sync_batch_norm=False)
+
+
+class Spare(nn.Module):
+    """Has a layer that is used, or not."""
+
+    def __init__(self, *, used, frozen=False, random=False):
+        super().__init__()
+        self.norm, self.spare = nn.BatchNorm1d(3), nn.Linear(3, 3).requires_grad_(not frozen)
+        self.used, self.random = used, random
+
+    def forward(self, x):
+        x = self.norm(x)
+        used = bool(torch.rand(()) < 0.5) if self.random else self.used
+        return self.spare(x) if used else x
+
+
+@pytest.mark.parametrize(
+    ("options", "finds"),
+    [
+        ({"used": True}, False),
+        ({"used": False}, True),
+        ({"used": False, "frozen": True}, False),
+        ({"used": True, "random": True}, True),
+    ],
+)
+def test_unused_parameters_are_looked_for_where_there_are_some(group, options, finds):
+    model = Spare(**options)
+    for parameter in model.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    x = torch.randn(1, 3)
+    stream = torch.get_rng_state()
+    network = Ranks(group).replicate(model, torch.device("cpu"), x, sync_batch_norm=True)
+    assert torch.equal(torch.get_rng_state(), stream)
+    assert network.find_unused_parameters is finds
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+    assert all(torch.equal(parameter.grad, torch.ones_like(parameter)) for parameter in model.parameters())
+    assert type(model.norm) is nn.BatchNorm1d
+
+
+def test_a_network_that_begins_to_use_fewer_parameters_is_a_clear_error(group):
+    model = Spare(used=True)
+    network = Ranks(group).replicate(model, torch.device("cpu"), torch.randn(2, 3), sync_batch_norm=False)
+    network.module.used = False
+    with pytest.raises(InputError, match="do not depend on some parameter in one batch"), clear_rank_errors():
+        for _ in range(2):
+            network(torch.randn(4, 3)).sum().backward()
