@@ -30,6 +30,7 @@ from experiments.config import TrainConfig
 from experiments.estimate_trial import checkpoint_bytes, read_rows, table_bytes, time_evaluation, time_steps, timed
 from experiments.experiment import Experiment
 from experiments.grouping import grouped
+from experiments.out_of_memory import is_out_of_memory
 from experiments.outputs import check_out
 from experiments.training import Trainer
 
@@ -122,7 +123,12 @@ def estimate(config: TrainConfig) -> Estimate:
         for group in grouped(experiment.cells, experiment._alike, trial.out / "runs", experiment.ranks):
             kind = tuple(sorted(cell.arm for cell in group))
             if kind not in kinds:
-                kinds[kind] = _estimate_group(experiment, group)
+                try:
+                    kinds[kind] = _estimate_group(experiment, group)
+                except Exception as error:
+                    if not is_out_of_memory(error):
+                        raise
+                    raise InputError(experiment._out_of_memory(group)) from None
             found.append(kinds[kind])
     whole = {name: sum(getattr(one, name) for one in found) for name in _SUMMED}
     whole["start_seconds"] += start
@@ -185,20 +191,20 @@ def _estimate_group(experiment: Experiment, cells: Sequence[Cell]) -> Estimate:
         return len(saves) * (1 + int(seconds / len(saves) / (step * math.ceil(_PART_SECONDS / step))))
 
     writing = len(saves) * save
-    writing += parts(training + evaluation + writing) * count * flush
+    writing += parts(training + writing) * count * flush
     others = training + evaluation + writing
     measured = [_measure(experiment, lead, item, lead.directory / str(i)) for i, item in enumerate(_items(experiment))]
     wanted = count * sum(one.seconds * len(one.due) for one in measured)
     share = experiment.config.max_overhead
     made = 1.0 if share is None or not wanted else min(1.0, share * others / wanted)
     probed = math.ceil(made * len({step for one in measured for step in one.due}))
-    seconds = others + made * wanted
-    tables = table_bytes(metrics, len(every_step) + evaluations + probed, parts(seconds))
+    written = parts(training + writing + made * wanted)
+    tables = table_bytes(metrics, len(every_step) + evaluations + probed, written)
     for one in measured:
         times = math.ceil(made * len(one.due))
         skipped = len(one.due) - times
-        tables += table_bytes(one.spectra, times * len(one.spectra), min(times, parts(seconds)))
-        tables += table_bytes(one.skipped, skipped, min(skipped, parts(seconds)))
+        tables += table_bytes(one.spectra, times * len(one.spectra), min(times, written))
+        tables += table_bytes(one.skipped, skipped, min(skipped, written))
     return Estimate(
         runs=count,
         at_once=count,

@@ -66,7 +66,7 @@ class Experiment:
         if responsible:
             check_unlocked([config.out, *(config.out / "runs").glob("*")])
         if self.ranks.is_first:
-            check_out(config)
+            check_out(config, self.ranks.count)
         self.data = open_data(config, self.device, self.ranks)
         self.probe = self.data.probe(
             draw_indices(len(self.data), config.probe_size, config.seed, PROBE, "--probe-size")
@@ -96,7 +96,7 @@ class Experiment:
         with contextlib.ExitStack() as stack:
             if self.ranks.is_first:
                 stack.enter_context(locked(self.config.out))
-                prepare_out(self.config, self.probe)
+                prepare_out(self.config, self.probe, self.ranks.count)
             try:
                 yield
             except KeyboardInterrupt:
@@ -213,6 +213,8 @@ class Experiment:
     def _trainer(self, cell: Cell, budget: TimeBudget | None = None) -> Trainer:
         """A run's trainer; its measurements are paid from its own budget, or from one that several runs share."""
         model = self._model(cell)
+        if self.ranks.rank:  # each process drops other units of its own images
+            torch.manual_seed(derive_seed(cell.seed, INITIALISATION, self.ranks.rank))
         monitor = self._monitor(model, cell, self.directory(cell), budget, self.ranks.group)
         return Trainer(
             config=self.config,

@@ -23,6 +23,7 @@ from experiments.locks import LOCK, check_unlocked
 
 _DESCRIPTION = "experiment.json"
 _PROBE = "probe.safetensors"
+_PROCESSES = "processes"
 
 #: Options that may change on resuming: where things are, and how many runs there are.
 _MAY_CHANGE = frozenset(
@@ -43,8 +44,13 @@ _MAY_CHANGE = frozenset(
 )
 
 
-def check_out(config: TrainConfig) -> None:
+def check_out(config: TrainConfig, processes: int = 1) -> None:
     """See that ``--out`` can be used, before anything else is done; nothing is written.
+
+    Args:
+        config: The options.
+        processes: How many train each run. Another number of them would make other batches, and take batch norm over
+            other parts of them.
 
     Raises:
         InputError: It exists and neither ``--resume`` nor ``--overwrite`` is given, holds something else than an
@@ -66,13 +72,18 @@ def check_out(config: TrainConfig) -> None:
         if not (config.resume or config.overwrite):
             raise InputError(f"--out {out} exists; go on with it by --resume or replace it by --overwrite")
     if config.resume and ours:
-        _check_same(config, _read_options(out / _DESCRIPTION))
+        _check_same(config, processes, _read_options(out / _DESCRIPTION))
 
 
-def prepare_out(config: TrainConfig, probe: tuple[Tensor, Tensor]) -> None:
+def prepare_out(config: TrainConfig, probe: tuple[Tensor, Tensor], processes: int = 1) -> None:
     """Make the experiment's directory, emptied first with ``--overwrite``, and describe it.
 
     Its lock is to be held meanwhile.
+
+    Args:
+        config: The options.
+        probe: The fixed batch ``(x, y)``.
+        processes: How many train each run.
 
     Raises:
         InputError: It cannot be made, emptied or written, or another process writes one of its runs.
@@ -90,7 +101,7 @@ def prepare_out(config: TrainConfig, probe: tuple[Tensor, Tensor]) -> None:
             leftover.unlink()
     except OSError as error:
         raise InputError(f"--out {out} cannot be used ({error.strerror}); choose another directory") from error
-    write_json(_options(config), out / _DESCRIPTION)
+    write_json(_options(config, processes), out / _DESCRIPTION)
     if not (out / _PROBE).exists():
         save_checkpoint(out / _PROBE, {"x": probe[0], "y": probe[1]}, {})
 
@@ -135,12 +146,13 @@ def is_over(run: Path) -> bool:
     return read_status(run).get("status") in ("finished", "diverged")
 
 
-def _options(config: TrainConfig) -> dict[str, Any]:
-    return {
+def _options(config: TrainConfig, processes: int) -> dict[str, Any]:
+    options = {
         option.name: str(value) if isinstance(value := getattr(config, option.name), Path) else value
         for option in dataclasses.fields(config)
         if option.name != "measurements"
     }
+    return options | {_PROCESSES: processes}
 
 
 def _read_options(path: Path) -> dict[str, Any]:
@@ -150,10 +162,10 @@ def _read_options(path: Path) -> dict[str, Any]:
         raise InputError(f"{path} cannot be read ({error}); start anew by --overwrite or with another --out") from error
 
 
-def _check_same(config: TrainConfig, before: dict[str, Any]) -> None:
-    now = json.loads(json.dumps(_options(config)))
+def _check_same(config: TrainConfig, processes: int, before: dict[str, Any]) -> None:
+    now = json.loads(json.dumps(_options(config, processes)))
     # An option that came later had its default when the experiment was begun.
-    defaults = {option.name: option.default for option in dataclasses.fields(config)}
+    defaults = {option.name: option.default for option in dataclasses.fields(config)} | {_PROCESSES: 1}
     before = {name: before.get(name, defaults[name]) for name in now}
     changed = [name for name in now if name not in _MAY_CHANGE and now[name] != before.get(name)]
     if changed:

@@ -10,6 +10,7 @@ from typing import NoReturn, TypeVar
 import torch
 from torch import distributed
 
+from diagnostics.errors import InputError
 from diagnostics.sharding import together
 
 Result = TypeVar("Result")
@@ -19,8 +20,6 @@ _OWN = "_is_of_one_process"
 
 #: Seconds that a process with nothing to say gives the first to print, before it leaves.
 _PATIENCE = 10.0
-
-from diagnostics.errors import InputError
 
 
 @contextlib.contextmanager
@@ -100,12 +99,14 @@ def everywhere(work: Callable[[], Result], group: distributed.ProcessGroup | Non
 
 
 def is_to_print(error: BaseException) -> bool:
-    """Whether this process is to print an error that ends it; else it waits for the one that is, and is ended meanwhile.
+    """Whether this process is to print an error that ends it; if not, it has first waited for the one that is.
 
-    Every process prints what befell it alone. Of what all have alike, such as a wrong option, one line is enough: that
-    of the first process, lest it be ended by ``torchrun`` before it has printed.
+    Every process prints what befell it alone. Of what all have alike, such as a wrong option, one line is enough: the
+    first process prints it, and the others wait, as ``torchrun`` ends all when one has left.
     """
-    if getattr(error, _OWN, False) or is_first_process():
+    own = getattr(error, _OWN, None)
+    # Before it joined the others, a process knows no more than that those on its machine find the same wrong.
+    if own or (is_first_process() if own is False else os.environ.get("LOCAL_RANK", "0") == "0"):
         return True
     time.sleep(_PATIENCE)
     return False

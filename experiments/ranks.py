@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, distributed, nn
 from torch.distributed import ProcessGroup
+from torch.nn.modules.dropout import _DropoutNd
 from torch.nn.parallel import DistributedDataParallel
 
 from diagnostics.errors import InputError
@@ -211,6 +212,9 @@ def _may_leave_unused(model: nn.Module, x: Tensor) -> bool:
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     devices = [x.device]
     with quiet(model, batch_mode="batch"):
+        for module in model.modules():
+            if isinstance(module, _DropoutNd):
+                module.training = False  # its random numbers leave out no parameter; quiet puts this back
         before = _random_state(devices)
         logits = model(x)
         if _random_state(devices) != before:
@@ -221,8 +225,8 @@ def _may_leave_unused(model: nn.Module, x: Tensor) -> bool:
 
 def _random_state(devices: Sequence[torch.device]) -> tuple[Any, ...]:
     """The state of every random stream that a forward pass can draw from, to be compared."""
-    python, (_, keys, *others), *tensors = save_streams(devices)
-    return python, keys.tolist(), others, [state.tolist() for states in tensors for state in [*states]]
+    python, (_, keys, *others), cpu, on_devices = save_streams(devices)
+    return python, keys.tolist(), others, [state.tolist() for state in (cpu, *on_devices)]
 
 
 def _twin(model: nn.Module) -> nn.Module:

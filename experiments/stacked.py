@@ -41,9 +41,9 @@ class StackedNetwork:
         self.buffers = dict(stack_module_state(self.networks)[1])
         for row, network in enumerate(self.networks):
             views = {name: stack[row] for name, stack in self.buffers.items()}
-            for place, name in _slots(network).items():
+            for slot, name in _slots(network).items():
                 if name in views:
-                    owner, _, last = place.rpartition(".")
+                    owner, _, last = slot.rpartition(".")
                     network.get_submodule(owner)._buffers[last] = views[name]
 
     def __call__(self, inputs: Tensor) -> Tensor:
@@ -82,12 +82,12 @@ def apply_with(network: nn.Module, tensors: Mapping[str, Tensor], inputs: Tensor
         tensors: As by ``named_parameters()`` and ``named_buffers()``, not necessarily all.
         inputs: Of the forward pass.
     """
-    names = {place: name for place, name in _slots(network).items() if name in tensors}
-    state = {place: tensors[name] for place, name in names.items()}
+    names = {slot: name for slot, name in _slots(network).items() if name in tensors}
+    state = {slot: tensors[name] for slot, name in names.items()}
     output: Tensor = functional_call(network, state, (inputs,), tie_weights=False)
-    for place, name in names.items():
-        if state[place] is not tensors[name]:
-            tensors[name].copy_(state[place])
+    for slot, name in names.items():
+        if state[slot] is not tensors[name]:
+            tensors[name].copy_(state[slot])
     return output
 
 

@@ -11,7 +11,7 @@ from experiments.config import TrainConfig, with_given_length
 from experiments.estimate import estimate, print_estimate
 from experiments.experiment import Experiment
 from experiments.presets import PRESETS
-from experiments.processes import choose_device, leave, process_group
+from experiments.processes import choose_device, everywhere, leave, process_group
 from experiments.ranks import Ranks, clear_rank_errors
 from experiments.summary import print_summary
 
@@ -23,7 +23,7 @@ def train(config: TrainConfig) -> None:
         return
     with process_group(choose_device(config.device)) as group, clear_rank_errors():
         ranks = Ranks(group)
-        Experiment(config, ranks=ranks).run()
+        everywhere(lambda: Experiment(config, ranks=ranks), group).run()
         if ranks.is_first:
             print_summary(config.out)
 

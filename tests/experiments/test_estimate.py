@@ -91,6 +91,16 @@ def test_several_processes_are_refused(nets, small, monkeypatch):
         estimate(parse([*small, "--out", "o"]))
 
 
+def test_too_little_memory_is_one_line_with_advice(nets, small, monkeypatch):
+    def fail(*_):
+        raise torch.OutOfMemoryError("no more")
+
+    monkeypatch.setattr("experiments.estimate.time_steps", fail)
+    config = parse([*small, "--out", "o", "--trials", "2"])
+    with pytest.raises(InputError, match=r"2 runs trained together: give --together no"):
+        estimate(replace(config, together="yes"))
+
+
 class _Streamed(EvaluationBatches):
     """Counts the batches that are taken of ten, of which the last is smaller."""
 

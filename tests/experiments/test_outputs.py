@@ -28,9 +28,13 @@ def made(tmp_path):
 
 
 def refusal(options):
+    return refusal_in(options, 1)
+
+
+def refusal_in(options, processes):
     before = contents(options.out)
     with pytest.raises(InputError) as caught:
-        check_out(options)
+        check_out(options, processes)
     assert contents(options.out) == before
     assert "\n" not in str(caught.value)
     assert str(options.out) in str(caught.value) or "--resume" in str(caught.value)
@@ -139,6 +143,20 @@ def test_resuming_discards_half_written_files(made):
 )
 def test_resuming_with_other_options_shows_the_difference(made, options, difference):
     assert difference in refusal(config(made, resume=True, **options))
+
+
+def test_resuming_with_another_number_of_processes_shows_the_difference(made):
+    assert "processes 1 → 2" in (message := refusal_in(config(made, resume=True), 2))
+    assert "→" not in message.replace("processes 1 → 2", "")
+    prepare_out(config(made, resume=True), PROBE, processes=2)
+    check_out(config(made, resume=True), processes=2)
+    assert "processes 2 → 1" in refusal_in(config(made, resume=True), 1)
+    description = made / "experiment.json"
+    options = json.loads(description.read_text())
+    del options["processes"]  # as in an experiment begun before several processes could train
+    description.write_text(json.dumps(options))
+    check_out(config(made, resume=True), processes=1)
+    assert "processes 1 → 2" in refusal_in(config(made, resume=True), 2)
 
 
 def test_what_may_change_on_resuming(made, tmp_path):

@@ -223,7 +223,7 @@ def test_numbers_of_full_batches_without_momentum_in_one_learning_rate_are_those
     assert_same(tmp_path / "alone", tmp_path / "joint", RTOL)
 
 
-@pytest.mark.parametrize("net", ["batch-norm", "other-buffers"])
+@pytest.mark.parametrize("net", ["batch-norm"])
 def test_the_observer_changes_nothing(tmp_path, net):
     together(tmp_path / "seen", NETS[net], RUNS, bounds=True, **FULL)
     together(tmp_path / "unseen", NETS[net], RUNS, measured=False, **FULL)
@@ -242,8 +242,7 @@ def test_fetching_in_blocks_changes_nothing(tmp_path, block):
     assert_same(tmp_path / "1", tmp_path / str(block), 0)
 
 
-@pytest.mark.parametrize("block", [1, 3, 50])
-@pytest.mark.parametrize("lr", [3e5, 1e100, 1e308])
+@pytest.mark.parametrize(("lr", "block"), [(3e5, 1), (1e100, 3), (1e308, 1), (3e5, 50)])
 def test_a_run_that_diverges_has_its_rows_until_then_and_leaves_the_others_alone(tmp_path, lr, block):
     """Without batch norm and with a last layer that nothing bounds."""
 
@@ -307,7 +306,7 @@ def test_stopped_at_any_step_it_resumes_to_the_same_bits(tmp_path):
     runs = [*RUNS[:3], (1e100, 2)]
     options = {**FULL, "bounds": True}
     together(tmp_path / "whole", NETS["batch-norm"], runs, **options)
-    for stopped in (0, 1, 2, 4, 6, 9, 10):
+    for stopped in (0, 3, 7, 10):
 
         def stop(step, *_, stopped=stopped):
             if step == stopped:
@@ -333,7 +332,7 @@ def resume(directory, make, runs, **options):
     JointTrainer(members, [one.lr for one in made]).run()
 
 
-@pytest.mark.parametrize("saved", [1, 2, 5, 6, 8, 9, 11])
+@pytest.mark.parametrize("saved", [1, 3, 5, 11])
 def test_stopped_between_two_runs_checkpoints_it_resumes_to_the_same_bits(tmp_path, monkeypatch, saved):
     runs = RUNS[:3]
     together(tmp_path / "whole", NETS["batch-norm"], runs, **FULL)
@@ -354,7 +353,7 @@ def test_stopped_between_two_runs_checkpoints_it_resumes_to_the_same_bits(tmp_pa
     assert_same(tmp_path / "whole", tmp_path / "killed", 0)
 
 
-@pytest.mark.parametrize("ended", [0, 1, 2])
+@pytest.mark.parametrize("ended", [0, 2])
 def test_stopped_between_the_last_step_and_the_statuses_it_resumes_to_the_same_bits(tmp_path, monkeypatch, ended):
     runs = RUNS[:3]
     together(tmp_path / "whole", NETS["batch-norm"], runs, **FULL)
@@ -607,16 +606,16 @@ def test_stopped_before_or_after_writing_any_file_it_resumes_to_the_same_bits(tr
         assert records(whole) == records(Path(out))
 
 
-KILLED = (*EXPERIMENT, "--steps", "30", "--evaluate-epochs", "3")
+KILLED = (*EXPERIMENT, "--arms", "plain", "--steps", "30", "--evaluate-epochs", "3")
 
 
 def test_killed_at_any_moment_it_resumes_to_the_same_bits(train, start, same_results):
     whole = train("whole", *KILLED)
-    assert sorted(read_experiment(whole).runs["status"]) == ["diverged"] * 4 + ["finished"] * 4
+    assert sorted(read_experiment(whole).runs["status"]) == ["diverged"] * 2 + ["finished"] * 2
     moments = random.Random(1)
-    for number in range(3):
+    for number in range(2):
         process = start("--out", "killed", "--resume", *KILLED)
-        goal = files("killed") + moments.choice([5, 40, 80, 150])
+        goal = files("killed") + moments.choice([5, 20, 40, 80])
         while process.poll() is None and files("killed") < goal:
             time.sleep(0.001)
         time.sleep(moments.random() * 0.02)
@@ -665,7 +664,7 @@ def test_resuming_with_more_trials_adds_a_group_and_leaves_the_finished_one_alon
 
 def test_a_group_begun_is_finished_whole_with_fewer_arms_or_more_trials(train, small, same_results, monkeypatch):
     whole = train("whole", *EXPERIMENT)
-    for number, options in enumerate([("--arms", "plain"), ("--lr", "0.1"), ("--trials", "1"), ("--trials", "3")]):
+    for number, options in enumerate([("--arms", "plain"), ("--trials", "3")]):
         out = Path(f"out{number}")
         interrupt(monkeypatch, small, "--out", str(out), *EXPERIMENT, at=20)
         train(out, *EXPERIMENT, *options, "--resume")
