@@ -120,7 +120,7 @@ def estimate(config: TrainConfig) -> Estimate:
         experiment, start = timed(lambda: Experiment(trial), torch.device("cpu"))
         kinds: dict[tuple[str, ...], Estimate] = {}
         found = []
-        for group in grouped(experiment.cells, experiment._alike, trial.out / "runs", experiment.ranks):
+        for group in grouped(experiment.cells, experiment._alike, trial.out / "runs"):
             kind = tuple(sorted(cell.arm for cell in group))
             if kind not in kinds:
                 try:

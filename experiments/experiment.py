@@ -107,7 +107,7 @@ class Experiment:
         """Train every run that is not over yet, then write the speed table."""
         with self.prepared():
             runs = self.config.out / "runs"
-            groups = grouped(self.cells, self._alike, runs, self.ranks) if self.ranks.is_first else []
+            groups = grouped(self.cells, self._alike, runs) if self.ranks.is_first else []
             whole = self.total_steps() + 1
             with tqdm(
                 total=len(self.cells) * whole, unit="step", dynamic_ncols=True, disable=not self.ranks.is_first

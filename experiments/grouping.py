@@ -15,6 +15,8 @@ from experiments.training_data import HeldData, TrainingData
 
 #: Larger networks keep a device busy one by one.
 _SMALL = 1_000_000
+#: Where small ones train faster together. On a CPU it depends (0.8 to 1.6 times, ``benchmarks/results``).
+_FASTER_TOGETHER = frozenset({"cuda"})
 
 
 def alike_arms(
@@ -43,8 +45,8 @@ def alike_arms(
     for arm, make in build.items() if not refusal else ():
         network = make()
         small = sum(parameter.numel() for parameter in network.parameters()) <= _SMALL
-        if config.together == "auto" and not small:
-            return {}
+        if config.together == "auto" and not (small and images.device.type in _FASTER_TOGETHER):
+            continue
         refusal = obstacle([network, make()], images)
         if refusal:
             refusal = f"{arm}: {refusal}"
@@ -57,17 +59,15 @@ def alike_arms(
     return found
 
 
-def grouped(cells: Sequence[Cell], alike: Mapping[str, str], runs: Path, ranks: Ranks) -> list[list[Cell]]:
+def grouped(cells: Sequence[Cell], alike: Mapping[str, str], runs: Path) -> list[list[Cell]]:
     """The runs in groups to be trained together, those of one learning rate next to each other in each.
 
-    A group of which a run is not over is there whole, as it was begun, unless several processes are to go on with it,
-    which train each of its runs alone. Runs that are over otherwise are left out.
+    A group of which a run is not over is there whole, as it was begun. Runs that are over otherwise are left out.
 
     Args:
         cells: All runs.
         alike: As from ``alike_arms``.
         runs: The directory of all runs.
-        ranks: The processes that train them.
     """
     groups: list[list[Cell]] = []
     fresh: dict[str, list[Cell]] = {}
@@ -75,7 +75,7 @@ def grouped(cells: Sequence[Cell], alike: Mapping[str, str], runs: Path, ranks: 
     for cell in cells:
         if cell in seen or is_over(runs / cell.run_id):
             continue
-        group = recorded_group(runs, cell) if ranks.count == 1 else []
+        group = recorded_group(runs, cell)
         if not group and cell.arm in alike and not is_begun(runs, cell):
             group = fresh.setdefault(alike[cell.arm], [])
             group.append(cell)

@@ -20,6 +20,11 @@ CELLS = [Cell(arm, lr, trial, trial) for trial in (0, 1) for lr in (0.1, 0.5) fo
 ALIKE = {"a": "a", "b": "a"}
 
 
+@pytest.fixture(autouse=True)
+def _a_cpu_is_faster_with_them(monkeypatch):
+    monkeypatch.setattr("experiments.grouping._FASTER_TOGETHER", {"cpu"})
+
+
 class TwoRanks(Ranks):
     count = 2
 
@@ -86,6 +91,12 @@ def test_what_cannot_be_done_is_refused_on_demand_and_otherwise_left(options, wo
     assert "random" not in arms(**options)
 
 
+def test_auto_is_for_the_devices_where_it_is_faster(monkeypatch):
+    assert arms({"plain": layers()}) == {"plain": "plain"}
+    monkeypatch.setattr("experiments.grouping._FASTER_TOGETHER", {"cuda"})
+    assert arms({"plain": layers()}) == {}
+
+
 def test_large_networks_go_together_on_demand_only():
     build = {"wide": lambda: nn.Sequential(nn.Flatten(), nn.Linear(4, 250_000), nn.Linear(250_000, 3))}
     assert arms(build) == {}
@@ -108,53 +119,48 @@ def begin(runs, groups, status="running"):
 
 
 def test_fresh_runs_go_together_by_learning_rate_and_all_are_there_once(tmp_path):
-    groups = grouped(CELLS, ALIKE, tmp_path, Ranks())
+    groups = grouped(CELLS, ALIKE, tmp_path)
     assert sorted(cell.run_id for group in groups for cell in group) == sorted(cell.run_id for cell in CELLS)
     joint, *single = groups
     assert {cell.arm for cell in joint} == {"a", "b"}
     assert [cell.lr for cell in joint] == [0.5] * 4 + [0.1] * 4
     assert all(len(group) == 1 and group[0].arm == "c" for group in single)
-    assert grouped(CELLS, {}, tmp_path, Ranks()) == [[cell] for cell in CELLS]
+    assert grouped(CELLS, {}, tmp_path) == [[cell] for cell in CELLS]
 
 
 def test_groups_begun_stay_what_they_were_and_what_is_over_is_left_out(tmp_path):
-    before = grouped(CELLS[:6], ALIKE, tmp_path, Ranks())
+    before = grouped(CELLS[:6], ALIKE, tmp_path)
     begin(tmp_path, before)
-    now = grouped(CELLS, ALIKE, tmp_path, Ranks())
+    now = grouped(CELLS, ALIKE, tmp_path)
     assert now[: len(before)] == before
     assert {cell.trial for group in now[len(before) :] for cell in group} == {1}
     # One of the group that is over is still computed along; that the options leave it out changes nothing.
     (tmp_path / before[0][1].run_id / "status.json").write_text('{"status": "diverged"}')
     kept = [cell for cell in CELLS[:6] if cell not in before[0][1:3]]
-    assert grouped(kept, ALIKE, tmp_path, Ranks())[0] == before[0]
+    assert grouped(kept, ALIKE, tmp_path)[0] == before[0]
     for cell in before[0]:
         (tmp_path / cell.run_id / "status.json").write_text('{"status": "finished"}')
-    assert grouped(CELLS[:6], ALIKE, tmp_path, Ranks()) == before[1:]
+    assert grouped(CELLS[:6], ALIKE, tmp_path) == before[1:]
 
 
 def test_a_run_begun_alone_stays_alone(tmp_path):
     begin(tmp_path, [[CELLS[0]]])
-    groups = grouped(CELLS, ALIKE, tmp_path, Ranks())
+    groups = grouped(CELLS, ALIKE, tmp_path)
     assert [CELLS[0]] in groups
     assert sorted(map(len, groups)) == [1, 1, 1, 1, 1, 7]
 
 
 @pytest.mark.parametrize("recorded", [1, 3, 7])
 def test_a_group_of_which_not_all_is_recorded_was_never_begun(tmp_path, recorded):
-    group = grouped(CELLS, ALIKE, tmp_path, Ranks())[0]
+    group = grouped(CELLS, ALIKE, tmp_path)[0]
     begin(tmp_path, [group])
     for cell in group[recorded:]:
         (tmp_path / cell.run_id / "config.json").unlink()
     assert recorded_group(tmp_path, group[0]) == []
-    assert grouped(CELLS, ALIKE, tmp_path, Ranks())[0] == group
+    assert grouped(CELLS, ALIKE, tmp_path)[0] == group
     # The trial that comes with more of them joins.
     more = [*CELLS, Cell("a", 0.1, 2, 2)]
-    assert len(grouped(more, ALIKE, tmp_path, Ranks())[0]) == 9
-
-
-def test_several_processes_go_on_with_a_group_one_by_one(tmp_path):
-    begin(tmp_path, grouped(CELLS, ALIKE, tmp_path, Ranks()))
-    assert grouped(CELLS, {}, tmp_path, TwoRanks()) == [[cell] for cell in CELLS]
+    assert len(grouped(more, ALIKE, tmp_path)[0]) == 9
 
 
 @pytest.mark.parametrize("content", ["", "[", '"text"', '{"together": "a-lr0.1-trial00\\nb-lr0.1-trial00"}'])

@@ -495,7 +495,7 @@ def test_no_obstacle(net):
 # Whole experiments
 
 EXPERIMENT = (
-    *("--together", "auto", "--trials", "2", "--lr", "0.1", "1e30", "--arms", "plain", "shrunk"),
+    *("--together", "yes", "--trials", "2", "--lr", "0.1", "1e30", "--arms", "plain", "shrunk"),
     *("--momentum", "0.9", "--steps", "8"),
 )
 
