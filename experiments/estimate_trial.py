@@ -87,7 +87,7 @@ def time_steps(trainers: Sequence[Trainer]) -> Steps:
             trainer.optimizer.param_groups[0]["lr"] = trainer.lr_at(total - 1)
     blocks = clock.counted()
     middle = fmean(blocks) if ahead else median(blocks)
-    return Steps(middle / size, len(blocks) * size, lead.save if joint is None else joint._save)
+    return Steps(middle / size, len(blocks) * size, lead.save if joint is None else joint.save)
 
 
 class _Enough(Exception):  # noqa: N818

@@ -25,22 +25,19 @@ _DESCRIPTION = "experiment.json"
 _PROBE = "probe.safetensors"
 _PROCESSES = "processes"
 
-#: Options that may change on resuming: where things are, and how many runs there are.
+#: Options that may change on resuming: where things are, what is said beside the tables, how many runs there are.
 _MAY_CHANGE = frozenset(
-    {
-        "out",
-        "data_dir",
-        "device",
+    (
+        *("out", "data_dir", "device", "workers"),
+        "skip_corrupt",
+        "log",
         "resume",
         "overwrite",
+        "estimate",
         "arms",
         "lr",
         "trials",
-        "estimate",
-        "log",
-        "workers",
-        "skip_corrupt",
-    }
+    ),
 )
 
 

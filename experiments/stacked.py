@@ -66,7 +66,7 @@ class StackedNetwork:
         squares = []
         for part in self.parameters:
             gradients = [stack.grad for stack in part.values() if stack.grad is not None]
-            norms = torch.stack([gradient.view(len(gradient), -1).norm(dim=1) for gradient in gradients])
+            norms = torch.stack([gradient.reshape(len(gradient), -1).norm(dim=1) for gradient in gradients])
             squares.append(norms.double().square().sum(0))
         return torch.cat(squares).sqrt()
 

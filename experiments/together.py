@@ -83,7 +83,7 @@ class JointTrainer:
         if self.lead.checkpoint_due(step) or self.lead.evaluation_due(step):
             self._fetch()
         if self.lead.checkpoint_due(step):
-            self._save(step)
+            self.save(step)
         if self.lead.evaluation_due(step):
             for trainer in self.active.values():
                 trainer.evaluate(step)
@@ -91,7 +91,8 @@ class JointTrainer:
         started = time.perf_counter()
         numbers = self._look(step) if last else self._gradients(step)
         seconds = (time.perf_counter() - started) / len(self.members)
-        for trainer in self.active.values():
+        turn = step % len(self.active)  # the budget that they share is not to be always the same runs'
+        for trainer in (list(self.active.values()) * 2)[turn : turn + len(self.active)]:
             trainer.log.measure(step)
         self.block.add(step, numbers, seconds)
         if self.block.full:
@@ -147,7 +148,7 @@ class JointTrainer:
         losses = cross_entropy(logits.flatten(0, 1), labels.flatten(), reduction="none").view(labels.shape).mean(1)
         return losses, (logits.detach().argmax(2) == labels).double().mean(1)
 
-    def _save(self, step: int) -> None:
+    def save(self, step: int) -> None:
         """Save every run before an older state of any is removed: a killed group resumes from a step that all have."""
         for row, trainer in self.active.items():
             for parameter, (stack, place) in self.network.places(row).items():

@@ -539,10 +539,11 @@ def records(out):
     return {path.parent.name: json.loads(path.read_text())["together"] for path in out.glob("runs/*/config.json")}
 
 
-def test_an_experiment_has_the_numbers_of_one_whose_runs_are_trained_one_by_one(train, double):
+def test_an_experiment_has_the_numbers_of_one_whose_runs_are_trained_one_by_one(train, double, monkeypatch):
+    monkeypatch.setattr("experiments.grouping._FASTER_TOGETHER", {"cpu"})
     options = (*EXPERIMENT, *double, "--arms", "plain", "dropout", "shrunk", "tanh", "--augment", "crop")
     options += ("--lr", "0.1", "0.05", "--steps", "6")
-    joint, single = train("joint", *options), train("single", *options, "--together", "no")
+    joint, single = train("joint", *options, "--together", "auto"), train("single", *options, "--together", "no")
     groups = {together for together in records(joint).values() if together}
     assert sorted(sorted({name.partition("-")[0] for name in group.split("\n")}) for group in groups) == [
         ["plain", "shrunk"],
