@@ -28,16 +28,9 @@ _PROCESSES = "processes"
 #: Options that may change on resuming: where things are, what is said beside the tables, how many runs there are.
 _MAY_CHANGE = frozenset(
     (
-        *("out", "data_dir", "device", "workers"),
-        "skip_corrupt",
-        "log",
-        "resume",
-        "overwrite",
-        "estimate",
-        "arms",
-        "lr",
-        "trials",
-    ),
+        *("out", "data_dir", "device", "workers", "skip_corrupt", "log"),
+        *("resume", "overwrite", "estimate", "arms", "lr", "trials"),
+    )
 )
 
 
