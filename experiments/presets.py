@@ -83,7 +83,11 @@ _DESCRIPTIONS_AND_OPTIONS: dict[str, tuple[str, dict[str, Any]]] = {
             "loss_threshold": 1.6,
             "loss_window": 32,
             "keep_epochs": 2,
-            "max_overhead": 0.1,
+            "measurements": (
+                Measurement("tail", ("stem", "layer1.1", "layer2.1", "layer3.1"), schedule=every(32)),
+                Measurement("layer", schedule=every(192)),
+            ),
+            "max_overhead": None,
         },
     ),
     "paper-cifar100": (

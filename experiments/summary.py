@@ -21,8 +21,8 @@ def summary_table(directory: Path) -> pd.DataFrame:
 
     Columns: ``runs``; ``diverged`` and ``never reached`` (the loss threshold) among them; ``steps to loss ≤ …`` and
     ``final loss``, in which runs that never got there or diverged count as worse than all others (``–`` when the
-    median is one of them); and of the first spectrum measured of the first layer: ``κ at start`` (``≥`` where some
-    σ_min is not resolved), ``σ mean at start``.
+    median is one of them); and of the first spectrum measured of the first layer: ``first κ`` (``≥`` where some
+    σ_min is not resolved), ``first σ mean``.
     """
     tables = read_experiment(directory)
     if not (directory / SPEED).exists():
@@ -47,8 +47,8 @@ def summary_table(directory: Path) -> pd.DataFrame:
         if len(measured):
             bound = "" if measured["resolved"].all() else "≥"
             row |= {
-                "κ at start": f"{bound}{measured['condition_number'].median():.3g}",
-                "σ mean at start": f"{measured['sigma_mean'].median():.3g}",
+                "first κ": f"{bound}{measured['condition_number'].median():.3g}",
+                "first σ mean": f"{measured['sigma_mean'].median():.3g}",
             }
         rows.append(row)
     return pd.DataFrame(rows).sort_values(["lr", "arm"], key=lambda column: column.map(_order(frame)), kind="stable")

@@ -60,14 +60,14 @@ def test_runs_that_never_reached_the_threshold_or_diverged_count_as_slowest(expe
 
 def test_conditioning_is_of_the_first_spectrum_of_the_first_layer(experiment):
     table = summary_table(experiment)
-    assert table["κ at start"].tolist() == ["≥2e+03", "20", "≥2e+03"]
-    assert table["σ mean at start"].tolist() == ["0.0005", "0.05", "0.0005"]
+    assert table["first κ"].tolist() == ["≥2e+03", "20", "≥2e+03"]
+    assert table["first σ mean"].tolist() == ["0.0005", "0.05", "0.0005"]
 
 
 def test_without_diagnostics_there_is_no_conditioning(experiment):
     for part in experiment.glob("runs/*/spectra/*"):
         part.unlink()
-    assert "κ at start" not in summary_table(experiment)
+    assert "first κ" not in summary_table(experiment)
 
 
 def test_threshold_is_that_of_the_speed_table(experiment):
