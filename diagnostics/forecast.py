@@ -81,15 +81,20 @@ class TimeBudget:
         self.share, self._started, self.spent = share, time.perf_counter(), 0.0
 
     @property
+    def elapsed(self) -> float:
+        """Seconds since this began."""
+        return time.perf_counter() - self._started
+
+    @property
     def overhead(self) -> float:
         """Time spent measuring, as a share of the time spent on everything else."""
-        return self.spent / max(time.perf_counter() - self._started - self.spent, 1e-9)
+        return self.spent / max(self.elapsed - self.spent, 1e-9)
 
     def affords(self, estimate: float) -> bool:
         """Whether a measurement of so many seconds would stay within the share."""
         if self.share is None:
             return True
-        return self.spent + estimate <= self.share * (time.perf_counter() - self._started - self.spent)
+        return self.spent + estimate <= self.share * (self.elapsed - self.spent)
 
     @contextlib.contextmanager
     def measuring(self, device: torch.device) -> Iterator[None]:

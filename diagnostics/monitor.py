@@ -32,12 +32,12 @@ from diagnostics.isolation import device_of, unwrap
 from diagnostics.maps import TOTAL
 from diagnostics.measure import GIB, spectra
 from diagnostics.probe import probe_metrics, rayleigh_quotients
-from diagnostics.run_tables import RunTables
+from diagnostics.run_tables import RunTables, longest_wait
 from diagnostics.schedule import Schedule, log_spaced
 from diagnostics.sharding import deal
 from diagnostics.spectrum import Spectrum
 
-#: Rows wait in memory at most this long, so that fast steps do not make a file each.
+#: Rows wait in memory at most this long at first (``run_tables.longest_wait``).
 _FLUSH_SECONDS = 1.0
 
 #: What the table of skipped measurements calls the bounds.
@@ -174,7 +174,7 @@ class SpectrumMonitor:
         if metrics:
             self.log(step, split=split, **metrics)
         self.latest = self._measure_due(step)
-        if time.perf_counter() - self._flushed > _FLUSH_SECONDS:
+        if time.perf_counter() - self._flushed > longest_wait(self._time.elapsed, _FLUSH_SECONDS):
             self._write()
         return self.latest
 

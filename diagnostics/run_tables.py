@@ -55,6 +55,16 @@ class RunTables:
             writer.rewind(step)
 
 
+def longest_wait(elapsed: float, first: float = 1.0) -> float:
+    """Seconds that rows wait in memory at most, so that fast steps do not make a file each, nor slow ones in long runs.
+
+    Args:
+        elapsed: Seconds since the run began.
+        first: The wait in its first hundred seconds; it grows with them, up to sixty times.
+    """
+    return first * min(max(elapsed / 100, 1.0), 60.0)
+
+
 def _scalar(name: str, value: float | Tensor | None) -> float | Tensor | None:
     """A metric's value as it will be written.
 

@@ -23,6 +23,7 @@ from diagnostics.errors import InputError
 from diagnostics.forecast import Measurement, forecast, scheduled
 from diagnostics.measure import GIB
 from diagnostics.monitor import SpectrumMonitor
+from diagnostics.run_tables import longest_wait
 from diagnostics.schedule import as_schedule, log_spaced
 from diagnostics.tables import SKIPPED, SPECTRA
 from experiments.cells import Cell
@@ -36,8 +37,6 @@ from experiments.training import Trainer
 
 #: A measurement is made if its forecast is no longer than this, in seconds; otherwise the forecast stands.
 _MEASURED_SECONDS = 5.0
-#: Seconds between two parts of a table, as for the monitor.
-_PART_SECONDS = 1.0
 
 
 @dataclass(frozen=True)
@@ -186,9 +185,11 @@ def _estimate_group(experiment: Experiment, cells: Sequence[Cell]) -> Estimate:
     evaluation = evaluations * count * time_evaluation(lead) if evaluations else 0.0
 
     def parts(seconds: float) -> int:
-        # The monitor writes what waits at every checkpoint, and in between after a step that ends a second later.
-        step = max(fetched * seconds / len(every_step), 1e-9)
-        return len(saves) * (1 + int(seconds / len(saves) / (step * math.ceil(_PART_SECONDS / step))))
+        # The monitor writes what waits at every checkpoint, and in between after a step that ends late enough.
+        step, passed, count = max(fetched * seconds / len(every_step), 1e-9), 0.0, len(saves)
+        while (passed := passed + step * math.ceil(longest_wait(passed) / step)) < seconds:
+            count += 1
+        return count
 
     writing = len(saves) * save
     writing += parts(training + writing) * count * flush
