@@ -1,0 +1,118 @@
+"""Forest plot: ratios of paired comparisons with their intervals, one line each, around the line of no effect."""
+
+from textwrap import fill
+
+import matplotlib
+import numpy as np
+import pandas as pd
+import seaborn as sns
+from matplotlib.artist import Artist
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.patches import Patch
+
+from figures.errors import NothingToDrawError
+from figures.style import GREY, SETTINGS, ArmStyle, log_axis, new_figure
+
+#: A group whose id in the SVG begins so shows the rest when the pointer rests on it, where a report inlines the figure.
+HOVER = "hover: "
+
+_PALETTE = sns.color_palette("colorblind").as_hex()
+VERDICT_STYLES = {
+    "supported": ArmStyle(_PALETTE[0], "o", "-"),
+    "contradicted": ArmStyle(_PALETTE[3], "X", "-"),
+    "inconclusive": ArmStyle("#767676", "s", "-"),
+    "vacuous": ArmStyle(_PALETTE[4], "v", "-"),
+}
+_LINE_HEIGHT, _LABEL_WIDTH = 0.19, 36
+
+
+@matplotlib.rc_context(SETTINGS)
+def forest_plot(findings: pd.DataFrame, *, equivalent: float | None = None) -> Figure:
+    """One line per finding that has a ratio, top to bottom, with its interval and its numbers beside it.
+
+    A ratio or an end of an interval that is infinite or 0 has no place on the logarithmic axis: an arrow at the edge
+    stands for it.
+
+    Args:
+        findings: Columns ``what`` (words on the left), ``verdict``, ``ratio``, ``low`` and ``high`` (NaN without an
+            interval), ``label`` (numbers on the right, as text).
+        equivalent: Ratios from its inverse to it are shaded as no effect; None for no such band.
+
+    Raises:
+        NothingToDrawError: No finding has a ratio.
+    """
+    rows = findings[findings["ratio"].notna()].reset_index(drop=True)
+    if rows.empty:
+        raise NothingToDrawError("no finding has a ratio")
+    names = [fill(name, _LABEL_WIDTH, max_lines=4, placeholder=" …") for name in rows["what"]]
+    heights = np.array([max(2.2, name.count("\n") + 1.6) for name in names])
+    places = np.cumsum(heights) - heights / 2
+    figure = new_figure(1.1 + _LINE_HEIGHT * float(heights.sum()))
+    axis = figure.subplots()
+    low, high = _ends(rows[["ratio", "low", "high"]].to_numpy(float), equivalent)
+    log_axis(axis.xaxis, low, high)
+    axis.set(xlim=(low, high), ylim=(float(heights.sum()), 0), xlabel="ratio (logarithmic axis)")
+    if equivalent is not None and equivalent > 1:
+        axis.axvspan(1 / equivalent, equivalent, color="0.9", linewidth=0, zorder=0, gid="equivalence band")
+    axis.axvline(1, color="0.25", linewidth=0.9, zorder=1, gid="no effect")
+    for place, row in zip(places, rows.itertuples(), strict=True):
+        _draw(axis, float(place), row, (low, high))
+    axis.set_yticks(places, names, parse_math=False)
+    axis.tick_params(axis="y", length=0)
+    axis.spines["left"].set_visible(False)
+    for place, label in zip(places, rows["label"], strict=True):
+        axis.text(
+            1.03, place, label, transform=axis.get_yaxis_transform(), va="center", fontsize=9, parse_math=False,
+        )  # fmt: skip
+    figure.legend(handles=_legend(rows, equivalent), loc="outside upper center", ncols=6, columnspacing=1.2)
+    return figure
+
+
+def _ends(values: np.ndarray, equivalent: float | None) -> tuple[float, float]:
+    """Ends of an axis that holds every positive finite value, 1 and the band, with a margin."""
+    seen = values[np.isfinite(values) & (values > 0)]
+    band = equivalent or 1.05
+    low, high = min([*seen, 1 / band]), max([*seen, band])
+    margin = max((high / low) ** 0.08, 1.04)
+    return low / margin, high * margin
+
+
+def _draw(axis: Axes, place: float, row: object, ends: tuple[float, float]) -> None:
+    ratio, low, high, verdict, what, label = (
+        getattr(row, name) for name in ("ratio", "low", "high", "verdict", "what", "label")
+    )
+    style = VERDICT_STYLES[verdict]
+    hover = f"{HOVER}{what}: {label} ({verdict})"
+    if not np.isnan([low, high]).any():
+        axis.plot(
+            np.clip([low, high], *ends), [place, place], color=style.colour, linewidth=2, solid_capstyle="butt",
+            gid=hover, zorder=2,
+        )  # fmt: skip
+    outside = [end for end, value in zip(ends, (low, high), strict=True) if value == (0 if end == ends[0] else np.inf)]
+    outside += [ends[0]] if ratio <= 0 else [ends[1]] if np.isinf(ratio) else []
+    for end in set(outside):
+        arrow = "<" if end == ends[0] else ">"
+        axis.plot(end, place, arrow, color=style.colour, markersize=7, clip_on=False, gid=hover, zorder=3)
+    if ends[0] <= ratio <= ends[1]:
+        axis.plot(
+            ratio, place, style.marker, color=style.colour, markersize=8, markeredgecolor="white",
+            markeredgewidth=0.8, gid=hover, zorder=4,
+        )  # fmt: skip
+
+
+def _legend(rows: pd.DataFrame, equivalent: float | None) -> list[Artist]:
+    empty: tuple[list[float], list[float]] = ([], [])
+    handles: list[Artist] = [
+        Line2D(*empty, color=style.colour, marker=style.marker, linewidth=2, markersize=7, label=verdict)
+        for verdict, style in VERDICT_STYLES.items()
+        if (rows["verdict"] == verdict).any()
+    ]
+    handles.append(Line2D(*empty, color="0.25", linewidth=0.9, label="no effect"))
+    if equivalent is not None and equivalent > 1:
+        handles.append(Patch(color="0.9", label=f"counts as none: {1 / equivalent:.3g}–{equivalent:.3g}"))
+    values = rows[["ratio", "low", "high"]].to_numpy(float)
+    if (np.isinf(values) | (values <= 0)).any():
+        handles.append(Line2D(*empty, linestyle="none", marker=">", color=GREY, label="beyond any axis"))
+    return handles

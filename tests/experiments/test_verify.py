@@ -1,0 +1,264 @@
+"""The verify command as its users meet it: two claims on digits end to end, interruptions, tampering, bad input."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from diagnostics.errors import InputError
+from experiments import experiment, verify
+from experiments.claims import preregistration, registry, running
+from experiments.claims.claim import Contrast, Plan
+from experiments.claims.evidence import Evidence
+from experiments.claims.paired_claim import PairedClaim
+from experiments.claims.preregistration import FILE
+from experiments.claims.running import Place, jobs, read
+from experiments.claims.theory_claims import decide, decide_statement
+from experiments.train import main as train
+
+PLAN = Plan(
+    "demo",
+    ("chain", "residual"),
+    7,
+    ("--lr", "0.1", "--steps", "5", "--subset", "64", "--model-options", "depth=2", "width=16", "--layers", "stem"),
+)
+
+
+def claim(name, *contrasts):
+    return PairedClaim(name, f"{name}.", "nowhere", "so", (), {"demo": {"digits": PLAN}}, contrasts)
+
+
+#: One of which any network would be, and one of conditioning.
+CLAIMS = {
+    "speed": claim("speed", Contrast("loss_at_step_5", "residual", "chain", "smaller")),
+    "spectrum": claim("spectrum", Contrast("sigma_mean", "residual", "chain", "larger")),
+}
+
+
+def stub(patch):
+    """Two claims on digits that take seconds; the code stays what it is although this checkout may be committed to."""
+    for module in (registry, verify):
+        patch.setattr(module, "CLAIMS", CLAIMS)
+    for module in (preregistration, running, experiment, verify):
+        patch.setattr(module, "git_revision", lambda: "a1b2c3")
+
+
+@pytest.fixture(autouse=True)
+def _claims(monkeypatch):
+    stub(monkeypatch)
+
+
+def run(out, *args):
+    return verify.main(["--out", str(out), "--device", "cpu", *args])
+
+
+@pytest.fixture(scope="module")
+def done(tmp_path_factory):
+    """A verify that is over; to be copied before anything is changed in it."""
+    out = tmp_path_factory.mktemp("verify") / "out"
+    with pytest.MonkeyPatch.context() as patch:
+        stub(patch)
+        assert run(out) == 0
+    return out
+
+
+@pytest.fixture
+def copy(done, tmp_path):
+    return shutil.copytree(done, tmp_path / "out")
+
+
+def refusal(capsys, out, *args):
+    """The one line that a command is refused with."""
+    capsys.readouterr()
+    assert run(out, *args) == 2
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error:")]
+    return line
+
+
+def verdicts(out):
+    return pd.read_parquet(out / "verdicts")
+
+
+def written(out):
+    return {path: path.stat().st_mtime_ns for path in sorted(out.glob("experiments/*/runs/**/*")) if path.is_file()}
+
+
+def test_two_claims_end_to_end(done):
+    assert (done / "report.html").exists()
+    assert [path.name for path in (done / "experiments").iterdir()] == ["digits"]  # shared
+    table = verdicts(done)
+    assert set(table["claim"]) == {"speed", "spectrum"}
+    assert set(table["hash"]) == {json.loads((done / FILE).read_text())["entries"][-1]["sha256"]}
+    assert set(table["pairs"]) == {7}
+
+
+def test_repeated_it_trains_nothing_and_says_the_same(copy):
+    before, table = written(copy), verdicts(copy)
+    assert run(copy) == 0
+    assert written(copy) == before
+    pd.testing.assert_frame_equal(verdicts(copy).drop(columns="command"), table.drop(columns="command"))
+
+
+def test_interrupted_it_goes_on(tmp_path, done, monkeypatch):
+    out = tmp_path / "out"
+    trained = []
+    original = running.Experiment._run
+
+    def stops(self, group, progress):
+        if len(trained) == 5:
+            raise KeyboardInterrupt
+        trained.extend(cell.run_id for cell in group)
+        original(self, group, progress)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(running.Experiment, "_run", stops)
+        assert run(out) == 130
+    before = written(out)
+    assert run(out) == 0
+    assert {path: when for path, when in written(out).items() if path in before} == before
+    assert verdicts(out)["ratio"].tolist() == verdicts(done)["ratio"].tolist()
+
+
+def test_killed_it_goes_on(tmp_path, done):
+    out = tmp_path / "out"
+    code = f"import sys, pytest; sys.path.insert(0, {str(Path(__file__).parent)!r}); import test_verify as here; "
+    code += f"here.stub(pytest.MonkeyPatch()); here.run({str(out)!r})"
+    with subprocess.Popen([sys.executable, "-c", code], env={**os.environ, "OMP_NUM_THREADS": "1"}) as process:
+        deadline = time.monotonic() + 60
+        while len(list(out.glob("experiments/digits/runs/*/status.json"))) < 4 and time.monotonic() < deadline:
+            time.sleep(0.01)
+        process.kill()
+    over = [path.parent for path in out.glob("experiments/digits/runs/*/status.json") if "finished" in path.read_text()]
+    assert over
+    before = {path: when for path, when in written(out).items() if set(path.parents) & set(over)}
+    assert run(out) == 0
+    assert {path: when for path, when in written(out).items() if path in before} == before
+    assert verdicts(out)["ratio"].tolist() == verdicts(done)["ratio"].tolist()
+
+
+def test_more_seeds_keep_the_runs_that_are_there(copy):
+    before = written(copy)
+    assert run(copy, "--seeds", "12") == 0
+    after = written(copy)
+    assert {path: after[path] for path in before} == before
+    assert set(verdicts(copy)["pairs"]) == {12}
+    assert len(json.loads((copy / FILE).read_text())["entries"]) == 2
+
+
+def test_an_edited_registration_is_refused(copy, capsys):
+    (copy / FILE).write_text((copy / FILE).read_text().replace('"level": 0.05', '"level": 0.2'))
+    assert "was changed after it was written" in refusal(capsys, copy)
+
+
+def test_a_deleted_run_is_refused_as_incomplete(copy):
+    (job,) = jobs(list(CLAIMS.values()), "demo", None, Place(copy))
+    run_directory = copy / "experiments/digits/runs/residual-lr0.1-trial03"
+    status = json.loads((run_directory / "status.json").read_text()) | {"status": "diverged"}
+    (run_directory / "status.json").write_text(json.dumps(status))
+    tables = read(job)["speed", "digits"]  # a diverged run counts, as the slowest
+    numbers = CLAIMS["speed"].judge(Evidence({"digits": tables}, copy), "demo").findings[0].numbers
+    assert numbers["infinite"] == 1
+    shutil.rmtree(run_directory)
+    with pytest.raises(InputError, match=r"1 of 14 runs are not over: residual-lr0.1-trial03 \(missing\)"):
+        read(job)
+
+
+def test_a_deleted_run_is_refused_where_nothing_is_trained(copy, tmp_path, capsys):
+    finished = copy / "experiments/digits"
+    shutil.rmtree(finished / "runs/residual-lr0.1-trial03")
+    assert "residual-lr0.1-trial03 (missing)" in refusal(capsys, tmp_path / "new", "--reuse", str(finished))
+    assert not (tmp_path / "new").exists()
+
+
+def test_swapped_arms_change_the_verdicts(copy, done):
+    (job,) = jobs(list(CLAIMS.values()), "demo", None, Place(copy))
+    for config in job.config.out.glob("runs/*/config.json"):
+        content = json.loads(config.read_text())
+        content["arm"] = {"chain": "residual", "residual": "chain"}[content["arm"]]
+        config.write_text(json.dumps(content))
+    tables = read(job)["spectrum", "digits"]
+    swapped = CLAIMS["spectrum"].judge(Evidence({"digits": tables}, copy), "demo").findings[0].numbers["ratio"]
+    table = verdicts(done)
+    assert np.isclose(swapped, 1 / table.loc[table["claim"] == "spectrum", "ratio"].item())
+
+
+def test_a_finished_experiment_is_read_where_it_is(done, tmp_path, capsys):
+    before = written(done)
+    assert run(tmp_path / "new", "--reuse", str(done / "experiments/digits")) == 0
+    assert not (tmp_path / "new/experiments").exists()
+    assert written(done) == before
+    assert verdicts(tmp_path / "new")["ratio"].tolist() == verdicts(done)["ratio"].tolist()
+
+
+def test_another_experiment_is_not_taken_for_a_finished_one(tmp_path, capsys):
+    options = (*PLAN.options, "--steps", "2", "--trials", "1", "--device", "cpu", "--arms", *PLAN.arms)
+    assert train(["demo", "--out", str(tmp_path / "other"), *options]) == 0
+    assert "steps 2 → 5" in refusal(capsys, tmp_path / "out", "--reuse", str(tmp_path / "other"))
+
+
+@pytest.mark.parametrize("column", ["git_revision", "versions"])
+def test_runs_of_different_code_are_refused(copy, capsys, column):
+    config = copy / "experiments/digits/runs/chain-lr0.1-trial00/config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {column: "other"}))
+    line = refusal(capsys, copy)
+    assert "mixes runs of different code" in line
+    assert "another --out" in line
+
+
+@pytest.mark.parametrize(
+    ("args", "words"),
+    [
+        (["sped"], ["unknown claim 'sped'", "Did you mean 'speed'"]),
+        (["--size", "huge"], ["--size", "huge"]),
+        (["--seeds", "0"], ["--seeds is 0"]),
+        (["--seeds", "3"], ["3 seeds are too few for speed", "--seeds 6"]),
+        (["--reuse", "nowhere"], ["nowhere holds no experiment"]),
+    ],
+)
+def test_bad_input_is_one_line(tmp_path, capsys, args, words):
+    line = refusal(capsys, tmp_path / "out", *args)
+    assert all(word in line for word in words), line
+    assert not (tmp_path / "out").exists()
+
+
+def test_help_lists_the_claims(capsys):
+    with pytest.raises(SystemExit):
+        verify.main(["--help"])
+    said = capsys.readouterr().out
+    assert "speed" in said
+    assert "--seeds" in said
+
+
+def test_a_size_that_trains_nothing_cannot_tell(tmp_path):
+    judgement = CLAIMS["speed"].judge(Evidence({}, tmp_path), "mnist")
+    assert judgement.verdict == "inconclusive"
+    assert "--size demo" in judgement.change
+
+
+@pytest.mark.parametrize(
+    ("counts", "is_claim", "expected"),
+    [
+        ((5, 0, 0), False, "supported"),
+        ((5, 1, 0), False, "contradicted"),
+        ((5, 1, 0), True, "inconclusive"),
+        ((1, 1, 5), True, "contradicted"),
+        ((2, 0, 3), False, "vacuous"),
+        ((0, 0, 0), True, "vacuous"),
+    ],
+)
+def test_statements_are_decided_by_their_checks(counts, is_claim, expected):
+    assert decide_statement(*counts, is_claim=is_claim) == expected
+
+
+def test_theory_claims_are_decided_by_their_statements():
+    assert decide(["supported", "vacuous"]) == "supported"
+    assert decide(["supported", "vacuous", "vacuous"]) == "vacuous"
+    assert decide(["supported", "inconclusive"]) == "inconclusive"
+    assert decide(["supported", "inconclusive", "contradicted"]) == "contradicted"
