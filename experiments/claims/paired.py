@@ -227,14 +227,15 @@ def bootstrap_interval(differences: Differences, confidence: float, seed: int) -
         return np.nan, np.nan
     if len(np.unique(values)) == 1:
         return float(values[0]), float(values[0])
-    interval = stats.bootstrap(
-        (np.clip(values, -_INFINITE, _INFINITE),),
-        np.median,
-        confidence_level=confidence,
-        n_resamples=_RESAMPLES,
-        method="percentile",
-        rng=np.random.default_rng(seed),
-    ).confidence_interval
+    with np.errstate(over="ignore"):  # in its standard error, which is not used
+        interval = stats.bootstrap(
+            (np.clip(values, -_INFINITE, _INFINITE),),
+            np.median,
+            confidence_level=confidence,
+            n_resamples=_RESAMPLES,
+            method="percentile",
+            rng=np.random.default_rng(seed),
+        ).confidence_interval
     return _unclip(interval.low), _unclip(interval.high)
 
 

@@ -117,7 +117,8 @@ def _verdict(
     as_predicted = found.effect < 0 if contrast.predicted == "smaller" else found.effect > 0
     is_reversed = significant and found.effect != 0 and not as_predicted
     if is_equivalent:
-        return "contradicted", f"no effect larger than {100 * (rule.equivalent - 1):.3g} %" + ", reversed" * is_reversed
+        size = f"no effect larger than {100 * (rule.equivalent - 1):.3g} %"
+        return "contradicted", f"{size}, reversed" if is_reversed else size
     if is_reversed:
         return "contradicted", "reversed"
     return ("supported", "") if significant and as_predicted else ("inconclusive", "")

@@ -4,6 +4,8 @@ What decides between arms is the order within pairs (``paired``), in which a cen
 because all runs are trained for equally many steps; Kaplan & Meier (1958) need it no more than that.
 """
 
+import warnings
+
 import numpy as np
 import pandas as pd
 from scipy import stats
@@ -44,7 +46,8 @@ def kaplan_meier_median(speed: pd.DataFrame, confidence: float) -> tuple[float, 
     if speed["censored"].all():
         return np.inf, float(steps.max()), np.inf
     survival = stats.ecdf(stats.CensoredData(steps[~speed["censored"]], right=steps[speed["censored"]])).sf
-    with np.errstate(divide="ignore", invalid="ignore"):
+    # Where all or none are left the formula has no value: NaN, which counts as above one half.
+    with np.errstate(divide="ignore", invalid="ignore"), warnings.catch_warnings(action="ignore"):
         interval = survival.confidence_interval(confidence, method="log-log")
     curves = (survival.probabilities, interval.low.probabilities, interval.high.probabilities)
     median, low, high = (_falls_to_half(survival.quantiles, curve) for curve in curves)

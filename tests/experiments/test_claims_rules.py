@@ -243,17 +243,17 @@ def test_equal_arms_are_a_finding(rng):
 
 
 def test_dropping_diverged_runs_is_refused_and_would_turn_the_verdict(rng):
-    losses = world(rng)
-    losses["skip"] = np.where(np.arange(SEEDS) < 6, losses["skip"], np.nan)
+    losses = world(rng, seeds=24)
+    losses["skip"] = np.where(np.arange(24) < 6, losses["skip"], np.nan)
     tables = experiment(losses)
     assert judge(tables)[0] == "contradicted"
     kept = (tables.runs["status"] != "diverged").to_numpy()
     assert judge(experiment({arm: values[:6] for arm, values in losses.items()}))[0] == "supported"
-    with pytest.raises(InputError, match=r"14 of 40 runs .*skip trial 6 \(missing\).* and 6 more; finish"):
+    with pytest.raises(InputError, match=r"18 of 48 runs .*skip trial 6 \(missing\).* and 10 more; finish"):
         judge(without(tables, kept))
     # Whole pairs of them too, as long as a later trial is there.
     pair = ~tables.runs["trial"].isin([7])
-    with pytest.raises(InputError, match=r"2 of 40 runs .*chain trial 7 \(missing\), skip trial 7 \(missing\)"):
+    with pytest.raises(InputError, match=r"2 of 48 runs .*chain trial 7 \(missing\), skip trial 7 \(missing\)"):
         judge(without(tables, pair))
 
 
