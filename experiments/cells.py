@@ -29,7 +29,8 @@ class Cell:
     @property
     def run_id(self) -> str:
         """Name of the run and of its directory."""
-        return f"{self.arm}-lr{self.lr:g}-trial{self.trial:02d}"
+        short = f"{self.lr:g}"
+        return f"{self.arm}-lr{short if float(short) == self.lr else repr(self.lr)}-trial{self.trial:02d}"
 
 
 def all_cells(config: TrainConfig) -> Iterator[Cell]:

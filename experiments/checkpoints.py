@@ -184,7 +184,7 @@ def save_training_state(
         path: File to write, atomically as :func:`save_checkpoint` does.
         optimizer: Any optimiser whose state is tensors, numbers, strings and tuples of them.
         step: Optimiser steps taken.
-        rng: Generator states by name, as from :func:`rng_states` or ``Generator.get_state()``.
+        rng: Generator states by name, as from ``random_streams.rng_states`` or ``Generator.get_state()``.
         extra: More JSON values to keep, such as the place in the data's order.
 
     Raises:
@@ -218,7 +218,12 @@ def load_training_state(path: Path, optimizer: torch.optim.Optimizer) -> Trainin
     metadata = read_metadata(path)
     if _TRAINING_STATE not in metadata:
         raise InputError(f"{path} holds no training state; give the state_*.safetensors file beside it")
-    plain, tensors = json.loads(metadata[_TRAINING_STATE]), _read_safetensors(path)
+    tensors = _read_safetensors(path)
+    try:
+        plain = json.loads(metadata[_TRAINING_STATE])
+        plain["optimizer"], plain["shapes"], plain["state"], plain["groups"], plain["step"], plain["extra"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise _unreadable(path, error) from error
     if plain["optimizer"] != (kind := type(optimizer).__name__):
         raise InputError(f"{path} is the state of {plain['optimizer']}, not of {kind}; keep the optimiser")
     if plain["shapes"] != _parameter_shapes(optimizer):
@@ -239,23 +244,6 @@ def load_training_state(path: Path, optimizer: torch.optim.Optimizer) -> Trainin
     state = {int(index): entry for index, entry in plain["state"].items()}
     optimizer.load_state_dict({"state": state, "param_groups": groups})
     return TrainingState(plain["step"], rng, plain["extra"])
-
-
-def rng_states() -> dict[str, Tensor]:
-    """States of torch's global generators: ``cpu`` and, where CUDA is in use, ``cuda:0`` and so on."""
-    states = {"cpu": torch.get_rng_state()}
-    if torch.cuda.is_initialized():
-        states |= {f"cuda:{i}": state for i, state in enumerate(torch.cuda.get_rng_state_all())}
-    return states
-
-
-def set_rng_states(states: Mapping[str, Tensor]) -> None:
-    """Put torch's global generators into saved states; other names than theirs are left to the caller."""
-    for name, state in states.items():
-        if name == "cpu":
-            torch.set_rng_state(state)
-        elif name.startswith("cuda:"):
-            torch.cuda.set_rng_state(state, name)
 
 
 def _parameter_shapes(optimizer: torch.optim.Optimizer) -> list[list[list[int]]]:

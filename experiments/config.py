@@ -169,7 +169,7 @@ class TrainConfig:
                 for value in values if isinstance(values, tuple) else (values,):
                     if value is not None and not allowed(value):
                         raise InputError(f"--{name.replace('_', '-')} must be {demand}; it is {value}")
-        for option, values in (("arms", self.arms), ("lr", [f"{lr:g}" for lr in self.lr])):
+        for option, values in (("arms", self.arms), ("lr", [str(lr) for lr in self.lr])):
             if not values or len(set(values)) < len(values):
                 named = " ".join(values) or "empty"
                 raise InputError(f"--{option} must name at least one value, and each only once; it is {named}")
@@ -192,9 +192,14 @@ _DEMANDS: tuple[tuple[tuple[str, ...], Callable[[float], bool], str], ...] = (
 )
 
 
-def with_given_length(config: TrainConfig, args: Sequence[str]) -> TrainConfig:
-    """A preset's options where the length of runs on the command line, in steps or epochs, replaces the preset's."""
+def with_given(config: TrainConfig, args: Sequence[str]) -> TrainConfig:
+    """A preset's options where the length of runs on the command line, in steps or epochs, replaces the preset's.
+
+    So does a model the options of the preset's own.
+    """
     given = {word.partition("=")[0] for word in args}
+    if "--model" in given and not {"--model-options", "--model_options"} & given:
+        config = replace(config, model_options=())
     if "--steps" in given and "--epochs" not in given:
         return replace(config, epochs=None)
     if "--epochs" in given and "--steps" not in given:

@@ -7,7 +7,6 @@ unless its forecast is too long. These times are multiplied by how often each is
 """
 
 import math
-import os
 import resource
 import sys
 import tempfile
@@ -33,6 +32,7 @@ from experiments.experiment import Experiment
 from experiments.grouping import grouped
 from experiments.out_of_memory import is_out_of_memory
 from experiments.outputs import check_out
+from experiments.processes import processes
 from experiments.training import Trainer
 
 #: A measurement is made if its forecast is no longer than this, in seconds; otherwise the forecast stands.
@@ -111,7 +111,7 @@ def estimate(config: TrainConfig) -> Estimate:
         InputError: Whatever would keep the experiment from starting; or this is one of several processes.
     """
     config.check()
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+    if processes() > 1:
         raise InputError("--estimate times the steps of one process; give it without torchrun")
     check_out(config)
     with tempfile.TemporaryDirectory() as scratch:

@@ -30,6 +30,7 @@ from experiments.outputs import check_out, is_over, prepare_out, read_status, wr
 from experiments.processes import check_compiler, choose_device
 from experiments.progress import ProgressBar, StepRecord
 from experiments.provenance import device_name, git_revision, versions
+from experiments.random_streams import seed_streams
 from experiments.ranks import Ranks
 from experiments.speed import write_speed
 from experiments.step_log import Progress
@@ -214,7 +215,7 @@ class Experiment:
         """A run's trainer; its measurements are paid from its own budget, or from one that several runs share."""
         model = self._model(cell)
         if self.ranks.rank:  # each process drops other units of its own images
-            torch.manual_seed(derive_seed(cell.seed, INITIALISATION, self.ranks.rank))
+            seed_streams(derive_seed(cell.seed, INITIALISATION, self.ranks.rank))
         monitor = self._monitor(model, cell, self.directory(cell), budget, self.ranks.group)
         return Trainer(
             config=self.config,
@@ -229,7 +230,7 @@ class Experiment:
         )
 
     def _model(self, cell: Cell) -> nn.Module:
-        torch.manual_seed(derive_seed(cell.seed, INITIALISATION))
+        seed_streams(derive_seed(cell.seed, INITIALISATION))
         network = build_network(
             self.config.model,
             cell.arm,

@@ -10,6 +10,19 @@ from pathlib import Path
 from diagnostics.errors import InputError
 from diagnostics.tables import clear_disk_errors
 
+#: Descriptors of the locks that are held. A process forked from this one would hold them on when this one is killed.
+_HELD: set[int] = set()
+
+
+def _let_go() -> None:
+    """Close them in a forked process; closing does not unlock what the parent holds."""
+    for file in _HELD:
+        os.close(file)
+    _HELD.clear()
+
+
+os.register_at_fork(after_in_child=_let_go)
+
 #: The file that is locked. It is there while a process writes the directory, and after one that was killed.
 LOCK = ".lock"
 
@@ -22,13 +35,16 @@ def locked(directory: Path) -> Iterator[None]:
         InputError: Another process holds it, or the directory cannot be written.
     """
     file = _acquire(directory / LOCK)
+    _HELD.add(file)
     try:
         yield
     finally:
-        # Removed while it is still held: whoever opened it meanwhile sees that it is gone.
-        with contextlib.suppress(FileNotFoundError):
-            (directory / LOCK).unlink()
-        os.close(file)
+        if file in _HELD:  # else this is a forked process that leaves the block, and the lock is its parent's
+            # Removed while it is still held: whoever opened it meanwhile sees that it is gone.
+            with contextlib.suppress(FileNotFoundError):
+                (directory / LOCK).unlink()
+            _HELD.remove(file)
+            os.close(file)
 
 
 def check_unlocked(directories: Iterable[Path]) -> None:

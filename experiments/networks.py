@@ -58,6 +58,10 @@ def build_network(
     sizes = {key: value for key, value in wanted.items() if key in known}
     with _users_code(name):
         model = build_model(name, arm=None if arm == ONLY_ARM else arm, **{**sizes, **parse_model_options(options)})
+    if any(torch.nn.parameter.is_lazy(parameter) for parameter in model.parameters()):
+        raise InputError(f"{name} has lazy layers without a size; call the network once in its factory")
+    if not any(parameter.requires_grad for parameter in model.parameters()):
+        raise InputError(f"{name} has no parameter to train")
     return model.train()
 
 

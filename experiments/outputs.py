@@ -11,6 +11,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
@@ -76,10 +77,13 @@ def prepare_out(config: TrainConfig, probe: tuple[Tensor, Tensor], processes: in
         processes: How many train each run.
 
     Raises:
-        InputError: It cannot be made, emptied or written, or another process writes one of its runs.
+        InputError: It cannot be made, emptied or written, another process writes one of its runs, or the data are not
+            those that it was begun with.
     """
     out = config.out
     check_unlocked((out / "runs").glob("*"))
+    if (out / _PROBE).exists() and not config.overwrite:
+        _check_same_data(out, probe)
     try:
         out.mkdir(parents=True, exist_ok=True)
         if config.overwrite:
@@ -134,6 +138,18 @@ def read_status(run: Path) -> dict[str, Any]:
 def is_over(run: Path) -> bool:
     """Whether a run has come to its end, by finishing or by diverging."""
     return read_status(run).get("status") in ("finished", "diverged")
+
+
+def _check_same_data(out: Path, probe: tuple[Tensor, Tensor]) -> None:
+    """See that the probe is the same: it is drawn from all training images, and another one if those are others."""
+    x, y = read_probe(out)
+    same = x.shape == probe[0].shape and torch.equal(y, probe[1])
+    # Decoders of other versions may differ by a shade.
+    if not same or not torch.allclose(x, probe[0], rtol=1e-2, atol=1e-1):
+        raise InputError(
+            f"the training images are not those that {out} was begun with (its probe would be another); "
+            "restore them, or start anew with another --out"
+        )
 
 
 def _options(config: TrainConfig, processes: int) -> dict[str, Any]:

@@ -25,7 +25,7 @@ _PATIENCE = 10.0
 @contextlib.contextmanager
 def process_group(device: torch.device) -> Iterator[distributed.ProcessGroup | None]:
     """The group of all processes that ``torchrun`` started, joined inside; None for a single process."""
-    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+    if processes() == 1:
         yield None
         return
     if device.type == "cuda":
@@ -75,6 +75,18 @@ def own_device(device: torch.device) -> torch.device:
     return device
 
 
+def processes() -> int:
+    """How many processes ``torchrun`` started; 1 without it.
+
+    Raises:
+        InputError: The environment says so only in part, and not as ``torchrun`` does.
+    """
+    said = os.environ.get("WORLD_SIZE") or "1"
+    if not said.isdecimal() or (int(said) > 1 and not {"RANK", "MASTER_ADDR", "MASTER_PORT"} <= os.environ.keys()):
+        raise InputError(f"the environment says WORLD_SIZE={said}, but torchrun did not: start with it, or unset that")
+    return int(said)
+
+
 def processes_here() -> int:
     """How many processes ``torchrun`` started on this machine; 1 without it."""
     return int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
@@ -119,7 +131,7 @@ def _mark(error: Exception, *, own: bool) -> None:
 
 def leave(code: int) -> NoReturn:
     """End the program; one process of several at once, as gloo's threads may abort while the interpreter winds up."""
-    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+    if "RANK" not in os.environ:
         sys.exit(code)
     sys.stdout.flush()
     sys.stderr.flush()

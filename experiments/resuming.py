@@ -7,7 +7,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from diagnostics.errors import NonFiniteError
+from diagnostics.errors import InputError, NonFiniteError
 from experiments.checkpoints import (
     checkpoint_path,
     list_checkpoints,
@@ -57,7 +57,16 @@ def load_run(directory: Path, step: int, model: nn.Module, optimizer: torch.opti
     except NonFiniteError:
         # A run that was killed before it was known to have diverged; it will be found again at its next step.
         model.load_state_dict(load_file(path))
-    return load_training_state(training_state_path(directory, step), optimizer).rng
+    except InputError as error:
+        raise _damaged(directory, error) from error
+    try:
+        return load_training_state(training_state_path(directory, step), optimizer).rng
+    except InputError as error:
+        raise _damaged(directory, error) from error
+
+
+def _damaged(directory: Path, error: InputError) -> InputError:
+    return InputError(f"{error}; or remove {directory} and repeat the command: that run alone starts anew")
 
 
 def drop_older(directory: Path, step: int, keep: Callable[[int], bool]) -> None:

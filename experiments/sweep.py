@@ -13,7 +13,7 @@ import tyro
 
 from diagnostics.errors import InputError
 from experiments.cli import parse_preset, run_command
-from experiments.config import TrainConfig, with_given_length
+from experiments.config import TrainConfig, with_given
 from experiments.experiment import Experiment
 from experiments.presets import PRESETS
 from experiments.speed import write_speed
@@ -70,7 +70,7 @@ def parse(args: Sequence[str]) -> SweepConfig:
     """
     presets = {name: (description, SweepConfig(train)) for name, (description, train) in PRESETS.items()}
     config = parse_preset(presets, "python -m experiments.sweep", args)
-    return replace(config, train=with_given_length(config.train, args))
+    return replace(config, train=with_given(config.train, args))
 
 
 def main(args: Sequence[str] | None = None) -> int:

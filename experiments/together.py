@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from experiments.batches import Batches
+from experiments.random_streams import rng_states
 from experiments.resuming import last_common_step
 from experiments.stacked import StackedNetwork, apply_with, attributes, same_structure, unchanged
 from experiments.step_log import Block, DivergedError, Progress
@@ -82,6 +83,8 @@ class JointTrainer:
         """Look at the state after so many updates, then make the next one unless it is the last."""
         if self.lead.checkpoint_due(step) or self.lead.evaluation_due(step):
             self._fetch()
+            if not self.active:  # all have diverged in the block just fetched
+                return
         if self.lead.checkpoint_due(step):
             self.save(step)
         if self.lead.evaluation_due(step):
@@ -201,10 +204,12 @@ def obstacle(models: Sequence[nn.Module], images: Tensor) -> str:
         return "its networks differ in more than their weights"
     with torch.no_grad():
         copies = [{name: buffer.clone() for name, buffer in model.named_buffers()} for model in models]
-        before = attributes(models[0])
+        before, streams = attributes(models[0]), rng_states()
         alone = [apply_with(model, held, images) for model, held in zip(models, copies, strict=True)]
         if not unchanged(before, attributes(models[0])):
             return "its forward pass changes attributes that are no buffers"
+        if any(not torch.equal(state, streams[name]) for name, state in rng_states().items()):
+            return "its forward pass draws random numbers"
         try:
             stacked = StackedNetwork(models, [0] * len(models))(torch.stack([images] * len(models)))
         except Exception as error:  # alone it could be applied, so that whatever is raised comes from vmap

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 
 from experiments.cli import parse_preset, run_command
-from experiments.config import TrainConfig, with_given_length
+from experiments.config import TrainConfig, with_given
 from experiments.estimate import estimate, print_estimate
 from experiments.experiment import Experiment
 from experiments.presets import PRESETS
@@ -34,7 +34,7 @@ def parse(args: Sequence[str]) -> TrainConfig:
     Raises:
         InputError: A preset, an option or a value that does not exist.
     """
-    return with_given_length(parse_preset(PRESETS, "python -m experiments.train", args), args)
+    return with_given(parse_preset(PRESETS, "python -m experiments.train", args), args)
 
 
 def main(args: Sequence[str] | None = None) -> int:

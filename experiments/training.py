@@ -15,10 +15,10 @@ from torch.nn.functional import cross_entropy
 
 from diagnostics.monitor import SpectrumMonitor
 from experiments.batches import EvaluationBatches, TrainingBatches
-from experiments.checkpoints import rng_states, set_rng_states
 from experiments.config import TrainConfig
 from experiments.loggers import open_loggers
 from experiments.outputs import write_status
+from experiments.random_streams import rng_states, set_rng_states
 from experiments.ranks import Ranks
 from experiments.resuming import drop_older, last_whole_step, load_run, save_run
 from experiments.step_log import Block, DivergedError, Progress, StepLog
@@ -213,6 +213,8 @@ class Trainer:
         logits = self._logits(network, images)
         loss = cross_entropy(logits, labels)
         whole = self.batches.size_at(step) if self.ranks.count > 1 else len(labels)
+        if self.config.skip_corrupt:  # some may have been left out
+            whole = int(self.ranks.sum(torch.tensor(len(labels), device=self.device)))
         (loss * self.ranks.loss_scale(len(labels), whole)).backward()
         gradients = [parameter.grad for parameter in self.model.parameters() if parameter.grad is not None]
         norm = torch.nn.utils.get_total_norm(gradients)

@@ -18,12 +18,11 @@ from experiments.checkpoints import (
     load_training_state,
     load_weights,
     read_metadata,
-    rng_states,
     save_checkpoint,
     save_training_state,
-    set_rng_states,
     training_state_path,
 )
+from experiments.random_streams import rng_states, set_rng_states
 
 
 def network(seed=0, width=4):

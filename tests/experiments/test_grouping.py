@@ -79,7 +79,7 @@ def test_arms_that_only_look_alike_do_not_go_together():
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"build": BUILD}, "random: it cannot be vmapped"),
+        ({"build": BUILD}, "random: its forward pass draws random numbers"),
         ({"build": {"plain": layers()}, "compile": True}, "--compile"),
         ({"build": {"plain": layers()}, "ranks": TwoRanks()}, "several processes"),
         ({"build": {"plain": layers()}, "data": "streamed"}, "streamed"),

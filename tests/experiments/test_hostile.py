@@ -1,6 +1,8 @@
-"""Training that meets what it cannot go on with: no memory, unreadable images."""
+"""Training that meets what it cannot go on with: no memory, unreadable or other images, networks that do not train."""
 
 import json
+import os
+import time
 from pathlib import Path
 
 import numpy as np
@@ -8,7 +10,8 @@ import pytest
 from PIL import Image
 
 from diagnostics.tables import read_experiment
-from experiments.train import main
+from experiments.locks import check_unlocked, locked
+from experiments.train import main, parse
 
 ALONE = ("--model", "nets:greedy", "--arms", "default", "--layers", "1")
 
@@ -24,7 +27,7 @@ def test_out_of_memory_says_which_batch_fits_and_what_failed_is_resumed_with_it(
 
 
 def test_out_of_memory_of_runs_that_are_trained_together(small, nets, capsys):
-    assert main([*small, *ALONE, "--out", "o", "--trials", "2"]) == 2
+    assert main([*small, *ALONE, "--out", "o", "--trials", "2", "--together", "yes"]) == 2
     assert "out of memory with 2 runs trained together: give --together no" in capsys.readouterr().err
 
 
@@ -77,3 +80,115 @@ def test_corrupt_image_of_a_streamed_data_set(folders, workers, capsys):
     metrics = read_experiment("o").metrics
     assert metrics[metrics["split"] == "train"]["step"].tolist() == [0, 1, 2]
     assert metrics["loss"].notna().all()
+
+
+def test_other_images_on_resuming_are_refused(folders, capsys):
+    (folders / "train/b/1.png").unlink()
+    assert main([*OPTIONS, "--dataset", "mine", "--out", "o"]) == 0
+    (folders / "train/b/3.png").unlink()
+    assert main([*OPTIONS, "--dataset", "mine", "--out", "o", "--resume"]) == 2
+    assert "the training images are not those that o was begun with" in capsys.readouterr().err
+
+
+HOPELESS = """
+import random
+import numpy as np
+import torch
+from torch import nn
+from nets import layers
+
+def frozen():
+    return layers().requires_grad_(False)
+
+def lazy():
+    return nn.Sequential(nn.Flatten(), nn.LazyLinear(10))
+
+class Chance(nn.Module):
+    def forward(self, x):
+        return x * random.random() + np.random.rand()
+
+def chance():
+    model = layers(Chance())
+    with torch.no_grad():
+        model[1].weight.copy_(torch.from_numpy(np.random.standard_normal((16, 784))) / 28)
+    return model
+"""
+
+
+@pytest.mark.parametrize(("model", "words"), [("frozen", "no parameter to train"), ("lazy", "lazy layers")])
+def test_networks_that_cannot_be_trained(small, nets, model, words, capsys):
+    (nets / "hopeless.py").write_text(HOPELESS)
+    assert main([*small, "--model", f"hopeless:{model}", "--arms", "default", "--layers", "1", "--out", "o"]) == 2
+    assert words in capsys.readouterr().err
+    assert not Path("o").exists()
+
+
+def test_networks_that_draw_from_python_and_numpy_repeat_and_resume(small, nets, same_results, monkeypatch, capsys):
+    (nets / "hopeless.py").write_text(HOPELESS)
+    options = [*small, "--model", "hopeless:chance", "--arms", "default", "--layers", "1"]
+    assert main([*options, "--out", "whole"]) == 0
+    assert main([*options, "--out", "again"]) == 0
+    same_results(Path("whole"), Path("again"))
+
+    def stop(self, step):
+        if step == 5:
+            raise InterruptedError
+        return evaluate(self, step)
+
+    from experiments.training import Trainer
+
+    evaluate = Trainer.checkpoint_due
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "checkpoint_due", stop)
+        with pytest.raises(InterruptedError):
+            main([*options, "--out", "killed"])
+    assert main([*options, "--out", "killed", "--resume"]) == 0
+    same_results(Path("whole"), Path("killed"))
+    assert main([*options, "--out", "o", "--together", "yes"]) == 2
+    assert "draws random numbers" in capsys.readouterr().err
+
+
+def test_a_process_forked_from_one_that_was_killed_does_not_hold_its_lock(tmp_path):
+    parent = os.fork()
+    if not parent:
+        with locked(tmp_path):
+            child = os.fork()
+            if not child:
+                time.sleep(60)
+            (tmp_path / "child").write_text(str(child))
+            os.kill(os.getpid(), 9)
+    os.waitpid(parent, 0)
+    try:
+        check_unlocked([tmp_path])
+    finally:
+        os.kill(int((tmp_path / "child").read_text()), 9)
+
+
+def test_learning_rates_that_look_alike_are_two_runs(small, nets, capsys):
+    rates = ("0.12345678", "0.12345679")
+    assert main([*small, "--out", "o", "--lr", *rates]) == 0
+    assert read_experiment("o").runs["run_id"].tolist() == [f"plain-lr{rate}-trial00" for rate in rates]
+
+
+def test_another_model_does_not_take_the_options_of_the_presets():
+    assert parse(["demo", "--out", "o", "--model", "nets:layers"]).model_options == ()
+    assert parse(["demo", "--out", "o"]).model_options == ("depth=16", "normaliser=batch")
+
+
+@pytest.mark.parametrize("said", ["2", "x", "-1"])
+def test_an_environment_that_is_not_torchruns(small, monkeypatch, said, capsys):
+    monkeypatch.setenv("WORLD_SIZE", said)
+    assert main([*small, "--out", "o"]) == 2
+    assert f"WORLD_SIZE={said}" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("file", ["step_*", "state_*"])
+def test_a_damaged_checkpoint_is_named_with_a_way_out(small, train, file, capsys):
+    out = train("o")
+    run = next((out / "runs").iterdir())
+    (run / "status.json").unlink()
+    path = sorted(run.glob(f"checkpoints/{file}"))[-1]
+    path.write_bytes(path.read_bytes()[:200])
+    assert main([*small, "--out", "o", "--resume"]) == 2
+    assert path.name in (said := capsys.readouterr().err)
+    assert f"remove {run} and repeat" in said

@@ -297,6 +297,9 @@ def test_a_run_that_diverged_is_silent_and_the_group_ends_when_all_have(tmp_path
         assert joint.optimizer.state[stack]["momentum_buffer"][place].isfinite().all()
     ends = together(tmp_path / "all", Net, [(1e308, 1), (1e308, 2)], measured=False, steps=10**9)
     assert ends == {0: "diverged", 1: "diverged"}
+    # Within a block that a checkpoint ends.
+    ends = together(tmp_path / "block", Net, [(1e308, 1), (1e308, 2)], block=50, checkpoints=3, measured=False)
+    assert ends == {0: "diverged", 1: "diverged"}
 
 
 # Resuming
@@ -473,7 +476,7 @@ class Raising(nn.Module):
 @pytest.mark.parametrize(
     ("make", "words"),
     [
-        (lambda: Net(nn.Dropout(0.5)), "cannot be vmapped (vmap: called random operation"),
+        (lambda: Net(nn.Dropout(0.5)), "draws random numbers"),
         (lambda: Net(Item()), "cannot be vmapped (vmap: It looks like you're calling .item()"),
         (lambda: Net(nn.BatchNorm1d(8, momentum=None)), "cannot be vmapped"),
         (lambda: Net(Plain()), "differ in more than their weights"),
@@ -569,7 +572,7 @@ def test_an_experiment_has_the_numbers_of_one_whose_runs_are_trained_one_by_one(
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        (("--model", "nets:dropout", "--arms", "default"), ["default: it cannot be vmapped", "random"]),
+        (("--model", "nets:dropout", "--arms", "default"), ["default: its forward pass draws random numbers"]),
         (("--compile",), ["--compile"]),
     ],
 )
