@@ -1,9 +1,8 @@
 """The global random streams that a network may draw from: torch's, NumPy's and Python's own."""
 
-import json
 import random
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import cast
 
 import numpy as np
 import torch
@@ -18,12 +17,16 @@ def seed_streams(seed: int) -> None:
 
 
 def rng_states() -> dict[str, Tensor]:
-    """The states of all: ``cpu``, ``numpy``, ``python`` and, where CUDA is in use, ``cuda:0`` and so on; uint8."""
-    name, keys, *rest = np.random.get_state(legacy=True)
+    """The states of all: ``cpu``, ``numpy``, ``python`` and, where CUDA is in use, ``cuda:0`` and so on; uint8.
+
+    Each takes as many bytes at any time.
+    """
+    _, keys, place, has_spare, spare = cast(tuple[str, np.ndarray, int, int, float], np.random.get_state(legacy=True))
+    _, words, gauss = random.getstate()
     states = {
         "cpu": torch.get_rng_state(),
-        "numpy": _as_bytes([name, np.asarray(keys).tolist(), *rest]),
-        "python": _as_bytes(random.getstate()),
+        "numpy": _packed([*keys, place, has_spare], spare),
+        "python": _packed(words, np.nan if gauss is None else gauss),
     }
     if torch.cuda.is_initialized():
         states |= {f"cuda:{i}": state for i, state in enumerate(torch.cuda.get_rng_state_all())}
@@ -36,18 +39,25 @@ def set_rng_states(states: Mapping[str, Tensor]) -> None:
         if name == "cpu":
             torch.set_rng_state(state)
         elif name == "numpy":
-            kind, keys, *rest = _from_bytes(state)
-            np.random.set_state((kind, np.asarray(keys, dtype=np.uint32), *rest))
+            (*keys, place, has_spare), spare = _unpacked(state)
+            np.random.set_state(("MT19937", np.array(keys, np.uint32), place, has_spare, spare))
         elif name == "python":
-            version, keys, gauss = _from_bytes(state)
-            random.setstate((version, tuple(keys), gauss))
+            words, gauss = _unpacked(state)
+            random.setstate((_PYTHON_VERSION, tuple(words), None if np.isnan(gauss) else gauss))
         elif name.startswith("cuda:"):
             torch.cuda.set_rng_state(state, name)
 
 
-def _as_bytes(state: Any) -> Tensor:
-    return torch.tensor(list(json.dumps(state).encode()), dtype=torch.uint8)
+#: Of the layout of ``random.getstate()``.
+_PYTHON_VERSION = 3
 
 
-def _from_bytes(state: Tensor) -> Any:
-    return json.loads(bytes(state.tolist()))
+def _packed(words: Sequence[int], spare: float) -> Tensor:
+    """The words of a Mersenne twister and the normal number that it has in store, as bytes."""
+    content = np.array(words, np.uint32).tobytes() + np.float64(spare).tobytes()
+    return torch.frombuffer(bytearray(content), dtype=torch.uint8)
+
+
+def _unpacked(state: Tensor) -> tuple[list[int], float]:
+    content = bytes(state.tolist())
+    return np.frombuffer(content[:-8], np.uint32).tolist(), float(np.frombuffer(content[-8:], np.float64)[0])

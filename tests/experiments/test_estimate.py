@@ -86,7 +86,8 @@ def test_runs_at_once_are_timed_at_once_and_share_the_budget_of_their_measuremen
 
 
 def test_several_processes_are_refused(nets, small, monkeypatch):
-    monkeypatch.setenv("WORLD_SIZE", "2")
+    for name, value in {"WORLD_SIZE": "2", "RANK": "0", "MASTER_ADDR": "localhost", "MASTER_PORT": "1"}.items():
+        monkeypatch.setenv(name, value)
     with pytest.raises(InputError, match=r"--estimate .*without torchrun"):
         estimate(parse([*small, "--out", "o"]))
 

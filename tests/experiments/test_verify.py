@@ -21,6 +21,7 @@ from experiments.claims.paired_claim import PairedClaim
 from experiments.claims.preregistration import FILE
 from experiments.claims.running import Place, jobs, read
 from experiments.claims.theory_claims import decide, decide_statement
+from experiments.threads import one_thread
 from experiments.train import main as train
 
 PLAN = Plan(
@@ -63,7 +64,7 @@ def run(out, *args):
 def done(tmp_path_factory):
     """A verify that is over; to be copied before anything is changed in it."""
     out = tmp_path_factory.mktemp("verify") / "out"
-    with pytest.MonkeyPatch.context() as patch:
+    with pytest.MonkeyPatch.context() as patch, one_thread():  # as for all tests of this folder
         stub(patch)
         assert run(out) == 0
     return out
