@@ -109,12 +109,14 @@ class Experiment:
         with self.prepared():
             runs = self.config.out / "runs"
             groups = grouped(self.cells, self._alike, runs) if self.ranks.is_first else []
-            whole = self.total_steps() + 1
+            groups = self.ranks.agree(groups)
+            pending = {cell for group in groups for cell in group}
+            # A group that was begun with more arms or trials than are asked for now is trained whole.
+            runs_shown, whole = len(pending.union(self.cells)), self.total_steps() + 1
             with tqdm(
-                total=len(self.cells) * whole, unit="step", dynamic_ncols=True, disable=not self.ranks.is_first
+                total=runs_shown * whole, unit="step", dynamic_ncols=True, disable=not self.ranks.is_first
             ) as bar:
-                groups = self.ranks.agree(groups)
-                bar.update(whole * (len(self.cells) - len({cell for group in groups for cell in group})))
+                bar.update(whole * (runs_shown - len(pending)))
                 for group in groups:
                     bar.set_description(group[0].run_id if len(group) == 1 else f"{len(group)} runs at once")
                     progress = [ProgressBar(bar) for _ in group]
