@@ -134,6 +134,37 @@ def weights(directory):
 
 
 @pytest.fixture
+def stopped_at_every_file(train, small, same_results, monkeypatch):
+    """Stop training just before or after each file that appears, which it does by being renamed, and resume it."""
+
+    def run(*options, fewest):
+        rename, count = Path.replace, 0
+
+        def counted(path, target):
+            nonlocal count
+            count += 1
+            if count == stop and before:
+                raise KeyboardInterrupt
+            rename(path, target)
+            if count == stop:
+                raise KeyboardInterrupt
+
+        monkeypatch.setattr(Path, "replace", counted)
+        stop, before = -1, False
+        whole = train("whole", *options)
+        total = count
+        assert total > fewest
+        for stop in range(1, total + 1):
+            count, before, out = 0, stop % 2 == 0, f"stopped-{stop}"
+            assert main([*small, "--out", out, *options]) == 130
+            count = total  # no further stop
+            same_results(whole, train(out, "--resume", *options))
+            yield whole, Path(out)
+
+    return run
+
+
+@pytest.fixture
 def real_data():
     if "SKIP_DATA_DIR" not in os.environ:
         pytest.skip("SKIP_DATA_DIR is not set: no real data")

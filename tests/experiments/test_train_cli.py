@@ -229,30 +229,9 @@ def test_killed_at_any_moment_it_resumes_to_the_same_bits(train, start, same_res
     assert metrics.query("split == 'train'").groupby("run_id")["step"].apply(list).tolist() == [[*range(41)]] * 2
 
 
-def test_stopped_before_or_after_writing_any_file_it_resumes_to_the_same_bits(train, small, same_results, monkeypatch):
-    """Every file appears by being renamed: a stop just before and just after each renaming covers all moments."""
+def test_stopped_before_or_after_writing_any_file_it_resumes_to_the_same_bits(stopped_at_every_file):
     options = ("--model", "nets:dropout", "--arms", "default", "--steps", "3", "--momentum", "0.9")
-    rename, count = Path.replace, 0
-
-    def counted(path, target):
-        nonlocal count
-        count += 1
-        if count == stop and before:
-            raise KeyboardInterrupt
-        rename(path, target)
-        if count == stop:
-            raise KeyboardInterrupt
-
-    monkeypatch.setattr(Path, "replace", counted)
-    stop, before = -1, False
-    whole = train("whole", *options)
-    total = count
-    assert total > 15
-    for stop in range(1, total + 1):
-        count, before, out = 0, stop % 2 == 0, f"stopped-{stop}"
-        assert main([*small, "--out", out, *options]) == 130
-        count = total  # no further stop
-        same_results(whole, train(out, "--resume", *options))
+    assert [*stopped_at_every_file(*options, fewest=15)]
 
 
 def files(directory):
