@@ -1,4 +1,4 @@
-"""Test the claims of the paper: ``python -m experiments.verify [CLAIM…] --out DIR --size demo|mnist|cifar``.
+"""Test the claims of the paper: ``python -m experiments.verify [CLAIM…] --out DIR --size demo|mnist|reduced|cifar``.
 
 Writes down what will be decided and how, trains what is needed, decides, and writes ``DIR/report.html``. Repeat the
 command after an interruption: nothing that is over is trained again. ``--help`` lists the claims.
@@ -42,7 +42,8 @@ class VerifyOptions:
     """Claims to test; by default all."""
 
     size: Size = "demo"
-    """demo (bundled digits, two minutes), mnist (real MNIST, half an hour) or cifar (a GPU, or patience)."""
+    """demo (bundled digits, two minutes), mnist (real MNIST, half an hour), reduced (small networks and parts of CIFAR and
+    ImageNet, for two cores and patience) or cifar (the paper's settings, for a GPU)."""
 
     seeds: int | None = None
     """Seeds of every experiment that is trained; by default each claim's own number. Repeat with more to add some."""
@@ -127,6 +128,7 @@ def _result(
     with clear_disk_errors(directory):
         directory.mkdir(parents=True, exist_ok=True)
     own = {name: found[claim.id, name] for name in claim.plans(options.size)}
+    judgement = claim.judge(Evidence(own, directory, data_dir=options.data_dir), options.size)
     return Result(
         id=claim.id,
         statement=claim.statement,
@@ -135,8 +137,8 @@ def _result(
         controls=(*claim.controls, *_reused(options)),
         registered=registration.content["claims"][claim.id]["registered"],
         hash=registration.sha256,
-        judgement=claim.judge(Evidence(own, directory), options.size),
-        figures=(),
+        judgement=judgement,
+        figures=judgement.figures,
         command=_command(options),
         hardware=f"{device_name(choose_device(options.device))}, {platform.system()}",
         versions=versions(),

@@ -6,12 +6,13 @@ alone.
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Literal, Protocol
 
 from experiments.claims.evidence import Evidence
 
 Verdict = Literal["supported", "contradicted", "inconclusive", "vacuous"]
-Size = Literal["demo", "mnist", "cifar"]
+Size = Literal["demo", "mnist", "reduced", "cifar"]
 
 
 @dataclass(frozen=True)
@@ -91,12 +92,14 @@ class Judgement:
         findings: What it rests on.
         summary: One or two sentences for the top of the report.
         change: What would change it: more seeds (how many), another learning rate, and so on.
+        figures: SVG files in the claim's folder, in the order of the report.
     """
 
     verdict: Verdict
     findings: tuple[Finding, ...]
     summary: str
     change: str
+    figures: tuple[Path, ...] = ()
 
 
 class Claim(Protocol):

@@ -13,10 +13,13 @@ class Evidence:
 
     Attributes:
         experiments: The tables of each experiment.
-        directory: A folder of the claim's own, for results that are no experiments of ``experiments.train``.
+        directory: A folder of the claim's own, for figures and for results that are no experiments of
+            ``experiments.train``.
         seed: Of whatever is drawn, such as bootstrap samples.
+        data_dir: Folder of the data sets, for what a claim measures itself; None where only bundled digits are there.
     """
 
     experiments: Mapping[str, Experiment]
     directory: Path
     seed: int = 0
+    data_dir: Path | None = None
