@@ -42,7 +42,7 @@ class VerifyOptions:
     """Claims to test; by default all."""
 
     size: Size = "demo"
-    """demo (bundled digits, two minutes), mnist (real MNIST, half an hour), reduced (small networks and parts of CIFAR and
+    """demo (bundled digits, two minutes), mnist (real MNIST, half an hour), reduced (small networks, parts of CIFAR and
     ImageNet, for two cores and patience) or cifar (the paper's settings, for a GPU)."""
 
     seeds: int | None = None
