@@ -23,6 +23,11 @@ def describe_option(option: inspect.Parameter) -> str:
     return f"{option.name}={option.default}" + (f" ({'|'.join(optional + names)})" if names else "")
 
 
+def wrap(row: str, indent: int) -> list[str]:
+    """A row of a table as lines, all but the first indented to its last column."""
+    return textwrap.wrap(row, 100, subsequent_indent=" " * indent, break_on_hyphens=False)
+
+
 def listing() -> str:
     """The whole list, aligned, as printed."""
     names = model_names()
@@ -30,12 +35,11 @@ def listing() -> str:
     lines = [f"{'model':{width}}  {'parameters':>10}  arms (* default)"]
     for name in names:
         marked = ", ".join(f"{arm}*" if arm == default_arm(name) else arm for arm in arms(name))
-        lines.append(f"{name:{width}}  {parameter_count(name):>10,}  {marked}")
+        lines += wrap(f"{name:{width}}  {parameter_count(name):>10,}  {marked}", width + 14)
     lines += ["", f"{'model':{width}}  options=default (choices)"]
     for name in names:
         options = ", ".join(describe_option(option) for option in model_options(name).values()) or "none"
-        indent = " " * (width + 2)
-        lines += textwrap.wrap(f"{name:{width}}  {options}", 100, subsequent_indent=indent, break_on_hyphens=False)
+        lines += wrap(f"{name:{width}}  {options}", width + 2)
     return "\n".join(lines)
 
 

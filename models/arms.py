@@ -1,21 +1,23 @@
 """Arms: the variants of one network that are compared.
 
-An arm is a shortcut factory and an initialisation, no more. To add one, add an entry to a network's
-table, or pass an `Arm` of your own where a name is asked for:
+An arm is a shortcut factory, an initialisation and an output gain, no more. To add one, add an entry to a
+network's table, or pass an `Arm` of your own where a name is asked for:
 
-    def isometry(in_channels, out_channels, stride):
+    def only_the_pool(in_channels, out_channels, stride):
         if in_channels == out_channels and stride == 1:
             return IdentityShortcut()
         return SumShortcut(
-            conv=ConvolutionShortcut(in_channels, out_channels, stride),
-            isometry=PartialIsometryShortcut(in_channels, out_channels, stride),
+            conv=ConvolutionShortcut(in_channels, out_channels, stride, gain=0.0),
+            pool=PooledIdentityShortcut(in_channels, out_channels, stride),
         )
 
-    build_model("preact-resnet18", arm=Arm(isometry))
+    build_model("preact-resnet18", arm=Arm(only_the_pool))
 
 All arms in the tables have the same parameter names and shapes, and draw them in the same order: the same
-seed gives the same parameters, and the state dict of one loads into each. An arm of your own keeps to that
-if its shape-changing shortcuts are sums with a convolution named ``conv`` (of gain 0, if it is to be unused).
+seed gives the same parameters to all arms of one initialisation, and the state dict of one loads into each.
+(``orthogonal-conv`` then replaces the weights of its shortcuts by a function of them.) An arm of your own keeps
+to that if its shape-changing shortcuts are sums with a convolution named ``conv`` (of gain 0, if it is to be
+unused). The shortcuts here are those of the paper; those of its interventions are in `models.interventions`.
 """
 
 from collections.abc import Mapping
@@ -42,10 +44,12 @@ class Arm:
     Attributes:
         shortcut: Makes each block's shortcut from ``(in_channels, out_channels, stride)``.
         initialisation: Name of the initialisation, see `models.initialisation`.
+        output_gain: What every block multiplies its output by, whether its shortcut is an identity or not.
     """
 
     shortcut: ShortcutFactory
     initialisation: InitialisationName = "default"
+    output_gain: float = 1.0
 
 
 def choose_arm(network: str, arm: str | Arm, table: Mapping[str, Arm]) -> Arm:

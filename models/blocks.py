@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 
 class PreActivationBlock(nn.Module):
-    r"""``y = branch(o) + shortcut(z)`` with ``o = preactivation(x)`` and ``z = x`` or ``z = o``.
+    r"""``y = c · (branch(o) + shortcut(z))`` with ``o = preactivation(x)`` and ``z = x`` or ``z = o``.
 
     A single-input, single-output module. Which shortcut it has is the arm's choice; the block does not
     know.
@@ -19,6 +19,7 @@ class PreActivationBlock(nn.Module):
         shortcut: The shortcut; its output has the branch's shape.
         shortcut_reads: What the shortcut acts on: the block's ``"input"`` x (blocks that keep the shape)
             or its ``"preactivation"`` o (blocks that change it).
+        output_gain: c, fixed; at 1 nothing is multiplied.
     """
 
     def __init__(
@@ -28,12 +29,18 @@ class PreActivationBlock(nn.Module):
         shortcut: nn.Module,
         *,
         shortcut_reads: Literal["input", "preactivation"] = "input",
+        output_gain: float = 1.0,
     ) -> None:
         super().__init__()
         self.preactivation, self.branch, self.shortcut = preactivation, branch, shortcut
-        self.shortcut_reads = shortcut_reads
+        self.shortcut_reads, self.output_gain = shortcut_reads, output_gain
 
     def forward(self, x: Tensor) -> Tensor:
-        """Branch plus shortcut."""
+        """Branch plus shortcut, times the output gain."""
         o = self.preactivation(x)
-        return self.branch(o) + self.shortcut(x if self.shortcut_reads == "input" else o)
+        y = self.branch(o) + self.shortcut(x if self.shortcut_reads == "input" else o)
+        return y if self.output_gain == 1 else self.output_gain * y
+
+    def extra_repr(self) -> str:
+        """The output gain if there is one, for ``print(model)``."""
+        return "" if self.output_gain == 1 else f"output_gain={self.output_gain}"

@@ -84,7 +84,10 @@ def build_contractive_mlp(
     norm_eps = None if isinstance(chosen, WeightArm) and not chosen.normalised else eps
     blocks = [
         PreActivationBlock(
-            nn.Tanh(), ContractiveLinear(width, gain=gain, eps=norm_eps), chosen.shortcut(width, width, 1)
+            nn.Tanh(),
+            ContractiveLinear(width, gain=gain, eps=norm_eps),
+            chosen.shortcut(width, width, 1),
+            output_gain=chosen.output_gain,
         )
         for _ in range(depth)
     ]

@@ -2,8 +2,8 @@
 
 They change the conditioning of a network without a skip. Each visits the convolutions and linear layers
 in ``named_modules()`` order and draws from the global random stream, so two arms of one network get the
-same weights from the same seed. All but ``default`` set biases to zero; normalisation layers are left
-alone.
+same weights from the same seed. All but ``default`` set the biases of the layers that they change to
+zero; normalisation layers are left alone.
 """
 
 from collections.abc import Callable
@@ -53,12 +53,14 @@ def orthogonal(model: nn.Module) -> None:
 
 @torch.no_grad()
 def dirac(model: nn.Module) -> None:
-    """Identity weights: channel i of the output is channel i of the input, as far as both exist.
+    """Identity weights, in the layers with as many channels before as behind; the others keep what was drawn.
 
-    Deterministic. Where ``C_out > C_in`` the surplus outputs are zero.
+    A copy of the first channels would not do for those: the surplus outputs would be zero, and behind a ReLU for good.
     """
     for _, layer in _weighted_layers(model):
-        _set_centre(layer, torch.eye(*layer.weight.shape[:2], dtype=layer.weight.dtype, device=layer.weight.device))
+        C_out, C_in = layer.weight.shape[:2]
+        if C_out == C_in:
+            _set_centre(layer, torch.eye(C_out, dtype=layer.weight.dtype, device=layer.weight.device))
 
 
 @torch.no_grad()

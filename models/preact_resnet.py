@@ -6,16 +6,32 @@ from typing import Literal, get_args
 
 from torch import nn
 
-from models.arms import Arm, choose_arm, keeps_shape, modified_shortcut, residual_shortcut
+from models.arms import Arm, chain_shortcut, choose_arm, keeps_shape, modified_shortcut, residual_shortcut
 from models.blocks import PreActivationBlock
 from models.errors import check_choice, check_count
 from models.initialisation import initialise
+from models.interventions import isometry_shortcut, orthogonal_convolution_shortcut, rank_deficient_shortcut
 from models.shortcuts import ShortcutFactory
 
 StemName = Literal["cifar", "imagenet"]
 
-ARMS: dict[str, Arm] = {"original": Arm(residual_shortcut), "modified": Arm(modified_shortcut)}
-"""Arms: identity and 1×1 convolution shortcuts; the same, the down-sampling ones plus ``s·AvgPool_s``."""
+ARMS: dict[str, Arm] = {
+    "original": Arm(residual_shortcut),
+    "modified": Arm(modified_shortcut),
+    "isometry": Arm(isometry_shortcut),
+    "rank-deficient": Arm(rank_deficient_shortcut),
+    "orthogonal-conv": Arm(orthogonal_convolution_shortcut),
+    "chain": Arm(chain_shortcut),
+}
+"""The arms: the paper's two, then interventions of PAPER.md §4.
+
+- ``original``: identity and 1×1 convolution shortcuts; ``modified``: the same, the down-sampling ones plus
+  ``s·AvgPool_s``.
+- ``isometry``, ``rank-deficient``: as ``modified``, with a fixed random partial isometry of the pool's rank, or of an
+  eighth of it, in place of the pool.
+- ``orthogonal-conv``: as ``original``, the weights of all shortcut convolutions initially semi-orthogonal.
+- ``chain``: no skips; the convolutions exist and are unused.
+"""
 
 
 def build_preact_resnet(
@@ -63,7 +79,7 @@ def build_preact_resnet(
         stage_width, blocks = width * 2**stage, []
         for i in range(count):
             stride = 2 if stage > 0 and i == 0 else 1
-            blocks.append(block(channels, stage_width, stride, chosen.shortcut))
+            blocks.append(block(channels, stage_width, stride, chosen.shortcut, chosen.output_gain))
             channels = stage_width * expansion
         modules[f"layer{stage + 1}"] = nn.Sequential(*blocks)
     modules["head"] = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(channels, num_classes))
@@ -73,7 +89,9 @@ def build_preact_resnet(
     return model
 
 
-def basic_block(in_channels: int, width: int, stride: int, shortcut: ShortcutFactory) -> PreActivationBlock:
+def basic_block(
+    in_channels: int, width: int, stride: int, shortcut: ShortcutFactory, output_gain: float = 1.0
+) -> PreActivationBlock:
     """Two 3×3 convolutions, ``in_channels → width → width``; the first has the stride."""
     branch = nn.Sequential(
         nn.Conv2d(in_channels, width, 3, stride=stride, padding=1, bias=False),
@@ -81,10 +99,12 @@ def basic_block(in_channels: int, width: int, stride: int, shortcut: ShortcutFac
         nn.ReLU(),
         nn.Conv2d(width, width, 3, padding=1, bias=False),
     )
-    return _block(in_channels, width, stride, branch, shortcut)
+    return _block(in_channels, width, stride, branch, shortcut, output_gain)
 
 
-def bottleneck_block(in_channels: int, width: int, stride: int, shortcut: ShortcutFactory) -> PreActivationBlock:
+def bottleneck_block(
+    in_channels: int, width: int, stride: int, shortcut: ShortcutFactory, output_gain: float = 1.0
+) -> PreActivationBlock:
     """Convolutions 1×1, 3×3 (with the stride) and 1×1, ``in_channels → width → width → 4·width``."""
     branch = nn.Sequential(
         nn.Conv2d(in_channels, width, 1, bias=False),
@@ -95,10 +115,10 @@ def bottleneck_block(in_channels: int, width: int, stride: int, shortcut: Shortc
         nn.ReLU(),
         nn.Conv2d(width, 4 * width, 1, bias=False),
     )
-    return _block(in_channels, 4 * width, stride, branch, shortcut)
+    return _block(in_channels, 4 * width, stride, branch, shortcut, output_gain)
 
 
-BlockBuilder = Callable[[int, int, int, ShortcutFactory], PreActivationBlock]
+BlockBuilder = Callable[[int, int, int, ShortcutFactory, float], PreActivationBlock]
 
 BLOCKS: dict[int, tuple[BlockBuilder, int, tuple[int, int, int, int]]] = {
     18: (basic_block, 1, (2, 2, 2, 2)),
@@ -111,7 +131,12 @@ BLOCKS: dict[int, tuple[BlockBuilder, int, tuple[int, int, int, int]]] = {
 
 
 def _block(
-    in_channels: int, out_channels: int, stride: int, branch: nn.Module, shortcut: ShortcutFactory
+    in_channels: int,
+    out_channels: int,
+    stride: int,
+    branch: nn.Module,
+    shortcut: ShortcutFactory,
+    output_gain: float,
 ) -> PreActivationBlock:
     """A block with batch norm and ReLU in front and the arm's shortcut beside its branch."""
     return PreActivationBlock(
@@ -119,6 +144,7 @@ def _block(
         branch=branch,
         shortcut=shortcut(in_channels, out_channels, stride),
         shortcut_reads="input" if keeps_shape(in_channels, out_channels, stride) else "preactivation",
+        output_gain=output_gain,
     )
 
 

@@ -46,7 +46,7 @@ REGISTRY: dict[str, Entry] = {
 def build_model(name: str, *, arm: str | Arm | None = None, **options: Any) -> nn.Module:
     """Build a network, with parameters drawn from the global random stream.
 
-    The same seed gives the same parameters for every arm, bit for bit.
+    The same seed gives the same parameters for every arm with the same initialisation, bit for bit.
 
     Args:
         name: A name of `model_names`, or ``package.module:factory``, any callable that returns an

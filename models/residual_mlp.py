@@ -1,6 +1,7 @@
 """A residual multilayer perceptron of any depth and width: the laboratory animal for theory."""
 
 from collections import OrderedDict
+from functools import partial
 from typing import Literal, get_args
 
 import torch
@@ -10,7 +11,14 @@ from models.arms import Arm, choose_arm
 from models.blocks import PreActivationBlock
 from models.errors import check_choice, check_count, check_real
 from models.initialisation import InitialisationName, initialise
-from models.shortcuts import IdentityShortcut, NoShortcut, ScaledShortcut
+from models.interventions import (
+    RESCALED_GAIN,
+    gain_shortcut,
+    low_rank_shortcut,
+    orthogonal_shortcut,
+    seeded_by_block,
+)
+from models.shortcuts import NoShortcut, ShortcutFactory
 
 ActivationName = Literal["relu", "tanh", "gelu", "softplus", "identity"]
 NormaliserName = Literal["batch", "weight", "layer"]
@@ -26,17 +34,36 @@ ACTIVATIONS: dict[ActivationName, type[nn.Module]] = {
 
 
 def arms_with_gain(skip_gain: float) -> dict[str, Arm]:
-    """The arms: a chain without skips, skips ``α·x`` of a given gain α, and a ladder of fixed gains beside it."""
+    """The arms, made anew for each network: the random maps of the last two are numbered by its blocks.
 
-    def skip(gain: float) -> Arm:
-        return Arm(lambda *_: ScaledShortcut(IdentityShortcut(), gain))
+    - ``chain``: no skips; ``residual``: skips ``α·x`` of the given gain α.
+    - ``gain-0.25``, ``gain-0.5``, ``gain-2``: skips of these gains, whatever ``skip_gain`` is.
+    - ``chain-…``, ``residual-…``: these two with the initialisation ``orthogonal``, ``dirac`` or ``looks-linear``. The
+      last needs an even width; for what is wrong with ``dirac`` see `models.interventions`.
+    - ``rescaled``: ``(g(x) + x)/√2``, a skip with the chain's variance of activations; how near it comes to the chain's
+      Jacobian, see `models.interventions.RESCALED_GAIN`.
+    - ``orthogonal``: a fixed random orthogonal map in place of the identity, another in each block.
+    - ``rank-deficient``: a fixed random partial isometry of an eighth of the width in its place.
+    """
+
+    def skip(gain: float) -> ShortcutFactory:
+        return partial(gain_shortcut, gain=gain)
 
     return {
         "chain": Arm(NoShortcut),
-        "gain-0.25": skip(0.25),
-        "gain-0.5": skip(0.5),
-        "residual": skip(skip_gain),
-        "gain-2": skip(2.0),
+        "gain-0.25": Arm(skip(0.25)),
+        "gain-0.5": Arm(skip(0.5)),
+        "residual": Arm(skip(skip_gain)),
+        "gain-2": Arm(skip(2.0)),
+        "chain-orthogonal": Arm(NoShortcut, "orthogonal"),
+        "chain-dirac": Arm(NoShortcut, "dirac"),
+        "chain-looks-linear": Arm(NoShortcut, "looks-linear"),
+        "residual-orthogonal": Arm(skip(skip_gain), "orthogonal"),
+        "residual-dirac": Arm(skip(skip_gain), "dirac"),
+        "residual-looks-linear": Arm(skip(skip_gain), "looks-linear"),
+        "rescaled": Arm(skip(1.0), output_gain=RESCALED_GAIN),
+        "orthogonal": Arm(seeded_by_block(orthogonal_shortcut)),
+        "rank-deficient": Arm(seeded_by_block(low_rank_shortcut)),
     }
 
 
@@ -60,8 +87,8 @@ def build_residual_mlp(
     `WeightNormLinear` and the last layer is unbounded, as in the class of PAPER.md §2.7.
 
     Args:
-        arm: ``chain`` (α = 0), ``residual`` (α = ``skip_gain``), ``gain-0.25``, ``gain-0.5``, ``gain-2`` (the
-            doses of PAPER.md §4), or an `Arm`.
+        arm: ``chain`` (α = 0), ``residual`` (α = ``skip_gain``), an intervention of PAPER.md §4 (`arms_with_gain`
+            describes them all), or an `Arm`.
         in_features: Entries of one flattened input.
         width: Width of all hidden layers.
         depth: Number of blocks.
@@ -69,7 +96,7 @@ def build_residual_mlp(
         activation: φ.
         normaliser: ``None``, ``batch``, ``weight`` or ``layer``.
         eps: ε of the normaliser.
-        skip_gain: α in the arm ``residual``; the chain has none.
+        skip_gain: α in the arms ``residual`` and ``residual-…``; the others have their own.
         initialisation: Applied after the arm's own; see `models.initialisation`.
 
     Returns:
@@ -97,7 +124,10 @@ def build_residual_mlp(
 
     stem = nn.Sequential(nn.Flatten(), linear(in_features))
     blocks = [
-        PreActivationBlock(preactivation(), linear(width), chosen.shortcut(width, width, 1)) for _ in range(depth)
+        PreActivationBlock(
+            preactivation(), linear(width), chosen.shortcut(width, width, 1), output_gain=chosen.output_gain
+        )
+        for _ in range(depth)
     ]
     head = nn.Sequential(preactivation(), nn.Linear(width, num_classes))
     model = nn.Sequential(OrderedDict(stem=stem, blocks=nn.Sequential(*blocks), head=head))
