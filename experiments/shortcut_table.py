@@ -23,8 +23,8 @@ from models import PreActivationBlock, arms
 
 MODELS = ("preact-resnet18", "preact-resnet50")
 
-#: The arms that are shown.
-PAPER_ARMS = ("chain", "residual", "original", "modified")
+#: The arms that are shown: the paper's, of a network that has them.
+PAPER_ARMS = (("original", "modified"), ("chain", "residual", "modified"))
 
 #: Shapes of one image: of CIFAR, and of ImageNet with its stem.
 IMAGES = ((3, 32, 32), (3, 224, 224))
@@ -83,10 +83,10 @@ def shortcut_table(
     return pd.DataFrame(rows)
 
 
-def _shown(model: str) -> list[str]:
+def _shown(model: str) -> tuple[str, ...]:
     """The paper's arms of a network, or all of one that has none of them."""
     known = arms(model)
-    return [arm for arm in known if arm in PAPER_ARMS] or [*known]
+    return next((shown for shown in PAPER_ARMS if set(shown) <= set(known)), known)
 
 
 def readable_shortcut_table(frame: pd.DataFrame) -> str:
