@@ -38,6 +38,20 @@ def log_spaced(per_decade: int = 5) -> Schedule:
     return due
 
 
+def at_steps(*steps: int) -> Schedule:
+    """Exactly these steps.
+
+    Raises:
+        InputError: None is given, or one is not a whole number from 0.
+    """
+    for step in steps:
+        if not isinstance(step, Integral) or isinstance(step, bool) or step < 0:
+            raise InputError(f"a schedule of step {step!r} makes no sense; give whole numbers from 0")
+    if not steps:
+        raise InputError("a schedule of no steps measures nothing; give at least one")
+    return frozenset(steps).__contains__
+
+
 def as_schedule(schedule: Schedule | int) -> Schedule:
     """A schedule itself, or ``every(k)`` for a number ``k``."""
     return schedule if callable(schedule) else every(schedule)

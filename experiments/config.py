@@ -82,6 +82,9 @@ class TrainConfig:
     weight_decay: float = 0.0
     """Weight decay of SGD."""
 
+    fixed_length_steps: bool = False
+    """Divide each gradient by its norm over all parameters, so that every step has length lr."""
+
     decay_epochs: int | None = None
     """Multiply the learning rate by --decay-factor every so many epochs; None for never."""
 
@@ -115,6 +118,9 @@ class TrainConfig:
     together: Literal["auto", "yes", "no"] = "auto"
     """Train the trials (and learning rates) of an arm at once, as one vmapped network; auto where that is faster."""
 
+    batch_norm: Literal["train", "frozen"] = "train"
+    """train: statistics of each batch; frozen: those of the first batch at initialisation, for good."""
+
     sync_batch_norm: bool = False
     """With several processes (torchrun): batch norm over the whole batch instead of over each process's part of it."""
 
@@ -135,6 +141,9 @@ class TrainConfig:
 
     probe_size: int = 32
     """Training images in the probe, the fixed batch on which spectra are measured."""
+
+    spectra_dtype: Literal["model", "float64"] = "model"
+    """Precision of spectra's Jacobians; float64 resolves condition numbers up to 1e12 or so, in twice the time."""
 
     measurements: tyro.conf.Suppress[tuple[Measurement, ...]] = (Measurement("tail"),)
 
@@ -173,6 +182,8 @@ class TrainConfig:
             if not values or len(set(values)) < len(values):
                 named = " ".join(values) or "empty"
                 raise InputError(f"--{option} must name at least one value, and each only once; it is {named}")
+        if self.sync_batch_norm and self.batch_norm == "frozen":
+            raise InputError("--sync-batch-norm has nothing to synchronise with --batch-norm frozen; give one of them")
         check_loggers(self.log)
 
 

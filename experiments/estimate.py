@@ -33,7 +33,7 @@ from experiments.grouping import grouped
 from experiments.out_of_memory import is_out_of_memory
 from experiments.outputs import check_out
 from experiments.processes import processes
-from experiments.training import Trainer
+from experiments.training import Trainer, spectra_dtype
 
 #: A measurement is made if its forecast is no longer than this, in seconds; otherwise the forecast stands.
 _MEASURED_SECONDS = 5.0
@@ -255,19 +255,21 @@ class _Measured:
 
 def _measure(experiment: Experiment, trainer: Trainer, item: Measurement | None, place: Path) -> _Measured:
     """Make a measurement twice and time the second; or only forecast it, if that says that it would be too long."""
-    model, probe = trainer.model, experiment.probe
+    model, probe, dtype = trainer.model, experiment.probe, spectra_dtype(experiment.config)
     named = scheduled(item or Measurement("bounds"), None, log_spaced())
     schedule = as_schedule(named.schedule)  # type: ignore[arg-type]
     due = [step for step in range(trainer.total_steps + 1) if schedule(step)]
     row = {"run_id": trainer.directory.name, "step": 0}
     seconds = 0.0
     if item is not None:
-        seconds = forecast(model, probe[0], item, method="auto", tolerance=None, dtype=None, memory_budget=GIB)
+        seconds = forecast(model, probe[0], item, method="auto", tolerance=None, dtype=dtype, memory_budget=GIB)
     late = seconds > _MEASURED_SECONDS
     spectra = SPECTRA.empty_table()
     if not late:
         maps = () if item is None else (replace(item, schedule=1),)
-        monitor = SpectrumMonitor(model, probe, place, maps=maps, schedule=1, max_overhead=None, bounds=item is None)
+        monitor = SpectrumMonitor(
+            model, probe, place, maps=maps, schedule=1, max_overhead=None, dtype=dtype, bounds=item is None
+        )
         monitor.step(0)
         _, seconds = timed(lambda: monitor.step(1), experiment.device)
         monitor.close()

@@ -22,6 +22,7 @@ from diagnostics.tables import write_json
 from experiments.batches import INITIALISATION, PROBE, derive_seed
 from experiments.cells import Cell, all_cells
 from experiments.config import TrainConfig
+from experiments.frozen_batch_norm import freeze_batch_norms, whole_first_batch
 from experiments.grouping import alike_arms, grouped
 from experiments.locks import check_unlocked, locked
 from experiments.networks import build_network, check_arms, check_network
@@ -35,7 +36,7 @@ from experiments.ranks import Ranks
 from experiments.speed import write_speed
 from experiments.step_log import Progress
 from experiments.together import JointTrainer, Member
-from experiments.training import Trainer, mixed_precision
+from experiments.training import Trainer, mixed_precision, spectra_dtype
 from experiments.training_data import draw_indices, memory_format, open_data
 
 #: Images that a network is tried on before training, if a step has so many.
@@ -173,7 +174,7 @@ class Experiment:
             return f"out of memory at a batch of {size} images: give a smaller --batch-size, or more processes"
 
         def try_step(count: int) -> None:
-            network = self._model(group[0])
+            network = self._build(group[0])
             images, labels = self.data.probe(torch.arange(count))
             with mixed_precision(self.config.precision, self.device):
                 logits = network(images.to(self.device))
@@ -201,8 +202,9 @@ class Experiment:
 
     def _check(self, cell: Cell, scratch: Path) -> None:
         """Build, try and measure a run's network once, so that nothing is found wrong with it later."""
-        model = self._model(cell)
+        model = self._build(cell)
         check_network(self.config.model, model, self._example(), self.data.num_classes)
+        self._freeze(model, cell)
         try:
             self._monitor(model, cell, scratch / cell.run_id)
         except UnknownLayerError as error:
@@ -232,6 +234,16 @@ class Experiment:
         )
 
     def _model(self, cell: Cell) -> nn.Module:
+        """A run's network as its training begins with it."""
+        network = self._build(cell)
+        self._freeze(network, cell)
+        return network
+
+    def _freeze(self, network: nn.Module, cell: Cell) -> None:
+        if self.config.batch_norm == "frozen":
+            freeze_batch_norms(network, whole_first_batch(self.data.batches(cell.seed)), self.config.model)
+
+    def _build(self, cell: Cell) -> nn.Module:
         seed_streams(derive_seed(cell.seed, INITIALISATION))
         network = build_network(
             self.config.model,
@@ -263,6 +275,7 @@ class Experiment:
             directory,
             maps=measurements,
             max_overhead=budget or self.config.max_overhead,
+            dtype=spectra_dtype(self.config),
             bounds=self.config.bounds,
             run_id=cell.run_id,
             group=group,
@@ -292,6 +305,7 @@ class Experiment:
             "git_revision": git_revision(),
             "total_steps": self.total_steps(),
             "batch_size": config.batch_size or len(self.data),
+            "batch_norm": config.batch_norm,
             "num_classes": self.data.num_classes,
             "input_shape": list(self.data.input_shape),
             "loss_threshold": config.loss_threshold,

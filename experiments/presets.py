@@ -5,8 +5,12 @@ from typing import Any
 import tyro
 
 from diagnostics.monitor import Measurement
-from diagnostics.schedule import every
+from diagnostics.schedule import at_steps, every
 from experiments.config import TrainConfig
+from models import arms
+
+#: Where the ranking of measures of conditioning looks (``claims.features``).
+_FIRST_STEPS, _FIRST_AND_FIFTH = at_steps(0, 2, 5, 10), at_steps(0, 5)
 
 _CIFAR: dict[str, Any] = {
     "model": "preact-resnet18",
@@ -60,6 +64,48 @@ _DESCRIPTIONS_AND_OPTIONS: dict[str, tuple[str, dict[str, Any]]] = {
             "subset": 32,
             "measurements": (Measurement("tail", ("stem",), schedule=every(1)),),
             "checkpoints": 10,
+        },
+    ),
+    "interventions": (
+        "What conditioning does by itself: a residual MLP with and without skips, other skips, skip gains and "
+        "initialisations at three learning rates; spectra and tangent kernel over the first steps.",
+        {
+            "dataset": "digits",
+            "model": "residual-mlp",
+            "model_options": ("depth=16", "width=32", "normaliser=batch"),
+            "arms": tuple(arms("residual-mlp")),
+            "lr": (0.02, 0.1, 0.5),
+            "trials": 10,
+            "steps": 40,
+            "subset": 128,
+            "checkpoints": 40,
+            "probe_size": 8,
+            "spectra_dtype": "float64",
+            "measurements": (
+                Measurement("tail", ("stem", "blocks.7"), schedule=_FIRST_STEPS),
+                Measurement("layer", ("blocks.0", "blocks.7", "blocks.15"), schedule=_FIRST_AND_FIFTH),
+                Measurement("network", schedule=_FIRST_AND_FIFTH),
+                Measurement("kernel", ("total",), schedule=_FIRST_AND_FIFTH),
+            ),
+        },
+    ),
+    "paper-network-interventions": (
+        "The same on the paper's MNIST network, whose shortcuts also change their shape.",
+        {
+            "dataset": "mnist",
+            "model": "paper-mnist",
+            "arms": tuple(arms("paper-mnist")),
+            "lr": (0.02, 0.1, 0.5),
+            "trials": 10,
+            "steps": 30,
+            "subset": 32,
+            "checkpoints": 30,
+            "probe_size": 8,
+            "spectra_dtype": "float64",
+            "measurements": (
+                Measurement("tail", ("stem",), schedule=_FIRST_STEPS),
+                Measurement("kernel", ("total",), schedule=_FIRST_AND_FIFTH),
+            ),
         },
     ),
     "paper-cifar10": (

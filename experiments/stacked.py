@@ -70,6 +70,14 @@ class StackedNetwork:
             squares.append(norms.double().square().sum(0))
         return torch.cat(squares).sqrt()
 
+    def divide_gradients(self, divisors: Tensor) -> None:
+        """Divide each network's gradient by a number of its own, shape ``(T,)``."""
+        networks = [len(next(iter(part.values()))) for part in self.parameters]
+        for part, own in zip(self.parameters, divisors.split(networks), strict=True):
+            for stack in part.values():
+                if stack.grad is not None:
+                    stack.grad.div_(own.to(stack.dtype).view(-1, *[1] * (stack.dim() - 1)))
+
 
 def apply_with(network: nn.Module, tensors: Mapping[str, Tensor], inputs: Tensor) -> Tensor:
     """A network's output with other parameters and buffers in its place; buffers among them are updated.

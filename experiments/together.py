@@ -17,7 +17,7 @@ from experiments.random_streams import rng_states
 from experiments.resuming import last_common_step
 from experiments.stacked import StackedNetwork, apply_with, attributes, same_structure, unchanged
 from experiments.step_log import Block, DivergedError, Progress
-from experiments.training import Trainer, mixed_precision
+from experiments.training import Trainer, mixed_precision, unit_divisor
 
 #: How far a network's outputs may move when it is vmapped, in float32.
 _TOLERANCE = 1e-3
@@ -124,12 +124,15 @@ class JointTrainer:
         self.ended[row] = status
 
     def _gradients(self, step: int) -> Tensor:
-        """Loss, accuracy and gradient norm of each run, shape ``(T, 3)``; the gradients are left in the stacks."""
+        """Loss, accuracy and gradient norm of each run, shape ``(T, 3)``; what SGD is to use is left in the stacks."""
         self.optimizer.zero_grad(set_to_none=True)
         losses, accuracies = self._losses(step)
         # No run's loss depends on another's parameters, so that the sum's gradient is that of each.
         losses.sum().backward()
-        return torch.stack([losses.detach().double(), accuracies, self.network.norms()], dim=1)
+        norms = self.network.norms()
+        if self.lead.config.fixed_length_steps:
+            self.network.divide_gradients(unit_divisor(norms))
+        return torch.stack([losses.detach().double(), accuracies, norms], dim=1)
 
     def _look(self, step: int) -> Tensor:
         """Loss and accuracy of each run in train mode, and nan; batch norm's buffers are put back."""

@@ -207,7 +207,7 @@ class Trainer:
             self.record(step, loss, accuracy, grad_norm, seconds)
 
     def _gradients(self, network: nn.Module, step: int) -> Tensor:
-        """Loss, accuracy and gradient norm of a step's batch; its gradients are left in the parameters."""
+        """Loss, accuracy and gradient norm of a step's batch; what SGD is to use is left in the parameters."""
         images, labels = self.batches.at(step)
         self.optimizer.zero_grad(set_to_none=True)
         logits = self._logits(network, images)
@@ -218,6 +218,8 @@ class Trainer:
         (loss * self.ranks.loss_scale(len(labels), whole)).backward()
         gradients = [parameter.grad for parameter in self.model.parameters() if parameter.grad is not None]
         norm = torch.nn.utils.get_total_norm(gradients)
+        if self.config.fixed_length_steps:
+            torch._foreach_div_(gradients, unit_divisor(norm))
         return torch.cat([self._means(loss, logits, labels), norm.double()[None]])
 
     def _look(self, network: nn.Module, step: int) -> Tensor:
@@ -240,6 +242,19 @@ class Trainer:
         """Loss and accuracy of the whole batch, float64, from this process's part of it."""
         accuracy = (logits.detach().argmax(1) == labels).double().mean()
         return self.ranks.weighted_mean(torch.stack([loss.detach().double(), accuracy]), len(labels))
+
+
+def unit_divisor(norms: Tensor) -> Tensor:
+    """What to divide gradients of these norms by to get length 1; a gradient of zero stays, an infinite one is nan.
+
+    Finite entries of a norm that overflowed would become zeros, and the run would stand still instead of diverging.
+    """
+    return torch.where(norms == 0, 1, torch.where(norms.isinf(), torch.nan, norms))
+
+
+def spectra_dtype(config: TrainConfig) -> torch.dtype | None:
+    """Precision of the Jacobians by the option ``--spectra-dtype``; None for the model's own."""
+    return torch.float64 if config.spectra_dtype == "float64" else None
 
 
 def mixed_precision(precision: str, device: torch.device) -> torch.autocast:

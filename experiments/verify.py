@@ -21,7 +21,7 @@ from diagnostics.tables import Experiment, clear_disk_errors
 from experiments.claims import running
 from experiments.claims.claim import Claim, Size
 from experiments.claims.evidence import Evidence
-from experiments.claims.paired_claim import PairedClaim
+from experiments.claims.looks import Repeatable
 from experiments.claims.preregistration import FILE, Registration, Request, register
 from experiments.claims.registry import CLAIMS, chosen
 from experiments.claims.report import write_report
@@ -59,6 +59,9 @@ class VerifyOptions:
     device: str = "auto"
     """cpu, cuda, cuda:1 and so on; auto for a GPU if there is one."""
 
+    processes: int | None = None
+    """Processes that train runs at once on a CPU, each on one thread; by default one a core. On a GPU it is one."""
+
 
 def verify(options: VerifyOptions) -> list[Result]:
     """Register, train, judge, and write the report.
@@ -69,7 +72,9 @@ def verify(options: VerifyOptions) -> list[Result]:
     claims = chosen(options.names)
     if options.seeds is not None and options.seeds < 1:
         raise InputError(f"--seeds is {options.seeds}; it must be at least 1")
-    place = running.Place(options.out, options.data_dir, options.device)
+    if options.processes is not None and options.processes < 1:
+        raise InputError(f"--processes is {options.processes}; it must be at least 1")
+    place = running.Place(options.out, options.data_dir, options.device, options.processes)
     running.reusing(running.jobs(claims, options.size, options.seeds, place), options.reuse)  # refused before anything
     request = Request(claims, options.size, options.seeds, {f"{n}": str(d) for n, d in enumerate(options.reuse)})
     _check_seeds(claims, options.size, options.seeds, place, 1)
@@ -100,7 +105,7 @@ def verify(options: VerifyOptions) -> list[Result]:
 
 def at_look(claim: Claim, look: int) -> Claim:
     """The claim at a later look at its verdict, which spends less of the level."""
-    return claim.at_look(look) if isinstance(claim, PairedClaim) else claim
+    return claim.at_look(look) if isinstance(claim, Repeatable) else claim
 
 
 def _check_seeds(claims: Sequence[Claim], size: Size, seeds: int | None, place: running.Place, look: int) -> None:
@@ -108,7 +113,7 @@ def _check_seeds(claims: Sequence[Claim], size: Size, seeds: int | None, place: 
     for job in running.jobs(claims, size, seeds, place):
         for (claim_id, name), plan in job.users.items():
             claim = next(one for one in claims if one.id == claim_id)
-            if not isinstance(claim, PairedClaim):
+            if not isinstance(claim, Repeatable):
                 continue
             fewest = claim.at_look(look).fewest_seeds(name, size, len(job.config.lr))
             if plan.seeds < fewest:

@@ -71,6 +71,19 @@ def conditioning_log(tables: Experiment, name: str) -> pd.Series:
     return means.reindex(pd.Index(tables.runs["run_id"], name="run_id")).astype(float).rename(name)
 
 
+def isometry_cosine_log(tables: Experiment) -> pd.Series:
+    """Mean logarithm of the cosine between J and its nearest isometry, as ``conditioning_log``.
+
+    ``mean(σ) / √mean(σ²) = ‖J‖_* / (√k ‖J‖_F)``, whatever the scale of J: 1 where all k singular values are equal, 1/√k
+    where one is all there is. Dynamical isometry (Pennington et al. 2017) without its scale.
+    """
+    rows = _first_rows(tables.spectra)
+    cosine = rows["sigma_mean"].astype(float) / rows["sigma_rms"].astype(float)
+    means = pd.Series(np.log(cosine), index=rows.index).groupby(rows["run_id"]).mean()
+    index = pd.Index(tables.runs["run_id"], name="run_id")
+    return means.reindex(index).astype(float).rename("isometry_cosine")
+
+
 def unresolved(tables: Experiment) -> pd.Series:
     """Whether the smallest singular value of a run sank under its floor in any of the steps that count, by ``run_id``.
 
@@ -104,4 +117,5 @@ MEASURES: Final[Mapping[str, Callable[[Experiment], pd.Series]]] = {
     "mean_log_loss": partial(speed_log, name="auc_log_loss", is_log=True),
     "steps_to_threshold": steps_to_threshold_log,
     **{name: partial(conditioning_log, name=name) for name in STATISTICS},
+    "isometry_cosine": isometry_cosine_log,
 }

@@ -1,21 +1,22 @@
 """Claims that arms differ: decided by paired comparisons of the runs of an experiment, trial by trial."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from typing import Any
+
+from matplotlib.figure import Figure
 
 from diagnostics.errors import InputError
 from diagnostics.tables import Experiment
+from experiments.claims import looks
 from experiments.claims.claim import Contrast, Finding, Judgement, Plan, Rule, Size, Verdict
+from experiments.claims.claim_figures import OF_EXPERIMENT, draw, in_order_of
 from experiments.claims.evidence import Evidence
 from experiments.claims.paired import fewest_pairs
 from experiments.claims.rules import combine, judge_contrasts
-
-#: The share of the level that the first look at the verdict spends. Each later one, after ``--seeds`` was raised,
-#: spends half of what is left, so that all together never spend more than the level.
-FIRST_LOOK = 0.8
-
+from experiments.claims.wording import ASIDE
 
 @dataclass
 class PairedClaim:
@@ -32,9 +33,11 @@ class PairedClaim:
         controls: What is held equal or varied beside it.
         by_size: What is trained at each size; a size that is not there cannot test it.
         contrasts: The comparisons that decide.
-        secondary: Further ones, shown beside and corrected by themselves, that decide nothing.
+        secondary: Further ones, shown beside and corrected by themselves, that decide nothing; where too few seeds are
+            there for their number, that is said in their place.
         rule: How they are decided.
         look: The how-manieth look at the verdict this is; one more each time that seeds were added.
+        figures: Names in ``claim_figures.OF_EXPERIMENT`` of what is drawn of each experiment, where its tables suffice.
     """
 
     id: str
@@ -47,6 +50,7 @@ class PairedClaim:
     rule: Rule = field(default_factory=Rule)
     secondary: tuple[Contrast, ...] = ()
     look: int = 1
+    figures: tuple[str, ...] = tuple(OF_EXPERIMENT)
 
     def plans(self, size: Size) -> Mapping[str, Plan]:
         """What is to be trained for it; empty where the size cannot test it."""
@@ -61,8 +65,7 @@ class PairedClaim:
             "rule": asdict(self.rule),
             "combined": "each experiment gets an equal share of the level, for comparisons at all its learning rates; "
             "contradicted where one is, supported where all are, vacuous where all are, inconclusive otherwise",
-            "looks": f"the first look spends {FIRST_LOOK:g} of the level, each later one (after --seeds was raised) "
-            "half of what is left",
+            "looks": looks.WORDS,
         }
 
     def at_look(self, look: int) -> "PairedClaim":
@@ -72,11 +75,10 @@ class PairedClaim:
     @property
     def level(self) -> float:
         """The family-wise error rate that this look may spend."""
-        left = 1 - FIRST_LOOK
-        return self.rule.level * (FIRST_LOOK if self.look == 1 else left / 2 ** (self.look - 1))
+        return looks.level_at(self.rule.level, self.look)
 
     def fewest_seeds(self, name: str, size: Size, rates: int) -> int:
-        """The fewest pairs with which every comparison in one of its experiments could come out.
+        """The fewest pairs with which every comparison that decides in one of its experiments could come out.
 
         Args:
             name: Of the plan.
@@ -84,8 +86,7 @@ class PairedClaim:
             rates: Learning rates in it.
         """
         level = self.level / len(self.plans(size))
-        comparisons = max(len(self.contrasts), len(self.secondary)) * rates
-        return max(self.rule.fewest_seeds, fewest_pairs(comparisons, level))
+        return max(self.rule.fewest_seeds, fewest_pairs(len(self.contrasts) * rates, level))
 
     def judge(self, evidence: Evidence, size: Size) -> Judgement:
         """The verdict from the tables of the plans.
@@ -111,11 +112,36 @@ class PairedClaim:
             verdict, found = judge_contrasts(tables, self.contrasts, rule, evidence.seed)
             verdicts.append(verdict)
             findings += [replace(finding, what=finding.what + where) for finding in found]
-            if self.secondary:
-                _, beside = judge_contrasts(tables, self.secondary, rule, evidence.seed)
-                aside += [replace(finding, what=f"decides nothing: {finding.what}{where}") for finding in beside]
+            aside += [
+                replace(finding, what=f"{ASIDE}{finding.what}{where}")
+                for finding in self._beside(tables, rule, evidence.seed)
+            ]
         verdict = combine(verdicts)
-        return Judgement(verdict, (*findings, *aside), summary(findings), change(verdict, findings, self.look))
+        return Judgement(
+            verdict,
+            (*findings, *aside),
+            summary(findings),
+            change(verdict, findings, self.look),
+            draw(evidence.directory, self._makers(evidence, size)),
+        )
+
+    def _beside(self, tables: Experiment, rule: Rule, seed: int) -> tuple[Finding, ...]:
+        """Findings on the secondary comparisons, or one that says why there are none: they cannot stop a verdict."""
+        if not self.secondary:
+            return ()
+        try:
+            return judge_contrasts(tables, self.secondary, rule, seed)[1]
+        except InputError as reason:
+            return (Finding("the secondary comparisons", "inconclusive", note=f"not made: {reason}"),)
+
+    def _makers(self, evidence: Evidence, size: Size) -> dict[str, Callable[[], Figure]]:
+        """What draws each figure of each experiment, by the name of its file."""
+        makers: dict[str, Callable[[], Figure]] = {}
+        for name, plan in self.plans(size).items():
+            tables = in_order_of(plan.arms, evidence.experiments[name])
+            where = f"_{name}" if len(self.plans(size)) > 1 else ""
+            makers |= {f"{figure}{where}": partial(OF_EXPERIMENT[figure], tables) for figure in self.figures}
+        return makers
 
 
 def with_runs(tables: Experiment, run_ids: set[str]) -> Experiment:
@@ -147,8 +173,9 @@ def change(verdict: Verdict, findings: list[Finding], look: int = 1) -> str:
     open_ones = [finding for finding in findings if finding.verdict == "inconclusive"]
     if verdict in ("supported", "contradicted") or not open_ones:
         return "Other settings than these: networks, learning rates, data. More seeds are unlikely to."
-    needed = max(finding.numbers.get("seeds_needed", math.nan) for finding in open_ones)
-    if not math.isfinite(needed):
+    known = [finding.numbers.get("seeds_needed", math.nan) for finding in open_ones]
+    needed = max((seeds for seeds in known if not math.isnan(seeds)), default=math.inf)
+    if math.isinf(needed):
         return "The undecided effects are too small or too rarely measured for any affordable number of seeds."
     later = " (at the stricter level of a later look somewhat more)" if look else ""
     return f"About {math.ceil(needed)} seeds in all{later}: --seeds {math.ceil(needed)} runs those that are missing."

@@ -5,7 +5,9 @@ from experiments.claims.claim import Claim
 from experiments.claims.mnist_spectrum_order import MNIST_SPECTRUM_ORDER
 from experiments.claims.mnist_speed_order import MNIST_SPEED_ORDER
 from experiments.claims.shortcut_speeds_cifar import SHORTCUT_SPEEDS_CIFAR
+from experiments.claims.shortcut_speeds_imagenet import SHORTCUT_SPEEDS_IMAGENET
 from experiments.claims.skip_shifts_spectrum import SKIP_SHIFTS_SPECTRUM
+from experiments.claims.spectrum_explains_speed import SPECTRUM_EXPLAINS_SPEED
 from experiments.claims.theory_claims import (
     CONVERGES_AT_INFINITY,
     NORMALISATION_BOUNDS_CURVATURE,
@@ -24,6 +26,8 @@ CLAIMS: dict[str, Claim] = {
         MNIST_SPECTRUM_ORDER,
         MNIST_SPEED_ORDER,
         SHORTCUT_SPEEDS_CIFAR,
+        SHORTCUT_SPEEDS_IMAGENET,
+        SPECTRUM_EXPLAINS_SPEED,
     )
 }
 

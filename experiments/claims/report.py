@@ -18,7 +18,9 @@ from markupsafe import Markup
 from diagnostics.errors import InputError
 from diagnostics.tables import clear_disk_errors, write_parquet
 from experiments.claims import verdicts
+from experiments.claims.claim import Finding
 from experiments.claims.verdicts import Result, effect, pairs, verdict_table
+from experiments.claims.wording import ASIDE, rule_in_words
 from figures.forest_plot import HOVER, forest_plot
 from figures.saving import save
 
@@ -40,12 +42,23 @@ class _Figure:
 
 @dataclass(frozen=True)
 class _Section:
-    """A claim as the templates see it; ``anchor`` is unique."""
+    """A claim as the templates see it; ``anchor`` is unique, ``rule`` the sentences that say how it is decided."""
 
     result: Result
     anchor: str
+    rule: tuple[str, ...]
     registered: tuple[tuple[str, str], ...]
     figures: tuple[_Figure, ...]
+
+    @property
+    def deciding(self) -> list[Finding]:
+        """The findings that the verdict rests on."""
+        return [finding for finding in self.result.judgement.findings if not finding.what.startswith(ASIDE)]
+
+    @property
+    def beside(self) -> list[Finding]:
+        """The others."""
+        return [finding for finding in self.result.judgement.findings if finding.what.startswith(ASIDE)]
 
 
 def write_report(out: Path, results: Sequence[Result]) -> None:
@@ -149,7 +162,8 @@ def _section(out: Path, result: Result, anchor: str, number: int) -> _Section:
             raise InputError(f"{path} cannot be read as an SVG ({error}); draw it again") from error
         link = Path(os.path.relpath(path.resolve(), out.resolve())).as_posix()
         figures.append(_Figure(name, svg, link))
-    return _Section(result, anchor, tuple(_rows(result.registered)), tuple(figures))
+    rule = tuple(rule_in_words(result.registered))
+    return _Section(result, anchor, rule, tuple(_rows(result.registered)), tuple(figures))
 
 
 def _draw_forest_plot(directory: Path, result: Result) -> list[Path]:
@@ -221,6 +235,7 @@ def _environment(suffix: str) -> Environment:
     environment.filters |= {
         "cell": _markdown,
         "fenced": _fenced,
+        "what": _what,
         "effect": effect,
         "pairs": pairs,
         "corrected_p": verdicts.corrected_p,
@@ -234,6 +249,11 @@ def _environment(suffix: str) -> Environment:
 def _shown(value: Any) -> Any:
     """What a template's expression becomes: text that is to be escaped yet, without control characters."""
     return verdicts.printable(value) if isinstance(value, str) and not isinstance(value, Markup) else value
+
+
+def _what(finding: Finding) -> str:
+    """What was compared, without the words that it decides nothing where its table says so."""
+    return finding.what.removeprefix(ASIDE)
 
 
 def _markdown(text: str) -> str:

@@ -14,7 +14,7 @@ The claim is contradicted if any comparison is, supported or vacuous if all are,
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 import numpy as np
@@ -28,6 +28,7 @@ from experiments.claims.claim import Contrast, Finding, Rule, Verdict
 from experiments.claims.measures import BOUNDS
 from experiments.claims.paired import Differences, LearningRate
 from experiments.claims.survival import median_steps
+from experiments.claims.wording import comparison, measure_words
 
 #: Power that ``seeds_needed`` plans for.
 POWER: Final = 0.8
@@ -82,7 +83,7 @@ def judge_contrasts(
         cases, differences, decide(differences, [c for c, _ in cases], rule), strict=True
     ):
         at = f" at learning rate {rate:g}" if isinstance(rate, float) and len(rates) > 1 else ""
-        what = f"{contrast.measure} of {contrast.arm} {contrast.predicted} than of {contrast.other}{at}"
+        what = comparison(contrast) + at
         numbers = describe(found, decision, rule, seed, len(cases))
         if contrast.measure == "steps_to_threshold":
             for side, arm in (("arm", contrast.arm), ("other", contrast.other)):
@@ -127,7 +128,7 @@ def _verdict(
 def _nothing_to_compare(found: Differences, contrast: Contrast) -> str:
     pairs = len(found.values) + len(found.missing)
     if not len(found.values):
-        return f"{contrast.measure} was measured in no pair"
+        return f"the {measure_words(contrast.measure)} was measured in no pair"
     if contrast.measure in BOUNDS and 2 * found.undecided.sum() > pairs:
         return "the smallest singular value is unresolved in most pairs"
     if not len(found.decided):
@@ -150,10 +151,13 @@ def describe(found: Differences, decision: Decision, rule: Rule, seed: int, comp
     """Effect, intervals, p values and counts of one comparison, by name; ratios are of the arm over the other.
 
     ``ratio`` is that of the median, with a bootstrap interval (``_low, _high``) and an exact one (``_exact_low,
-    _exact_high``) of coverage ``1 - 2 * level``; ``mean_ratio`` is the geometric mean. All uncorrected.
+    _exact_high``) of coverage ``1 - 2 * level``; ``mean_ratio`` is the geometric mean. All uncorrected. Where bounds
+    stand in place of values the intervals reach as far as the truth may; ``ratio_bound`` is there where the ratio then
+    is a bound itself, 1 a lower and -1 an upper one.
     """
-    low, high = paired.bootstrap_interval(found, 1 - rule.level, seed)
-    exact_low, exact_high = paired.exact_interval(found, 1 - 2 * rule.level)
+    least, most = _extremes(found)
+    low, high = (paired.bootstrap_interval(one, 1 - rule.level, seed)[end] for end, one in enumerate((least, most)))
+    exact_low, exact_high = (paired.exact_interval(x, 1 - 2 * rule.level)[end] for end, x in enumerate((least, most)))
     mean, mean_low, mean_high = paired.mean_interval(found, 1 - rule.level, seed)
     logs = {"ratio": found.effect, "ratio_low": low, "ratio_high": high}
     logs |= {"ratio_exact_low": exact_low, "ratio_exact_high": exact_high}
@@ -166,15 +170,25 @@ def describe(found: Differences, decision: Decision, rule: Rule, seed: int, comp
         "ties": (found.decided == 0).sum(),
         "undecided": found.undecided.sum(),
         "infinite": np.isinf(found.values).sum(),
+        "bounded": found.bounded.sum(),
     }
     numbers = {name: float(count) for name, count in counts.items()}
     with np.errstate(over="ignore"):
         numbers |= {name: float(np.exp(value)) for name, value in logs.items()}
     numbers |= {"p_sign": decision.p, "p_sign_corrected": decision.p_corrected}
     numbers |= {"p_wilcoxon": paired.signed_rank_test(found), "p_not_equivalent": decision.p_not_equivalent}
+    if (least.effect < found.effect) != (most.effect > found.effect):
+        numbers["ratio_bound"] = 1.0 if most.effect > found.effect else -1.0
     if decision.verdict == "inconclusive":
         numbers["seeds_needed"] = seeds_needed(found, rule.level / comparisons, rule.equivalent)
     return numbers
+
+
+def _extremes(found: Differences) -> tuple[Differences, Differences]:
+    """The log-ratios with every bound moved as far down, and as far up, as the truth behind it may lie."""
+    low = np.where(found.bounded & (found.values < 0), -np.inf, found.values)
+    high = np.where(found.bounded & (found.values > 0), np.inf, found.values)
+    return replace(found, values=low), replace(found, values=high)
 
 
 def _note(found: Differences, decision: Decision, rule: Rule, numbers: Mapping[str, float]) -> str:
@@ -187,6 +201,8 @@ def _note(found: Differences, decision: Decision, rule: Rule, numbers: Mapping[s
         notes.append("the sign test, which decides, and Wilcoxon's disagree")
     if found.undecided.any() and decision.verdict != "vacuous":
         notes.append(f"{found.undecided.sum()} pairs leave open which is larger")
+    if found.bounded.any() and decision.verdict != "vacuous":
+        notes.append(f"{found.bounded.sum()} ratios are bounds: one side's smallest singular value is under its floor")
     if found.missing:
         notes.append(f"not measured in {_some(found.missing)}")
     return "; ".join(notes)

@@ -16,6 +16,7 @@ from experiments.claims.paired_claim import with_runs
 from experiments.config import TrainConfig
 from experiments.experiment import Experiment
 from experiments.outputs import check_out, is_over, read_status
+from experiments.parallel import run_in_processes
 from experiments.provenance import git_revision, versions
 from experiments.speed import SPEED, write_speed
 from experiments.train import parse
@@ -33,12 +34,14 @@ class Job:
         config: Its options, with the arms and seeds of all claims that share it.
         users: The claims' plans that it serves, by the claim's id and the plan's name.
         is_reused: Whether it was run before, elsewhere: then it is read and never written.
+        processes: As of ``Place``.
     """
 
     name: str
     config: TrainConfig
     users: Mapping[tuple[str, str], Plan]
     is_reused: bool = False
+    processes: int | None = None
 
 
 @dataclass(frozen=True)
@@ -49,11 +52,13 @@ class Place:
         out: The directory of the verdicts.
         data_dir: Folder of the data sets; None for the training command's default.
         device: As for the training command.
+        processes: That train runs at once on a CPU; None for one a core. It changes nothing but the time.
     """
 
     out: Path
     data_dir: Path | None = None
     device: str = "auto"
+    processes: int | None = None
 
 
 def jobs(claims: Sequence[Claim], size: Size, seeds: int | None, place: Place) -> list[Job]:
@@ -85,7 +90,8 @@ def jobs(claims: Sequence[Claim], size: Size, seeds: int | None, place: Place) -
             seeds=max(plan.seeds for plan in users.values()),
             options=options,
         )
-        found.append(Job(name, _config(whole, place.out / _FOLDER / name, place), users))
+        config = _config(whole, place.out / _FOLDER / name, place)
+        found.append(Job(name, config, users, processes=place.processes))
     return found
 
 
@@ -137,7 +143,7 @@ def run(job: Job) -> None:
         if not (out / SPEED).exists():
             write_speed(out)
         return
-    Experiment(job.config).run()
+    run_in_processes(Experiment(job.config), job.processes)
 
 
 def read(job: Job) -> dict[tuple[str, str], tables.Experiment]:

@@ -18,19 +18,22 @@ from diagnostics.measure import spectra
 from diagnostics.spectrum import Spectrum
 from diagnostics.tables import Experiment, empty_frame, spectra_frame
 from experiments.claims.claim import Contrast, Finding, Judgement, Plan, Rule, Size, Verdict
+from experiments.claims.claim_figures import draw
 from experiments.claims.evidence import Evidence
+from experiments.claims.kept_tables import kept_table
 from experiments.claims.paired_claim import change, summary
 from experiments.claims.rules import combine, judge_contrasts
 from experiments.data import load_data, to_float
 from experiments.networks import build_network
 from experiments.theory.random_matrices import uniform_matrix
-from experiments.theory.setting import write_table
 from experiments.threads import one_thread
+from figures.random_matrices import random_matrices
 
 _ON, _OFF = "skip on", "skip off"
 _CONTRAST = Contrast("sigma_min", _ON, _OFF, "larger")
 #: σ_min ~ n^p counts as bounded away from 0 for p above this, and as going to 0 below.
 _BOUNDED = -0.25
+_TABLE = "smallest_singular_values.parquet"
 
 
 @dataclass(frozen=True)
@@ -113,12 +116,12 @@ class SkipShiftsSpectrum:
         }
 
     def judge(self, evidence: Evidence, size: Size) -> Judgement:
-        """The verdict from the table of singular values, which is made first if it is missing."""
-        path = evidence.directory / "smallest_singular_values.parquet"
-        if not path.exists():
-            with one_thread():
-                write_table(pd.DataFrame(_rows(size, evidence.seed)), path)
-        table = pd.read_parquet(path)
+        """The verdict from the table of singular values, which is made first if it is missing.
+
+        Raises:
+            InputError: The table is not as it was written.
+        """
+        table = kept_table(evidence.directory / _TABLE, lambda: _measured(size, evidence.seed))
         networks = _scale(size).networks
         rule = replace(self.rule, level=self.rule.level / (1 + len(networks)))
         findings = [_growth(table[table["what"] == "random matrices"], rule)]
@@ -129,7 +132,9 @@ class SkipShiftsSpectrum:
             verdicts.append(verdict)
             findings += [replace(finding, what=f"{finding.what}, {network.name}") for finding in found]
         whole = combine(verdicts)
-        return Judgement(whole, tuple(findings), summary(findings), change(whole, findings, 0))
+        largest = max(_scale(size).sizes)
+        figures = draw(evidence.directory, {"random_matrices": lambda: random_matrices(largest, evidence.seed)})
+        return Judgement(whole, tuple(findings), summary(findings), change(whole, findings, 0), figures)
 
 
 SKIP_SHIFTS_SPECTRUM = SkipShiftsSpectrum()
@@ -137,6 +142,11 @@ SKIP_SHIFTS_SPECTRUM = SkipShiftsSpectrum()
 
 def _scale(size: Size) -> _Scale:
     return _DEMO if size == "demo" else _FULL
+
+
+def _measured(size: Size, seed: int) -> pd.DataFrame:
+    with one_thread():
+        return pd.DataFrame(_rows(size, seed))
 
 
 def _rows(size: Size, seed: int) -> Iterator[dict[str, Any]]:

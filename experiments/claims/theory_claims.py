@@ -9,13 +9,18 @@ import pandas as pd
 
 from diagnostics.statement import Statement
 from experiments.claims.claim import Finding, Judgement, Plan, Size, Verdict
+from experiments.claims.claim_figures import draw
 from experiments.claims.evidence import Evidence
+from experiments.claims.kept_tables import kept_table
+from experiments.claims.verdicts import MISSING
+from experiments.claims.wording import ASIDE
 from experiments.theory.convergence import run as check_convergence
 from experiments.theory.curvature_growth import run as check_curvature
+from experiments.theory.figures import FIGURES
 from experiments.theory.layers import check_regularity
 from experiments.theory.pl_along_training import check_pl_chain
 from experiments.theory.report import statement_rows
-from experiments.theory.setting import Check, Setting, write_table
+from experiments.theory.setting import Check, Setting
 from experiments.threads import one_thread
 
 #: Of the checks of one statement: more than this share without content make it vacuous; of a claim that may come out
@@ -38,6 +43,7 @@ class TheoryClaim:
         counted: Pattern of the networks that the claim is about; others are shown and decide nothing.
         decides: Pattern of the statements that it consists of; others, such as what proofs use, likewise.
         part: Pattern of the part of a network's description that findings are told apart by.
+        figure: The experiment of ``experiments.theory.figures`` whose figure is shown; empty for none.
     """
 
     id: str
@@ -49,6 +55,7 @@ class TheoryClaim:
     counted: str = ""
     decides: str = ""
     part: str = ".*"
+    figure: str = ""
 
     def plans(self, size: Size) -> dict[str, Plan]:
         """Nothing of ``experiments.train``: the networks here are trained by the check itself."""
@@ -63,30 +70,45 @@ class TheoryClaim:
             "networks that count": self.counted or "all",
             "statements that count": self.decides or "all",
             "rule": {
-                "a statement that is a theorem": "contradicted where any check is violated",
+                "a theorem": "contradicted where any check is violated",
                 "a statement that may come out either way": f"contradicted where at least {_SHARE:g} of the checks "
                 "that say something fail, supported where all hold, inconclusive otherwise",
-                "vacuous": f"where more than {_SHARE:g} of the checks say nothing and none fails",
-                "claim": "contradicted where a statement that counts is, else inconclusive where one is; vacuous where "
-                f"more than {_SHARE:g} of the statements are, supported otherwise",
+                "either of them": f"vacuous where more than {_SHARE:g} of the checks say nothing and none fails",
             },
+            "combined": "contradicted where a statement that counts is, else inconclusive where one is; vacuous where "
+            f"more than {_SHARE:g} of the statements are, supported otherwise",
         }
 
     def judge(self, evidence: Evidence, size: Size) -> Judgement:
-        """The verdict from the table of statements, which is made first if it is missing."""
-        path = evidence.directory / _STATEMENTS
-        if not path.exists():
-            setting = Setting(out=evidence.directory, quick=size == "demo", seed=evidence.seed)
-            with one_thread():
-                rows = statement_rows({self.id: list(self.check(setting))})
-            write_table(pd.DataFrame(rows).astype({"step": "Int64"}), path)
-        table = pd.read_parquet(path)
+        """The verdict from the table of statements, which is made first if it is missing.
+
+        Raises:
+            InputError: The table is not as it was written.
+        """
+        table = kept_table(evidence.directory / _STATEMENTS, lambda: self._checked(evidence, size))
         counts = table["network"].str.contains(self.counted, regex=True)
         counts &= table["statement"].str.contains(self.decides, regex=True)
         findings = list(_findings(table[counts], self.part))
         others = [_aside(finding) for finding in _findings(table[~counts], self.part)]
         verdict = decide([finding.verdict for finding in findings])
-        return Judgement(verdict, (*findings, *others), _summary(findings), _change(verdict, size))
+        makers = {}
+        if self.figure:
+            name, make = FIGURES[self.figure]
+            makers[name] = lambda: make(evidence.directory)
+        figures = draw(evidence.directory, makers)
+        return Judgement(verdict, (*findings, *others), _summary(findings), _change(verdict, size), figures)
+
+    def _checked(self, evidence: Evidence, size: Size) -> pd.DataFrame:
+        """A row for each check of a statement; at the demo size on the bundled digits only."""
+        setting = Setting(
+            out=evidence.directory,
+            quick=size == "demo",
+            seed=evidence.seed,
+            data_dir=None if size == "demo" else evidence.data_dir,
+        )
+        with one_thread():
+            rows = statement_rows({self.id: list(self.check(setting))})
+        return pd.DataFrame(rows).astype({"step": "Int64"})
 
 
 def decide(verdicts: list[Verdict]) -> Verdict:
@@ -118,13 +140,19 @@ def _findings(table: pd.DataFrame, part: str) -> Iterator[Finding]:
         failed = rows[rows["verdict"] == "violated"]
         note = rows["formula"].iloc[0]
         note += f"; vacuous: {causes[0]}" if causes else ""
-        note += f"; fails: {failed['left'].iloc[0]:.4g} against {failed['right'].iloc[0]:.4g}" if len(failed) else ""
+        if len(failed):
+            note += f"; fails: {_side(failed['left'].iloc[0])} against {_side(failed['right'].iloc[0])}"
         yield Finding(
             what=f"{name}: {kind}",
             verdict=decide_statement(**counts, is_claim=bool(rows["is_claim"].all())),
             numbers={"share_holding": share, "checks": len(rows), **counts, "median_tightness": _tightness(rows)},
             note=note,
         )
+
+
+def _side(value: float) -> str:
+    """A side of a statement to four digits; infinite or unknown as a sign."""
+    return f"{value:.4g}".replace("inf", "∞").replace("nan", MISSING)
 
 
 def _part(pattern: str, network: str) -> str:
@@ -140,7 +168,7 @@ def _tightness(rows: pd.DataFrame) -> float:
 
 
 def _aside(finding: Finding) -> Finding:
-    return Finding(f"decides nothing: {finding.what}", finding.verdict, finding.numbers, finding.note)
+    return Finding(f"{ASIDE}{finding.what}", finding.verdict, finding.numbers, finding.note)
 
 
 def _summary(findings: list[Finding]) -> str:
@@ -186,6 +214,7 @@ REGULARITY_BOUND = TheoryClaim(
     controls=("with and without skips", "batch norm, weight norm and none", "restricted to the data's subspaces"),
     check=check_regularity,
     counted=_SMOOTH,
+    figure="regularity",
 )
 
 PL_ALONG_TRAINING = TheoryClaim(
@@ -196,6 +225,7 @@ PL_ALONG_TRAINING = TheoryClaim(
     controls=("with and without skips", "batch norm, weight norm and none"),
     check=check_pl_chain,
     decides="^PŁ",
+    figure="pl",
 )
 
 NORMALISATION_BOUNDS_CURVATURE = TheoryClaim(
@@ -211,8 +241,9 @@ NORMALISATION_BOUNDS_CURVATURE = TheoryClaim(
     ),
     check=check_curvature,
     # The table of PAPER.md, section 4, asks for the Hessian's own top eigenvalue.
-    decides="^curvature (bounded|grows)",
+    decides="^curvature (?:bounded|grows)",
     part=r"\w+ norm",
+    figure="curvature",
 )
 
 CONVERGES_AT_INFINITY = TheoryClaim(
@@ -226,4 +257,5 @@ CONVERGES_AT_INFINITY = TheoryClaim(
     check=_convergence,
     counted="cross-entropy, residual",
     decides="loss tends|optimum at infinity|along the path|decrease per step|cumulative",
+    figure="convergence",
 )

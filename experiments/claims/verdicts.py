@@ -19,6 +19,7 @@ MEANINGS: dict[Verdict, str] = {
     "vacuous": "there was nothing to compare or to decide, so it says nothing",
 }
 MISSING = "–"
+_BOUNDS = {1.0: "≥ ", -1.0: "≤ "}
 #: First of the columns of numbers; by these names ``rules`` gives a comparison's effect and what it rests on.
 NUMBERS = ("ratio", "ratio_low", "ratio_high", "p_sign_corrected", "p_not_equivalent", "pairs")
 
@@ -88,7 +89,7 @@ _SUPERSCRIPTS = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 
 def p_value(value: float | None) -> str:
     """Two digits, and a bound where that is as much as can be meant."""
-    if value is None or math.isnan(value):
+    if value is None or not math.isfinite(value):
         return MISSING
     return "< 0.001" if value < 0.001 else f"{value:.2g}"
 
@@ -100,7 +101,10 @@ def interval(finding: Finding, name: str) -> tuple[float, float]:
 
 
 def effect(finding: Finding) -> str:
-    """The ratio with its interval, or the first other number with its name; a dash where there is neither."""
+    """The ratio with its interval, or the first other number with its name; a dash where there is neither.
+
+    A number with ``…_bound`` beside it is shown as the bound that it is, such as ``≥ 1.80×10¹¹``.
+    """
     name = _effect_name(finding)
     if name is None:
         return MISSING
@@ -131,10 +135,8 @@ def effect_and_pairs(finding: Finding) -> str:
 def other_numbers(finding: Finding) -> str:
     """The numbers that have no column of their own, with their names; intervals in brackets."""
     name = _effect_name(finding) or "ratio"
-    shown = {name, f"{name}_low", f"{name}_high", "pairs", "p_not_equivalent"} | set(
-        filter(_is_corrected_p, finding.numbers)
-    )
-    names = dict.fromkeys(_stem(name) for name in finding.numbers if name not in shown)
+    shown = {name, "pairs", "p_not_equivalent", *filter(_is_corrected_p, finding.numbers)}
+    names = dict.fromkeys(stem for stem in map(_stem, finding.numbers) if stem not in shown)
     return ", ".join(f"{words(name)} {_with_interval(finding, name)}" for name in names)
 
 
@@ -213,6 +215,7 @@ def _effect_name(finding: Finding) -> str | None:
 def _with_interval(finding: Finding, name: str) -> str:
     value = finding.numbers.get(name)
     text = p_value(value) if name.startswith("p_") else number(value)
+    text = _BOUNDS.get(finding.numbers.get(f"{name}_bound", 0.0), "") + text
     low, high = interval(finding, name)
     if math.isnan(low) and math.isnan(high):
         return text
@@ -221,8 +224,8 @@ def _with_interval(finding: Finding, name: str) -> str:
 
 
 def _stem(name: str) -> str:
-    """The number that an interval's end is of; any other name itself."""
-    return name.removesuffix("_low").removesuffix("_high")
+    """The number that an interval's end, or a bound's side, is of; any other name itself."""
+    return name.removesuffix("_low").removesuffix("_high").removesuffix("_bound")
 
 
 def _is_corrected_p(name: str) -> bool:

@@ -7,30 +7,25 @@ and figures. ``--help`` lists the options, and the experiments that NAME can be.
 import os
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import pandas as pd
 import tyro
-from matplotlib.figure import Figure
 
 from diagnostics.errors import InputError, UnsupportedModelError, near_matches
-from diagnostics.tables import clear_disk_errors, read_experiment
+from diagnostics.tables import clear_disk_errors
 from experiments.cli import parse_options, run_command
 from experiments.theory.convergence import run as check_convergence
 from experiments.theory.curvature_growth import run as check_curvature
+from experiments.theory.figures import FIGURES
 from experiments.theory.layers import check_chain_rule, check_regularity, check_skips
 from experiments.theory.pl_along_training import check_pl_chain
 from experiments.theory.random_matrices import run as check_random_matrices
 from experiments.theory.report import print_checks, print_conclusion, statement_rows
 from experiments.theory.setting import Check, Experiment, Setting, write_table
 from experiments.threads import one_thread
-from figures.bounds_along_training import bounds_along_training
-from figures.convergence_at_infinity import convergence_at_infinity
-from figures.curvature_growth import curvature_growth
-from figures.random_matrices import random_matrices
-from figures.regularity_terms import regularity_terms
 from figures.saving import save
 
 EXPERIMENTS: dict[str, Experiment] = {
@@ -160,28 +155,11 @@ def _chosen(options: TheoryOptions) -> list[str]:
 
 
 def _draw(name: str, out: Path) -> list[Path]:
-    """Write the figures of an experiment."""
-    figures: Mapping[str, tuple[str, Callable[[], Figure]]] = {
-        "pl": ("bounds_along_training", lambda: bounds_along_training(read_experiment(out / "pl"))),
-        "curvature": (
-            "curvature_growth",
-            lambda: curvature_growth(_read(out / "curvature_growth"), _read(out / "curvature_growth_fits")),
-        ),
-        "convergence": (
-            "convergence_at_infinity",
-            lambda: convergence_at_infinity(_read(out / "convergence"), _read(out / "convergence_fits")),
-        ),
-        "random-matrices": ("random_matrices", random_matrices),
-        "regularity": ("regularity_terms", lambda: regularity_terms(_read(out / "regularity"))),
-    }
-    if name not in figures:
+    """Write the figure of an experiment, if it has one."""
+    if name not in FIGURES:
         return []
-    stem, make = figures[name]
-    return save(make(), out / "figures" / stem)
-
-
-def _read(path: Path) -> pd.DataFrame:
-    return pd.read_parquet(path.with_suffix(".parquet"))
+    stem, make = FIGURES[name]
+    return save(make(out), out / "figures" / stem)
 
 
 def main(args: Sequence[str] | None = None) -> int:

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from diagnostics.errors import InputError
-from diagnostics.schedule import as_schedule, every, log_spaced
+from diagnostics.schedule import as_schedule, at_steps, every, log_spaced
 
 
 def due(schedule, until):
@@ -23,6 +23,18 @@ def test_log_spaced_is_dense_at_first_and_constant_per_decade():
         assert len([step for step in steps if low <= step < 10 * low]) == 5
         assert low in steps
     assert len(due(log_spaced(50), 101)) > 50
+
+
+def test_at_steps():
+    assert due(at_steps(0, 7, np.int64(3), 3), 20) == [0, 3, 7]
+    assert at_steps(5)(np.int64(5))
+    assert due(as_schedule(at_steps(2)), 5) == [2]
+
+
+@pytest.mark.parametrize("steps", [(), (-1,), (3, 2.0), ("3",), (True,), ([1, 2],)])
+def test_steps_that_make_no_sense(steps):
+    with pytest.raises(InputError, match=r"give (whole numbers from 0|at least one)"):
+        at_steps(*steps)
 
 
 def test_a_function_is_a_schedule():

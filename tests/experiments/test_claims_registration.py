@@ -9,7 +9,8 @@ import pytest
 from diagnostics.errors import InputError
 from experiments.claims import preregistration
 from experiments.claims.claim import Contrast, Plan
-from experiments.claims.paired_claim import FIRST_LOOK, PairedClaim
+from experiments.claims.looks import FIRST_LOOK
+from experiments.claims.paired_claim import PairedClaim
 from experiments.claims.preregistration import FILE, Request, read, register
 from experiments.claims.registry import CLAIMS, chosen
 from experiments.claims.running import Place, jobs

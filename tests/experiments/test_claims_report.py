@@ -16,6 +16,7 @@ from diagnostics.errors import InputError
 from experiments.claims.claim import Finding, Judgement
 from experiments.claims.report import inline_svg, write_report
 from experiments.claims.verdicts import NUMBERS, SYMBOLS, Result, effect, number, other_numbers, p_value, print_verdicts
+from experiments.claims.wording import ASIDE
 from figures.forest_plot import HOVER, forest_plot
 from figures.saving import save
 
@@ -281,6 +282,61 @@ def test_effects_that_are_no_ratios_carry_their_name() -> None:
     )
     assert effect(finding) == "rank 0.500 [0.100, 0.900]"
     assert other_numbers(finding) == "p sign 0.01, mean [0, ∞]"
+
+
+def test_numbers_that_are_none_or_infinite_survive_everywhere(tmp_path: Path, results: list[Result], capsys) -> None:
+    """Whatever a rule could not compute is a dash or a sign in every output, and itself in the table."""
+    values = (INF, -INF, NAN)
+    names = (*NUMBERS, "seeds_needed", "p_wilcoxon", "p_sign", "share", "share_low", "share_high", "ratio_bound")
+    findings = tuple(Finding(f"all {value}", "inconclusive", dict.fromkeys(names, value)) for value in values)
+    findings += tuple(Finding(f"share {value}", "inconclusive", {"share": value}) for value in values)
+    write_report(tmp_path, [replace(results[1], judgement=Judgement("inconclusive", findings, "", ""))])
+    print_verdicts([replace(results[1], judgement=Judgement("inconclusive", findings, "", ""))])
+    table = pd.read_parquet(tmp_path / "verdicts")
+    for name in names:
+        assert table[name].tolist()[:2] == [INF, -INF]
+        assert table[name].isna().tolist()[:3] == [False, False, True]
+    outputs = [(tmp_path / name).read_text() for name in ("report.html", "report.md")] + [capsys.readouterr().out]
+    for text in outputs:
+        shown = re.sub(r"<svg.*?</svg>", "", re.sub(r"(all|share) −?-?(inf|nan)", "", text), flags=re.DOTALL)
+        assert not {"nan", "inf"} & set(re.split(r"\W+", shown))
+        assert "∞" in text
+
+
+def test_bounds_are_shown_as_such_in_every_output(tmp_path: Path, results: list[Result], capsys) -> None:
+    findings = (
+        ratio("σ_min, skip above none", "supported", 1.8e11, 1.2e11, INF, 1e-9, 1.0, 10, ratio_bound=1.0, bounded=10),
+        ratio("κ, skip below none", "supported", 5.0e-9, 0.0, 6.0e-9, 1e-9, 1.0, 10, ratio_bound=-1.0, bounded=10),
+    )
+    assert [effect(one) for one in findings] == ["≥ 1.80×10¹¹ [1.20×10¹¹, ∞]", "≤ 5.00×10⁻⁹ [0, 6.00×10⁻⁹]"]
+    assert other_numbers(findings[0]) == "bounded 10"
+    found = [replace(results[1], judgement=Judgement("supported", findings, "", ""))]
+    write_report(tmp_path, found)
+    print_verdicts(found)
+    plot = (tmp_path / "spectrum-explains-speed" / "forest_plot.svg").read_text()
+    for text in ((tmp_path / "report.html").read_text(), (tmp_path / "report.md").read_text(), plot):
+        assert "≥ 1.80×10¹¹" in text
+        assert "≤ 5.00×10⁻⁹" in text
+    assert "≥ 1.80×10¹¹ [1.20×10¹¹, ∞], 10 pairs" in capsys.readouterr().out
+    assert pd.read_parquet(tmp_path / "verdicts")["ratio_bound"].tolist() == [1, -1]
+
+
+def test_the_rule_is_said_in_sentences_and_what_decides_nothing_is_folded(
+    tmp_path: Path, results: list[Result]
+) -> None:
+    findings = (*results[0].judgement.findings[:1], Finding(f"{ASIDE}steps to the threshold: a below b", "supported"))
+    one = replace(results[1], judgement=Judgement("supported", findings, "", ""))
+    one = replace(one, registered={**one.registered, "combined": "supported where all are"})
+    write_report(tmp_path, [one])
+    for name in ("report.html", "report.md"):
+        text = (tmp_path / name).read_text()
+        assert "is held to 5 % (Holm&#39;s correction)" in text.replace("'", "&#39;")
+        assert "ratios from 0.909 to 1.1 count as no effect, and fewer than 6 pairs decide nothing." in text
+        assert "The claim as a whole: supported where all are." in text
+    html = (tmp_path / "report.html").read_text()
+    (folded,) = re.findall(r"<details>\s*<summary>Shown beside, deciding nothing \(1\)</summary>(.*?)</details>",
+                           html, re.DOTALL)  # fmt: skip
+    assert '<th scope="row" class="long">steps to the threshold: a below b</th>' in folded
 
 
 def rows(**changes: list) -> pd.DataFrame:

@@ -7,10 +7,12 @@ from scipy import stats
 
 from diagnostics.errors import InputError
 from diagnostics.tables import Experiment, empty_frame, spectra_frame
-from experiments.claims import paired
+from experiments.claims import paired, wording
 from experiments.claims.claim import Contrast, Rule
+from experiments.claims.measures import MEASURES
 from experiments.claims.paired import Differences
 from experiments.claims.rules import combine, decide, judge_contrasts, seeds_needed, sign_test_power
+from experiments.claims.verdicts import effect
 
 RULE = Rule()
 SEEDS, WORLDS = 20, 400
@@ -189,7 +191,8 @@ def experiment(losses, *, kappa=None, resolved=True, threshold=1.0):
             curve = np.geomspace(4.0, loss, 21) if status == "finished" else [4.0, np.nan]
             metrics += [{"run_id": run_id, "step": k, "split": "train", "loss": x} for k, x in enumerate(curve)]
             if kappa:
-                row = {"run_id": run_id, "step": 0, "map": "tail", "layer": "stem", "resolved": resolved}
+                own = resolved if isinstance(resolved, bool) else np.broadcast_to(resolved[arm], len(trials))[trial]
+                row = {"run_id": run_id, "step": 0, "map": "tail", "layer": "stem", "resolved": bool(own)}
                 spectra.append(row | {"condition_number": kappa[arm][trial]})
     return Experiment(
         pd.DataFrame(runs).assign(loss_threshold=threshold),
@@ -215,7 +218,7 @@ def judge(tables, *contrasts):
 def test_a_real_effect_is_supported_with_its_size(rng):
     verdict, (finding,) = judge(experiment(world(rng)))
     assert (verdict, finding.verdict) == ("supported", "supported")
-    assert finding.what == "final_loss of skip smaller than of chain"
+    assert finding.what == "training loss at the end: skip below chain"
     numbers = finding.numbers
     assert numbers["ratio_low"] < np.exp(-0.5) < numbers["ratio_high"] < 1
     assert numbers["ratio_exact_low"] <= numbers["ratio"] <= numbers["ratio_exact_high"]
@@ -294,6 +297,41 @@ def test_nothing_to_compare_is_vacuous(rng):
     assert judge(experiment(high), steps, LOSS)[0] == "inconclusive"
     resolved = experiment(high, kappa={"skip": [1e6] * SEEDS, "chain": [1e8] * SEEDS})
     assert judge(resolved, KAPPA)[0] == "supported"
+
+
+@pytest.mark.parametrize(("bounded", "side"), [("chain", 1), ("skip", -1)])
+def test_a_ratio_of_bounds_is_one_and_its_interval_reaches_as_far_as_the_truth_may(bounded, side, rng):
+    exact, bounds = np.exp(rng.normal(size=SEEDS)), np.exp(20 + rng.normal(size=SEEDS))
+    kappa = {arm: bounds if arm == bounded else exact for arm in ("skip", "chain")}
+    tables = experiment(world(rng), kappa=kappa, resolved={arm: arm != bounded for arm in kappa})
+    contrast = Contrast("condition_number", "chain", "skip", "larger")
+    _, (finding,) = judge(tables, contrast)
+    assert finding.verdict == ("supported" if side == 1 else "contradicted")
+    numbers = finding.numbers
+    assert (numbers["bounded"], numbers["ratio_bound"]) == (SEEDS, side)
+    assert effect(finding).startswith("≥ " if side == 1 else "≤ ")
+    assert numbers["ratio_high" if side == 1 else "ratio_low"] == (np.inf if side == 1 else 0)
+    assert np.isfinite(np.log(numbers["ratio_low" if side == 1 else "ratio_high"]))
+    assert "20 ratios are bounds" in finding.note
+    _, (whole,) = judge(experiment(world(rng), kappa=kappa), contrast)
+    assert "ratio_bound" not in whole.numbers
+    assert whole.numbers["ratio"] == pytest.approx(numbers["ratio"])
+
+
+def test_bounds_beyond_the_median_leave_it_exact(rng):
+    kappa = {"skip": np.ones(SEEDS), "chain": np.exp(np.linspace(1, 3, SEEDS))}
+    tables = experiment(world(rng), kappa=kappa, resolved={"skip": True, "chain": kappa["chain"] < 10})
+    _, (finding,) = judge(tables, Contrast("condition_number", "chain", "skip", "larger"))
+    assert finding.numbers["bounded"] > 0
+    assert "ratio_bound" not in finding.numbers
+    assert effect(finding)[0].isdigit()
+
+
+def test_every_measure_has_words():
+    assert set(MEASURES) <= set(wording.MEASURES)
+    said = wording.comparison(Contrast("loss_at_step_2", "residual", "chain", "smaller"))
+    assert said == "training loss at step 2: residual below chain"
+    assert wording.comparison(Contrast("sigma_min", "a", "b", "larger")) == "smallest singular value: a above b"
 
 
 def test_runs_that_never_reach_the_threshold_are_slower_than_those_that_do(rng):

@@ -62,6 +62,16 @@ def test_outputs_gradients_and_buffers_are_those_of_each_network(net, groups):
     torch.testing.assert_close(stacked.norms(), torch.stack(norms))
 
 
+@pytest.mark.parametrize("groups", [[0, 0, 0], [7, 7, 3]], ids=str)
+def test_gradients_are_divided_network_by_network(groups):
+    networks = [network(seed, nn.BatchNorm1d(4)) for seed in range(3)]
+    stacked = StackedNetwork(networks, groups)
+    (stacked(torch.rand(3, 6, 5, dtype=torch.float64)) ** 2).sum().backward()
+    norms, divisors = stacked.norms(), torch.tensor([2.0, 1.0, 0.25], dtype=torch.float64)
+    stacked.divide_gradients(divisors)
+    torch.testing.assert_close(stacked.norms(), norms / divisors)
+
+
 def test_each_network_shows_what_becomes_of_the_stack():
     networks = [used_twice(seed) for seed in range(2)]
     before = [{name: tensor.clone() for name, tensor in one.state_dict().items()} for one in networks]

@@ -15,6 +15,7 @@ from diagnostics.schedule import every
 from diagnostics.tables import read_experiment
 from experiments.batches import Batches, BatchOrder, HeldImages, Pixels
 from experiments.data import Split
+from experiments.frozen_batch_norm import freeze_batch_norms
 from experiments.presets import PRESETS
 from experiments.step_log import Block
 from experiments.together import JointTrainer, Member, obstacle
@@ -193,6 +194,26 @@ def test_numbers_are_those_one_by_one(tmp_path, net):
     options = FULL | {"bounds": net == "batch-norm"}
     assert together(tmp_path / "joint", NETS[net], RUNS, **options) == dict.fromkeys(range(5), "finished")
     alone(tmp_path / "alone", NETS[net], RUNS, **options)
+    assert_same(tmp_path / "alone", tmp_path / "joint", RTOL)
+
+
+@pytest.mark.parametrize("net", ["batch-norm", "tied", "scalar-unused-frozen"])
+def test_numbers_of_steps_of_fixed_length_are_those_one_by_one(tmp_path, net):
+    together(tmp_path / "joint", NETS[net], RUNS, fixed_length_steps=True, **FULL)
+    alone(tmp_path / "alone", NETS[net], RUNS, fixed_length_steps=True, **FULL)
+    assert_same(tmp_path / "alone", tmp_path / "joint", RTOL)
+
+
+@pytest.mark.parametrize("net", ["batch-norm", "convolution"])
+def test_numbers_with_frozen_batch_norm_are_those_one_by_one(tmp_path, net):
+    def make():
+        made = NETS[net]()
+        freeze_batch_norms(made, PIXELS(split(14, 1).images[:4]), net)
+        return made
+
+    assert not obstacle([make(), make()], PIXELS(split(14, 1).images))
+    together(tmp_path / "joint", make, RUNS, **FULL)
+    alone(tmp_path / "alone", make, RUNS, **FULL)
     assert_same(tmp_path / "alone", tmp_path / "joint", RTOL)
 
 

@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from itertools import pairwise
 
 import pandas as pd
 import pytest
@@ -16,7 +17,7 @@ from experiments.batches import Batches, BatchOrder, HeldImages, Pixels
 from experiments.checkpoints import list_checkpoints, load_weights
 from experiments.data import Split
 from experiments.presets import PRESETS
-from experiments.training import Trainer
+from experiments.training import Trainer, unit_divisor
 
 PIXELS = Pixels((0.4,), (0.3,))
 
@@ -50,14 +51,17 @@ def run(directory, model, **options):
     return status, {name: rows.set_index("step") for name, rows in metrics.groupby("split")}
 
 
-def by_hand(model, batches, steps, lr_at, momentum=0.0, weight_decay=0.0):
-    """Losses before every update and after the last one, of SGD written out."""
+def by_hand(model, batches, steps, lr_at, momentum=0.0, weight_decay=0.0, unit=False):
+    """Losses before every update and after the last one, of SGD written out, of gradients of length 1 if wished."""
     losses, velocity = [], [torch.zeros_like(p) for p in model.parameters()]
     for step in range(steps + 1):
         images, labels = batches.at(step)
         loss = cross_entropy(model(images), labels)
         losses.append(loss.item())
         gradients = torch.autograd.grad(loss, [*model.parameters()])
+        if unit:
+            norm = torch.cat([g.flatten() for g in gradients]).norm()
+            gradients = [g / norm for g in gradients]
         with torch.no_grad():
             for p, g, v in zip(model.parameters(), gradients, velocity, strict=True):
                 v.mul_(momentum).add_(g + weight_decay * p)
@@ -74,6 +78,52 @@ def test_is_plain_sgd(tmp_path, momentum, weight_decay):
     assert status == "finished"
     assert metrics["train"]["loss"].tolist() == pytest.approx(expected, rel=1e-5)
     assert metrics["train"].index.tolist() == list(range(7))
+
+
+@pytest.mark.parametrize(("momentum", "weight_decay"), [(0.0, 0.0), (0.9, 0.01)])
+def test_steps_of_fixed_length_are_sgd_with_normalised_gradients(tmp_path, momentum, weight_decay):
+    model, twin = network(nn.BatchNorm1d(8)), network(nn.BatchNorm1d(8))
+    batches = trainer(tmp_path / "a", twin).batches
+    expected = by_hand(twin, batches, 6, lambda _: 0.2, momentum, weight_decay, unit=True)
+    options = {"momentum": momentum, "weight_decay": weight_decay, "fixed_length_steps": True}
+    _, metrics = run(tmp_path / "b", model, **options)
+    assert metrics["train"]["loss"].tolist() == pytest.approx(expected, rel=1e-5)
+
+
+def test_steps_of_fixed_length_have_length_lr_and_the_true_norm_in_the_tables(tmp_path):
+    options = {"fixed_length_steps": True, "decay_epochs": 1, "decay_factor": 0.5}
+    _, metrics = run(tmp_path, network(), checkpoints=1, **options)
+    weights = [load_weights(path) for _, path in list_checkpoints(tmp_path)]
+    points = [torch.cat([tensor.flatten() for _, tensor in sorted(one.items())]) for one in weights]
+    lengths = [float((after - before).norm()) for before, after in pairwise(points)]
+    assert lengths == pytest.approx([0.2] * 3 + [0.1] * 3, rel=1e-4)
+    images, labels = trainer(tmp_path / "other", network()).batches.at(0)
+    model = network()
+    gradients = torch.autograd.grad(cross_entropy(model(images), labels), [*model.parameters()])
+    norm = torch.cat([gradient.flatten() for gradient in gradients]).norm().item()
+    assert metrics["train"]["grad_norm"][0] == pytest.approx(norm, rel=1e-4)
+
+
+def test_gradients_without_a_length():
+    found = unit_divisor(torch.tensor([0.0, 0.5, torch.inf, torch.nan]))
+    torch.testing.assert_close(found, torch.tensor([1.0, 0.5, torch.nan, torch.nan]), equal_nan=True)
+
+
+def test_a_zero_gradient_stays_zero_in_steps_of_fixed_length(tmp_path):
+    model = network()
+    with torch.no_grad():
+        model[-1].weight.zero_()
+        model[-1].bias.copy_(torch.tensor([1e4, 0.0, -1e4]))  # certain, and right of all images
+    made = trainer(tmp_path, model, fixed_length_steps=True)
+    made.batches.split.labels.zero_()
+    assert made.run(lambda *_: None) == "finished"
+    assert torch.equal(model[-1].bias, torch.tensor([1e4, 0.0, -1e4]))
+
+
+@pytest.mark.parametrize("batch_size", [4, None])
+def test_divergence_of_steps_of_fixed_length_is_a_result(tmp_path, batch_size):
+    status, _ = run(tmp_path, network(), lr=1e25, steps=20, fixed_length_steps=True, batch_size=batch_size)
+    assert status == "diverged"
 
 
 def test_learning_rate_steps_exactly_at_epoch_boundaries(tmp_path):
@@ -205,6 +255,7 @@ def test_a_run_that_diverges_has_the_bounds_until_then(tmp_path):
 def test_resuming_in_mid_epoch_takes_the_same_path(tmp_path, stop):
     """Stopped after any step, with dropout, momentum, augmentation and batch norm on."""
     options = {"momentum": 0.9, "augment": "crop", "evaluate_epochs": 1, "checkpoints": 2}
+    options["fixed_length_steps"] = stop % 2 == 0
 
     def kill(step, *_):
         if step == stop:

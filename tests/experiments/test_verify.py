@@ -57,7 +57,8 @@ def _claims(monkeypatch):
 
 
 def run(out, *args):
-    return verify.main(["--out", str(out), "--device", "cpu", *args])
+    # Other processes would not know of the stubs.
+    return verify.main(["--out", str(out), "--device", "cpu", "--processes", "1", *args])
 
 
 @pytest.fixture(scope="module")
@@ -158,6 +159,15 @@ def test_an_edited_registration_is_refused(copy, capsys):
     assert "was changed after it was written" in refusal(capsys, copy)
 
 
+def test_processes_are_handed_on_and_not_registered(tmp_path, monkeypatch):
+    asked = []
+    monkeypatch.setattr(running, "run_in_processes", lambda _, processes: asked.append(processes))
+    for processes in ("3", "2"):
+        assert run(tmp_path / "out", "--processes", processes) == 2  # as nothing was trained
+    assert asked == [3, 2]
+    assert len(json.loads((tmp_path / "out" / FILE).read_text())["entries"]) == 1
+
+
 def test_a_deleted_run_is_refused_as_incomplete(copy):
     (job,) = jobs(list(CLAIMS.values()), "demo", None, Place(copy))
     run_directory = copy / "experiments/digits/runs/residual-lr0.1-trial03"
@@ -219,6 +229,7 @@ def test_runs_of_different_code_are_refused(copy, capsys, column):
         (["sped"], ["unknown claim 'sped'", "Did you mean 'speed'"]),
         (["--size", "huge"], ["--size", "huge"]),
         (["--seeds", "0"], ["--seeds is 0"]),
+        (["--processes", "0"], ["--processes is 0"]),
         (["--seeds", "3"], ["3 seeds are too few for speed", "--seeds 6"]),
         (["--reuse", "nowhere"], ["nowhere holds no experiment"]),
     ],
