@@ -18,6 +18,7 @@ from experiments.claims.paired import fewest_pairs
 from experiments.claims.rules import combine, judge_contrasts
 from experiments.claims.wording import ASIDE
 
+
 @dataclass
 class PairedClaim:
     """A claim decided by paired comparisons.

@@ -13,7 +13,14 @@ from experiments.claims.mechanism import Design
 LRS = (0.02, 0.1)
 
 #: Log κ by arm.
-KAPPAS = {"chain": 6.0, "residual": 3.0, "orthogonal chain": 2.0, "orthogonal residual": 1.0, "scaled": 6.0, "half": 4.5}
+KAPPAS = {
+    "chain": 6.0,
+    "residual": 3.0,
+    "orthogonal chain": 2.0,
+    "orthogonal residual": 1.0,
+    "scaled": 6.0,
+    "half": 4.5,
+}
 SKIPS = ("residual", "orthogonal residual", "scaled", "half")
 DESIGN = Design(
     base="chain",
