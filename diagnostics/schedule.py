@@ -52,6 +52,12 @@ def at_steps(*steps: int) -> Schedule:
     return frozenset(steps).__contains__
 
 
+def until(last: int, schedule: Schedule | int) -> Schedule:
+    """The steps of another schedule, up to and with the step ``last``."""
+    due = as_schedule(schedule)
+    return lambda step: step <= last and due(step)
+
+
 def as_schedule(schedule: Schedule | int) -> Schedule:
     """A schedule itself, or ``every(k)`` for a number ``k``."""
     return schedule if callable(schedule) else every(schedule)

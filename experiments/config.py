@@ -142,6 +142,9 @@ class TrainConfig:
     probe_size: int = 32
     """Training images in the probe, the fixed batch on which spectra are measured."""
 
+    measure_until: int | None = None
+    """Take no measurements after this step; None for all that the preset schedules."""
+
     spectra_dtype: Literal["model", "float64"] = "model"
     """Precision of spectra's Jacobians; float64 resolves condition numbers up to 1e12 or so, in twice the time."""
 
@@ -198,7 +201,11 @@ _DEMANDS: tuple[tuple[tuple[str, ...], Callable[[float], bool], str], ...] = (
         "at least 1",
     ),
     (("lr", "decay_factor", "max_overhead"), lambda value: 0 < value < math.inf, "a positive number"),
-    (("momentum", "weight_decay", "seed", "workers"), lambda value: 0 <= value < math.inf, "a number from 0"),
+    (
+        ("momentum", "weight_decay", "seed", "workers", "measure_until"),
+        lambda value: 0 <= value < math.inf,
+        "a number from 0",
+    ),
     (("loss_threshold",), math.isfinite, "a finite number"),
 )
 

@@ -18,6 +18,7 @@ from tqdm import tqdm
 from diagnostics.errors import InputError, UnknownLayerError
 from diagnostics.forecast import TimeBudget
 from diagnostics.monitor import SpectrumMonitor
+from diagnostics.schedule import log_spaced, until
 from diagnostics.tables import write_json
 from experiments.batches import INITIALISATION, PROBE, derive_seed
 from experiments.cells import Cell, all_cells
@@ -269,6 +270,11 @@ class Experiment:
         measurements = self.config.measurements if self.config.diagnostics else ()
         if self.config.layers is not None:
             measurements = tuple(replace(measurement, layers=self.config.layers) for measurement in measurements)
+        last = self.config.measure_until
+        if last is not None:
+            measurements = tuple(
+                replace(one, schedule=until(last, one.schedule or log_spaced())) for one in measurements
+            )
         return SpectrumMonitor(
             model,
             self.probe,

@@ -19,8 +19,9 @@ from tqdm import tqdm
 from diagnostics.errors import InputError
 from diagnostics.tables import Experiment, clear_disk_errors
 from experiments.claims import running
-from experiments.claims.claim import Claim, Size
+from experiments.claims.claim import Claim, Judgement, Size
 from experiments.claims.evidence import Evidence
+from experiments.claims.judging import judge_alone
 from experiments.claims.looks import Repeatable
 from experiments.claims.preregistration import FILE, Registration, Request, register
 from experiments.claims.registry import CLAIMS, chosen
@@ -86,6 +87,7 @@ def verify(options: VerifyOptions) -> list[Result]:
     seeds = options.seeds if options.seeds is not None else registration.seeds
     _check_seeds(claims, options.size, seeds, place, registration.looks)
     jobs = running.reusing(running.jobs(claims, options.size, seeds, place), options.reuse)
+    judgements = judge_alone(claims, options.size, options.out, options.data_dir, options.processes)
     for number, job in enumerate(jobs, 1):
         print(
             f"experiment {number} of {len(jobs)}: {job.name}, for {' '.join(sorted({user[0] for user in job.users}))}"
@@ -94,7 +96,7 @@ def verify(options: VerifyOptions) -> list[Result]:
     found = {user: tables for job in jobs for user, tables in running.read(job).items()}
     results = []
     for claim in tqdm(claims, desc="judging", unit="claim", dynamic_ncols=True, leave=False):
-        results.append(_result(claim, options, registration, found))
+        results.append(_result(claim, options, registration, found, judgements.get(claim.id)))
         # After each, so that an interruption loses nothing that was decided.
         write_report(options.out, results)
     print()
@@ -128,12 +130,14 @@ def _result(
     options: VerifyOptions,
     registration: Registration,
     found: dict[tuple[str, str], Experiment],
+    judgement: Judgement | None,
 ) -> Result:
     directory = options.out / claim.id
     with clear_disk_errors(directory):
         directory.mkdir(parents=True, exist_ok=True)
-    own = {name: found[claim.id, name] for name in claim.plans(options.size)}
-    judgement = claim.judge(Evidence(own, directory, data_dir=options.data_dir), options.size)
+    if judgement is None:
+        own = {name: found[claim.id, name] for name in claim.plans(options.size)}
+        judgement = claim.judge(Evidence(own, directory, data_dir=options.data_dir), options.size)
     return Result(
         id=claim.id,
         statement=claim.statement,

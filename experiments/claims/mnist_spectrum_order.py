@@ -14,12 +14,15 @@ PLANS: dict[Size, dict[str, Plan]] = {
             preset="paper-mnist",
             arms=("chain", "residual", "modified"),
             seeds=10,
-            options=("--dataset", "digits", "--steps", "20", "--probe-size", "8"),
+            options=("--dataset", "digits", "--steps", "20", "--probe-size", "8", "--measure-until", "9"),
         )
     },
     "mnist": {
         "paper-mnist": Plan(
-            preset="paper-mnist", arms=("chain", "residual", "modified"), seeds=30, options=("--steps", "20")
+            preset="paper-mnist",
+            arms=("chain", "residual", "modified"),
+            seeds=30,
+            options=("--steps", "20", "--measure-until", "9"),
         )
     },
 }

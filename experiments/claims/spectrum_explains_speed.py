@@ -17,6 +17,7 @@ from experiments.claims.mechanism_report import Judged, judge_experiment
 from experiments.claims.paired import fewest_pairs
 from experiments.claims.paired_claim import change
 from experiments.claims.rules import combine
+from experiments.claims.wording import ASIDE
 
 _GAINS: Final = {"gain-0.25": 0.25, "gain-0.5": 0.5, "residual": 1.0, "gain-2": 2.0}
 _MLP_INTERVENTIONS: Final[dict[str, Kind]] = {
@@ -46,8 +47,11 @@ _CONTROL = replace(
 )  # fmt: skip
 _DEMO = replace(
     _MLP,
-    interventions={arm: _MLP_INTERVENTIONS[arm] for arm in (*_FEW, "gain-0.5", "gain-2", "residual-looks-linear")},
-    doses={"chain": 0.0, "gain-0.5": 0.5, "residual": 1.0, "gain-2": 2.0},
+    interventions={
+        arm: _MLP_INTERVENTIONS[arm]
+        for arm in ("chain-orthogonal", "chain-looks-linear", "rank-deficient", "gain-0.5", "residual-looks-linear")
+    },
+    doses={"chain": 0.0, "gain-0.5": 0.5, "residual": 1.0},
     factorial=(_FACTORIAL[0], _FACTORIAL[3]),
 )
 _PAPER = Design(
@@ -99,21 +103,23 @@ def _planned(preset: str, design: Design, seeds: int, pilots: int, *options: str
 
 
 _MNIST = ("--dataset", "mnist")
+#: Controls decide nothing, and have fewer trials.
+_CONTROLS = {
+    "residual-mlp-fixed-length-steps": ("--fixed-length-steps",),
+    "residual-mlp-frozen-batch-norm": ("--batch-norm", "frozen"),
+    "residual-mlp-no-batch-norm": ("--model-options", "depth=16", "width=32"),
+}
 _PLANS: dict[Size, dict[str, Planned]] = {
-    "demo": {"residual-mlp": _planned("interventions", _DEMO, 14, 2, "--lr", "0.1", "0.5")},
+    "demo": {"residual-mlp": _planned("interventions", _DEMO, 16, 2, "--steps", "20", "--lr", "0.1", "0.5")},
     "mnist": {
-        "residual-mlp": _planned("interventions", _MLP, 36, 6, *_MNIST),
-        "paper-network": _planned("paper-network-interventions", _PAPER, 36, 6, *_MNIST),
+        "residual-mlp": _planned("interventions", _MLP, 33, 3, *_MNIST),
+        "paper-network": _planned("paper-network-interventions", _PAPER, 33, 3, *_MNIST),
         **{
-            name: _planned("interventions", _CONTROL, 36, 6, *_MNIST, *options, decides=False)
-            for name, options in (
-                ("residual-mlp-fixed-length-steps", ("--fixed-length-steps",)),
-                ("residual-mlp-frozen-batch-norm", ("--batch-norm", "frozen")),
-                ("residual-mlp-no-batch-norm", ("--model-options", "depth=16", "width=32")),
-            )
+            name: _planned("interventions", _CONTROL, 14, 2, *_MNIST, "--lr", "0.1", "0.5", *options, decides=False)
+            for name, options in _CONTROLS.items()
         },
     },
-    "cifar": {"cifar10": _planned("paper-cifar10", _CIFAR, 12, 2)},
+    "cifar": {"cifar10": _planned("paper-cifar10", _CIFAR, 16, 2)},
 }
 
 
@@ -179,6 +185,8 @@ class SpectrumExplainsSpeed:
     def fewest_seeds(self, name: str, size: Size, rates: int) -> int:
         """The fewest trials, pilots among them, with which every comparison of an experiment could come out."""
         planned = self.by_size[size][name]
+        if not planned.decides:
+            return planned.pilots + self.rule.fewest_seeds
         pairs = fewest_pairs(len(planned.design.comparisons), self._level(size) / len(planned.design.senses) / 6)
         return planned.pilots + max(self.rule.fewest_seeds, pairs)
 
@@ -209,7 +217,7 @@ class SpectrumExplainsSpeed:
             shown = [_named(name, finding) for finding in judged[name].findings]
             (findings if one.decides else aside).extend(shown)
             aside.extend(_named(name, finding) for finding in judged[name].beside)
-        aside = [replace(finding, what=f"decides nothing: {finding.what}") for finding in aside]
+        aside = [replace(finding, what=f"{ASIDE}{finding.what}") for finding in aside]
         return Judgement(
             verdict,
             (*findings, *aside),
