@@ -82,8 +82,8 @@ _DESCRIPTIONS_AND_OPTIONS: dict[str, tuple[str, dict[str, Any]]] = {
             "probe_size": 8,
             "spectra_dtype": "float64",
             "measurements": (
-                Measurement("tail", ("stem", "blocks.7"), schedule=_FIRST_STEPS),
-                Measurement("layer", ("blocks.0", "blocks.7", "blocks.15"), schedule=_FIRST_AND_FIFTH),
+                Measurement("tail", ("stem", "blocks.3"), schedule=_FIRST_STEPS),
+                Measurement("layer", ("blocks.0", "blocks.3", "blocks.7"), schedule=_FIRST_AND_FIFTH),
                 Measurement("network", schedule=_FIRST_AND_FIFTH),
                 Measurement("kernel", ("total",), schedule=_FIRST_AND_FIFTH),
             ),

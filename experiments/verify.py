@@ -95,10 +95,11 @@ def verify(options: VerifyOptions) -> list[Result]:
         running.run(job)
     found = {user: tables for job in jobs for user, tables in running.read(job).items()}
     results = []
-    for claim in tqdm(claims, desc="judging", unit="claim", dynamic_ncols=True, leave=False):
-        results.append(_result(claim, options, registration, found, judgements.get(claim.id)))
-        # After each, so that an interruption loses nothing that was decided.
-        write_report(options.out, results)
+    try:
+        for claim in tqdm(claims, desc="judging", unit="claim", dynamic_ncols=True, leave=False):
+            results.append(_result(claim, options, registration, found, judgements.get(claim.id)))
+    finally:
+        write_report(options.out, results)  # of what was decided, should one of them fail
     print()
     print_verdicts(results)
     print(f"report: {options.out / 'report.html'}")

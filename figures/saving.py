@@ -1,7 +1,9 @@
 """Writing a figure to disk: whole or not at all, and the same bytes for the same figure."""
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Literal
 
 import matplotlib
 from matplotlib.figure import Figure
@@ -16,20 +18,23 @@ _METADATA: dict[str, dict[str, str | None]] = {
 }
 
 
-def save(figure: Figure, stem: str | os.PathLike[str]) -> list[Path]:
+def save(
+    figure: Figure, stem: str | os.PathLike[str], formats: Sequence[Literal["png", "svg"]] = ("png", "svg")
+) -> list[Path]:
     """Write a figure as PNG (200 dpi) and SVG.
 
     Args:
         figure: What to write.
         stem: Path without suffix; missing folders are made.
+        formats: Which of the two.
 
     Returns:
-        The two paths, PNG first.
+        The paths, in the order of the formats.
 
     Raises:
         InputError: The folder cannot be written, or the disk is full.
     """
-    return [_write(figure, Path(f"{os.fspath(stem)}.{suffix}"), suffix) for suffix in _METADATA]
+    return [_write(figure, Path(f"{os.fspath(stem)}.{suffix}"), suffix) for suffix in formats]
 
 
 def _write(figure: Figure, path: Path, suffix: str) -> Path:

@@ -39,7 +39,7 @@ def draw(directory: Path, makers: Mapping[str, Callable[[], Figure]]) -> tuple[P
             figure = make()
         except InputError:  # spectra that no histogram can hold side by side are no reason to withhold a verdict
             continue
-        paths += [path for path in save(figure, directory / name) if path.suffix == ".svg"]
+        paths += save(figure, directory / name, ["svg"])
     return tuple(paths)
 
 

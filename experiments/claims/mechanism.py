@@ -110,30 +110,38 @@ class Comparison:
     conditioning: Mapping[str, float]
 
 
+def differences(tables: Experiment, design: Design, measure: str, rates: Mapping[str, float]) -> list[Differences]:
+    """Log-ratios of a measure for each comparison of a design, each arm at its learning rate."""
+    return [paired.paired_differences(tables, measure, arm, other, rates) for arm, other in design.comparisons]
+
+
 def compare(
-    tables: Experiment, design: Design, sense: str, rates: Mapping[str, float], rule: Rule, seed: int
+    design: Design,
+    sense: str,
+    conditioning: Sequence[Differences],
+    speed: Sequence[Differences],
+    rule: Rule,
+    seed: int,
 ) -> list[Comparison]:
     """All comparisons of a design.
 
     Args:
-        tables: The experiment, its pilots left out.
         design: What is compared.
         sense: Of conditioning.
-        rates: Learning rate of each arm.
+        conditioning: Its log-ratios, one for each comparison.
+        speed: Those of the measure of speed.
         rule: Of speed, and (but for what counts as alike) of conditioning; half of its level goes to each.
         seed: Of the bootstrap, which describes and does not decide.
     """
     half = replace(rule, level=rule.level / 2)
     improved = BETTER[sense]
     contrasts = [Contrast(sense, arm, other, improved) for arm, other in design.comparisons]
-    conditioning = [paired.paired_differences(tables, sense, arm, other, rates) for arm, other in design.comparisons]
     changes = [
         _change(found, decision.verdict, decision.note)
         for found, decision in zip(
             conditioning, decide(conditioning, contrasts, replace(half, equivalent=design.alike[sense])), strict=True
         )
     ]
-    speed = [paired.paired_differences(tables, design.speed, arm, other, rates) for arm, other in design.comparisons]
     predicted: list[Literal["smaller", "larger"]] = ["larger" if one == "worse" else "smaller" for one in changes]
     contrasts = [
         Contrast(design.speed, arm, other, direction)

@@ -24,6 +24,7 @@ from experiments.claims.mechanism import (
     Comparison,
     Design,
     compare,
+    differences,
     dose_response,
     dose_table,
     factorial_table,
@@ -31,6 +32,7 @@ from experiments.claims.mechanism import (
     verdict_of,
 )
 from experiments.claims.mediation import Mediation, mediation, sensitivity
+from experiments.claims.paired import Differences
 from experiments.claims.partial_correlation import partial_correlation
 from experiments.claims.prediction import rank_measures
 from experiments.claims.verdicts import SYMBOLS, p_value, words
@@ -88,7 +90,8 @@ def judge_experiment(tables: Experiment, design: Design, pilots: int, rule: Rule
     if not len(compared.runs):
         raise InputError(f"all of {pilots} trials choose learning rates and none is left to compare; give more --seeds")
     figures = _Figures(evidence.directory)
-    by_sense = [_sense(compared, design, sense, rates, rule, figures, evidence.seed) for sense in design.senses]
+    effects = _Effects(compared, design)
+    by_sense = [_sense(effects, sense, rates, rule, figures, evidence.seed) for sense in design.senses]
     sweep = learning_rate_sweep(compared, design.speed)
     sweep["is_best"] = [rates[arm] == lr for arm, lr in zip(sweep["arm"], sweep["lr"], strict=True)]
     figures.keep("learning_rates", sweep, draw_sweep, measure=words(design.speed))
@@ -115,17 +118,28 @@ class _Sense:
     summary: str
 
 
+class _Effects:
+    """Log-ratios of an experiment's comparisons; those of speed are the same for all senses of conditioning."""
+
+    def __init__(self, tables: Experiment, design: Design) -> None:
+        self.tables, self.design = tables, design
+        self._speed: dict[tuple[float, ...], list[Differences]] = {}
+
+    def compare(self, sense: str, rates: Mapping[str, float], rule: Rule, seed: int) -> list[Comparison]:
+        """All comparisons, each arm at its learning rate."""
+        conditioning = differences(self.tables, self.design, sense, rates)
+        key = tuple(rates[arm] for arm in self.design.arms)
+        if key not in self._speed:
+            self._speed[key] = differences(self.tables, self.design, self.design.speed, rates)
+        return compare(self.design, sense, conditioning, self._speed[key], rule, seed)
+
+
 def _sense(
-    tables: Experiment,
-    design: Design,
-    sense: str,
-    rates: Mapping[str, float],
-    rule: Rule,
-    figures: "_Figures",
-    seed: int,
+    effects: _Effects, sense: str, rates: Mapping[str, float], rule: Rule, figures: "_Figures", seed: int
 ) -> _Sense:
+    tables, design = effects.tables, effects.design
     third = replace(rule, level=rule.level / len(design.senses) / 3)
-    comparisons = compare(tables, design, sense, rates, third, seed)
+    comparisons = effects.compare(sense, rates, third, seed)
     others = []
     figures.keep(
         f"{sense}_interventions",
@@ -145,7 +159,7 @@ def _sense(
         curve = sensitivity(factorial, _RHO)
         figures.keep(f"{sense}_mediation_sensitivity", curve, mediation_sensitivity, total=found.total)
     verdict = verdict_of(comparisons, others)
-    beside = (*_at_each_rate(tables, design, sense, third, seed), _partial(tables, design, sense, seed))
+    beside = (*_at_each_rate(effects, sense, third, seed), _partial(tables, design, sense, seed))
     findings = (*(one.finding for one in comparisons), *others)
     return _Sense(verdict, findings, beside, _summary(sense, verdict, comparisons, others))
 
@@ -164,7 +178,7 @@ class _Figures:
             figure = draw(table, **options)
         except NothingToDrawError:
             return
-        self.drawn += [path for path in save(figure, self.directory / name) if path.suffix == ".svg"]
+        self.drawn += save(figure, self.directory / name, ["svg"])
 
 
 def _effects(design: Design, comparisons: Sequence[Comparison]) -> pd.DataFrame:
@@ -206,11 +220,11 @@ def _mediation_finding(found: Mediation, sense: str, share: float) -> Finding:
     return Finding(what, verdict, numbers, found.note)
 
 
-def _at_each_rate(tables: Experiment, design: Design, sense: str, rule: Rule, seed: int) -> list[Finding]:
+def _at_each_rate(effects: _Effects, sense: str, rule: Rule, seed: int) -> list[Finding]:
     """The comparisons once more at every learning rate, the same for all arms: how many came out how."""
     findings = []
-    for lr in sorted(tables.runs["lr"].astype(float).unique()):
-        comparisons = compare(tables, design, sense, dict.fromkeys(design.arms, float(lr)), rule, seed)
+    for lr in sorted(effects.tables.runs["lr"].astype(float).unique()):
+        comparisons = effects.compare(sense, dict.fromkeys(effects.design.arms, float(lr)), rule, seed)
         verdicts = [one.finding.verdict for one in comparisons]
         counts = {str(name): float(verdicts.count(name)) for name in SYMBOLS}
         against = [f"{one.arm} against {one.other}" for one in comparisons if one.finding.verdict == "contradicted"]

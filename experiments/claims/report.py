@@ -181,7 +181,7 @@ def _draw_forest_plot(directory: Path, result: Result) -> list[Path]:
     if not rows:
         return []
     figure = forest_plot(pd.DataFrame(rows), equivalent=_equivalent(result.registered))
-    return [path for path in save(figure, directory / "forest_plot") if path.suffix == ".svg"]
+    return save(figure, directory / "forest_plot", ["svg"])
 
 
 def _equivalent(registered: Any) -> float | None:

@@ -53,6 +53,7 @@ _DEMO = replace(
     },
     doses={"chain": 0.0, "gain-0.5": 0.5, "residual": 1.0},
     factorial=(_FACTORIAL[0], _FACTORIAL[3]),
+    senses=("effective_rank",),
 )
 _PAPER = Design(
     "chain",
@@ -103,6 +104,7 @@ def _planned(preset: str, design: Design, seeds: int, pilots: int, *options: str
 
 
 _MNIST = ("--dataset", "mnist")
+_SMALL = ("--model-options", "depth=8", "width=32", "normaliser=batch", "--steps", "20", "--lr", "0.1", "0.5")
 #: Controls decide nothing, and have fewer trials.
 _CONTROLS = {
     "residual-mlp-fixed-length-steps": ("--fixed-length-steps",),
@@ -110,7 +112,7 @@ _CONTROLS = {
     "residual-mlp-no-batch-norm": ("--model-options", "depth=16", "width=32"),
 }
 _PLANS: dict[Size, dict[str, Planned]] = {
-    "demo": {"residual-mlp": _planned("interventions", _DEMO, 16, 2, "--steps", "20", "--lr", "0.1", "0.5")},
+    "demo": {"residual-mlp": _planned("interventions", _DEMO, 14, 2, *_SMALL)},
     "mnist": {
         "residual-mlp": _planned("interventions", _MLP, 33, 3, *_MNIST),
         "paper-network": _planned("paper-network-interventions", _PAPER, 33, 3, *_MNIST),
