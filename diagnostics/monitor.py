@@ -78,6 +78,8 @@ class SpectrumMonitor:
             what the step after it made of the loss: the columns ``tables.BOUNDS`` of the probe's metrics. Such a row
             is written once the next step has been seen.
         run_id: Name of the run in the tables; the directory's name by default.
+        estimates: Seconds that each measurement takes: the ``estimates`` of a monitor with the same measurements and an
+            equal network, which tried them; then they are not tried again.
         group: Processes to share the measurements' rows and probe vectors among; all have to make the monitor and call
             ``step`` alike, with the same probe and weights, and rank 0 of them writes. Its clock decides what can be
             afforded, and its buffers (batch norm's running statistics, say) are those that all of them measure with.
@@ -104,6 +106,7 @@ class SpectrumMonitor:
         memory_budget: int = GIB,
         bounds: bool = False,
         run_id: str | None = None,
+        estimates: Sequence[float] | None = None,
         group: ProcessGroup | None = None,
     ) -> None:
         self._time = max_overhead if isinstance(max_overhead, TimeBudget) else TimeBudget(max_overhead)
@@ -135,22 +138,33 @@ class SpectrumMonitor:
         self._bounds: BoundsLog | None = None
         self._tables: RunTables | None = None  # of the process that writes
         # The others wait for the first, so that what is wrong is met by all.
-        estimates = deal([0], lambda _: self._prepare(Path(out), bounds), self._group)[0] if self._measures else []
-        self._agenda = Agenda(self._measurements, estimates, self._time, self._group)
+        known = (
+            deal([0], lambda _: self._prepare(Path(out), bounds, estimates), self._group)[0] if self._measures else []
+        )
+        self._agenda = Agenda(self._measurements, known, self._time, self._group)
         self._flushed = time.perf_counter()
 
-    def _prepare(self, out: Path, bounds: bool) -> list[float]:
+    @property
+    def estimates(self) -> list[float]:
+        """Seconds that each measurement is expected to take, by the last time it was made."""
+        return self._agenda.estimates
+
+    def _prepare(self, out: Path, bounds: bool, estimates: Sequence[float] | None) -> list[float]:
         """Open the tables, and find out what each measurement will take; for the process that writes."""
+        if bounds and self.y is not None:
+            self._bounds = BoundsLog(self.model, self.x, self.y, self.memory_budget)
         with self._time.measuring(torch.device("cpu")):
-            spectral = self._measurements[:-1] if bounds else self._measurements
-            estimates = [forecast(self.model, self.x, item, **self._options) for item in spectral]
-            if self.y is not None:
-                probe_metrics(self.model, self.x, self.y, self.dtype)
-                if bounds:
-                    self._bounds = BoundsLog(self.model, self.x, self.y, self.memory_budget)
-                    estimates.append(self._bounds.forecast())
+            known = self._try() if estimates is None else [*estimates]
         self._tables = RunTables(out, self.run_id)
-        return estimates
+        return known
+
+    def _try(self) -> list[float]:
+        """Try what will be measured, and guess the seconds that it will take."""
+        spectral = self._measurements if self._bounds is None else self._measurements[:-1]
+        known = [forecast(self.model, self.x, item, **self._options) for item in spectral]
+        if self.y is not None:
+            probe_metrics(self.model, self.x, self.y, self.dtype)
+        return known if self._bounds is None else [*known, self._bounds.forecast()]
 
     def step(self, step: int, *, split: str = "train", **metrics: float | Tensor | None) -> dict[str, Spectrum]:
         """Log one step's metrics and make the measurements that are due.

@@ -30,10 +30,11 @@ from experiments.config import TrainConfig
 from experiments.estimate_trial import checkpoint_bytes, read_rows, table_bytes, time_evaluation, time_steps, timed
 from experiments.experiment import Experiment
 from experiments.grouping import grouped
+from experiments.measurements import measurements, spectra_dtype
 from experiments.out_of_memory import is_out_of_memory
 from experiments.outputs import check_out
 from experiments.processes import processes
-from experiments.training import Trainer, spectra_dtype
+from experiments.training import Trainer
 
 #: A measurement is made if its forecast is no longer than this, in seconds; otherwise the forecast stands.
 _MEASURED_SECONDS = 5.0
@@ -229,11 +230,7 @@ def _estimate_group(experiment: Experiment, cells: Sequence[Cell]) -> Estimate:
 def _items(experiment: Experiment) -> list[Measurement | None]:
     """What is measured while training; None for the bounds."""
     config = experiment.config
-    items: list[Measurement | None] = [None] if config.bounds else []
-    if config.diagnostics:
-        for item in config.measurements:
-            items.append(item if config.layers is None else replace(item, layers=config.layers))
-    return items
+    return [*([None] if config.bounds else []), *measurements(config)]
 
 
 @dataclass(frozen=True, eq=False)

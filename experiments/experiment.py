@@ -18,7 +18,6 @@ from tqdm import tqdm
 from diagnostics.errors import InputError, UnknownLayerError
 from diagnostics.forecast import TimeBudget
 from diagnostics.monitor import SpectrumMonitor
-from diagnostics.schedule import log_spaced, until
 from diagnostics.tables import write_json
 from experiments.batches import INITIALISATION, PROBE, derive_seed
 from experiments.cells import Cell, all_cells
@@ -26,6 +25,7 @@ from experiments.config import TrainConfig
 from experiments.frozen_batch_norm import freeze_batch_norms, whole_first_batch
 from experiments.grouping import alike_arms, grouped
 from experiments.locks import check_unlocked, locked
+from experiments.measurements import measurements, spectra_dtype
 from experiments.networks import build_network, check_arms, check_network
 from experiments.out_of_memory import is_out_of_memory, out_of_memory_advice
 from experiments.outputs import check_out, is_over, prepare_out, read_status, write_status
@@ -37,7 +37,7 @@ from experiments.ranks import Ranks
 from experiments.speed import write_speed
 from experiments.step_log import Progress
 from experiments.together import JointTrainer, Member
-from experiments.training import Trainer, mixed_precision, spectra_dtype
+from experiments.training import Trainer, mixed_precision
 from experiments.training_data import draw_indices, memory_format, open_data
 
 #: Images that a network is tried on before training, if a step has so many.
@@ -76,6 +76,7 @@ class Experiment:
         )
         self.cells = list(all_cells(config))
         self._alike: dict[str, str] = {}
+        self._estimates: dict[str, list[float]] = {}  # of an arm's measurements, once one of its runs has tried them
         if responsible:
             with tempfile.TemporaryDirectory() as scratch:
                 firsts = {cell.arm: cell for cell in reversed(self.cells)}
@@ -267,25 +268,20 @@ class Experiment:
         budget: TimeBudget | None = None,
         group: ProcessGroup | None = None,
     ) -> SpectrumMonitor:
-        measurements = self.config.measurements if self.config.diagnostics else ()
-        if self.config.layers is not None:
-            measurements = tuple(replace(measurement, layers=self.config.layers) for measurement in measurements)
-        last = self.config.measure_until
-        if last is not None:
-            measurements = tuple(
-                replace(one, schedule=until(last, one.schedule or log_spaced())) for one in measurements
-            )
-        return SpectrumMonitor(
+        monitor = SpectrumMonitor(
             model,
             self.probe,
             directory,
-            maps=measurements,
+            maps=measurements(self.config),
             max_overhead=budget or self.config.max_overhead,
             dtype=spectra_dtype(self.config),
             bounds=self.config.bounds,
             run_id=cell.run_id,
+            estimates=self._estimates.get(cell.arm),
             group=group,
         )
+        self._estimates[cell.arm] = monitor.estimates
+        return monitor
 
     def total_steps(self) -> int:
         """Steps that each run takes."""

@@ -252,11 +252,6 @@ def unit_divisor(norms: Tensor) -> Tensor:
     return torch.where(norms == 0, 1, torch.where(norms.isinf(), torch.nan, norms))
 
 
-def spectra_dtype(config: TrainConfig) -> torch.dtype | None:
-    """Precision of the Jacobians by the option ``--spectra-dtype``; None for the model's own."""
-    return torch.float64 if config.spectra_dtype == "float64" else None
-
-
 def mixed_precision(precision: str, device: torch.device) -> torch.autocast:
     """Forward passes of training in bfloat16 inside, where the option ``--precision`` says so."""
     return torch.autocast(device.type, torch.bfloat16, enabled=is_half(precision, device))
