@@ -3,9 +3,11 @@
 Their judgements need no tables of experiments, so that they are sent to other processes whole.
 """
 
+import contextlib
 import multiprocessing
+import os
 import signal
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
@@ -49,7 +51,8 @@ def judge_alone(
             return found
         context = multiprocessing.get_context("spawn")
         with ProcessPoolExecutor(count, mp_context=context, initializer=_leave_interrupts) as pool:
-            waiting = {pool.submit(claim.judge, evidence[claim.id], size): claim.id for claim in alone}
+            with _no_bars():
+                waiting = {pool.submit(claim.judge, evidence[claim.id], size): claim.id for claim in alone}
             try:
                 for done in as_completed(waiting):
                     found[waiting[done]] = done.result()
@@ -65,6 +68,20 @@ def judge_alone(
                     ) from error
                 raise
     return found
+
+
+@contextlib.contextmanager
+def _no_bars() -> Iterator[None]:
+    """Processes started inside show no progress bars of their own."""
+    before = os.environ.get("TQDM_DISABLE")
+    os.environ["TQDM_DISABLE"] = "1"
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ["TQDM_DISABLE"]
+        else:
+            os.environ["TQDM_DISABLE"] = before
 
 
 def _leave_interrupts() -> None:

@@ -214,6 +214,8 @@ def _mediation_finding(found: Mediation, sense: str, share: float) -> Finding:
         verdict = "contradicted"
     names = ("share", "total", "direct", "indirect")
     numbers = {f"{name}{end}": getattr(found, f"{name}{end}") for name in names for end in ("", "_low", "_high")}
+    if verdict == "vacuous":  # a share of nothing
+        numbers = {name: value for name, value in numbers.items() if not name.startswith("share")}
     numbers |= {"p_indirect": found.p_indirect, "rho_zero": found.rho_zero, "runs": float(found.runs)}
     numbers |= {"diverged": float(found.diverged)}
     what = f"mediation: more than {100 * share:g} % of the skip's effect on speed passes through the {SENSES[sense]}"

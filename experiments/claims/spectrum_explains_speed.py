@@ -104,12 +104,15 @@ def _planned(preset: str, design: Design, seeds: int, pilots: int, *options: str
 
 
 _MNIST = ("--dataset", "mnist")
-_SMALL = ("--model-options", "depth=8", "width=32", "normaliser=batch", "--steps", "20", "--lr", "0.1", "0.5")
-#: Controls decide nothing, and have fewer trials.
+_SMALL = (
+    *("--model-options", "depth=8", "width=32", "normaliser=batch"),
+    *("--lr", "0.1", "0.5", "--steps", "20", "--measure-until", "2"),
+)
+#: Controls decide nothing, and have fewer trials; without the statistics of each batch only smaller rates converge.
 _CONTROLS = {
-    "residual-mlp-fixed-length-steps": ("--fixed-length-steps",),
-    "residual-mlp-frozen-batch-norm": ("--batch-norm", "frozen"),
-    "residual-mlp-no-batch-norm": ("--model-options", "depth=16", "width=32"),
+    "residual-mlp-fixed-length-steps": ("--lr", "0.1", "0.5", "--fixed-length-steps"),
+    "residual-mlp-frozen-batch-norm": ("--lr", "0.01", "0.03", "--batch-norm", "frozen"),
+    "residual-mlp-no-batch-norm": ("--lr", "0.05", "0.2", "--model-options", "depth=16", "width=32"),
 }
 _PLANS: dict[Size, dict[str, Planned]] = {
     "demo": {"residual-mlp": _planned("interventions", _DEMO, 14, 2, *_SMALL)},
@@ -117,7 +120,7 @@ _PLANS: dict[Size, dict[str, Planned]] = {
         "residual-mlp": _planned("interventions", _MLP, 33, 3, *_MNIST),
         "paper-network": _planned("paper-network-interventions", _PAPER, 33, 3, *_MNIST),
         **{
-            name: _planned("interventions", _CONTROL, 14, 2, *_MNIST, "--lr", "0.1", "0.5", *options, decides=False)
+            name: _planned("interventions", _CONTROL, 14, 2, *_MNIST, *options, decides=False)
             for name, options in _CONTROLS.items()
         },
     },
