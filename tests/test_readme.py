@@ -3,6 +3,8 @@ from pathlib import Path
 
 import pytest
 
+from experiments.verify import main
+
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 LINKS = [
@@ -37,6 +39,18 @@ def test_the_examples_of_the_theory_run(capsys):
     assert printed.count("chain rule at") == 5
     assert "violated" not in printed
     assert "regularity, restricted" in printed
+
+
+def test_the_claim_of_ones_own_in_the_docs_is_tested_as_written(tmp_path, monkeypatch, capsys):
+    page = (ROOT / "docs" / "claims.md").read_text()
+    (example,) = re.findall(r"```python\n(# my_claim.py\n.*?)```", page, flags=re.DOTALL)
+    (tmp_path / "my_claim.py").write_text(example)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    assert "my_claim:SKIPS_ARE_FASTER --out" in page
+    assert main(["my_claim:SKIPS_ARE_FASTER", "--out", "mine", "--processes", "1"]) == 0
+    assert re.search(r"skips-are-faster +✓ supported", capsys.readouterr().out)
+    assert (tmp_path / "mine" / "report.html").exists()
 
 
 @pytest.mark.parametrize(("page", "target"), LINKS, ids=lambda value: str(getattr(value, "name", value)))
