@@ -18,6 +18,8 @@ demo: .venv/installed
 		--map layer --batch-mode sample --samples 4 --layers blocks.0 blocks.7 blocks.15 --steps 0 60
 	$(BIN)/python -m figures $(DEMO)
 	$(BIN)/python -m experiments.summary $(DEMO)
+	rm -rf $(DEMO)/verify
+	$(BIN)/python -m experiments.verify pl-along-training mnist-speed-order spectrum-explains-speed --out $(DEMO)/verify
 
 # Libraries that benchmarks and tests/diagnostics/test_kernel_peers.py compare with. They name torchvision as a dependency
 # and do without it, so theirs are left out.

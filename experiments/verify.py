@@ -21,7 +21,7 @@ from diagnostics.tables import Experiment, clear_disk_errors
 from experiments.claims import running
 from experiments.claims.claim import Claim, Judgement, Size
 from experiments.claims.evidence import Evidence
-from experiments.claims.judging import judge_alone
+from experiments.claims.judging import judging_alone
 from experiments.claims.looks import Repeatable
 from experiments.claims.preregistration import FILE, Registration, Request, register
 from experiments.claims.registry import CLAIMS, chosen
@@ -87,12 +87,12 @@ def verify(options: VerifyOptions) -> list[Result]:
     seeds = options.seeds if options.seeds is not None else registration.seeds
     _check_seeds(claims, options.size, seeds, place, registration.looks)
     jobs = running.reusing(running.jobs(claims, options.size, seeds, place), options.reuse)
-    judgements = judge_alone(claims, options.size, options.out, options.data_dir, options.processes)
-    for number, job in enumerate(jobs, 1):
-        print(
-            f"experiment {number} of {len(jobs)}: {job.name}, for {' '.join(sorted({user[0] for user in job.users}))}"
-        )
-        running.run(job)
+    with judging_alone(claims, options.size, options.out, options.data_dir, options.processes) as judgements_alone:
+        for number, job in enumerate(jobs, 1):
+            used_by = " ".join(sorted({user[0] for user in job.users}))
+            print(f"experiment {number} of {len(jobs)}: {job.name}, for {used_by}")
+            running.run(job)
+        judgements = judgements_alone()
     found = {user: tables for job in jobs for user, tables in running.read(job).items()}
     results = []
     try:

@@ -7,10 +7,11 @@ import contextlib
 import multiprocessing
 import os
 import signal
-from collections.abc import Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
+from typing import TypeVar
 
 from tqdm import tqdm
 
@@ -19,55 +20,61 @@ from experiments.claims.claim import Claim, Judgement, Size
 from experiments.claims.evidence import Evidence
 from experiments.parallel import usable_cores
 
+Name = TypeVar("Name")
 
-def judge_alone(
+
+@contextlib.contextmanager
+def judging_alone(
     claims: Sequence[Claim], size: Size, out: Path, data_dir: Path | None, processes: int | None = None
-) -> dict[str, Judgement]:
-    """Judgements of those claims that plan no experiment, by the claim's id.
+) -> Iterator[Callable[[], dict[str, Judgement]]]:
+    """Judge those claims that plan no experiment, in processes of their own while others are trained for inside.
 
     Args:
         claims: Any.
         size: Of what is measured.
         out: The directory of the verdicts; each claim's own folder in it is made if missing.
         data_dir: Folder of the data sets.
-        processes: How many; None for one a core. With one, or one claim, this process judges.
+        processes: How many; None for one a core. With one, or one claim, this process judges, when it is asked.
+
+    Yields:
+        Waits for the judgements and returns them, by the claim's id.
 
     Raises:
-        InputError: A claim cannot be judged, or a process was killed.
-        KeyboardInterrupt: Like that meanwhile, when all processes have ended.
+        InputError: A claim cannot be judged, or a process was killed; when asked for the judgements.
     """
     alone = [claim for claim in claims if not claim.plans(size)]
     evidence = {claim.id: Evidence({}, out / claim.id, data_dir=data_dir) for claim in alone}
     for one in evidence.values():
         one.directory.mkdir(parents=True, exist_ok=True)
     count = min(usable_cores() if processes is None else processes, len(alone))
-    bar = tqdm(total=len(alone), desc="measuring", unit="claim", dynamic_ncols=True, leave=False)
-    found: dict[str, Judgement] = {}
-    with bar:
-        if count < 2:
-            for claim in alone:
-                found[claim.id] = claim.judge(evidence[claim.id], size)
-                bar.update()
-            return found
-        context = multiprocessing.get_context("spawn")
-        with ProcessPoolExecutor(count, mp_context=context, initializer=_leave_interrupts) as pool:
-            with _no_bars():
-                waiting = {pool.submit(claim.judge, evidence[claim.id], size): claim.id for claim in alone}
-            try:
-                for done in as_completed(waiting):
-                    found[waiting[done]] = done.result()
-                    bar.update()
-            except BaseException as error:
-                for process in multiprocessing.active_children():
-                    process.terminate()
-                if isinstance(error, BrokenProcessPool):
-                    left = ", ".join(sorted(set(waiting.values()) - set(found)))
-                    raise InputError(
-                        f"a process that measured for {left} was killed (out of memory?); repeat the command, perhaps "
-                        "with --processes 1"
-                    ) from error
-                raise
-    return found
+    if count < 2:
+        yield lambda: {claim.id: claim.judge(evidence[claim.id], size) for claim in _shown(alone)}
+        return
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(count, mp_context=context, initializer=_leave_interrupts) as pool:
+        with _no_bars():
+            waiting = {claim.id: pool.submit(claim.judge, evidence[claim.id], size) for claim in alone}
+        started = multiprocessing.active_children()
+        try:
+            yield lambda: {name: _result(name, waiting[name]) for name in _shown(waiting)}
+        except BaseException:
+            for process in started:
+                process.terminate()
+            raise
+
+
+def _shown(names: Iterable[Name]) -> Iterable[Name]:
+    return tqdm([*names], desc="measuring", unit="claim", dynamic_ncols=True, leave=False)
+
+
+def _result(name: str, waiting: Future[Judgement]) -> Judgement:
+    try:
+        return waiting.result()
+    except BrokenProcessPool as error:
+        raise InputError(
+            f"a process that measured for {name} or another claim was killed (out of memory?); repeat the command, "
+            "perhaps with --processes 1"
+        ) from error
 
 
 @contextlib.contextmanager
