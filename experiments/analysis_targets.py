@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from diagnostics.errors import InputError
 from diagnostics.tables import run_directories
 from experiments.checkpoints import list_checkpoints, load_into
+from experiments.frozen_batch_norm import hold_batch_norms
 from experiments.networks import ONLY_ARM, build_network, parse_model_options
 from experiments.outputs import read_probe
 from models import build_model
@@ -35,7 +36,7 @@ class Target:
     directory: Path
 
     def build(self, model: str | None, options: Sequence[str]) -> nn.Module:
-        """The network with the checkpoint's weights, in train mode.
+        """The network with the checkpoint's weights, in train mode; batch norm as frozen as it was in training.
 
         Args:
             model: Name or factory that overrides what the run says; needed for a foreign checkpoint.
@@ -49,6 +50,8 @@ class Target:
         else:
             network = self._own_network()
         load_into(network, self.weights)
+        if self.run.get("batch_norm") == "frozen":
+            hold_batch_norms(network, str(self.run["model"]))
         return network
 
     def _own_network(self) -> nn.Module:

@@ -38,6 +38,27 @@ def freeze_batch_norms(model: nn.Module, images: Tensor, name: str) -> None:
     Raises:
         InputError: The network has no batch norm, or one that has no running statistics or is applied several times.
     """
+    norms = hold_batch_norms(model, name)
+    # Batch norms take their moments as the batch comes through, so that each sees what earlier ones made of it.
+    with quiet(model, batch_mode="batch"), torch.no_grad(), _moments_taken(norms, name) as moments:
+        model(images)
+    for module, (mean, variance) in moments.items():
+        _set_statistics(module, mean, variance)
+
+
+def hold_batch_norms(model: nn.Module, name: str) -> dict[str, _BatchNorm]:
+    """Make every batch norm of a network normalise by its running statistics, whatever mode it is put into.
+
+    Args:
+        model: The network, such as one whose frozen statistics come from a checkpoint.
+        name: What to call it in messages.
+
+    Returns:
+        They, by path.
+
+    Raises:
+        InputError: There is none, or one has no running statistics.
+    """
     norms = {path: module for path, module in model.named_modules() if isinstance(module, _BatchNorm)}
     if not norms:
         raise InputError(f"--batch-norm frozen: {name} has no batch norm; leave the option out, or change the network")
@@ -46,11 +67,7 @@ def freeze_batch_norms(model: nn.Module, images: Tensor, name: str) -> None:
             raise InputError(f"--batch-norm frozen: {path!r} of {name} keeps no running statistics to be frozen")
         module.__class__ = _held(type(module))  # as it is referred to from elsewhere, the module stays the same object
         module.eval()
-    # Batch norms take their moments as the batch comes through, so that each sees what earlier ones made of it.
-    with quiet(model, batch_mode="batch"), torch.no_grad(), _moments_taken(norms, name) as moments:
-        model(images)
-    for module, (mean, variance) in moments.items():
-        _set_statistics(module, mean, variance)
+    return norms
 
 
 def whole_first_batch(batches: TrainingBatches) -> Tensor:

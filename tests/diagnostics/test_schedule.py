@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from diagnostics.errors import InputError
-from diagnostics.schedule import as_schedule, at_steps, every, log_spaced
+from diagnostics.schedule import as_schedule, at_steps, every, log_spaced, until
 
 
 def due(schedule, until):
@@ -35,6 +35,12 @@ def test_at_steps():
 def test_steps_that_make_no_sense(steps):
     with pytest.raises(InputError, match=r"give (whole numbers from 0|at least one)"):
         at_steps(*steps)
+
+
+def test_until():
+    assert due(until(6, 3), 20) == [0, 3, 6]
+    assert due(until(6, at_steps(5, 9)), 20) == [5]
+    assert due(until(0, log_spaced()), 20) == [0]
 
 
 def test_a_function_is_a_schedule():

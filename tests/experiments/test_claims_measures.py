@@ -86,3 +86,15 @@ def test_a_run_is_unresolved_if_a_step_that_counts_is():
 
 def test_special_measures_are_measures():
     assert set(BOUNDS) | OF_WHOLE_RUN <= set(MEASURES)
+
+
+def test_the_cosine_to_an_isometry_is_the_nuclear_over_the_frobenius_norm():
+    random = np.random.default_rng(0)
+    J = random.normal(size=(5, 8))
+    U, values, Vt = np.linalg.svd(J, full_matrices=False)
+    cosine = np.sum(J * (U @ Vt)) / (np.linalg.norm(J) * np.linalg.norm(U @ Vt))
+    row = spectrum("a", 0, sigma_mean=values.mean(), sigma_rms=np.sqrt(np.mean(values**2)))
+    scaled = spectrum("b", 0, sigma_mean=1.0, sigma_rms=1.0)
+    found = MEASURES["isometry_cosine"](experiment({"a": [1.0], "b": [1.0], "c": [1.0]}, [row, scaled]))
+    assert found[["a", "b"]].tolist() == pytest.approx([np.log(cosine), 0.0])
+    assert np.isnan(found["c"])

@@ -52,6 +52,17 @@ def test_an_experiment_gives_the_spectra_of_every_checkpoint(experiment, capsys)
         assert (experiment / "analysis" / figure).stat().st_size > 1000
 
 
+def test_frozen_batch_norm_is_analysed_as_it_was_trained(tmp_path):
+    command = ["demo", "--out", str(tmp_path / "e"), *SMALL, "--model-options", *OPTIONS, "--batch-norm", "frozen"]
+    assert train([*command, "--layers", "stem", "--subset", "32", "--probe-size", "4", "--device", "cpu"]) == 0
+    assert main([str(tmp_path / "e"), "--map", "tail", "--layers", "stem", "--steps", "0"]) == 0
+    logged, analysed = (
+        pd.concat(map(pd.read_parquet, folders)).query("step == 0").set_index("run_id")["sigma_mean"].sort_index()
+        for folders in ((tmp_path / "e").glob("runs/*/spectra"), [tmp_path / "e" / "analysis" / "spectra"])
+    )
+    pd.testing.assert_series_equal(analysed, logged, rtol=1e-5)
+
+
 def test_a_second_analysis_replaces_the_first(experiment):
     run = next((experiment / "runs").glob("residual-*"))
     for steps, count in ((("0", "2"), 2), (("4",), 1)):
