@@ -205,6 +205,22 @@ def _effect(found: Differences, rule: Rule, seed: int) -> dict[str, float]:
     return {"ratio": ratio, "ratio_low": low, "ratio_high": high, "bounded": float(found.bounded.sum())}
 
 
+class Effects:
+    """Log-ratios of an experiment's comparisons; those of speed are the same for all senses of conditioning."""
+
+    def __init__(self, tables: Experiment, design: Design) -> None:
+        self.tables, self.design = tables, design
+        self._speed: dict[tuple[float, ...], list[Differences]] = {}
+
+    def compare(self, sense: str, rates: Mapping[str, float], rule: Rule, seed: int) -> list[Comparison]:
+        """All comparisons, each arm at its learning rate."""
+        conditioning = differences(self.tables, self.design, sense, rates)
+        key = tuple(rates[arm] for arm in self.design.arms)
+        if key not in self._speed:
+            self._speed[key] = differences(self.tables, self.design, self.design.speed, rates)
+        return compare(self.design, sense, conditioning, self._speed[key], rule, seed)
+
+
 def dose_response(tables: Experiment, design: Design, sense: str, rates: Mapping[str, float], level: float) -> Finding:
     """Whether conditioning and speed go together over the doses of the skip, trial by trial.
 
