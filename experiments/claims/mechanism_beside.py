@@ -1,4 +1,4 @@
-"""What stands beside the tests of the mechanism and decides nothing: each learning rate, confounders, other measures."""
+"""What stands beside the mechanism's tests and decides nothing: each learning rate, confounders, other measures."""
 
 from collections.abc import Mapping
 from typing import Any
