@@ -101,11 +101,7 @@ _DESCRIPTIONS_AND_OPTIONS: dict[str, tuple[str, dict[str, Any]]] = {
             "subset": 32,
             "checkpoints": 30,
             "probe_size": 8,
-            "spectra_dtype": "float64",
-            "measurements": (
-                Measurement("tail", ("stem",), schedule=_FIRST_STEPS),
-                Measurement("kernel", ("total",), schedule=_FIRST_AND_FIFTH),
-            ),
+            "measurements": (Measurement("tail", ("stem",), schedule=_FIRST_STEPS),),
         },
     ),
     "paper-cifar10": (

@@ -96,7 +96,7 @@ def judge_experiment(tables: Experiment, design: Design, pilots: int, rule: Rule
         tuple(finding for one in by_sense for finding in one.findings),
         tuple(beside),
         f"{'; '.join(one.summary for one in by_sense)}. {best_measure(ranking)}"
-        f"Learning rates: {', '.join(f'{arm} {lr:g}' for arm, lr in rates.items())}.",
+        + _rates_in_words(rates, sorted(sweep["lr"].unique())),
         tuple(figures.drawn),
     )
 
@@ -200,6 +200,15 @@ def _mediation(runs: pd.DataFrame, design: Design, sense: str, rule: Rule, figur
     numbers |= {"p_indirect": found.p_indirect, "rho_zero": found.rho_zero, "runs": float(found.runs)}
     numbers |= {"diverged": float(found.diverged)}
     return Finding(what, verdict, numbers, found.note)
+
+
+def _rates_in_words(rates: Mapping[str, float], tried: Sequence[float]) -> str:
+    """Each arm's learning rate, and whether the sweep ends there, so that a better one may lie outside."""
+    text = f"Learning rates: {', '.join(f'{arm} {lr:g}' for arm, lr in rates.items())}."
+    at_ends = [arm for arm, lr in rates.items() if lr in (tried[0], tried[-1])]
+    if len(tried) > 1 and at_ends:
+        text += f" The sweep from {tried[0]:g} to {tried[-1]:g} ends at the best one of {', '.join(at_ends)}."
+    return text
 
 
 def _summary(sense: str, verdict: Verdict, comparisons: Sequence[Comparison], others: Sequence[Finding]) -> str:

@@ -83,7 +83,7 @@ def test_ones_own_claims_come_after_the_registrys(monkeypatch):
         ("own_claims:TEXT", "TEXT lacks id, statement"),
         ("own_claims:TWIN", "another claim of the name 'mnist-speed-order'"),
         ("no_such_module:X", "cannot import 'no_such_module'"),
-        ("mnist-speed-oder", "did you mean mnist-speed-order"),
+        ("mnist-speed-oder", "Did you mean 'mnist-speed-order'"),
     ],
 )
 def test_claims_that_are_none(monkeypatch, name, message):
