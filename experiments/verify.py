@@ -43,8 +43,7 @@ class VerifyOptions:
     """Claims to test; by default all."""
 
     size: Size = "demo"
-    """demo (bundled digits, two minutes), mnist (real MNIST, half an hour), reduced (small networks, parts of CIFAR and
-    ImageNet, for two cores and patience) or cifar (the paper's settings, for a GPU)."""
+    """demo (digits, 2 min), mnist (real, half an hour), reduced (small CIFAR and ImageNet) or cifar (for a GPU)."""
 
     seeds: int | None = None
     """Seeds of every experiment that is trained; by default each claim's own number. Repeat with more to add some."""
