@@ -83,6 +83,11 @@ class Design:
         return tuple(dict.fromkeys((self.base, self.skip, *self.interventions, *self.doses, *paired_arms)))
 
     @property
+    def shares(self) -> int:
+        """Into how many equal shares the level is split: senses, times comparisons, dose–response and mediation."""
+        return len(self.senses) * (1 + bool(self.doses) + bool(self.factorial))
+
+    @property
     def comparisons(self) -> tuple[tuple[str, str], ...]:
         """The skip against the base, then each intervention against both."""
         return (

@@ -69,7 +69,7 @@ def judge_experiment(tables: Experiment, design: Design, pilots: int, rule: Rule
         tables: All runs of all arms, learning rates and trials.
         design: What is compared.
         pilots: The first so many trials choose the learning rates and are not compared.
-        rule: Its level is shared by the comparisons, the dose–response and the mediation.
+        rule: Its level is shared by the senses, and by comparisons, dose–response and mediation of each.
         evidence: The folder for tables and figures, and the seed of bootstraps and permutations.
 
     Raises:
@@ -115,8 +115,8 @@ def _sense(
     effects: Effects, sense: str, rates: Mapping[str, float], rule: Rule, figures: "_Figures", seed: int
 ) -> _Sense:
     tables, design = effects.tables, effects.design
-    third = replace(rule, level=rule.level / len(design.senses) / 3)
-    comparisons = effects.compare(sense, rates, third, seed)
+    share = replace(rule, level=rule.level / design.shares)
+    comparisons = effects.compare(sense, rates, share, seed)
     others = []
     figures.keep(
         f"{sense}_interventions",
@@ -127,12 +127,12 @@ def _sense(
         smaller_is_better=BETTER[sense] == "smaller",
     )
     if design.doses:
-        others.append(dose_response(tables, design, sense, rates, third.level))
+        others.append(dose_response(tables, design, sense, rates, share.level))
         figures.keep(f"{sense}_doses", dose_table(tables, design, sense, rates), draw_doses, mediator=SENSES[sense])
     if design.factorial:
-        others.append(_mediation(factorial_table(tables, design, sense, rates), design, sense, third, figures, seed))
+        others.append(_mediation(factorial_table(tables, design, sense, rates), design, sense, share, figures, seed))
     verdict = verdict_of(comparisons, others)
-    beside = (*at_each_rate(effects, sense, third, seed), partial(tables, design, sense, seed))
+    beside = (*at_each_rate(effects, sense, share, seed), partial(tables, design, sense, seed))
     findings = (*(one.finding for one in comparisons), *others)
     return _Sense(verdict, findings, beside, _summary(sense, verdict, comparisons, others))
 

@@ -176,7 +176,7 @@ def _draw_forest_plot(directory: Path, result: Result) -> list[Path]:
             "label": verdicts.effect_and_pairs(finding),
         }
         for finding in result.judgement.findings
-        if not math.isnan(finding.numbers.get("ratio", math.nan))
+        if not math.isnan(finding.numbers.get("ratio", math.nan)) and not finding.what.startswith(ASIDE)
     ]
     if not rows:
         return []

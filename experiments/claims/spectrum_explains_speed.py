@@ -174,8 +174,9 @@ class SpectrumExplainsSpeed:
             "mediation": "share of the skip's effect that passes through conditioning, over initialisations with and "
             "without the skip: supported where the interval of the share lies above the design's, contradicted where "
             "below, vacuous where the skip has no effect there",
-            "level": "split evenly over the experiments that decide, the senses of conditioning, then comparisons, "
-            "dose-response and mediation; half of the comparisons' for conditioning, half for speed",
+            "level": "split evenly over the experiments that decide, the senses of conditioning, then comparisons and, "
+            "where there are any, dose-response and mediation; half of the comparisons' for conditioning, half for "
+            "speed; a control, which decides nothing, is judged at the whole level",
             "combined": "an experiment is vacuous where the skip is surely not better conditioned or not faster than "
             "the chain, contradicted where any test is, supported where all that say something are, inconclusive "
             "otherwise; so is each sense of conditioning over the experiments, vacuous ones left aside; the claim is "
@@ -192,7 +193,7 @@ class SpectrumExplainsSpeed:
         planned = self.by_size[size][name]
         if not planned.decides:
             return planned.pilots + self.rule.fewest_seeds
-        pairs = fewest_pairs(len(planned.design.comparisons), self._level(size) / len(planned.design.senses) / 6)
+        pairs = fewest_pairs(len(planned.design.comparisons), self._level(size) / planned.design.shares / 2)
         return planned.pilots + max(self.rule.fewest_seeds, pairs)
 
     def judge(self, evidence: Evidence, size: Size) -> Judgement:
@@ -210,10 +211,11 @@ class SpectrumExplainsSpeed:
         missing = [name for name in planned if name not in evidence.experiments]
         if missing:
             raise InputError(f"{self.id} needs the tables of {', '.join(missing)}; repeat the command to train them")
-        rule = replace(self.rule, level=self._level(size))
+        deciding = replace(self.rule, level=self._level(size))
         judged: dict[str, Judged] = {}
         for name, one in planned.items():
             where = replace(evidence, directory=evidence.directory / name)
+            rule = deciding if one.decides else self.rule
             judged[name] = judge_experiment(evidence.experiments[name], one.design, one.pilots, rule, where)
         verdict = _over_senses([judged[name] for name, one in planned.items() if one.decides])
         findings: list[Finding] = []
