@@ -22,6 +22,7 @@ MEASURES: Final[Mapping[str, str]] = {
     "rank": "numerical rank",
     "effective_rank": "effective rank",
     "stable_rank": "stable rank",
+    "isometry_cosine": "nearness to isometry",
     "scaled_isometry_distance": "distance from a scaled isometry",
 }
 _SIDES: Final = {"smaller": "below", "larger": "above"}

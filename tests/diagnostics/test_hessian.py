@@ -204,7 +204,8 @@ def test_what_is_said_of_the_ends_holds(name, max_products):
         (spectral_norm, norm, np.abs(values)),
     ):
         found = find(operator, max_products=max_products)
-        assert np.abs(sizes - found.value).min() <= found.residual + 1e-15 * norm
+        rounding = 16 * np.finfo(float).eps * norm  # of the residual itself, which differs between processors
+        assert np.abs(sizes - found.value).min() <= found.residual + rounding
         if max_products == 2000:
             assert (found.converged, found.bound) == (True, None)
         if found.converged:

@@ -20,7 +20,7 @@ from tests.experiments.mechanism_worlds import DESIGN, KAPPAS, LRS, SKIPS, World
 
 RULE = Rule(level=0.05)
 SENSE = "condition_number"
-PAIRS, WORLDS = 30, 300
+PAIRS, WORLDS = 30, 200
 BEST = dict.fromkeys(KAPPAS, LRS[1])
 
 

@@ -242,8 +242,18 @@ def test_what_is_wrong_is_said_before_anything_is_written(nets, capsys, options,
 
 
 def test_two_processes_train_as_one(nets):
-    (nets / "theirs.py").write_text(DOUBLE)
-    arguments = [*SMALL, "--model", "theirs:norm", "--arms", "default", "--no-diagnostics", "--together", "no", *FROZEN]
+    (nets / "doubled.py").write_text(DOUBLE)
+    arguments = [
+        *SMALL,
+        "--model",
+        "doubled:norm",
+        "--arms",
+        "default",
+        "--no-diagnostics",
+        "--together",
+        "no",
+        *FROZEN,
+    ]
     both = in_two_processes(nets, [*arguments, "--out", "two"])
     assert [code for code, *_ in both] == [0, 0], both
     assert main([*arguments, "--out", "one"]) == 0
