@@ -40,8 +40,9 @@ types: .venv/installed
 rooms: .venv/installed
 	$(BIN)/lint-imports
 
+# Threads of linear algebra would only be in each other's way.
 pytest: .venv/installed
-	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4
+	OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --maxprocesses 4
 
 clean:
 	rm -rf .venv runs
