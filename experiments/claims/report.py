@@ -25,6 +25,9 @@ from figures.forest_plot import HOVER, forest_plot
 from figures.saving import save
 
 _REFERENCE = re.compile(r"url\(\s*['\"]?#([^)'\"]+)['\"]?\s*\)")
+#: Attributes with coordinates, in points; two decimals are as fine as any screen or printer.
+_COORDINATES = frozenset({"d", "points", "x", "y"})
+_LONG = re.compile(r"-?\d+\.\d{3,}")
 #: Parts of an SVG that say nothing to a reader, would restyle the whole page, or could run or load something.
 _DROPPED = frozenset({"metadata", "script", "style", "title", "foreignObject", "animate", "set"})
 #: What the style sheet of Matplotlib's SVGs says, which cannot stay a style sheet of the whole page.
@@ -128,6 +131,8 @@ def _adapt(element: ElementTree.Element, places: Mapping[str, str], taken: set[s
             continue
         if name == "href" and value.startswith("#"):
             value = f"#{places[value[1:]]}"
+        if name in _COORDINATES:
+            value = _LONG.sub(lambda match: f"{float(match[0]):.2f}", value)
         element.set(name, _REFERENCE.sub(lambda match: f"url(#{places[match[1]]})", value))
     if identifier in places and identifier not in taken:
         taken.add(identifier)
