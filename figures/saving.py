@@ -17,6 +17,9 @@ _METADATA: dict[str, dict[str, str | None]] = {
     "svg": {"Date": None, "Creator": None},
 }
 
+#: The same identifiers every time, and text that stays text: to be searched, read aloud and edited, and much shorter.
+_SVG = {"svg.hashsalt": "skip-conditioning", "svg.fonttype": "none"}
+
 
 def save(
     figure: Figure, stem: str | os.PathLike[str], formats: Sequence[Literal["png", "svg"]] = ("png", "svg")
@@ -42,11 +45,7 @@ def _write(figure: Figure, path: Path, suffix: str) -> Path:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
-            # The salt makes the identifiers inside an SVG the same every time.
-            with (
-                matplotlib.rc_context(SETTINGS | {"svg.hashsalt": "skip-conditioning"}),
-                temporary.open("wb") as file,
-            ):
+            with matplotlib.rc_context(SETTINGS | _SVG), temporary.open("wb") as file:
                 figure.savefig(file, format=suffix, dpi=200, metadata=_METADATA[suffix])
             temporary.replace(path)
         finally:

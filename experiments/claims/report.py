@@ -30,8 +30,10 @@ _COORDINATES = frozenset({"d", "points", "x", "y"})
 _LONG = re.compile(r"-?\d+\.\d{3,}")
 #: Parts of an SVG that say nothing to a reader, would restyle the whole page, or could run or load something.
 _DROPPED = frozenset({"metadata", "script", "style", "title", "foreignObject", "animate", "set"})
-#: What the style sheet of Matplotlib's SVGs says, which cannot stay a style sheet of the whole page.
-_INHERITED = "stroke-linejoin: round; stroke-linecap: butt"
+#: What the style sheet of Matplotlib's SVGs says, which cannot stay a style sheet of the whole page, and the fonts, which
+#: each text repeats: those that the layout was made for, then one as wide.
+_INHERITED = "stroke-linejoin: round; stroke-linecap: butt; font-family: 'DejaVu Sans', Verdana, sans-serif"
+_FONT = re.compile(r"font-family: [^;]*;? ?")
 
 
 @dataclass(frozen=True)
@@ -133,6 +135,8 @@ def _adapt(element: ElementTree.Element, places: Mapping[str, str], taken: set[s
             value = f"#{places[value[1:]]}"
         if name in _COORDINATES:
             value = _LONG.sub(lambda match: f"{float(match[0]):.2f}", value)
+        if name == "style":
+            value = _FONT.sub("", value)
         element.set(name, _REFERENCE.sub(lambda match: f"url(#{places[match[1]]})", value))
     if identifier in places and identifier not in taken:
         taken.add(identifier)

@@ -75,8 +75,7 @@ def nets(tmp_path, monkeypatch):
     (tmp_path / "nets.py").write_text(NETS)
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(str(tmp_path))
-    yield tmp_path
-    sys.modules.pop("nets", None)
+    return tmp_path
 
 
 SMALL = (

@@ -60,8 +60,7 @@ RUNS = ("--arms", "plain", "shrunk", "--lr", "0.1", "1e30", "--trials", "2", "--
 def fragile(small):
     """Options of an experiment with two sound runs, and two whose mood can be set."""
     Path("fragile.py").write_text(FRAGILE)
-    yield [*small, "--model", "fragile:net", "--arms", "sound", "fragile", "--trials", "2", "--no-diagnostics"]
-    sys.modules.pop("fragile", None)
+    return [*small, "--model", "fragile:net", "--arms", "sound", "fragile", "--trials", "2", "--no-diagnostics"]
 
 
 @pytest.fixture

@@ -56,8 +56,7 @@ def fragile(small):
     """Options of an experiment with a sound arm and one whose mood can be set."""
     Path("fragile.py").write_text(FRAGILE)
     Path("mood").write_text("good")
-    yield [*small, "--model", "fragile:net", "--arms", "fragile", "sound", "--steps", "3", "--no-diagnostics"]
-    sys.modules.pop("fragile", None)
+    return [*small, "--model", "fragile:net", "--arms", "fragile", "sound", "--steps", "3", "--no-diagnostics"]
 
 
 def statuses(out):

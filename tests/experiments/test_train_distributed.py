@@ -147,7 +147,6 @@ def folder(tmp_path_factory):
     yield place
     os.chdir(before)
     sys.path.remove(str(place))
-    sys.modules.pop("theirs", None)
 
 
 @pytest.fixture(scope="module")
