@@ -10,7 +10,7 @@ from experiments.config import TrainConfig
 from models import arms
 
 #: Where the ranking of measures of conditioning looks (``claims.features``).
-_FIRST_STEPS, _FIRST_AND_FIFTH = at_steps(0, 2, 5, 10), at_steps(0, 5)
+_FIRST_STEPS = at_steps(0, 5)
 
 _CIFAR: dict[str, Any] = {
     "model": "preact-resnet18",
@@ -74,7 +74,7 @@ _DESCRIPTIONS_AND_OPTIONS: dict[str, tuple[str, dict[str, Any]]] = {
             "model": "residual-mlp",
             "model_options": ("depth=16", "width=32", "normaliser=batch"),
             "arms": tuple(arms("residual-mlp")),
-            "lr": (0.1, 0.5, 2.0),
+            "lr": (0.25, 0.7, 2.0),
             "trials": 10,
             "steps": 40,
             "subset": 128,
@@ -83,9 +83,9 @@ _DESCRIPTIONS_AND_OPTIONS: dict[str, tuple[str, dict[str, Any]]] = {
             "spectra_dtype": "float64",
             "measurements": (
                 Measurement("tail", ("stem", "blocks.3"), schedule=_FIRST_STEPS),
-                Measurement("layer", ("blocks.0", "blocks.3", "blocks.7"), schedule=_FIRST_AND_FIFTH),
-                Measurement("network", schedule=_FIRST_AND_FIFTH),
-                Measurement("kernel", ("total",), schedule=_FIRST_AND_FIFTH),
+                Measurement("layer", ("blocks.0", "blocks.3", "blocks.7"), schedule=_FIRST_STEPS),
+                Measurement("network", schedule=_FIRST_STEPS),
+                Measurement("kernel", ("total",), schedule=_FIRST_STEPS),
             ),
         },
     ),

@@ -30,8 +30,8 @@ _COORDINATES = frozenset({"d", "points", "x", "y"})
 _LONG = re.compile(r"-?\d+\.\d{3,}")
 #: Parts of an SVG that say nothing to a reader, would restyle the whole page, or could run or load something.
 _DROPPED = frozenset({"metadata", "script", "style", "title", "foreignObject", "animate", "set"})
-#: What the style sheet of Matplotlib's SVGs says, which cannot stay a style sheet of the whole page, and the fonts, which
-#: each text repeats: those that the layout was made for, then one as wide.
+#: What the style sheet of Matplotlib's SVGs says, which cannot stay a style sheet of the whole page, and the fonts that
+#: each of their texts repeats: the one that the layout was made for, then one as wide.
 _INHERITED = "stroke-linejoin: round; stroke-linecap: butt; font-family: 'DejaVu Sans', Verdana, sans-serif"
 _FONT = re.compile(r"font-family: [^;]*;? ?")
 
