@@ -12,7 +12,6 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
-from matplotlib.patheffects import withStroke
 from matplotlib.text import Text
 
 from figures.errors import NothingToDrawError
@@ -166,9 +165,9 @@ def _legend(axis: Axes, rows: pd.DataFrame, band: float) -> list[Artist]:
 def _label(figure: Figure, axis: Axes, points: list[tuple[str, tuple[float, float]]], fixed: list[Text]) -> None:
     """Write names beside points where they cover the least; the second round makes use of where others went."""
     look: dict[str, Any] = {"textcoords": "offset points", "ha": "center", "va": "center", "in_layout": False}
-    halo = [withStroke(linewidth=2, foreground="white")]
+    ground = {"boxstyle": "square,pad=0.05", "facecolor": "white", "alpha": 0.75, "linewidth": 0}
     labels = [
-        axis.annotate(name, place, (0, 0), **look, fontsize=8.5, parse_math=False, zorder=5, path_effects=halo)
+        axis.annotate(name, place, (0, 0), **look, fontsize=8.5, parse_math=False, zorder=5, bbox=ground)
         for name, place in points
     ]
     figure.draw_without_rendering()

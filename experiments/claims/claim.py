@@ -90,7 +90,7 @@ class Judgement:
     Attributes:
         verdict: One of the four.
         findings: What it rests on.
-        summary: One or two sentences for the top of the report.
+        summary: One or two sentences for the top of the report; each line becomes a paragraph.
         change: What would change it: more seeds (how many), another learning rate, and so on.
         figures: SVG files in the claim's folder, in the order of the report.
     """

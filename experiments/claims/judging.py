@@ -7,11 +7,11 @@ import contextlib
 import multiprocessing
 import os
 import signal
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from functools import partial
 from pathlib import Path
-from typing import TypeVar
 
 from tqdm import tqdm
 
@@ -19,8 +19,6 @@ from diagnostics.errors import InputError
 from experiments.claims.claim import Claim, Judgement, Size
 from experiments.claims.evidence import Evidence
 from experiments.parallel import usable_cores
-
-Name = TypeVar("Name")
 
 
 @contextlib.contextmanager
@@ -48,7 +46,8 @@ def judging_alone(
         one.directory.mkdir(parents=True, exist_ok=True)
     count = min(usable_cores() if processes is None else processes, len(alone))
     if count < 2:
-        yield lambda: {claim.id: claim.judge(evidence[claim.id], size) for claim in _shown(alone)}
+        judges = {claim.id: partial(claim.judge, evidence[claim.id], size) for claim in alone}
+        yield lambda: _each(judges)
         return
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(count, mp_context=context, initializer=_leave_interrupts) as pool:
@@ -56,15 +55,17 @@ def judging_alone(
             waiting = {claim.id: pool.submit(claim.judge, evidence[claim.id], size) for claim in alone}
         started = multiprocessing.active_children()
         try:
-            yield lambda: {name: _result(name, waiting[name]) for name in _shown(waiting)}
+            yield lambda: _each({name: partial(_result, name, one) for name, one in waiting.items()})
         except BaseException:
             for process in started:
                 process.terminate()
             raise
 
 
-def _shown(names: Iterable[Name]) -> Iterable[Name]:
-    return tqdm([*names], desc="measuring", unit="claim", dynamic_ncols=True, leave=False)
+def _each(judges: Mapping[str, Callable[[], Judgement]]) -> dict[str, Judgement]:
+    """All judgements, with a bar that is gone before an error is told."""
+    with tqdm(judges.items(), desc="measuring", unit="claim", dynamic_ncols=True, leave=False) as shown:
+        return {name: judge() for name, judge in shown}
 
 
 def _result(name: str, waiting: Future[Judgement]) -> Judgement:

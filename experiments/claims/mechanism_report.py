@@ -91,12 +91,12 @@ def judge_experiment(tables: Experiment, design: Design, pilots: int, rule: Rule
     ranking = ranking_of(compared, design, rates, evidence.seed)
     figures.keep("measure_ranking", ranking, measure_ranking)
     beside = [finding for one in by_sense for finding in one.beside] + ranking_findings(ranking, rule.level)
+    beside.append(_bracketed(rates, sorted(sweep["lr"].unique())))
     return Judged(
         {sense: one.verdict for sense, one in zip(design.senses, by_sense, strict=True)},
         tuple(finding for one in by_sense for finding in one.findings),
         tuple(beside),
-        f"{'; '.join(one.summary for one in by_sense)}. {best_measure(ranking)}"
-        + _rates_in_words(rates, sorted(sweep["lr"].unique())),
+        f"{'; '.join(one.summary for one in by_sense)}. {best_measure(ranking)}".strip(),
         tuple(figures.drawn),
     )
 
@@ -202,13 +202,16 @@ def _mediation(runs: pd.DataFrame, design: Design, sense: str, rule: Rule, figur
     return Finding(what, verdict, numbers, found.note)
 
 
-def _rates_in_words(rates: Mapping[str, float], tried: Sequence[float]) -> str:
+def _bracketed(rates: Mapping[str, float], tried: Sequence[float]) -> Finding:
     """Each arm's learning rate, and whether the sweep ends there, so that a better one may lie outside."""
-    text = f"Learning rates: {', '.join(f'{arm} {lr:g}' for arm, lr in rates.items())}."
-    at_ends = [arm for arm, lr in rates.items() if lr in (tried[0], tried[-1])]
-    if len(tried) > 1 and at_ends:
-        text += f" The sweep from {tried[0]:g} to {tried[-1]:g} ends at the best one of {', '.join(at_ends)}."
-    return text
+    inside = [arm for arm, lr in rates.items() if tried[0] < lr < tried[-1]]
+    chosen = ", ".join(f"{arm} {lr:g}" for arm, lr in rates.items())
+    return Finding(
+        f"each arm's best learning rate lies inside the sweep, from {tried[0]:g} to {tried[-1]:g}",
+        "supported" if len(inside) == len(rates) else "inconclusive",
+        {"inside": float(len(inside)), "arms": float(len(rates))},
+        f"chosen: {chosen}",
+    )
 
 
 def _summary(sense: str, verdict: Verdict, comparisons: Sequence[Comparison], others: Sequence[Finding]) -> str:

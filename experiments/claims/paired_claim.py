@@ -156,7 +156,7 @@ def summary(findings: list[Finding]) -> str:
     counts = {name: sum(finding.verdict == name for finding in findings) for name in _PHRASES}
     parts = [f"{count} {_PHRASES[name]}" for name, count in counts.items() if count]
     noun = "comparison" if len(findings) == 1 else "comparisons"
-    against = [finding.what for finding in findings if finding.verdict == "contradicted"]
+    against = [f"{one.what} ({one.note})" for one in findings if one.verdict == "contradicted"]
     named = f" Against the prediction: {'; '.join(against[:3])}{' and others' if len(against) > 3 else ''}."
     return f"Of {len(findings)} {noun} {', '.join(parts)}.{named if against else ''}"
 

@@ -119,6 +119,8 @@ def _verdict(
     is_reversed = significant and found.effect != 0 and not as_predicted
     if is_equivalent:
         size = f"no effect larger than {100 * (rule.equivalent - 1):.3g} %"
+        if significant and as_predicted:
+            return "contradicted", f"{size}, though in the direction predicted"
         return "contradicted", f"{size}, reversed" if is_reversed else size
     if is_reversed:
         return "contradicted", "reversed"

@@ -229,7 +229,7 @@ class SpectrumExplainsSpeed:
         return Judgement(
             verdict,
             (*findings, *aside),
-            " ".join(f"{name}: {one.summary}" for name, one in judged.items()),
+            "\n".join(f"{name}: {judged[name].summary}" for name, one in planned.items() if one.decides),
             change(verdict, findings, self.look),
             tuple(path for one in judged.values() for path in one.figures),
         )

@@ -1,6 +1,8 @@
 """Verdicts as values, as text and as rows: what the report, the printout and the table ``verdicts`` share."""
 
 import math
+import shutil
+import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -160,14 +162,15 @@ def counts(results: Sequence[Result]) -> str:
 def print_verdicts(results: Sequence[Result]) -> None:
     """Print a line per claim, with its main effect, and its summary below."""
     width = max((len(result.id) for result in results), default=0)
+    columns = shutil.get_terminal_size((120, 24)).columns
     for result in results:
         verdict, main = result.judgement.verdict, result.main
         line = f"{result.id.ljust(width)}  {SYMBOLS[verdict]} {verdict.ljust(12)}"
         if main is not None:
             line += f"  {main.what}: {effect_and_pairs(main)}"
         print(" ".join(printable(line).splitlines()))
-        if result.judgement.summary:
-            print(" " * width, "", *printable(result.judgement.summary).splitlines())
+        for part in printable(result.judgement.summary).splitlines():
+            print(textwrap.indent(textwrap.fill(part, max(columns - width - 2, 40)), " " * (width + 2)))
     print(counts(results))
 
 

@@ -175,12 +175,12 @@ def few_threads() -> Iterator[None]:
 
 @pytest.fixture
 def agree_in_two_processes(tmp_path: Path) -> Callable[..., None]:
-    """Runs a program in two processes; it gets its rank, the file to meet through, and what else it is given."""
+    """Runs a program in two processes; it gets its rank and the file to meet through."""
 
-    def run(program: str, *arguments: str) -> None:
+    def run(program: str) -> None:
         processes = [
             subprocess.Popen(
-                [sys.executable, "-c", program, str(rank), str(tmp_path / "meeting"), *arguments],
+                [sys.executable, "-c", program, str(rank), str(tmp_path / "meeting")],
                 cwd=Path(__file__).parents[2],
                 stdout=subprocess.PIPE,
                 stderr=subprocess.STDOUT,

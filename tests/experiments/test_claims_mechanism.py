@@ -164,6 +164,13 @@ def test_pilots_choose_the_rate_and_are_not_compared(whole):
     assert judged.findings[0].numbers["pairs"] == 30
 
 
+def test_a_best_rate_at_the_end_of_a_sweep_is_said(whole):
+    *_, judged = whole
+    (said,) = [finding for finding in judged.beside if "inside the sweep" in finding.what]
+    assert (said.verdict, said.numbers["inside"]) == ("inconclusive", 0)
+    assert f"chain {LRS[1]:g}" in said.note
+
+
 def test_a_sweep_counts_diverged_runs_as_the_slowest():
     tables = World(diverging="half").tables(12, 0)
     sweep = learning_rate_sweep(tables, "mean_log_loss").set_index(["arm", "lr"])

@@ -239,10 +239,11 @@ def test_swapped_arms_contradict_and_shuffled_ones_decide_nothing(rng):
     assert finding.numbers["seeds_needed"] > SEEDS
 
 
-def test_equal_arms_are_a_finding(rng):
+@pytest.mark.parametrize(("ratio", "direction"), [(1.001, ", though in the direction predicted"), (0.999, ", reversed")])
+def test_equal_arms_are_a_finding(rng, ratio, direction):
     losses = world(rng)
-    verdict, (finding,) = judge(experiment({"skip": losses["skip"], "chain": losses["skip"] * 1.001}))
-    assert (verdict, finding.note.split(";")[0]) == ("contradicted", "no effect larger than 5 %")
+    verdict, (finding,) = judge(experiment({"skip": losses["skip"], "chain": losses["skip"] * ratio}))
+    assert (verdict, finding.note.split(";")[0]) == ("contradicted", f"no effect larger than 5 %{direction}")
 
 
 def test_dropping_diverged_runs_is_refused_and_would_turn_the_verdict(rng):

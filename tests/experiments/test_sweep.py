@@ -70,23 +70,23 @@ def logs(out):
 def test_tables_are_those_of_training_and_finished_cells_are_not_repeated(small, train, same_results, capsys):
     # Jobs train one by one, and rounding is not compared here.
     alone = ("--together", "no")
-    options = ("--model", "nets:batch_norm", "--arms", "plain", "shrunk", "--lr", "0.1", "1e30", "--steps", "3", *alone)
+    options = ("--model", "nets:batch_norm", "--arms", "shrunk", "--lr", "0.1", "1e30", "--steps", "3", *alone)
     whole = train("whole", *options)
     printed = capsys.readouterr().out
-    assert main([*small, *options[:4], "--lr", "0.1", "--steps", "3", *alone, "--out", "swept"]) == 0
+    assert main([*small, *options, "--lr", "0.1", "--out", "swept"]) == 0
     assert len(logs("swept")) == 1
     assert main([*small, *options, "--out", "swept", "--resume"]) == 0
     out, err = capsys.readouterr()
     same_results(whole, Path("swept"))
-    assert len(logs("swept")) == 4
+    assert len(logs("swept")) == 2
     assert not [*Path("swept").rglob(".*")]
     assert printed.partition("diagnostics took")[0] in out
     changes = [line.split()[:2] for line in err.splitlines() if line.startswith("shrunk-lr1e+30")]
     assert changes[-1] == ["shrunk-lr1e+30-trial00", "diverged"]
-    assert "4 cells: 1 finished, 3 queued" in err
+    assert "2 cells: 1 finished, 1 queued" in err
     assert train_main([*small, *options, "--out", "swept", "--resume"]) == 0, "training goes on with a sweep"
     assert main([*small, *options, "--out", "swept", "--resume"]) == 0, "nothing left to do"
-    assert len(logs("swept")) == 4
+    assert len(logs("swept")) == 2
 
 
 def test_failing_cell_is_reported_and_the_rest_finish_and_it_can_be_retried(fragile, same_results, capsys):

@@ -209,7 +209,7 @@ RUNS = ("--trials", "2", "--steps", "40", "--model", "nets:dropout", "--arms", "
 def test_killed_at_any_moment_it_resumes_to_the_same_bits(train, start, same_results):
     whole = train("whole", *RUNS)
     moments = random.Random(0)
-    for number in range(3):
+    for number in range(2):
         process = start("--out", "killed", "--resume", *RUNS)
         # Anywhere from before the first file to after the last, counted in files rather than seconds.
         goal = files("killed") + moments.choice([3, 10, 20, 35, 50])
