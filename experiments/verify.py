@@ -181,7 +181,10 @@ def main(args: Sequence[str] | None = None) -> int:
         print(_help(), end="\n\n")
 
     def run(options: VerifyOptions) -> None:
-        verify(options)
+        try:
+            verify(options)
+        except KeyboardInterrupt:
+            raise KeyboardInterrupt("to go on, repeat the command: runs that are over are kept") from None
 
     return run_command(run, lambda: parse_options(VerifyOptions, "python -m experiments.verify", given))
 

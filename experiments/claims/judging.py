@@ -7,6 +7,7 @@ import contextlib
 import multiprocessing
 import os
 import signal
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
@@ -50,7 +51,7 @@ def judging_alone(
         yield lambda: _each(judges)
         return
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(count, mp_context=context, initializer=_leave_interrupts) as pool:
+    with ProcessPoolExecutor(count, mp_context=context, initializer=_begin) as pool:
         with _no_bars():
             waiting = {claim.id: pool.submit(claim.judge, evidence[claim.id], size) for claim in alone}
         started = multiprocessing.active_children()
@@ -92,6 +93,7 @@ def _no_bars() -> Iterator[None]:
             os.environ["TQDM_DISABLE"] = before
 
 
-def _leave_interrupts() -> None:
-    """Leave Ctrl-C to the process that waits."""
+def _begin() -> None:
+    """Leave Ctrl-C to the process that waits, and do without the bars' lock, which a process so ended would leave."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    tqdm.set_lock(threading.RLock())

@@ -239,7 +239,9 @@ def test_swapped_arms_contradict_and_shuffled_ones_decide_nothing(rng):
     assert finding.numbers["seeds_needed"] > SEEDS
 
 
-@pytest.mark.parametrize(("ratio", "direction"), [(1.001, ", though in the direction predicted"), (0.999, ", reversed")])
+@pytest.mark.parametrize(
+    ("ratio", "direction"), [(1.001, ", though in the direction predicted"), (0.999, ", reversed")]
+)
 def test_equal_arms_are_a_finding(rng, ratio, direction):
     losses = world(rng)
     verdict, (finding,) = judge(experiment({"skip": losses["skip"], "chain": losses["skip"] * ratio}))

@@ -108,7 +108,7 @@ def test_repeated_it_trains_nothing_and_says_the_same(copy):
     pd.testing.assert_frame_equal(verdicts(copy).drop(columns="command"), table.drop(columns="command"))
 
 
-def test_interrupted_it_goes_on(tmp_path, done, monkeypatch):
+def test_interrupted_it_goes_on(tmp_path, done, monkeypatch, capsys):
     out = tmp_path / "out"
     trained = []
     original = running.Experiment._run
@@ -122,6 +122,8 @@ def test_interrupted_it_goes_on(tmp_path, done, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(running.Experiment, "_run", stops)
         assert run(out) == 130
+    said = capsys.readouterr().err.splitlines()[-1]
+    assert said == "interrupted; to go on, repeat the command: runs that are over are kept"
     before = written(out)
     assert run(out) == 0
     assert {path: when for path, when in written(out).items() if path in before} == before
