@@ -26,7 +26,7 @@ def run_examples(page, count):
 
 def test_the_examples_of_the_readme_run(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    run_examples(ROOT / "README.md", 6)
+    run_examples(ROOT / "README.md", 7)
     printed = capsys.readouterr().out
     assert "condition_number" in printed
     assert "torch.Size([96, 2048])" in printed
@@ -41,15 +41,20 @@ def test_the_examples_of_the_theory_run(capsys):
     assert "regularity, restricted" in printed
 
 
-def test_the_claim_of_ones_own_in_the_docs_is_tested_as_written(tmp_path, monkeypatch, capsys):
-    page = (ROOT / "docs" / "claims.md").read_text()
-    (example,) = re.findall(r"```python\n(# my_claim.py\n.*?)```", page, flags=re.DOTALL)
-    (tmp_path / "my_claim.py").write_text(example)
+@pytest.mark.parametrize(
+    ("page", "name"),
+    [("README.md", "my_gains:LARGER_GAINS_ARE_FASTER"), ("docs/claims.md", "my_claim:SKIPS_ARE_FASTER")],
+)
+def test_the_claims_of_ones_own_are_tested_as_written(page, name, tmp_path, monkeypatch, capsys):
+    module = name.partition(":")[0]
+    text = (ROOT / page).read_text()
+    (example,) = re.findall(rf"```python\n(# {module}.py\n.*?)```", text, flags=re.DOTALL)
+    (tmp_path / f"{module}.py").write_text(example)
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(tmp_path)
-    assert "my_claim:SKIPS_ARE_FASTER --out" in page
-    assert main(["my_claim:SKIPS_ARE_FASTER", "--out", "mine", "--processes", "1"]) == 0
-    assert re.search(r"skips-are-faster +✓ supported", capsys.readouterr().out)
+    assert f"experiments.verify {name} --out" in text
+    assert main([name, "--out", "mine", "--processes", "1"]) == 0
+    assert re.search(r"-are-faster +✓ supported", capsys.readouterr().out)
     assert (tmp_path / "mine" / "report.html").exists()
 
 
