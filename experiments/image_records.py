@@ -80,9 +80,10 @@ def load_hub(name: str, source: Source, *, streaming: bool = False) -> Mapping[s
     try:
         found: Mapping[str, Any] = datasets.load_dataset(source.hub, streaming=streaming)
     except Exception as error:  # the Hub's client raises a dozen unrelated classes
+        known = f", or a known name ({', '.join(DATASETS)}).{near_matches(name, DATASETS)}"
         raise InputError(
-            f"data set {name!r} cannot be loaded from the Hugging Face Hub ({one_line(error)}); give --data-dir"
-            f" with a local copy, or a known name ({', '.join(DATASETS)}).{near_matches(name, DATASETS)}"
+            f"data set {name!r} cannot be loaded from the Hugging Face Hub ({one_line(error)}); give --data-dir, or "
+            f"SKIP_DATA_DIR, with a local copy{'' if name in DATASETS else known}"
         ) from error
     return found
 

@@ -358,15 +358,21 @@ def test_option_below_one(option):
 
 
 def test_offline_without_a_directory():
-    code = "from experiments.data import load_data; load_data('cifar')"
-    result = subprocess.run(
-        [sys.executable, "-c", code],
-        env={**os.environ, "HF_HUB_OFFLINE": "1"},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    message = result.stderr.splitlines()[-1]
-    assert "InputError: data set 'cifar' cannot be loaded from the Hugging Face Hub" in message
-    assert "--data-dir" in message
-    assert "Did you mean 'cifar10' or 'cifar100'" in message
+    code = """
+from diagnostics.errors import InputError
+from experiments.data import load_data
+
+for name in ("cifar", "mnist"):
+    try:
+        load_data(name)
+    except InputError as error:
+        print(error)
+"""
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
+    result = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+    unknown, known = result.stdout.splitlines()
+    assert "data set 'cifar' cannot be loaded from the Hugging Face Hub" in unknown
+    assert "Did you mean 'cifar10' or 'cifar100'" in unknown
+    assert "data set 'mnist' cannot be loaded from the Hugging Face Hub" in known
+    assert "--data-dir" in known
+    assert "Did you mean" not in known
