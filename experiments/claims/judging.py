@@ -64,7 +64,9 @@ def judging_alone(
 
 
 def _each(judges: Mapping[str, Callable[[], Judgement]]) -> dict[str, Judgement]:
-    """All judgements, with a bar that is gone before an error is told."""
+    """All judgements, with a bar that is gone before an error is told; without one if there are none."""
+    if not judges:
+        return {}
     with tqdm(judges.items(), desc="measuring", unit="claim", dynamic_ncols=True, leave=False) as shown:
         return {name: judge() for name, judge in shown}
 
