@@ -17,9 +17,9 @@ from diagnostics.tables import STATISTICS
 
 #: Rounding moves a small singular value by so many units in the last place of ``‖J‖_F`` at most. Measured, float32
 #: against float64, over 19 networks (tests/diagnostics/test_floor.py): 7.6 (AMD) or 8.9 (Intel with AVX-512) for 30
-#: layers with batch norm and no skip,
-#: 1.4 at most for all others. Large values move further where a deep normalised chain amplifies rounding of the
-#: forward pass (up to 630 units, still only 1e-4 of the value), which no reader takes for zero.
+#: layers with batch norm and no skip, 1.4 at most for all others. Large values move further where a deep normalised
+#: chain amplifies rounding of the forward pass (up to 630 units, still only 1e-4 of the value), which no reader takes
+#: for zero.
 ROUNDING_UNITS = 16
 
 

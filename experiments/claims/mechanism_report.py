@@ -206,9 +206,10 @@ def _bracketed(rates: Mapping[str, float], tried: Sequence[float]) -> Finding:
     """Each arm's learning rate, and whether the sweep ends there, so that a better one may lie outside."""
     inside = [arm for arm, lr in rates.items() if tried[0] < lr < tried[-1]]
     chosen = ", ".join(f"{arm} {lr:g}" for arm, lr in rates.items())
+    verdict: Verdict = "supported" if len(inside) == len(rates) else "inconclusive"
     return Finding(
         f"each arm's best learning rate lies inside the sweep, from {tried[0]:g} to {tried[-1]:g}",
-        "supported" if len(inside) == len(rates) else "inconclusive",
+        verdict if len(tried) > 1 else "vacuous",
         {"inside": float(len(inside)), "arms": float(len(rates))},
         f"chosen: {chosen}",
     )
