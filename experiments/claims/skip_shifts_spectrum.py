@@ -20,12 +20,12 @@ from diagnostics.tables import Experiment, empty_frame, spectra_frame
 from experiments.claims.claim import Contrast, Finding, Judgement, Plan, Rule, Size, Verdict
 from experiments.claims.claim_figures import draw
 from experiments.claims.evidence import Evidence
-from experiments.claims.kept_tables import kept_table
 from experiments.claims.paired_claim import change, summary
 from experiments.claims.rules import combine, judge_contrasts
 from experiments.data import load_data, to_float
 from experiments.networks import build_network
 from experiments.theory.random_matrices import uniform_matrix
+from experiments.theory.setting import write_table
 from experiments.threads import one_thread
 from figures.random_matrices import random_matrices
 
@@ -116,12 +116,13 @@ class SkipShiftsSpectrum:
         }
 
     def judge(self, evidence: Evidence, size: Size) -> Judgement:
-        """The verdict from the table of singular values, which is made first if it is missing.
+        """The verdict from singular values measured for it; their table is written beside it.
 
         Raises:
-            InputError: The table is not as it was written.
+            InputError: The table cannot be written.
         """
-        table = kept_table(evidence.directory / _TABLE, lambda: _measured(size, evidence.seed))
+        table = _measured(size, evidence.seed)
+        write_table(table, evidence.directory / _TABLE)
         networks = _scale(size).networks
         rule = replace(self.rule, level=self.rule.level / (1 + len(networks)))
         findings = [_growth(table[table["what"] == "random matrices"], rule)]

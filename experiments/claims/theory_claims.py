@@ -11,7 +11,6 @@ from diagnostics.statement import Statement
 from experiments.claims.claim import Finding, Judgement, Plan, Size, Verdict
 from experiments.claims.claim_figures import draw
 from experiments.claims.evidence import Evidence
-from experiments.claims.kept_tables import kept_table
 from experiments.claims.verdicts import MISSING
 from experiments.claims.wording import ASIDE
 from experiments.theory.convergence import run as check_convergence
@@ -20,7 +19,7 @@ from experiments.theory.figures import FIGURES
 from experiments.theory.layers import check_regularity
 from experiments.theory.pl_along_training import check_pl_chain
 from experiments.theory.report import statement_rows
-from experiments.theory.setting import Check, Setting
+from experiments.theory.setting import Check, Setting, write_table
 from experiments.threads import one_thread
 
 #: Of the checks of one statement: more than this share without content make it vacuous; of a claim that may come out
@@ -80,12 +79,13 @@ class TheoryClaim:
         }
 
     def judge(self, evidence: Evidence, size: Size) -> Judgement:
-        """The verdict from the table of statements, which is made first if it is missing.
+        """The verdict from statements checked for it; their table is written beside it.
 
         Raises:
-            InputError: The table is not as it was written.
+            InputError: The table cannot be written.
         """
-        table = kept_table(evidence.directory / _STATEMENTS, lambda: self._checked(evidence, size))
+        table = self._checked(evidence, size)
+        write_table(table, evidence.directory / _STATEMENTS)
         counts = table["network"].str.contains(self.counted, regex=True)
         counts &= table["statement"].str.contains(self.decides, regex=True)
         findings = list(_findings(table[counts], self.part))
