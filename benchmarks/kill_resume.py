@@ -1,6 +1,6 @@
 """Experiments killed (SIGKILL) at random moments and resumed, against the same ones left alone: nothing may differ.
 
-Digits with momentum, augmentation, evaluation, spectra and runs that diverge, trained one by one and together. An
+Digits with momentum, augmentation, evaluation, spectra and runs that diverge. An
 experiment that is done before the kills are up is begun anew.
 
 ``python -m benchmarks.kill_resume [--kills N] [--seed N]``
@@ -37,30 +37,29 @@ _OTHERS = ("seconds", "peak_bytes", "estimated_seconds")
 def main() -> None:
     """Measure and print a table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--kills", type=int, default=20, help="kills of each kind of experiment (default: 20)")
+    parser.add_argument("--kills", type=int, default=20, help="kills (default: 20)")
     parser.add_argument("--seed", type=int, default=0, help="of the moments (default: 0)")
     options = parser.parse_args()
     print(environment(torch.device("cpu")))
     print(
-        "| --together | kills | of which in training | experiments | rows of one left alone | rows lost | rows doubled "
-        "| rows that differ | checkpoints | checkpoints that differ | leftovers |\n" + "|---" * 11 + "|"
+        "| kills | of which in training | experiments | rows of one left alone | rows lost | rows doubled "
+        "| rows that differ | checkpoints | checkpoints that differ | leftovers |\n" + "|---" * 10 + "|"
     )
-    for together in ("yes", "no"):
-        with tempfile.TemporaryDirectory() as scratch:
-            print(killed_and_resumed(Path(scratch), together, options.kills, random.Random(options.seed)), flush=True)
+    with tempfile.TemporaryDirectory() as scratch:
+        print(killed_and_resumed(Path(scratch), options.kills, random.Random(options.seed)), flush=True)
 
 
-def killed_and_resumed(scratch: Path, together: str, kills: int, moments: random.Random) -> str:
+def killed_and_resumed(scratch: Path, kills: int, moments: random.Random) -> str:
     """A row of the table."""
     whole = scratch / "whole"
-    seconds = [timed(lambda: start(whole, together).communicate()) for _ in range(2)]
+    seconds = [timed(lambda: start(whole).communicate()) for _ in range(2)]
     startup, training = seconds[1], seconds[0] - seconds[1]  # the second time there is nothing left to train
     found, done, in_training, number = [0, 0, 0, 0, 0], 0, 0, 0
     while done < kills:
         number += 1
         out = scratch / f"killed-{number}"
         while True:
-            process = start(out, together)
+            process = start(out)
             if done < kills:
                 try:
                     process.wait(0.7 * startup + moments.random() * (0.3 * startup + training / 3))
@@ -74,14 +73,14 @@ def killed_and_resumed(scratch: Path, together: str, kills: int, moments: random
     rows = sum(len(table) for table in tables(whole).values())
     lost, doubled, differ, checkpoints, leftovers = found
     return (
-        f"| {together} | {kills} | {in_training} | {number} | {rows} | {lost} | {doubled} | {differ} | "
+        f"| {kills} | {in_training} | {number} | {rows} | {lost} | {doubled} | {differ} | "
         f"{len(weights(whole))} | {checkpoints} | {leftovers} |"
     )
 
 
-def start(out: Path, together: str) -> subprocess.Popen[bytes]:
+def start(out: Path) -> subprocess.Popen[bytes]:
     """Begin an experiment, or go on with it."""
-    command = [sys.executable, "-m", "experiments.train", *OPTIONS, "--together", together, "--out", str(out)]
+    command = [sys.executable, "-m", "experiments.train", *OPTIONS, "--out", str(out)]
     return subprocess.Popen(
         [*command, "--resume"],
         env={**os.environ, "OMP_NUM_THREADS": "1"},
@@ -101,7 +100,7 @@ def tables(out: Path) -> dict[str, pd.DataFrame]:
     """The tables of an experiment by name, with the columns that are to be equal, and their keys as the index."""
     read = read_experiment(out)
     found = {name: getattr(read, name).set_index(list(keys)).sort_index() for name, keys in KEYS.items()}
-    found["runs"] = read.runs[["run_id", "status", "together"]].set_index("run_id")
+    found["runs"] = read.runs[["run_id", "status"]].set_index("run_id")
     return {name: table.drop(columns=[c for c in table if c in _OTHERS]) for name, table in found.items()}
 
 

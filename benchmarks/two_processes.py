@@ -49,7 +49,7 @@ def images_per_second(data: Path, processes: int, steps: int) -> float:
         command += ["--out", str(out), "--data-dir", str(data), "--model-options", "width=16", "--device", "cpu"]
         command += ["--arms", "original", "--lr", "0.1", "--trials", "1", "--steps", str(steps)]
         command += ["--batch-size", str(_BATCH), "--limit-train", str(2 * _BATCH), "--limit-test", "10"]
-        command += ["--precision", "float32", "--no-diagnostics", "--together", "no", "--checkpoints", str(steps)]
+        command += ["--precision", "float32", "--no-diagnostics", "--checkpoints", str(steps)]
         # What `torchrun` sets for each of several processes, one alone needs as well.
         one_thread = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
         done = subprocess.run(command, cwd=_ROOT, env={**os.environ, **one_thread}, capture_output=True, text=True)

@@ -115,14 +115,14 @@ class TrainConfig:
     compile: bool = False
     """Train with torch.compile; needs a C++ compiler, and a minute or so for each arm to start."""
 
-    together: Literal["auto", "yes", "no"] = "auto"
-    """Train the trials (and learning rates) of an arm at once, as one vmapped network; auto where that is faster."""
-
     batch_norm: Literal["train", "frozen"] = "train"
     """train: statistics of each batch; frozen: those of the first batch at initialisation, for good."""
 
     sync_batch_norm: bool = False
     """With several processes (torchrun): batch norm over the whole batch instead of over each process's part of it."""
+
+    processes: int = 1
+    """Runs trained at once on this machine's CPU, each by a process of one thread; 1: one by one, with all threads."""
 
     workers: int | None = None
     """Processes that decode images of a streamed data set (imagenet); 0 for none, None for one a core, at most 16."""
@@ -195,7 +195,7 @@ _DEMANDS: tuple[tuple[tuple[str, ...], Callable[[float], bool], str], ...] = (
     (
         (
             *("trials", "steps", "epochs", "batch_size", "subset", "limit_train", "limit_test", "probe_size"),
-            *("decay_epochs", "evaluate_epochs", "loss_window", "checkpoints", "keep_epochs"),
+            *("decay_epochs", "evaluate_epochs", "loss_window", "processes", "checkpoints", "keep_epochs"),
         ),
         lambda value: value >= 1,
         "at least 1",

@@ -1,16 +1,15 @@
 """What an experiment will take, before it starts: ``python -m experiments.train PRESET --out DIR --estimate``.
 
-A run of each arm, or a whole group of runs that will be trained at once, trains for a few steps in a temporary
-directory, with the trainers and monitors of the real ones. The learning rate is 0 there, so that no run diverges; a
-step takes as long as any. Once each: the beginning, a checkpoint, the first batches of an evaluation and a measurement,
-unless its forecast is too long. These times are multiplied by how often each is due.
+A run of each arm trains for a few steps in a temporary directory, with the trainer and monitor of the real ones. The
+learning rate is 0 there, so that no run diverges; a step takes as long as any. Once each: the beginning, a checkpoint,
+the first batches of an evaluation and a measurement, unless its forecast is too long. These times are multiplied by how
+often each is due.
 """
 
 import math
 import resource
 import sys
 import tempfile
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -28,10 +27,8 @@ from diagnostics.tables import SKIPPED, SPECTRA
 from experiments.cells import Cell
 from experiments.config import TrainConfig
 from experiments.estimate_trial import checkpoint_bytes, read_rows, table_bytes, time_evaluation, time_steps, timed
-from experiments.experiment import Experiment
-from experiments.grouping import grouped
+from experiments.experiment import Experiment, clear_memory_errors
 from experiments.measurements import measurements, spectra_dtype
-from experiments.out_of_memory import is_out_of_memory
 from experiments.outputs import check_out
 from experiments.processes import processes
 from experiments.training import Trainer
@@ -46,9 +43,8 @@ class Estimate:
 
     Attributes:
         runs: Arms × learning rates × trials.
-        at_once: Most runs that are trained together.
         steps: Optimiser steps of each run.
-        step_seconds: Seconds of a step of a run, averaged over the runs; of those at once, each takes its share.
+        step_seconds: Seconds of a step, averaged over the runs.
         timed: Steps timed of each arm (the fewest).
         start_seconds: Reading the data and trying every arm once, and the beginnings of all runs.
         training_seconds: Optimiser steps.
@@ -64,7 +60,6 @@ class Estimate:
     """
 
     runs: int
-    at_once: int
     steps: int
     step_seconds: float
     timed: int
@@ -94,11 +89,11 @@ class Estimate:
 
     @property
     def hours(self) -> float:
-        """The whole time, of groups of runs one after another."""
+        """The whole time, of runs one after another."""
         return sum(self.seconds.values()) / 3600
 
 
-#: What is summed over the groups of runs.
+#: What is summed over the runs.
 _SUMMED = (
     *("runs", "start_seconds", "training_seconds", "evaluation_seconds", "diagnostics_seconds", "checkpoint_seconds"),
     *("checkpoint_bytes", "table_bytes"),
@@ -118,18 +113,12 @@ def estimate(config: TrainConfig) -> Estimate:
     with tempfile.TemporaryDirectory() as scratch:
         trial = replace(config, out=Path(scratch) / "out", log=(), resume=False, overwrite=False)
         experiment, start = timed(lambda: Experiment(trial), torch.device("cpu"))
-        kinds: dict[tuple[str, ...], Estimate] = {}
-        found = []
-        for group in grouped(experiment.cells, experiment._alike, trial.out / "runs"):
-            kind = tuple(sorted(cell.arm for cell in group))
-            if kind not in kinds:
-                try:
-                    kinds[kind] = _estimate_group(experiment, group)
-                except Exception as error:
-                    if not is_out_of_memory(error):
-                        raise
-                    raise InputError(experiment._out_of_memory(group)) from None
-            found.append(kinds[kind])
+        arms: dict[str, Estimate] = {}
+        with clear_memory_errors():
+            for cell in experiment.cells:
+                if cell.arm not in arms:
+                    arms[cell.arm] = _estimate_run(experiment, cell)
+        found = [arms[cell.arm] for cell in experiment.cells]
     whole = {name: sum(getattr(one, name) for one in found) for name in _SUMMED}
     whole["start_seconds"] += start
     left = most = 0
@@ -138,8 +127,7 @@ def estimate(config: TrainConfig) -> Estimate:
     return replace(
         found[-1],
         **whole,
-        at_once=max(one.runs for one in found),
-        step_seconds=sum(one.runs * one.step_seconds for one in found) / whole["runs"],
+        step_seconds=sum(one.step_seconds for one in found) / len(found),
         timed=min(one.timed for one in found),
         forecast=tuple(dict.fromkeys(name for one in found for name in one.forecast)),
         peak_bytes=max(one.peak_bytes for one in found),
@@ -150,8 +138,8 @@ def estimate(config: TrainConfig) -> Estimate:
 def print_estimate(found: Estimate) -> None:
     """Print what an experiment will take, the largest contributions first, and how it was found."""
     total = 3600 * found.hours
-    order = "one after another" if found.at_once == 1 else f"up to {found.at_once} at once"
-    print(f"{found.runs} runs of {found.steps} steps, {order}: about {_time(total)} ({found.hours:.3g} hours)")
+    runs = f"{found.runs} runs of {found.steps} steps, one after another"
+    print(f"{runs}: about {_time(total)} ({found.hours:.3g} hours)")
     for name, seconds in found.seconds.items():
         if seconds:
             print(f"  {name:<12}{_time(seconds):>10}{seconds / total:>6.0%}")
@@ -159,44 +147,43 @@ def print_estimate(found: Estimate) -> None:
     peak = _size(found.checkpoint_bytes_peak)
     print(f"disk: {_size(found.checkpoint_bytes)} of checkpoints at the end ({peak} at most before)")
     print(f"      {_size(found.table_bytes)} of tables")
-    share = "" if found.at_once == 1 else " of a run, its share of those at once,"
     print(
-        f"A step{share} takes {found.step_seconds:.3g} s, by {found.timed} steps of each arm after the first ones. "
+        f"A step takes {found.step_seconds:.3g} s, by {found.timed} steps of each arm after the first ones. "
         "Starting, checkpoints, evaluation and diagnostics were timed too."
     )
     if found.forecast:
         print(f"Not timed but forecast, and not in the memory and the tables: measuring {', '.join(found.forecast)}.")
 
 
-def _estimate_group(experiment: Experiment, cells: Sequence[Cell]) -> Estimate:
-    """What runs that are trained at once, or one alone, will take."""
-    device, count = experiment.device, len(cells)
-    trainers, start = timed(lambda: [experiment._trainer(cell) for cell in cells], device)
-    lead = trainers[0]
-    every_step = range(lead.total_steps + 1)
-    saves = [step for step in every_step if lead.checkpoint_due(step)]
-    evaluations = sum(map(lead.evaluation_due, every_step))
-    fetched = lead.block.size
-    steps = time_steps(trainers)
-    _, flush = timed(lead.monitor.flush, device)
-    metrics = read_rows(lead.directory / "metrics")
-    _, save = timed(lambda: steps.save(lead.total_steps), device)
-    sizes = [checkpoint_bytes(trainer.directory, saves, trainer.kept) for trainer in trainers]
-    training = len(every_step) * steps.seconds
-    evaluation = evaluations * count * time_evaluation(lead) if evaluations else 0.0
+def _estimate_run(experiment: Experiment, cell: Cell) -> Estimate:
+    """What a run will take."""
+    device = experiment.device
+    trainer, start = timed(lambda: experiment._trainer(cell), device)
+    every_step = range(trainer.total_steps + 1)
+    saves = [step for step in every_step if trainer.checkpoint_due(step)]
+    evaluations = sum(map(trainer.evaluation_due, every_step))
+    fetched = trainer.block.size
+    seconds, count = time_steps(trainer)
+    _, flush = timed(trainer.monitor.flush, device)
+    metrics = read_rows(trainer.directory / "metrics")
+    _, save = timed(lambda: trainer.save(trainer.total_steps), device)
+    left, most = checkpoint_bytes(trainer.directory, saves, trainer.kept)
+    training = len(every_step) * seconds
+    evaluation = evaluations * time_evaluation(trainer) if evaluations else 0.0
 
     def parts(seconds: float) -> int:
         # The monitor writes what waits at every checkpoint, and in between after a step that ends late enough.
-        step, passed, count = max(fetched * seconds / len(every_step), 1e-9), 0.0, len(saves)
+        step, passed, written = max(fetched * seconds / len(every_step), 1e-9), 0.0, len(saves)
         while (passed := passed + step * math.ceil(longest_wait(passed) / step)) < seconds:
-            count += 1
-        return count
+            written += 1
+        return written
 
     writing = len(saves) * save
-    writing += parts(training + writing) * count * flush
+    writing += parts(training + writing) * flush
     others = training + evaluation + writing
-    measured = [_measure(experiment, lead, item, lead.directory / str(i)) for i, item in enumerate(_items(experiment))]
-    wanted = count * sum(one.seconds * len(one.due) for one in measured)
+    places = [trainer.directory / str(i) for i in range(len(_items(experiment)))]
+    measured = [_measure(experiment, trainer, *pair) for pair in zip(_items(experiment), places, strict=True)]
+    wanted = sum(one.seconds * len(one.due) for one in measured)
     share = experiment.config.max_overhead
     made = 1.0 if share is None or not wanted else min(1.0, share * others / wanted)
     probed = math.ceil(made * len({step for one in measured for step in one.due}))
@@ -208,11 +195,10 @@ def _estimate_group(experiment: Experiment, cells: Sequence[Cell]) -> Estimate:
         tables += table_bytes(one.spectra, times * len(one.spectra), min(times, written))
         tables += table_bytes(one.skipped, skipped, min(skipped, written))
     return Estimate(
-        runs=count,
-        at_once=count,
-        steps=lead.total_steps,
-        step_seconds=steps.seconds / count,
-        timed=steps.count,
+        runs=1,
+        steps=trainer.total_steps,
+        step_seconds=seconds,
+        timed=count,
         start_seconds=start,
         training_seconds=training,
         evaluation_seconds=evaluation,
@@ -221,9 +207,9 @@ def _estimate_group(experiment: Experiment, cells: Sequence[Cell]) -> Estimate:
         forecast=tuple(one.name for one in measured if one.forecast),
         peak_bytes=_peak(device),
         on_gpu=device.type == "cuda",
-        checkpoint_bytes=sum(left for left, _ in sizes),
-        checkpoint_bytes_peak=sum(most for _, most in sizes),
-        table_bytes=count * tables,
+        checkpoint_bytes=left,
+        checkpoint_bytes_peak=most,
+        table_bytes=tables,
     )
 
 

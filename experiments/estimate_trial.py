@@ -1,12 +1,13 @@
-"""A short trial of runs: the seconds of its steps and evaluations, and the bytes that whole runs will leave.
+"""A short trial of a run: the seconds of its steps and evaluations, and the bytes that whole runs will leave.
 
 GPUs work on after a call has returned: each time here is one between two moments at which the device has nothing left
 to do, and steps are timed in blocks.
 """
 
+import contextlib
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from statistics import fmean, median
@@ -23,7 +24,6 @@ from experiments.batches import EvaluationBatches
 from experiments.checkpoints import checkpoint_path, training_state_path
 from experiments.resuming import last_whole_step
 from experiments.step_log import Block
-from experiments.together import JointTrainer, Member
 from experiments.training import Trainer
 
 #: Steps that are timed at once on a GPU, whose first block is the longest by far; elsewhere each is a block.
@@ -32,62 +32,33 @@ _BLOCK = 5
 _LEFT_OUT, _TIMED, _TIMED_AT_LEAST, _TIMED_SECONDS = 2, 20, 3, 3.0
 #: No more is timed, whatever has been, once the blocks after the first, or an evaluation, have taken so many seconds.
 _PATIENCE = 20.0
-#: A learning rate that changes no weight; so do its small multiples.
-_NO_RATE = 1e-300
 
 Result = TypeVar("Result")
 
 
-@dataclass(frozen=True)
-class Steps:
-    """Optimiser steps of runs that were trained together, or of one.
+def time_steps(trainer: Trainer) -> tuple[float, int]:
+    """Take a few steps of a run without measurements; the trainer then can save and be evaluated, and no more.
 
-    Attributes:
-        seconds: Of a step of all of them.
-        count: How many were timed.
-        save: Saves all of them, as if at that step.
+    Returns:
+        Seconds of a step, and how many were timed. The median block counts, but the mean of streamed images, which come
+        in bursts.
     """
-
-    seconds: float
-    count: int
-    save: Callable[[int], None]
-
-
-def time_steps(trainers: Sequence[Trainer]) -> Steps:
-    """Take a few steps of runs, together if they are several, without measurements; the trainers are of no other use.
-
-    The median block counts, but the mean of streamed images, which come in bursts.
-    """
-    lead = trainers[0]
-    size = _BLOCK if lead.device.type == "cuda" else 1
-    total, lrs = lead.total_steps, [trainer.lr for trainer in trainers]
-    ahead = 2 * _workers(lead.batches)  # batches that may have been decoded before the first step
+    size = _BLOCK if trainer.device.type == "cuda" else 1
+    total, lr = trainer.total_steps, trainer.lr
+    ahead = 2 * _workers(trainer.batches)  # batches that may have been decoded before the first step
     clock = _Clock(size, -(-ahead // size))
-    for trainer in trainers:
-        x, y = trainer.monitor.x, trainer.monitor.y
-        trainer.monitor = SpectrumMonitor(trainer.model, (x, y), trainer.directory, maps=(), max_overhead=None)
-        trainer.config = replace(trainer.config, evaluate_epochs=None, checkpoints=sys.maxsize)
-        trainer.total_steps = sys.maxsize
-    joint: JointTrainer | None = None
-    try:
-        if len(trainers) > 1:
-            # Runs of different learning rates are in different stacks.
-            joint = JointTrainer([Member(one.model, one, clock) for one in trainers], [*map(_no_rate(lrs), lrs)])
-            joint.block = Block(size)
-            joint.run()
-        else:
-            lead.lr, lead.block = 0.0, Block(size)
-            lead.run(clock)
-    except _Enough:
-        pass
-    for trainer, lr in zip(trainers, lrs, strict=True):
-        trainer.total_steps, trainer.lr = total, lr
-        if joint is None:
-            # Written out, the learning rate of the last update takes some bytes of a checkpoint.
-            trainer.optimizer.param_groups[0]["lr"] = trainer.lr_at(total - 1)
+    probe = trainer.monitor.x, trainer.monitor.y
+    trainer.monitor = SpectrumMonitor(trainer.model, probe, trainer.directory, maps=(), max_overhead=None)
+    trainer.config = replace(trainer.config, evaluate_epochs=None, checkpoints=sys.maxsize)
+    trainer.total_steps, trainer.lr, trainer.block = sys.maxsize, 0.0, Block(size)
+    with contextlib.suppress(_Enough):
+        trainer.run(clock)
+    trainer.total_steps, trainer.lr = total, lr
+    # Written out, the learning rate of the last update takes some bytes of a checkpoint.
+    trainer.optimizer.param_groups[0]["lr"] = trainer.lr_at(total - 1)
     blocks = clock.counted()
     middle = fmean(blocks) if ahead else median(blocks)
-    return Steps(middle / size, len(blocks) * size, lead.save if joint is None else joint.save)
+    return middle / size, len(blocks) * size
 
 
 class _Enough(Exception):  # noqa: N818
@@ -95,7 +66,7 @@ class _Enough(Exception):  # noqa: N818
 
 
 class _Clock:
-    """Times blocks of steps; called for every step, once for each run, when a block's numbers are there.
+    """Times blocks of steps; called for every step when a block's numbers are there.
 
     Args:
         size: Steps in a block.
@@ -105,21 +76,21 @@ class _Clock:
     def __init__(self, size: int, ahead: int) -> None:
         self._size, self._ahead = size, ahead
         self._blocks: list[float] = []
-        self._last_step, self._last = -1, time.perf_counter()
+        self._last = time.perf_counter()
 
     def __call__(self, step: int, *_: object) -> None:
-        if step == self._last_step or (step + 1) % self._size:
+        if (step + 1) % self._size:
             return
         now = time.perf_counter()
         self._blocks.append(now - self._last)
-        self._last_step, self._last = step, now
+        self._last = now
         timed = self._blocks[_LEFT_OUT + self._ahead :]
         least = (_TIMED_AT_LEAST if sum(timed) > _TIMED_SECONDS else _TIMED) + self._ahead
         if len(timed) >= least or sum(self._blocks[1:]) > _PATIENCE:
             raise _Enough
 
     def counted(self) -> list[float]:
-        """Seconds of the blocks that count; of all there was for runs that diverged at once."""
+        """Seconds of the blocks that count; of all there was for a run that diverged at once."""
         blocks = self._blocks[_LEFT_OUT + self._ahead :] or self._blocks[1:] or self._blocks
         return blocks or [time.perf_counter() - self._last]
 
@@ -214,11 +185,6 @@ def _part_bytes(table: pa.Table) -> int:
     sink = pa.BufferOutputStream()
     pq.write_table(table, sink)
     return sink.getvalue().size
-
-
-def _no_rate(lrs: Sequence[float]) -> Callable[[float], float]:
-    """Learning rates that are equal where those given are, and too small for any weight."""
-    return lambda lr: _NO_RATE * lrs.index(lr)
 
 
 def _workers(batches: object) -> int:

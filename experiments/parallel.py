@@ -23,7 +23,7 @@ import torch
 from tqdm import tqdm
 
 from diagnostics.errors import InputError
-from experiments.cells import Cell, recorded_group
+from experiments.cells import Cell
 from experiments.config import TrainConfig
 from experiments.experiment import Experiment
 from experiments.outputs import is_over
@@ -31,7 +31,7 @@ from experiments.presets import PRESETS
 from experiments.speed import write_speed
 from experiments.threads import one_thread
 
-#: Fewer runs are over before other processes have imported torch.
+#: Fewer runs may be over before other processes have imported torch.
 _FEWEST_RUNS = 4
 #: Processes by default, where there are more cores: each takes some 400 MB.
 _MOST = 16
@@ -42,9 +42,9 @@ _PATIENCE = 3.0
 def run_in_processes(experiment: Experiment, processes: int | None = None) -> None:
     """Train every run that is not over yet, several at once on a CPU, then write the speed table.
 
-    Tables and weights are those of ``experiment.run()`` on one thread, to the bit. On a GPU, and where runs are trained
-    together, it is that; so it is, on one thread, for a few runs, and for measurements that are not the preset's, as
-    their schedules cannot be sent to other processes.
+    Tables and weights are those of ``experiment.run()`` on one thread, to the bit. On a GPU it is that; so it
+    is, on one thread, for a few runs unless a number of processes is given, and for measurements that are not the
+    preset's, as their schedules cannot be sent to other processes.
 
     Args:
         experiment: Not within its ``prepared()``.
@@ -59,8 +59,9 @@ def run_in_processes(experiment: Experiment, processes: int | None = None) -> No
         return
     with one_thread():
         pending = _pending(experiment, anew=experiment.config.overwrite)
+        few = processes is None and len(pending) < _FEWEST_RUNS
         count = min(usable_cores() if processes is None else processes, len(pending))
-        if count < 2 or len(pending) < _FEWEST_RUNS or not _one_by_one(experiment, pending):
+        if count < 2 or few or not _can_be_sent(experiment):
             experiment.run()
             return
         with experiment.prepared():
@@ -84,12 +85,10 @@ def _pending(experiment: Experiment, *, anew: bool = False) -> list[Cell]:
     return [cell for cell in experiment.cells if anew or not is_over(experiment.directory(cell))]
 
 
-def _one_by_one(experiment: Experiment, pending: Sequence[Cell]) -> bool:
-    """Whether each run can be trained on its own, by a process that is sent the options."""
-    config, runs = experiment.config, experiment.config.out / "runs"
-    preset = PRESETS.get(config.experiment)
-    sent = preset is not None and preset[1].measurements == config.measurements
-    return sent and config.together != "yes" and not any(recorded_group(runs, cell) for cell in pending)
+def _can_be_sent(experiment: Experiment) -> bool:
+    """Whether other processes can be sent the options: they have the measurements from the preset."""
+    preset = PRESETS.get(experiment.config.experiment)
+    return preset is not None and preset[1].measurements == experiment.config.measurements
 
 
 class _Worker:

@@ -1,6 +1,6 @@
 """What a run leaves to be resumed from: weights and training states, each written whole or not at all."""
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import torch
@@ -21,12 +21,8 @@ from experiments.checkpoints import (
 
 def last_whole_step(directory: Path) -> int:
     """The last step of which a run left both weights and training state; 0 if there is none."""
-    return max(_whole_steps(directory), default=0)
-
-
-def last_common_step(directories: Iterable[Path]) -> int:
-    """The last step of which all runs left both weights and training state; 0 if there is none."""
-    return max(set.intersection(*map(_whole_steps, directories)), default=0)
+    steps = (step for step, _ in list_checkpoints(directory) if training_state_path(directory, step).exists())
+    return max(steps, default=0)
 
 
 def save_run(
@@ -76,7 +72,3 @@ def drop_older(directory: Path, step: int, keep: Callable[[int], bool]) -> None:
             training_state_path(directory, older).unlink(missing_ok=True)
             if not keep(older):
                 path.unlink()
-
-
-def _whole_steps(directory: Path) -> set[int]:
-    return {step for step, _ in list_checkpoints(directory) if training_state_path(directory, step).exists()}

@@ -89,8 +89,8 @@ class Block:
         """Hold a step's numbers, of the same shape at every step, and the seconds that it took."""
         self._waiting.append((step, numbers, seconds))
 
-    def fetch(self) -> list[tuple[int, list, float]]:
-        """The steps held, their numbers as nested lists, their seconds; the block then is empty."""
+    def fetch(self) -> list[tuple[int, list[float], float]]:
+        """The steps held, their numbers, their seconds; the block then is empty."""
         waiting, self._waiting = self._waiting, []
         if not waiting:
             return []

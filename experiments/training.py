@@ -34,8 +34,6 @@ _BLOCK = 50
 class Trainer:
     """Trains one run in its directory.
 
-    ``run`` is the whole of it; its parts are there for those who train several runs at once.
-
     Attributes:
         config: The experiment's options.
         model: In train mode, freshly initialised, on its device.
@@ -72,13 +70,15 @@ class Trainer:
         """Train to the end, from the last checkpoint if there is one; return ``finished`` or ``diverged``."""
         started = time.perf_counter()
         first = self.ranks.agree(last_whole_step(self.directory))
-        self.load(first)
+        self.monitor.rewind(first - 1)
+        set_rng_states(self.ranks.own(load_run(self.directory, first, self.model, self.optimizer)))
         network = self.ranks.replicate(
             self.model, self.device, self.monitor.x[:_EXAMPLE], sync_batch_norm=self.config.sync_batch_norm
         )
         if self.config.compile:
             network = torch.compile(network, dynamic=False)  # type: ignore[assignment]
-        self.open_log(first, progress)
+        loggers = open_loggers(self.config.log, self.directory, first) if self.ranks.is_first else []
+        self.log = StepLog(self.monitor, loggers, progress)
         try:
             for step in range(first, self.total_steps + 1):
                 self._step(network, step)
@@ -88,50 +88,17 @@ class Trainer:
             status = "diverged"
         finally:
             self.log.close()
-        self.finish(status, time.perf_counter() - started)
-        return status
-
-    def load(self, step: int) -> None:
-        """Go back to the checkpoint of a step and forget what was logged from there on."""
-        self.monitor.rewind(step - 1)
-        set_rng_states(self.ranks.own(load_run(self.directory, step, self.model, self.optimizer)))
-
-    def open_log(self, first: int, progress: Progress) -> None:
-        """Begin to log steps, from the step ``first`` on."""
-        loggers = open_loggers(self.config.log, self.directory, first) if self.ranks.is_first else []
-        self.log = StepLog(self.monitor, loggers, progress)
-
-    def finish(self, status: str, seconds: float) -> None:
-        """Write what waits, and record how the run ended and the seconds that it took."""
+        seconds = time.perf_counter() - started
         self.monitor.close()
         if self.ranks.is_first:
             write_status(self.directory, status, seconds=seconds, diagnostics_share=self.monitor.overhead)
-
-    def record(self, step: int, loss: float, accuracy: float, grad_norm: float, seconds: float) -> None:
-        """Log the numbers of a step.
-
-        Raises:
-            DivergedError: The loss is not finite.
-        """
-        self.log.record(
-            step,
-            epoch=step / self.batches.per_epoch,
-            loss=loss,
-            accuracy=accuracy,
-            lr=self.lr_at(step),
-            grad_norm=None if step == self.total_steps else grad_norm,
-            seconds=seconds,
-        )
+        return status
 
     def lr_at(self, step: int) -> float:
         """The learning rate of the update after a step."""
-        return self.lr * self.decay_at(step)
-
-    def decay_at(self, step: int) -> float:
-        """What the learning rate at the start is multiplied by in the update after a step."""
         every, factor = self.config.decay_epochs, self.config.decay_factor
         decays: int = 0 if every is None else step // (every * self.batches.per_epoch)
-        return factor**decays
+        return self.lr * factor**decays
 
     def checkpoint_due(self, step: int) -> bool:
         """Whether a checkpoint is to be saved at a step."""
@@ -204,7 +171,15 @@ class Trainer:
     def _fetch(self) -> None:
         """Record the steps that wait for the device."""
         for step, (loss, accuracy, grad_norm), seconds in self.block.fetch():
-            self.record(step, loss, accuracy, grad_norm, seconds)
+            self.log.record(
+                step,
+                epoch=step / self.batches.per_epoch,
+                loss=loss,
+                accuracy=accuracy,
+                lr=self.lr_at(step),
+                grad_norm=None if step == self.total_steps else grad_norm,
+                seconds=seconds,
+            )
 
     def _gradients(self, network: nn.Module, step: int) -> Tensor:
         """Loss, accuracy and gradient norm of a step's batch; what SGD is to use is left in the parameters."""

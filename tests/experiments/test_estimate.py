@@ -21,17 +21,14 @@ def size(directory, pattern):
     return sum(path.stat().st_size for path in directory.rglob(pattern))
 
 
-@pytest.mark.parametrize("together", ["yes", "no"])
-def test_time_and_sizes_are_those_of_the_real_runs(nets, tmp_path, together):
+def test_time_and_sizes_are_those_of_the_real_runs(nets, tmp_path):
     """A demo with fewer runs: hours within the promised factor, checkpoints to the byte, tables roughly."""
     args = ["demo", "--arms", "chain", "residual", "--lr", "0.1", "--trials", "2", "--device", "cpu", "--out", "out"]
-    args += ["--together", together]
     found = estimate(parse(args))
     started = time.perf_counter()
     assert main(args) == 0
     took = time.perf_counter() - started
-    assert (found.runs, found.at_once) == (4, 2 if together == "yes" else 1)
-    assert (found.steps, found.on_gpu) == (60, False)
+    assert (found.runs, found.steps, found.on_gpu) == (4, 60, False)
     # Wider than the promise: other tests may run beside this one.
     assert took / 2.5 < 3600 * found.hours < 2.5 * took
     assert found.checkpoint_bytes == size(tmp_path / "out" / "runs", "checkpoints/*.safetensors")
@@ -40,11 +37,10 @@ def test_time_and_sizes_are_those_of_the_real_runs(nets, tmp_path, together):
     assert found.peak_bytes > 2**26
 
 
-@pytest.mark.parametrize("together", ["yes", "no"])
 @pytest.mark.parametrize("options", [(), ("--keep-epochs", "2"), ("--keep-epochs", "3", "--checkpoints", "4")])
-def test_checkpoints_take_what_was_said_at_the_end_and_at_their_most(train, small, monkeypatch, together, options):
+def test_checkpoints_take_what_was_said_at_the_end_and_at_their_most(train, small, monkeypatch, options):
     """To the byte, at steps of one digit and of two."""
-    options = (*small, "--steps", "15", "--momentum", "0.9", "--trials", "2", "--together", together, *options)
+    options = (*small, "--steps", "15", "--momentum", "0.9", "--trials", "2", *options)
     found = estimate(parse([*options, "--out", "o"]))
     most, drop_older = [], Trainer.drop_older
 
@@ -59,30 +55,15 @@ def test_checkpoints_take_what_was_said_at_the_end_and_at_their_most(train, smal
 
 
 def test_each_arm_and_repetition_counts(nets, small):
-    one = parse([*small, "--out", "o", "--momentum", "0.9", "--together", "no"])
+    one = parse([*small, "--out", "o", "--momentum", "0.9"])
     found, more = estimate(one), estimate(replace(one, arms=("plain", "shrunk"), trials=3, lr=(0.1, 1e30)))
-    assert (found.runs, more.runs, more.at_once) == (1, 12, 1)
+    assert (found.runs, more.runs) == (1, 12)
     for name in ("checkpoint_bytes", "table_bytes"):
         assert getattr(more, name) == pytest.approx(12 * getattr(found, name), rel=0.1)
     state = found.checkpoint_bytes_peak - found.checkpoint_bytes
     assert more.checkpoint_bytes_peak - more.checkpoint_bytes == state > 0
     assert sum(more.seconds.values()) == pytest.approx(3600 * more.hours)
     assert list(more.seconds.values()) == sorted(more.seconds.values(), reverse=True)
-
-
-def test_runs_at_once_are_timed_at_once_and_share_the_budget_of_their_measurements(nets, small, capsys):
-    """Whatever their learning rates are; every arm is one network here, so that all are one group."""
-    config = parse([*small, "--out", "o", "--arms", "plain", "shrunk", "--lr", "1e30", "0.1", "--trials", "3"])
-    config = replace(config, together="yes", measurements=(Measurement("tail", schedule=every(1)),), max_overhead=0.01)
-    found = estimate(config)
-    assert (found.runs, found.at_once) == (12, 12)
-    assert found.training_seconds == pytest.approx(12 * 7 * found.step_seconds)
-    others = found.training_seconds + found.evaluation_seconds + found.checkpoint_seconds
-    assert found.diagnostics_seconds == pytest.approx(0.01 * others)
-    print_estimate(found)
-    printed = capsys.readouterr().out
-    assert printed.startswith("12 runs of 6 steps, up to 12 at once: about")
-    assert "A step of a run, its share of those at once, takes" in printed
 
 
 def test_several_processes_are_refused(nets, small, monkeypatch):
@@ -97,9 +78,8 @@ def test_too_little_memory_is_one_line_with_advice(nets, small, monkeypatch):
         raise torch.OutOfMemoryError("no more")
 
     monkeypatch.setattr("experiments.estimate.time_steps", fail)
-    config = parse([*small, "--out", "o", "--trials", "2"])
-    with pytest.raises(InputError, match=r"2 runs trained together: give --together no"):
-        estimate(replace(config, together="yes"))
+    with pytest.raises(InputError, match=r"out of memory; give a smaller --batch-size"):
+        estimate(parse([*small, "--out", "o"]))
 
 
 class _Streamed(EvaluationBatches):

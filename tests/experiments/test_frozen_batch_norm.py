@@ -4,7 +4,6 @@ import json
 from dataclasses import replace
 from itertools import product
 
-import pandas as pd
 import pytest
 import torch
 from torch import nn
@@ -225,15 +224,6 @@ def test_the_observer_changes_nothing(train):
     assert all(torch.equal(weights(one)[key], tensor) for key, tensor in weights(other).items())
 
 
-def test_trials_together_have_the_losses_that_they_have_one_by_one(train):
-    options = (*FROZEN, "--arms", "plain", "shrunk", "--lr", "0.1", "0.02", "--steps", "3")
-    losses = [
-        read_experiment(train(how, *options, "--together", how)).metrics.set_index(["run_id", "split", "step"])["loss"]
-        for how in ("yes", "no")
-    ]
-    pd.testing.assert_series_equal(*losses, rtol=1e-3)
-
-
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -257,8 +247,6 @@ def test_two_processes_train_as_one(nets):
         "--arms",
         "default",
         "--no-diagnostics",
-        "--together",
-        "no",
         *FROZEN,
     ]
     both = in_two_processes(nets, [*arguments, "--out", "two"])

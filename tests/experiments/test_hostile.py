@@ -7,28 +7,39 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
+from diagnostics.errors import InputError
 from diagnostics.tables import read_experiment
+from experiments.experiment import clear_memory_errors
 from experiments.locks import check_unlocked, locked
 from experiments.train import main, parse
 
 ALONE = ("--model", "nets:greedy", "--arms", "default", "--layers", "1")
 
 
-def test_out_of_memory_says_which_batch_fits_and_what_failed_is_resumed_with_it(small, nets, capsys):
+def test_out_of_memory_names_the_option_and_what_failed_is_trained_with_it(small, nets, capsys):
     assert main([*small, *ALONE, "--out", "o"]) == 2
     message = capsys.readouterr().err.splitlines()[-1]
-    assert message == "error: out of memory at a batch of 16 images; 12 fit: give --batch-size 12 or less"
+    assert message == "error: out of memory; give a smaller --batch-size, or more processes (torchrun)"
     status = json.loads(Path("o/runs/default-lr0.1-trial00/status.json").read_text())
     assert status["status"] == "failed"
     assert "OutOfMemoryError: CUDA out of memory" in status["reason"]
     assert main([*small, *ALONE, "--out", "o", "--batch-size", "12", "--overwrite"]) == 0
 
 
-def test_out_of_memory_of_runs_that_are_trained_together(small, nets, capsys):
-    assert main([*small, *ALONE, "--out", "o", "--trials", "2", "--together", "yes"]) == 2
-    assert "out of memory with 2 runs trained together: give --together no" in capsys.readouterr().err
+def test_other_errors_are_not_taken_for_want_of_memory():
+    for error in (RuntimeError("shapes differ"), NotImplementedError(), ValueError("DefaultCPUAllocator")):
+        with pytest.raises(type(error)) as caught, clear_memory_errors():
+            raise error
+        assert caught.value is error
+
+
+def test_the_real_errors_of_torch_and_numpy_are_known():
+    for too_much in (lambda: torch.empty(2**58), lambda: np.empty(2**60, dtype=np.uint8)):
+        with pytest.raises(InputError, match="out of memory"), clear_memory_errors():
+            too_much()
 
 
 @pytest.fixture
@@ -123,7 +134,7 @@ def test_networks_that_cannot_be_trained(small, nets, model, words, capsys):
     assert not Path("o").exists()
 
 
-def test_networks_that_draw_from_python_and_numpy_repeat_and_resume(small, nets, same_results, monkeypatch, capsys):
+def test_networks_that_draw_from_python_and_numpy_repeat_and_resume(small, nets, same_results, monkeypatch):
     (nets / "hopeless.py").write_text(HOPELESS)
     options = [*small, "--model", "hopeless:chance", "--arms", "default", "--layers", "1"]
     assert main([*options, "--out", "whole"]) == 0
@@ -144,8 +155,6 @@ def test_networks_that_draw_from_python_and_numpy_repeat_and_resume(small, nets,
             main([*options, "--out", "killed"])
     assert main([*options, "--out", "killed", "--resume"]) == 0
     same_results(Path("whole"), Path("killed"))
-    assert main([*options, "--out", "o", "--together", "yes"]) == 2
-    assert "draws random numbers" in capsys.readouterr().err
 
 
 def test_a_process_forked_from_one_that_was_killed_does_not_hold_its_lock(tmp_path):

@@ -17,6 +17,7 @@ from experiments import parallel
 from experiments.experiment import Experiment
 from experiments.locks import LOCK, check_unlocked
 from experiments.parallel import run_in_processes
+from experiments.ranks import Ranks
 from experiments.train import main, parse
 
 FRAGILE = """
@@ -106,6 +107,21 @@ def test_results_are_those_of_one_process_to_the_bit(train, small, same_results,
     assert "8/8" in capsys.readouterr().err
 
 
+def test_the_training_command_trains_in_processes_when_asked_to(train, same_results, capsys):
+    same_results(train("whole", *RUNS), train("o", *RUNS, "--processes", "2"))
+    assert "8/8" in capsys.readouterr().err  # runs, where one process alone counts steps
+    same_results(Path("whole"), train("o", *RUNS, "--processes", "3", "--resume"))
+
+
+def test_processes_of_the_training_command_that_make_no_sense(small, capsys, monkeypatch):
+    assert main([*small, "--out", "o", "--processes", "0"]) == 2
+    assert "--processes must be at least 1; it is 0" in capsys.readouterr().err
+    monkeypatch.setattr(Ranks, "count", 2)
+    assert main([*small, "--out", "o", "--processes", "3"]) == 2
+    assert "--processes 3 trains runs beside each other, and torchrun each run in 2 processes" in capsys.readouterr().err
+    assert not Path("o").exists()
+
+
 def test_only_what_is_not_over_is_trained(train, small, same_results):
     whole = train("whole", *RUNS)
     run([*small, *RUNS, "--trials", "1"], processes=1)
@@ -157,11 +173,10 @@ def test_processes_end_when_the_one_that_started_them_is_killed(script):
     ("options", "processes", "changes"),
     [
         (RUNS, 1, {}),
-        (("--trials", "3"), 2, {}),
-        ((*RUNS, "--together", "yes"), 2, {}),
+        (("--trials", "3"), None, {}),
         (RUNS, 2, {"measurements": (Measurement("tail", schedule=lambda step: step == 2),)}),
     ],
-    ids=["one process", "few runs", "together", "measurements that cannot be sent"],
+    ids=["one process", "few runs", "measurements that cannot be sent"],
 )
 def test_otherwise_this_process_trains(small, monkeypatch, options, processes, changes):
     monkeypatch.setattr(parallel, "_Worker", None)

@@ -1,24 +1,26 @@
-"""A sweep by real processes: the tables of training, whatever becomes of single cells."""
+"""A sweep by real processes in place of Slurm's: the tables of training, whatever becomes of single cells."""
 
 import io
-import json
 import os
 import re
-import signal
-import subprocess
 import sys
 import time
 from dataclasses import fields
 from pathlib import Path
 
 import pytest
+from submitit import LocalExecutor
 
+from diagnostics.errors import InputError
 from diagnostics.tables import read_experiment
+from experiments import sweep_jobs
 from experiments.locks import LOCK, check_unlocked
 from experiments.outputs import write_status
 from experiments.sweep import JobOptions, main, parse
 from experiments.sweep_table import CellState, LiveTable
 from experiments.train import main as train_main
+
+SLURM_EXECUTOR = sweep_jobs._slurm_executor
 
 FRAGILE = """
 import os, signal, time
@@ -47,8 +49,23 @@ net.arms = ("sound", "fragile")
 
 
 @pytest.fixture(autouse=True)
-def _one_thread_each(monkeypatch):
+def cluster(tmp_path, monkeypatch):
+    """The commands of a cluster that takes jobs and forgets them; the folder they are in."""
+    commands = tmp_path / "slurm"
+    commands.mkdir()
+    for name in ("srun", "sbatch"):
+        (commands / name).write_text("#!/bin/sh\necho Submitted batch job 12\n")
+        (commands / name).chmod(0o755)
+    monkeypatch.setenv("PATH", str(commands), prepend=os.pathsep)
+    return commands
+
+
+@pytest.fixture(autouse=True)
+def _jobs_here(monkeypatch):
+    """Jobs are processes of this machine, of one thread each."""
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    monkeypatch.setattr(sweep_jobs, "_slurm_executor", lambda options, folder, gpus: LocalExecutor(folder))
+    monkeypatch.setattr(sweep_jobs, "_LOOK_EVERY", 0.1)
 
 
 @pytest.fixture
@@ -68,9 +85,7 @@ def logs(out):
 
 
 def test_tables_are_those_of_training_and_finished_cells_are_not_repeated(small, train, same_results, capsys):
-    # Jobs train one by one, and rounding is not compared here.
-    alone = ("--together", "no")
-    options = ("--model", "nets:batch_norm", "--arms", "shrunk", "--lr", "0.1", "1e30", "--steps", "3", *alone)
+    options = ("--model", "nets:batch_norm", "--arms", "shrunk", "--lr", "0.1", "1e30", "--steps", "3")
     whole = train("whole", *options)
     printed = capsys.readouterr().out
     assert main([*small, *options, "--lr", "0.1", "--out", "swept"]) == 0
@@ -120,31 +135,46 @@ def test_killed_cell_has_failed_and_not_for_an_earlier_reason(fragile, capsys):
     assert said in capsys.readouterr().err
 
 
-def test_ctrl_c_cancels_the_jobs_and_says_how_to_go_on(fragile, same_results, capsys):
+def test_ctrl_c_cancels_the_jobs_and_says_how_to_go_on(fragile, same_results, capsys, monkeypatch):
+    def interrupt(table, states):
+        if any(state.step for state in states):
+            assert [state.status for state in states] == ["running"]
+            raise KeyboardInterrupt
+
     Path("mood").write_text("sleeps")
     fragile += ["--arms", "fragile", "--steps", "30"]
-    code = "import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler)\n"
-    code += "from experiments.sweep import main; sys.exit(main(sys.argv[1:]))"
-    command = [sys.executable, "-c", code, *fragile, "--out", "o"]
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True)
-    status = Path("o/runs/fragile-lr0.1-trial00/status.json")
-    while not (status.exists() and "step" in status.read_text()):
-        assert process.poll() is None
-        time.sleep(0.02)
-    assert json.loads(status.read_text())["status"] == "running"
-    # As a terminal does: to the command and all its jobs.
-    os.killpg(process.pid, signal.SIGINT)
-    _, err = process.communicate(timeout=30)
-    assert process.returncode == 130
-    assert err.splitlines()[-1] == "interrupted; to go on, repeat the command with --resume (and without --overwrite)"
-    assert "Traceback" not in err
+    with monkeypatch.context() as patch:
+        patch.setattr(LiveTable, "show", interrupt)
+        assert main([*fragile, "--out", "o"]) == 130
+    said = "interrupted; to go on, repeat the command with --resume (and without --overwrite)\n"
+    assert capsys.readouterr().err == said
+    wait_until_unlocked(Path("o/runs/fragile-lr0.1-trial00"))
     assert statuses("o") == {"fragile-lr0.1-trial00": "running"}
-    check_unlocked(Path("o/runs").glob("*"))
     Path("mood").write_text("good")
     assert main([*fragile, "--out", "o", "--resume"]) == 0
     assert train_main([*fragile, "--out", "whole"]) == 0
     same_results(Path("whole"), Path("o"))
     assert not [*Path("o").rglob(LOCK)]
+
+
+def wait_until_unlocked(run):
+    """Wait for the job of a run to be gone."""
+    deadline = time.monotonic() + 30
+    while True:
+        try:
+            return check_unlocked([run])
+        except InputError:
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+
+
+def test_no_more_jobs_at_a_time_than_asked_for(fragile, capsys, monkeypatch):
+    shown = []
+    monkeypatch.setattr(LiveTable, "show", lambda table, states: shown.append([state.status for state in states]))
+    assert main([*fragile, "--trials", "2", "--jobs", "1", "--out", "o"]) == 0
+    assert shown[-1] == ["finished"] * 4
+    # Of those not over, the first alone has a job, and any work.
+    assert all(states.count("running") <= 1 for states in shown)
 
 
 @pytest.mark.parametrize(
@@ -154,16 +184,14 @@ def test_ctrl_c_cancels_the_jobs_and_says_how_to_go_on(fragile, same_results, ca
         (["demo"], ["--out"]),
         (["demo", "--out", "o", "--jobs", "0"], ["--jobs must be at least 1; it is 0"]),
         (["demo", "--out", "o", "--hours", "-1"], ["--hours must be a positive number; it is -1"]),
-        (["demo", "--out", "o", "--executor", "cloud"], ["--executor", "cloud", "slurm"]),
-        (["demo", "--out", "o", "--executor", "slurm"], ["--executor slurm", "srun"]),
-        (["demo", "--out", "o", "--partition", "gpu"], ["--partition gpu", "--executor slurm"]),
+        (["demo", "--out", "o", "--processes", "2"], ["--processes", "experiments.train"]),
+        (["demo", "--out", "o", "--estimate"], ["--estimate", "experiments.train"]),
         (["demo", "--out", "o", "--arms", "chian"], ["'chian'", "Did you mean 'chain'"]),
         (["demo", "--out", "o", "--retry", "--overwrite"], ["--overwrite", "one of them"]),
         (["demo", "--out", "o", "--steps", "3", "--epochs", "2"], ["either --steps or --epochs"]),
     ],
 )
-def test_bad_options_are_one_line_and_nothing_is_written(options, words, nets, capsys, monkeypatch):
-    monkeypatch.setenv("PATH", "")
+def test_bad_options_are_one_line_and_nothing_is_written(options, words, nets, capsys):
     assert main(options) == 2
     out, err = capsys.readouterr()
     assert (out, err.count("\n")) == ("", 1)
@@ -178,12 +206,26 @@ def test_missing_submitit(nets, capsys, monkeypatch):
     assert not Path("o").exists()
 
 
+def test_without_a_cluster(nets, capsys, monkeypatch):
+    monkeypatch.setenv("PATH", "")
+    assert main(["demo", "--out", "o"]) == 2
+    assert all(word in capsys.readouterr().err for word in ("srun", "--processes"))
+    assert not Path("o").exists()
+
+
+def test_slurm_is_told_the_options(tmp_path):
+    submit = SLURM_EXECUTOR(JobOptions(partition="long", hours=1.5), tmp_path / "jobs", gpus=1).submit
+    assert submit(print, "done").job_id == "12"
+    (file,) = (tmp_path / "jobs").glob("*.sh")
+    lines = file.read_text().splitlines()
+    assert {"#SBATCH --partition=long", "#SBATCH --time=90", "#SBATCH --gpus-per-node=1"} <= set(lines)
+
+
 def test_submission_that_is_refused(small, capsys, monkeypatch):
     def refuse(*_):
         raise RuntimeError("queue is closed")
 
     monkeypatch.setattr("submitit.LocalExecutor.submit", refuse)
-    monkeypatch.setattr("submitit.AutoExecutor.submit", refuse)
     assert main([*small, "--out", "o"]) == 2
     err = capsys.readouterr().err
     assert "the job of plain-lr0.1-trial00 cannot be submitted: queue is closed" in err
