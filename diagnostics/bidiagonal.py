@@ -57,10 +57,6 @@ class Bidiagonal:
         """``B``, shape ``(k, k)``: its singular values are the nodes of Gauss's rule."""
         return np.diag(self.alphas) + np.diag(self.betas[:-1], 1)
 
-    def extended(self) -> np.ndarray:
-        """``B`` with ``β_k`` as one more column, shape ``(k, k + 1)``: those of Gauss–Radau's with a node at 0."""
-        return np.hstack([self.square(), self.betas[-1] * np.eye(self.steps)[:, -1:]])
-
 
 def golub_kahan(operator: Operator, start: Tensor, max_steps: int) -> Iterator[Bidiagonal]:
     """The bidiagonalisation after 1, 2, … steps; ends after ``max_steps`` or where the space is exhausted.

@@ -82,11 +82,3 @@ def test_an_exhausted_left_space_is_a_zero_singular_value():
     assert found.exhausted
     assert found.alphas[-1] == 0
     np.testing.assert_allclose(np.linalg.svd(found.square(), compute_uv=False), [2, 1, 0], atol=1e-15)
-
-
-def test_the_extended_matrix_has_a_null_vector_and_holds_the_last_beta():
-    found = last(MATRICES["square"], 6)
-    extended = found.extended()
-    assert extended.shape == (6, 7)
-    assert extended[-1, -1] == found.betas[-1] > 0
-    np.testing.assert_array_equal(extended[:, :-1], found.square())
