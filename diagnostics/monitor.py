@@ -68,8 +68,7 @@ class SpectrumMonitor:
         layers: Layers of those maps that are given by name only.
         schedule: Interval in steps, or a function of the step; for maps without a schedule of their own.
         max_overhead: Share of the training time that measurements may take. One that would exceed it is skipped,
-            which the table ``skipped`` records, and made as soon as it can be afforded. None: never skip. Monitors of
-            networks that are trained at once share one ``TimeBudget``.
+            which the table ``skipped`` records, and made as soon as it can be afforded. None: never skip.
         method: ``auto``, ``exact`` or ``lanczos``, as for ``spectra``.
         tolerance: Accuracy of matrix-free spectra, as for ``spectra``.
         dtype: Precision of the Jacobians; None keeps the model's.
@@ -99,7 +98,7 @@ class SpectrumMonitor:
         maps: Sequence[str | Measurement] | str | Measurement = ("tail",),
         layers: Sequence[str] | str | None = None,
         schedule: Schedule | int | None = None,
-        max_overhead: float | TimeBudget | None = 0.05,
+        max_overhead: float | None = 0.05,
         method: str = "auto",
         tolerance: float | None = None,
         dtype: torch.dtype | None = None,
@@ -109,7 +108,7 @@ class SpectrumMonitor:
         estimates: Sequence[float] | None = None,
         group: ProcessGroup | None = None,
     ) -> None:
-        self._time = max_overhead if isinstance(max_overhead, TimeBudget) else TimeBudget(max_overhead)
+        self._time = TimeBudget(max_overhead)
         self.model = unwrap(model)
         pair = probe if isinstance(probe, tuple | list) else (probe, None)
         if len(pair) != 2:

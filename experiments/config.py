@@ -119,7 +119,7 @@ class TrainConfig:
     """train: statistics of each batch; frozen: those of the first batch at initialisation, for good."""
 
     sync_batch_norm: bool = False
-    """With several processes (torchrun): batch norm over the whole batch instead of over each process's part of it."""
+    """With a GPU for each of several processes: batch norm over the whole batch instead of over each one's part."""
 
     processes: int = 1
     """Runs trained at once on this machine's CPU, each by a process of one thread; 1: one by one, with all threads."""

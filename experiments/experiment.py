@@ -149,6 +149,7 @@ class Experiment:
         model = self._build(cell)
         check_network(self.config.model, model, self._example(), self.data.num_classes)
         self._freeze(model, cell)
+        self.ranks.check_batch_norms(model, self.device)
         try:
             self._monitor(model, cell, scratch / cell.run_id)
         except UnknownLayerError as error:

@@ -9,12 +9,12 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, distributed, nn
 from torch.distributed import ProcessGroup
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.dropout import _DropoutNd
 from torch.nn.parallel import DistributedDataParallel
 
 from diagnostics.errors import InputError
 from diagnostics.isolation import quiet, save_streams
-from experiments.synchronised import synchronise_batch_norms
 
 Value = TypeVar("Value")
 
@@ -33,8 +33,9 @@ _GONE = (
 class Ranks:
     """The processes that train a run together; one alone without a group.
 
-    Every method but ``loss_scale`` and ``own`` is a collective: all processes have to call it, in the same order. On
-    GPUs each process's own has to be the current one (``torch.cuda.set_device``), as torch sends objects through that.
+    Every method but ``check_batch_norms``, ``loss_scale`` and ``own`` is a collective: all processes have to call it,
+    in the same order. On GPUs each process's own has to be the current one (``torch.cuda.set_device``), as torch sends
+    objects through that.
 
     Attributes:
         group: The processes; None for this one alone.
@@ -68,27 +69,41 @@ class Ranks:
         The twin has its own ``training`` flags, as they are now, and its own copies of the hooks on ``model``: those
         registered later, and ``model.eval()``, do not reach it.
 
-        A process's share of a batch may be empty, if no layer but batch norm minds. A batch norm that is not
-        synchronised needs none or at least two values a channel in every share: two images, to be safe.
+        A process's share of a batch may be empty, if no layer but batch norm minds. Batch norm that is not synchronised
+        needs none or at least two values a channel in every share: two images, to be safe.
 
         Args:
             model: On its device, with a parameter to train.
             device: The model's.
             example: Some inputs, on any device, at which it is seen whether there are parameters that the outputs do
                 not depend on; in a process alone they do not matter.
-            sync_batch_norm: Batch norm over the whole batch, instead of over each share apart.
+            sync_batch_norm: Batch norm over the whole batch, instead of over each share apart, by torch's
+                ``SyncBatchNorm``: on GPUs only, and without the hooks on batch norms.
 
         Raises:
-            InputError: The model cannot be copied, or holds a batch norm that cannot be synchronised.
+            InputError: The model cannot be copied.
         """
         if self.group is None:
             return model
         twin = _twin(model)
         if sync_batch_norm:
-            synchronise_batch_norms(twin, self.group, device)
+            twin = nn.SyncBatchNorm.convert_sync_batchnorm(twin, self.group)
         # Parameters that an arm leaves unused keep the gradient None, as in one process, and weight decay spares them.
         unused = self.agree(self.is_first and _may_leave_unused(model, example.to(device)))
         return DistributedDataParallel(twin, process_group=self.group, find_unused_parameters=unused)
+
+    def check_batch_norms(self, model: nn.Module, device: torch.device) -> None:
+        """See that batch norm does not normalise each process's share of a batch apart, where this cannot be helped.
+
+        Raises:
+            InputError: There are several processes on CPUs, and batch norm in train mode.
+        """
+        norms = (name for name, module in model.named_modules() if isinstance(module, _BatchNorm) and module.training)
+        if self.count > 1 and device.type != "cuda" and (name := next(norms, None)) is not None:
+            raise InputError(
+                f"layer {name!r} is batch norm, whose statistics torch shares between processes on GPUs only; train in "
+                "one process (without torchrun), or give --batch-norm frozen"
+            )
 
     def loss_scale(self, own: int, whole: int) -> float:
         """Factor of the mean loss over this process's share, before ``backward``, to get the whole batch's gradients.

@@ -1,6 +1,10 @@
 """One run in several processes: to rounding, what one process does, and one clear error when one of them dies."""
 
+import os
+import subprocess
+import sys
 import threading
+from pathlib import Path
 
 import pytest
 import torch
@@ -8,8 +12,47 @@ from torch import distributed, nn
 from torch.nn.utils import weight_norm
 
 from diagnostics.errors import InputError
+from experiments import ranks as ranks_module
+from experiments.frozen_batch_norm import freeze_batch_norms
 from experiments.ranks import Ranks, clear_rank_errors
-from tests.experiments.test_synchronised import agree
+
+#: How each of several processes begins: rank, count, and the file through which they meet.
+BEGIN = """
+import datetime, os, sys
+import torch
+from torch import distributed, nn
+
+torch.set_num_threads(1)
+torch.set_default_dtype(torch.float64)
+rank, count, meeting = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3]
+limit = datetime.timedelta(seconds=30)
+distributed.init_process_group("gloo", init_method=f"file://{meeting}", rank=rank, world_size=count, timeout=limit)
+group = distributed.group.WORLD
+
+def near(found, expected, tolerance=1e-12):
+    torch.testing.assert_close(found, expected, rtol=tolerance, atol=tolerance)
+"""
+#: All is checked: gloo's threads have been seen to abort while the interpreter ends.
+END = "\nprint('all agree', flush=True)\nos._exit(0)\n"
+
+
+def agree(program, folder, count, codes=None):
+    """Run a program, between its beginning and end, in several processes that have to leave with these codes."""
+    command = [sys.executable, "-c", BEGIN + program + END]
+    options = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+    options |= {"cwd": Path(__file__).parents[2], "env": {**os.environ, "OMP_NUM_THREADS": "1"}}
+    arguments = [[str(rank), str(count), str(folder / "meeting")] for rank in range(count)]
+    processes = [subprocess.Popen([*command, *given], **options) for given in arguments]
+    try:
+        for process, code in zip(processes, codes or [0] * count, strict=True):
+            output = process.communicate(timeout=120)[0]
+            assert process.returncode == code, output
+            assert code or "all agree" in output.splitlines(), output
+    finally:
+        for process in processes:
+            process.kill()
+            process.wait()
+
 
 TRAINING = """
 from torch.nn.functional import cross_entropy
@@ -32,10 +75,10 @@ def chain():
 def sgd(model):
     return torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9, weight_decay=0.01)
 
-def one_process(model, images, labels, shares, sync):
-    # Without synchronisation every share is normalised apart, and the first process's running statistics count.
+def one_process(model, images, labels, shares):
+    # Every share is normalised apart, and the first process's running statistics count.
     loss = torch.tensor(0.0)
-    for place, part in enumerate([slice(None)] if sync else shares):
+    for place, part in enumerate(shares):
         before = [buffer.clone() for buffer in model.buffers()]
         logits = model(images[part])
         if len(logits):
@@ -47,13 +90,13 @@ def one_process(model, images, labels, shares, sync):
                 buffer.copy_(value)
     return loss
 
-def same(build, sizes, sync, image, steps=4):
+def same(build, sizes, image, steps=4):
     torch.manual_seed(0)
     alone = build()
     torch.manual_seed(rank)  # the first process's weights and buffers count
     model = build()
     example = torch.randn(3, *image)
-    network = ranks.replicate(model, cpu, example, sync_batch_norm=sync)
+    network = ranks.replicate(model, cpu, example, sync_batch_norm=False)
     assert network.find_unused_parameters == (build is chain)
     starts = [sum(sizes[:r]) for r in range(count)]
     shares = [slice(start, start + size) for start, size in zip(starts, sizes)]
@@ -64,7 +107,7 @@ def same(build, sizes, sync, image, steps=4):
         images, labels = torch.randn(whole, *image), torch.randint(5, (whole,))
         for optimizer in optimizers:
             optimizer.zero_grad(set_to_none=True)
-        expected = one_process(alone, images, labels, shares, sync)
+        expected = one_process(alone, images, labels, shares)
         loss = cross_entropy(network(images[own]), labels[own])
         (loss * ranks.loss_scale(sizes[rank], whole)).backward()
         found = ranks.weighted_mean(torch.stack([loss.detach(), loss.detach()]), sizes[rank])
@@ -88,13 +131,10 @@ def same(build, sizes, sync, image, steps=4):
     return model, network
 
 UNEQUAL, EMPTY = {2: ((3, 6), (0, 8)), 3: ((2, 4, 3), (5, 3, 0))}[count]
-for sync in (True, False):
-    same(convolutions, UNEQUAL, sync, (1, 8, 8))
-    same(convolutions, EMPTY, sync, (1, 8, 8), steps=2)
-same(convolutions, {2: (1, 2), 3: (1, 1, 2)}[count], True, (1, 8, 8), steps=2)
+same(convolutions, UNEQUAL, (1, 8, 8))
+same(convolutions, EMPTY, (1, 8, 8), steps=2)
 larger = [4 * size for size in UNEQUAL]  # batch norm over two or three values amplifies rounding
-same(chain, larger, True, (1, 28, 28), steps=3)
-model, network = same(chain, larger, False, (1, 28, 28), steps=3)
+model, network = same(chain, larger, (1, 28, 28), steps=3)
 
 assert network is not model and isinstance(network, nn.parallel.DistributedDataParallel)
 for pair in zip([*model.parameters(), *model.buffers()], [*network.parameters(), *network.buffers()], strict=True):
@@ -128,7 +168,7 @@ from diagnostics.errors import InputError
 
 ranks = Ranks(group)
 model = nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4))
-network = ranks.replicate(model, torch.device("cpu"), torch.randn(3, 4), sync_batch_norm=True)
+network = ranks.replicate(model, torch.device("cpu"), torch.randn(3, 4), sync_batch_norm=False)
 loss = network(torch.randn(3, 4)).sum()
 ranks.wait()
 if rank:
@@ -235,13 +275,12 @@ class Odd(nn.Module):
         return self.third(x) * self.plain / self.scales["third"][0].detach()
 
 
-@pytest.mark.parametrize("sync", [False, True])
-def test_the_twin_is_another_tree_of_the_same_tensors(group, sync):
+def test_the_twin_is_another_tree_of_the_same_tensors(group):
     torch.manual_seed(0)
     model, reference, x = Odd(), Odd(), torch.randn(5, 3)
     reference.load_state_dict(model.state_dict())
     reference.scales = model.scales
-    network = Ranks(group).replicate(model, torch.device("cpu"), x, sync_batch_norm=sync)
+    network = Ranks(group).replicate(model, torch.device("cpu"), x, sync_batch_norm=False)
     model.plain.fill_(1)  # which the hook has changed
     twin = network.module
     assert not set(twin.modules()) & set(model.modules())
@@ -261,6 +300,28 @@ def test_the_twin_is_another_tree_of_the_same_tensors(group, sync):
     model.eval()
     assert twin.training
     assert twin.norm.training
+
+
+def test_synchronised_batch_norm_is_torchs_own_with_the_same_tensors(group, monkeypatch):
+    monkeypatch.setattr(ranks_module, "DistributedDataParallel", lambda twin, **_: twin)  # refuses it on a CPU
+    model = nn.Sequential(nn.Linear(3, 3), nn.BatchNorm1d(3))
+    twin = Ranks(group).replicate(model, torch.device("cpu"), torch.randn(4, 3), sync_batch_norm=True)
+    assert (type(model[1]), type(twin[1])) == (nn.BatchNorm1d, nn.SyncBatchNorm)
+    assert twin[1].process_group is group
+    pairs = zip([*model.parameters(), *model.buffers()], [*twin.parameters(), *twin.buffers()], strict=True)
+    assert all(one is other for one, other in pairs)
+
+
+def test_batch_norm_in_train_mode_is_refused_where_torch_cannot_synchronise_it(monkeypatch):
+    model, cpu = nn.Sequential(nn.Linear(3, 3), nn.BatchNorm1d(3)), torch.device("cpu")
+    Ranks().check_batch_norms(model, cpu)
+    monkeypatch.setattr(Ranks, "count", 2)
+    Ranks().check_batch_norms(model, torch.device("cuda"))
+    Ranks().check_batch_norms(model[:1], cpu)
+    with pytest.raises(InputError, match=r"layer '1' is batch norm, .* on GPUs only; .*--batch-norm frozen"):
+        Ranks().check_batch_norms(model, cpu)
+    freeze_batch_norms(model, torch.randn(4, 3), "model")
+    Ranks().check_batch_norms(model.train(), cpu)
 
 
 @pytest.mark.filterwarnings("ignore::FutureWarning")  # weight_norm is an old function, with a newer namesake
@@ -314,7 +375,7 @@ def test_unused_parameters_are_looked_for_where_there_are_some(group, options, f
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     x = torch.randn(1, 3)
     stream = torch.get_rng_state()
-    network = Ranks(group).replicate(model, torch.device("cpu"), x, sync_batch_norm=True)
+    network = Ranks(group).replicate(model, torch.device("cpu"), x, sync_batch_norm=False)
     assert torch.equal(torch.get_rng_state(), stream)
     assert network.find_unused_parameters is finds
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
