@@ -120,8 +120,6 @@ KEYS = {
     "spectra": ("run_id", "step", "map", "layer", "batch_mode", "sample"),
     "skipped": ("run_id", "step", "map", "layers", "batch_mode"),
 }
-#: Columns that tables of earlier versions lack; read as missing.
-_ADDED_LATER = frozenset({"trace", "rayleigh", *BOUNDS})
 SCHEMAS = {"metrics": METRICS, "spectra": SPECTRA, "skipped": SKIPPED}
 
 
@@ -297,12 +295,7 @@ def _read_table(runs: list[Path], name: str) -> pd.DataFrame:
 
 def _read_part(part: Path, schema: pa.Schema) -> pa.Table:
     try:
-        file = pq.ParquetFile(part)
-        missing = _ADDED_LATER.intersection(schema.names).difference(file.schema_arrow.names)
-        table = file.read(columns=[name for name in schema.names if name not in missing])
-        for name in missing:
-            table = table.append_column(name, pa.nulls(len(table), schema.field(name).type))
-        return table.select(schema.names).cast(schema)
+        return pq.ParquetFile(part).read(columns=schema.names).select(schema.names).cast(schema)
     except (OSError, ValueError, KeyError, pa.ArrowException) as error:
         table = part.parent.name
         raise InputError(f"{part} is not a readable part of the {table} table ({error}); remove it") from error

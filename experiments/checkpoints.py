@@ -12,7 +12,6 @@ import re
 import warnings
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -156,36 +155,13 @@ def load_into(model: nn.Module, path: Path) -> None:
     model.load_state_dict(dict(zip(own, cast.values(), strict=True)))
 
 
-@dataclass(frozen=True, eq=False)
-class TrainingState:
-    """What resuming needs apart from weights and optimiser.
-
-    Attributes:
-        step: Optimiser steps taken.
-        rng: States of random number generators by name, uint8.
-        extra: Whatever else was saved, as plain JSON values.
-    """
-
-    step: int
-    rng: dict[str, Tensor]
-    extra: dict[str, Any]
-
-
-def save_training_state(
-    path: Path,
-    optimizer: torch.optim.Optimizer,
-    step: int,
-    rng: Mapping[str, Tensor],
-    extra: Mapping[str, Any] | None = None,
-) -> None:
+def save_training_state(path: Path, optimizer: torch.optim.Optimizer, rng: Mapping[str, Tensor]) -> None:
     """Write an optimiser's state and random number generators, exactly, without pickle.
 
     Args:
         path: File to write, atomically as :func:`save_checkpoint` does.
         optimizer: Any optimiser whose state is tensors, numbers, strings and tuples of them.
-        step: Optimiser steps taken.
         rng: Generator states by name, as from ``random_streams.rng_states`` or ``Generator.get_state()``.
-        extra: More JSON values to keep, such as the place in the data's order.
 
     Raises:
         InputError: The file cannot be written.
@@ -196,8 +172,6 @@ def save_training_state(
     plain: dict[str, Any] = {
         "optimizer": type(optimizer).__name__,
         "shapes": _parameter_shapes(optimizer),
-        "step": step,
-        "extra": dict(extra or {}),
     }
     groups = dict(enumerate(saved["param_groups"]))
     for section, entries in (("state", saved["state"]), ("groups", groups)):
@@ -208,8 +182,8 @@ def save_training_state(
     save_checkpoint(path, tensors, {_TRAINING_STATE: json.dumps(plain)})
 
 
-def load_training_state(path: Path, optimizer: torch.optim.Optimizer) -> TrainingState:
-    """Put an optimiser into a saved state, bit for bit, and return the rest of what was saved.
+def load_training_state(path: Path, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """Put an optimiser into a saved state, bit for bit, and return the saved states of random generators by name.
 
     Raises:
         InputError: The file is missing, damaged, no training state, or of another optimiser or model; the
@@ -221,7 +195,7 @@ def load_training_state(path: Path, optimizer: torch.optim.Optimizer) -> Trainin
     tensors = _read_safetensors(path)
     try:
         plain = json.loads(metadata[_TRAINING_STATE])
-        plain["optimizer"], plain["shapes"], plain["state"], plain["groups"], plain["step"], plain["extra"]
+        plain["optimizer"], plain["shapes"], plain["state"], plain["groups"]
     except (ValueError, KeyError, TypeError) as error:
         raise _unreadable(path, error) from error
     if plain["optimizer"] != (kind := type(optimizer).__name__):
@@ -243,7 +217,7 @@ def load_training_state(path: Path, optimizer: torch.optim.Optimizer) -> Trainin
                 group[key] = tuple(value)
     state = {int(index): entry for index, entry in plain["state"].items()}
     optimizer.load_state_dict({"state": state, "param_groups": groups})
-    return TrainingState(plain["step"], rng, plain["extra"])
+    return rng
 
 
 def _parameter_shapes(optimizer: torch.optim.Optimizer) -> list[list[list[int]]]:

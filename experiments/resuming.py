@@ -34,7 +34,7 @@ def save_run(
         InputError: A file cannot be written, for instance because the disk is full.
     """
     save_checkpoint(checkpoint_path(directory, step), model.state_dict(), {"step": str(step)})
-    save_training_state(training_state_path(directory, step), optimizer, step, rng)
+    save_training_state(training_state_path(directory, step), optimizer, rng)
 
 
 def load_run(directory: Path, step: int, model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
@@ -56,7 +56,7 @@ def load_run(directory: Path, step: int, model: nn.Module, optimizer: torch.opti
     except InputError as error:
         raise _damaged(directory, error) from error
     try:
-        return load_training_state(training_state_path(directory, step), optimizer).rng
+        return load_training_state(training_state_path(directory, step), optimizer)
     except InputError as error:
         raise _damaged(directory, error) from error
 

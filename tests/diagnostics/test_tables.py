@@ -14,7 +14,6 @@ import pytest
 
 from diagnostics.errors import InputError
 from diagnostics.tables import (
-    BOUNDS,
     METRICS,
     RUN_COLUMNS,
     SKIPPED,
@@ -237,26 +236,12 @@ def test_frame_of_rows_has_the_tables_types():
     assert frame.loc[0, "values"].tolist() == [1.0, 0.5]
 
 
-def test_tables_of_earlier_versions_are_read(tmp_path):
+def test_a_part_that_lacks_a_column_is_named(tmp_path):
     row = dict.fromkeys(SPECTRA.names) | {"run_id": "a", "step": 0, "map": "tail", "layer": "stem"}
     writer = TableWriter(tmp_path / "runs" / "a" / "spectra", SPECTRA)
     writer.append(row)
     writer.flush()
     (part,) = (tmp_path / "runs" / "a" / "spectra").glob("part-*.parquet")
-    table = pq.read_table(part)
-    pq.write_table(table.drop_columns(["trace", "rayleigh"]), part)
-    found = read_experiment(tmp_path).spectra
-    assert list(found.columns) == SPECTRA.names
-    assert found.trace.isna().all()
-    pq.write_table(table.drop_columns(["layer"]), part)
+    pq.write_table(pq.read_table(part).drop_columns(["layer"]), part)
     with pytest.raises(InputError, match="layer"):
         read_experiment(tmp_path)
-
-
-def test_metrics_without_bounds_are_read(run):
-    for part in (run / "metrics").glob("part-*.parquet"):
-        pq.write_table(pq.read_table(part).drop_columns(list(BOUNDS)), part)
-    found = read_experiment(run).metrics
-    assert list(found.columns) == METRICS.names
-    assert len(found) == 4
-    assert found[list(BOUNDS)].isna().all(axis=None)

@@ -77,8 +77,8 @@ def test_file_that_its_holder_removed_is_not_locked(tmp_path, monkeypatch):
     opened, holder = os.open, locked(tmp_path)
     holder.__enter__()
 
-    def open_then_release(path, *flags):
-        file = opened(path, *flags)
+    def open_then_release(path, flags, *mode):
+        file = opened(path, flags, *mode)  # fails where it is to be a new file
         monkeypatch.setattr(os, "open", opened)
         holder.__exit__(None, None, None)
         return file
