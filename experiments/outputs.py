@@ -170,9 +170,6 @@ def _read_options(path: Path) -> dict[str, Any]:
 
 def _check_same(config: TrainConfig, processes: int, before: dict[str, Any]) -> None:
     now = json.loads(json.dumps(_options(config, processes)))
-    # An option that came later had its default when the experiment was begun.
-    defaults = {option.name: option.default for option in dataclasses.fields(config)} | {_PROCESSES: 1}
-    before = {name: before.get(name, defaults[name]) for name in now}
     changed = [name for name in now if name not in _MAY_CHANGE and now[name] != before.get(name)]
     if changed:
         differences = ", ".join(f"{name.replace('_', '-')} {before.get(name)} → {now[name]}" for name in changed)

@@ -151,12 +151,6 @@ def test_resuming_with_another_number_of_processes_shows_the_difference(made):
     prepare_out(config(made, resume=True), PROBE, processes=2)
     check_out(config(made, resume=True), processes=2)
     assert "processes 2 → 1" in refusal_in(config(made, resume=True), 1)
-    description = made / "experiment.json"
-    options = json.loads(description.read_text())
-    del options["processes"]  # as in an experiment begun before several processes could train
-    description.write_text(json.dumps(options))
-    check_out(config(made, resume=True), processes=1)
-    assert "processes 1 → 2" in refusal_in(config(made, resume=True), 2)
 
 
 def test_what_may_change_on_resuming(made, tmp_path):
@@ -204,12 +198,3 @@ def test_only_finished_and_diverged_runs_are_over(tmp_path):
     assert not is_over(tmp_path)
     (tmp_path / "status.json").unlink()
     assert not is_over(tmp_path)
-
-
-def test_an_experiment_begun_before_an_option_existed_is_resumed_with_its_default(made):
-    description = made / "experiment.json"
-    options = json.loads(description.read_text())
-    del options["bounds"]
-    description.write_text(json.dumps(options))
-    check_out(config(made, resume=True))
-    assert "bounds False → True" in refusal(config(made, resume=True, bounds=True))
