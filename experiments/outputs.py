@@ -24,12 +24,12 @@ from experiments.locks import LOCK, check_unlocked
 
 _DESCRIPTION = "experiment.json"
 _PROBE = "probe.safetensors"
-_PROCESSES = "processes"
+_PROCESSES = "torchrun_processes"
 
 #: Options that may change on resuming: where things are, what is said beside the tables, how many runs there are.
 _MAY_CHANGE = frozenset(
     (
-        *("out", "data_dir", "device", "workers", "skip_corrupt", "log"),
+        *("out", "data_dir", "device", "processes", "workers", "skip_corrupt", "log"),
         *("resume", "overwrite", "estimate", "arms", "lr", "trials"),
     )
 )

@@ -1,4 +1,4 @@
-"""Train an experiment as one job for each cell, here or on a Slurm cluster: ``python -m experiments.sweep PRESET``.
+"""Train an experiment as one job for each cell, on a Slurm cluster: ``python -m experiments.sweep PRESET``.
 
 The options of ``experiments.train`` and a few for the jobs; the tables are those that it writes. ``--help`` lists the
 presets, ``PRESET --help`` every option with its default.
@@ -18,7 +18,7 @@ from experiments.experiment import Experiment
 from experiments.presets import PRESETS
 from experiments.speed import write_speed
 from experiments.summary import print_summary
-from experiments.sweep_jobs import JobOptions, JobQueue, check_executor
+from experiments.sweep_jobs import JobOptions, JobQueue, check_cluster
 from experiments.sweep_table import CellState, LiveTable
 
 
@@ -37,7 +37,9 @@ def sweep(config: SweepConfig) -> list[CellState]:
         InputError: As ``Experiment`` does; or submitit or the cluster is not there.
     """
     config.jobs.check()
-    check_executor(config.jobs.executor)
+    check_cluster()
+    if config.train.processes > 1:
+        raise InputError("--processes is an option of experiments.train: each job of a sweep trains one run")
     if config.train.estimate:
         raise InputError(
             "--estimate is an option of experiments.train; give it the same options, without those of jobs"

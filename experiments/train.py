@@ -6,10 +6,12 @@
 import sys
 from collections.abc import Sequence
 
+from diagnostics.errors import InputError
 from experiments.cli import parse_preset, run_command
 from experiments.config import TrainConfig, with_given
 from experiments.estimate import estimate, print_estimate
 from experiments.experiment import Experiment
+from experiments.parallel import run_in_processes
 from experiments.presets import PRESETS
 from experiments.processes import choose_device, everywhere, leave, process_group
 from experiments.ranks import Ranks, clear_rank_errors
@@ -23,9 +25,22 @@ def train(config: TrainConfig) -> None:
         return
     with process_group(choose_device(config.device)) as group, clear_rank_errors():
         ranks = Ranks(group)
-        everywhere(lambda: Experiment(config, ranks=ranks), group).run()
+        experiment = everywhere(lambda: _experiment(config, ranks), group)
+        if config.processes > 1:
+            run_in_processes(experiment, config.processes)
+        else:
+            experiment.run()
         if ranks.is_first:
             print_summary(config.out)
+
+
+def _experiment(config: TrainConfig, ranks: Ranks) -> Experiment:
+    if config.processes > 1 and ranks.count > 1:
+        raise InputError(
+            f"--processes {config.processes} trains runs beside each other, and torchrun each run in {ranks.count} "
+            "processes; choose one of them"
+        )
+    return Experiment(config, ranks=ranks)
 
 
 def parse(args: Sequence[str]) -> TrainConfig:

@@ -145,7 +145,5 @@ def test_theory_claims_show_their_figure(tmp_path):
     before = figure.read_bytes()
     assert figure == tmp_path / "regularity_terms.svg"
     assert claim.judge(Evidence({}, tmp_path), "demo").figures[0].read_bytes() == before
-    without_terms = replace(
-        claim, check=lambda setting: [Check("net", Statement("s", "a ≥ b", 2.0, ">=", 1.0, 0.0), 0)]
-    )
+    without_terms = replace(claim, check=lambda _: [Check("net", Statement("s", "a ≥ b", 2.0, ">=", 1.0, 0.0), 0)])
     assert without_terms.judge(Evidence({}, tmp_path / "bare"), "demo").figures == ()

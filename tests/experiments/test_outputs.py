@@ -146,11 +146,11 @@ def test_resuming_with_other_options_shows_the_difference(made, options, differe
 
 
 def test_resuming_with_another_number_of_processes_shows_the_difference(made):
-    assert "processes 1 → 2" in (message := refusal_in(config(made, resume=True), 2))
-    assert "→" not in message.replace("processes 1 → 2", "")
+    assert "torchrun-processes 1 → 2" in (message := refusal_in(config(made, resume=True), 2))
+    assert "→" not in message.replace("torchrun-processes 1 → 2", "")
     prepare_out(config(made, resume=True), PROBE, processes=2)
     check_out(config(made, resume=True), processes=2)
-    assert "processes 2 → 1" in refusal_in(config(made, resume=True), 1)
+    assert "torchrun-processes 2 → 1" in refusal_in(config(made, resume=True), 1)
 
 
 def test_what_may_change_on_resuming(made, tmp_path):
