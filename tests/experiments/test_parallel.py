@@ -118,7 +118,9 @@ def test_processes_of_the_training_command_that_make_no_sense(small, capsys, mon
     assert "--processes must be at least 1; it is 0" in capsys.readouterr().err
     monkeypatch.setattr(Ranks, "count", 2)
     assert main([*small, "--out", "o", "--processes", "3"]) == 2
-    assert "--processes 3 trains runs beside each other, and torchrun each run in 2 processes" in capsys.readouterr().err
+    assert (
+        "--processes 3 trains runs beside each other, and torchrun each run in 2 processes" in capsys.readouterr().err
+    )
     assert not Path("o").exists()
 
 
