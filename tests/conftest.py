@@ -2,6 +2,8 @@ import sys
 
 import pytest
 
+from tests import unchanged
+
 
 @pytest.fixture(autouse=True)
 def _users_modules_are_forgotten(tmp_path_factory):
@@ -11,3 +13,9 @@ def _users_modules_are_forgotten(tmp_path_factory):
     for name, module in list(sys.modules.items()):
         if (getattr(module, "__file__", None) or "").startswith(folder):
             del sys.modules[name]
+
+
+@pytest.fixture
+def nothing_changes():
+    """A context in which a model, its probe and the process stay as they are."""
+    return unchanged.nothing_changes

@@ -1,4 +1,4 @@
-"""An oracle made of plain autograd on a deep copy, and what a diagnostic must leave as it was."""
+"""The networks to measure, and an oracle made of plain autograd on a deep copy."""
 
 import copy
 import random
@@ -95,72 +95,6 @@ def _plain_jacobian(model: nn.Module, x: Tensor, map: str, layer: str | None) ->
         for entry in value.flatten()
     ]
     return torch.stack([torch.cat([part.flatten() for part in row]) for row in rows])
-
-
-@pytest.fixture
-def snapshot() -> Callable[[nn.Module, Tensor], dict[str, Any]]:
-    """Everything that a diagnostic must leave as it was, in a form that can be compared with ``same``."""
-    return _snapshot
-
-
-def _snapshot(model: nn.Module, x: Tensor) -> dict[str, Any]:
-    backends = torch.backends
-    return {
-        "tensors": {
-            name: (tensor.detach().clone(), tensor.requires_grad, tensor._version, id(tensor))
-            for name, tensor in (*model.named_parameters(), *model.named_buffers())
-        },
-        "grads": {name: None if p.grad is None else p.grad.clone() for name, p in model.named_parameters()},
-        "probe": (x.detach().clone(), x.requires_grad, x.grad),
-        "attributes": {name: sorted(vars(module)) for name, module in model.named_modules()},
-        "training": {name: module.training for name, module in model.named_modules()},
-        "hooks": {
-            name: [len(vars(module)[kind]) for kind in sorted(vars(module)) if kind.endswith("_hooks")]
-            for name, module in model.named_modules()
-        },
-        "random": (torch.get_rng_state(), np.random.get_state()[1].tolist(), random.getstate()),
-        "modes": (
-            torch.is_grad_enabled(),
-            torch.is_inference_mode_enabled(),
-            torch.is_autocast_enabled("cpu"),
-            torch.get_default_dtype(),
-            torch._C._functorch.maybe_get_level(torch.zeros(())),
-            torch._C._functorch.peek_interpreter_stack(),
-        ),
-        "switches": (
-            backends.mha.get_fastpath_enabled(),
-            backends.cuda.flash_sdp_enabled(),
-            backends.cuda.mem_efficient_sdp_enabled(),
-            backends.cuda.math_sdp_enabled(),
-            backends.cuda.cudnn_sdp_enabled(),
-            _precision(),
-        ),
-    }
-
-
-def _precision() -> Any:
-    backends: Any = torch.backends
-    if not hasattr(backends, "fp32_precision"):
-        return torch.get_float32_matmul_precision(), backends.cudnn.allow_tf32
-    mkldnn, cudnn = backends.mkldnn, backends.cudnn
-    operators = (backends.cuda.matmul, cudnn.conv, cudnn.rnn, mkldnn.matmul, mkldnn.conv, mkldnn.rnn)
-    return backends.fp32_precision, *(operator.fp32_precision for operator in operators)
-
-
-@pytest.fixture
-def unchanged() -> Callable[[Any, Any], bool]:
-    """Whether two snapshots are the same, bit for bit."""
-    return _same
-
-
-def _same(a: Any, b: Any) -> bool:
-    if isinstance(a, Tensor):
-        return isinstance(b, Tensor) and a.dtype == b.dtype and torch.equal(a.nan_to_num(7.5), b.nan_to_num(7.5))
-    if isinstance(a, dict):
-        return a.keys() == b.keys() and all(_same(a[key], b[key]) for key in a)
-    if isinstance(a, tuple | list):
-        return len(a) == len(b) and all(map(_same, a, b))
-    return bool(a == b)
 
 
 @pytest.fixture(autouse=True)

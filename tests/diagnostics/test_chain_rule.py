@@ -38,11 +38,10 @@ def verdicts(statements):
     return {one.layer or "kernel": one.verdict for one in statements}
 
 
-def test_it_holds_for_every_network_that_is_a_chain(chain_case, snapshot, unchanged):
+def test_it_holds_for_every_network_that_is_a_chain(chain_case, nothing_changes):
     model, x = chain_case.make()
-    before = snapshot(model, x)
-    found = chain_rule(model, x)
-    assert unchanged(before, snapshot(model, x))
+    with nothing_changes(model, x):
+        found = chain_rule(model, x)
     assert set(verdicts(found).values()) == {"holds"}, [str(one) for one in found]
     assert all((one.relation, one.right) == ("=", 0.0) for one in found)
 

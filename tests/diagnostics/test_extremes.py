@@ -230,7 +230,7 @@ def test_products_that_are_not_finite(side):
 def test_a_direction_taken_for_rounding_counts_in_the_residual():
     """Where σ_min is within a hundred roundings of σ_max the recursion ends early, and has to own up to it."""
     values = np.append(np.geomspace(1, 3e-4, 117), 3e-5 * np.array([1.8, 1.12, 1]))
-    for seed in range(20):
+    for seed in range(5):
         rng = np.random.default_rng(seed)
         left, right = (np.linalg.qr(rng.normal(size=(120, 120)))[0] for _ in range(2))
         matrix = torch.from_numpy((left * values) @ right.T).float()

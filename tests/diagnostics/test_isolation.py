@@ -30,18 +30,16 @@ def trained(model, x):
     "name",
     ["in-place-residual", "transformer-fast-path", "changes-its-input", "parametrised", "dropout", "python-random"],
 )
-def test_measuring_changes_nothing(name, batch_mode, make, snapshot, unchanged):
+def test_measuring_changes_nothing(name, batch_mode, make, nothing_changes):
     model, x = make(name)
     trained(model, x.clone())
-    before = snapshot(model, x)
-    for name in MAPS:
-        spectra(model, x, map=name, batch_mode=batch_mode)
-    jacobian(model, x, map="network", batch_mode=batch_mode)
-    after = snapshot(model, x)
-    assert [key for key in before if not unchanged(before[key], after[key])] == []
+    with nothing_changes(model, x):
+        for name in MAPS:
+            spectra(model, x, map=name, batch_mode=batch_mode)
+        jacobian(model, x, map="network", batch_mode=batch_mode)
 
 
-def test_attributes_set_by_a_forward_pass_are_put_back(snapshot, unchanged):
+def test_attributes_set_by_a_forward_pass_are_put_back(nothing_changes):
     class Remembers(nn.Linear):
         calls, last = 0, None
 
@@ -75,17 +73,17 @@ def test_weight_norm_by_hooks_keeps_its_weight():
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, None])
-def test_a_module_under_two_names_keeps_its_parameters(dtype, oracle, snapshot, unchanged):
+def test_a_module_under_two_names_keeps_its_parameters(dtype, oracle, nothing_changes):
     model, x = seeded(two_names, (3, 4))
-    before, parameters = snapshot(model, x), list(model[1].parameters())
-    kernel = tangent_kernel(model, x, layers="total", dtype=dtype).total
-    found = spectra(model, x, map="kernel", layers="total", dtype=dtype)["total"].values
-    dense = jacobian(model, x, map="kernel", dtype=dtype)
+    parameters = list(model[1].parameters())
+    with nothing_changes(model, x):
+        kernel = tangent_kernel(model, x, layers="total", dtype=dtype).total
+        found = spectra(model, x, map="kernel", layers="total", dtype=dtype)["total"].values
+        dense = jacobian(model, x, map="kernel", dtype=dtype)
     for one in (model[1], model[3]):
         assert [one.weight, one.bias] == parameters
         assert one.weight is parameters[0]
         assert all(type(parameter) is nn.Parameter for parameter in one.parameters())
-    assert unchanged(before, snapshot(model, x))
     expected = oracle(model, x, "kernel", "total")
     for matrix in (kernel, dense):
         torch.testing.assert_close(matrix, expected, rtol=1e-12, atol=1e-12 * float(expected.norm()))
@@ -125,15 +123,13 @@ class Doubled(torch.autograd.Function):
 
 @pytest.mark.parametrize("batch_mode", ["batch", "sample"])
 @pytest.mark.parametrize(("way", "error"), BROKEN_HALF_WAY.items(), ids=list(BROKEN_HALF_WAY))
-def test_an_error_half_way_changes_nothing_either(way, error, batch_mode, snapshot, unchanged):
+def test_an_error_half_way_changes_nothing_either(way, error, batch_mode, nothing_changes):
     model, x = Breaks(way), torch.randn(4, 3)
-    before = snapshot(model, x)
-    for name in ("network", "kernel", "tail"):
-        # The kernel asks nothing of an operator but what any training does.
-        with contextlib.nullcontext() if (way, name) == ("operator", "kernel") else pytest.raises(error):
-            spectra(model, x, map=name, layers=["linear"], batch_mode=batch_mode)
-    after = snapshot(model, x)
-    assert [key for key in before if not unchanged(before[key], after[key])] == []
+    with nothing_changes(model, x):
+        for name in ("network", "kernel", "tail"):
+            # The kernel asks nothing of an operator but what any training does.
+            with contextlib.nullcontext() if (way, name) == ("operator", "kernel") else pytest.raises(error):
+                spectra(model, x, map=name, layers=["linear"], batch_mode=batch_mode)
 
 
 @pytest.mark.parametrize(
@@ -141,15 +137,13 @@ def test_an_error_half_way_changes_nothing_either(way, error, batch_mode, snapsh
     [torch.no_grad, torch.inference_mode, lambda: torch.autocast("cpu", torch.bfloat16), torch.set_grad_enabled],
     ids=["no-grad", "inference", "autocast", "grad"],
 )
-def test_the_callers_modes_change_no_value_and_stay(context, make, snapshot, unchanged):
+def test_the_callers_modes_change_no_value_and_stay(context, make, nothing_changes):
     model, x = make("conv-batch-norm")
     model, x = model.float(), x.float()
     plain = spectra(model, x, map="tail")["0"].values
-    with context(True) if context is torch.set_grad_enabled else context():
-        before = snapshot(model, x)
+    with context(True) if context is torch.set_grad_enabled else context(), nothing_changes(model, x):
         float64 = spectra(model, x, map="tail", dtype=torch.float64)["0"].values
         found = spectra(model, x, map="tail")["0"].values
-        assert unchanged(before, snapshot(model, x))
     np.testing.assert_array_equal(found, plain)
     np.testing.assert_allclose(float64, plain, rtol=1e-5, atol=1e-6 * plain[0])
 
@@ -166,17 +160,16 @@ def reduce_one_operator():
 
 @pytest.mark.skipif(not hasattr(torch.backends, "fp32_precision"), reason="torch before 2.9 has only the old switches")
 @pytest.mark.parametrize("reduce", [reduce_by_the_new_switches, reduce_one_operator])
-def test_reduced_precision_is_off_inside_and_put_back(reduce, snapshot, unchanged):
+def test_reduced_precision_is_off_inside_and_put_back(reduce, nothing_changes):
     operators = [torch.backends.cuda.matmul, torch.backends.mkldnn.matmul, torch.backends.cudnn.conv]
     old = [torch.backends.fp32_precision, *(operator.fp32_precision for operator in operators)]
     model, x = nn.Linear(3, 2), torch.randn(2, 3)
     try:
         reduce()
-        before = snapshot(model, x)
-        with quiet(model, batch_mode="batch"):
-            assert {operator.fp32_precision for operator in operators} <= {"ieee", "none"}
-        spectra(model, x, map="network")
-        assert unchanged(before, snapshot(model, x))
+        with nothing_changes(model, x):
+            with quiet(model, batch_mode="batch"):
+                assert {operator.fp32_precision for operator in operators} <= {"ieee", "none"}
+            spectra(model, x, map="network")
     finally:
         torch.backends.fp32_precision = old[0]
         for operator, precision in zip(operators, old[1:], strict=True):

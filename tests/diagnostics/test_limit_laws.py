@@ -9,11 +9,11 @@ from diagnostics.limit_laws import SingularValueLaw
 
 UNIFORM = 3**-0.5
 #: Both sides of the transition at shift = scale, the transition itself, and laws far from it.
-_SHIFTS = (0, 0.5, 1, 1 - 1e-10, 1 + 1e-10, 1.001, 3, 1e3, 1e-9)
+_SHIFTS = (0, 0.5, 1, 1 - 1e-10, 1 + 1e-10, 3, 1e3, 1e-9)
 LAWS = [
     SingularValueLaw(1, UNIFORM),
     *(SingularValueLaw(shift, 1) for shift in _SHIFTS),
-    *(SingularValueLaw(shift, scale) for shift, scale in [(0, UNIFORM), (1e-200, 1e-200), (2e150, 1e150)]),
+    *(SingularValueLaw(shift, scale) for shift, scale in [(1e-200, 1e-200), (2e150, 1e150)]),
 ]
 SIZE = 1000
 
@@ -35,20 +35,17 @@ def mean(law: SingularValueLaw, function: Callable[[float], float], top: float =
     return quad(integrand, 0, top, epsabs=1e-12, limit=500)[0]
 
 
-def test_density_is_one(law: SingularValueLaw) -> None:
+def test_it_sums_to_one_and_its_second_moment_is_that_of_signal_and_noise(law: SingularValueLaw) -> None:
     np.testing.assert_allclose(mean(law, lambda _: 1), 1, rtol=1e-10)
-
-
-def test_second_moment_is_that_of_signal_and_noise(law: SingularValueLaw) -> None:
     np.testing.assert_allclose(mean(law, lambda x: x**2), (law.shift / law.scale) ** 2 + 1, rtol=1e-10)
 
 
-@pytest.mark.parametrize("angle", [0.02, 0.7, 1.5, 2.9])
-def test_distribution_is_the_integral_of_the_density(law: SingularValueLaw, angle: float) -> None:
+def test_distribution_is_the_integral_of_the_density(law: SingularValueLaw) -> None:
     low, high = law.edges
-    sigma = (low + high) / 2 - (high - low) / 2 * np.cos(angle)
-    # Of the law at 1000 times its scale, σ itself is known to 1e-13 scales only.
-    np.testing.assert_allclose(law.cdf(sigma), mean(law, lambda _: 1, angle), rtol=1e-8, atol=1e-10)
+    for angle in (0.02, 1.5, 2.9):
+        sigma = (low + high) / 2 - (high - low) / 2 * np.cos(angle)
+        # Of the law at 1000 times its scale, σ itself is known to 1e-13 scales only.
+        np.testing.assert_allclose(law.cdf(sigma), mean(law, lambda _: 1, angle), rtol=1e-8, atol=1e-10)
 
 
 def test_nothing_is_negative_or_undefined(law: SingularValueLaw) -> None:

@@ -16,6 +16,7 @@ from diagnostics.errors import InputError, NonFiniteError
 from diagnostics.monitor import Measurement
 from diagnostics.pl_chain import pl_chain
 from diagnostics.tables import BOUNDS, METRICS, read_experiment
+from tests.unchanged import same
 
 X, Y = torch.randn(6, 3, generator=torch.Generator().manual_seed(0)), torch.tensor([0, 1, 0, 1, 1, 0])
 DECREASES = ["predicted_decrease", "observed_decrease"]
@@ -143,7 +144,7 @@ def test_rewinding_drops_a_row_that_waits(model, tmp_path, back, kept):
     assert probe_rows(tmp_path).index.tolist() == kept
 
 
-def test_the_observer_changes_nothing(tmp_path, snapshot, unchanged):
+def test_the_observer_changes_nothing(tmp_path, nothing_changes):
     def train(observe):
         torch.manual_seed(3)
         model = nn.Sequential(nn.Linear(3, 8), nn.BatchNorm1d(8), nn.Dropout(0.3), nn.ReLU(), nn.Linear(8, 2))
@@ -153,16 +154,15 @@ def test_the_observer_changes_nothing(tmp_path, snapshot, unchanged):
             optimiser.zero_grad()
             cross_entropy(model(torch.randn(6, 3)), Y).backward()
             if monitor is not None:
-                before = snapshot(model, X)
-                monitor.step(step)
-                assert unchanged(before, snapshot(model, X))
+                with nothing_changes(model, X):
+                    monitor.step(step)
             optimiser.step()
         if monitor is not None:
             monitor.close()
         states = [value for state in optimiser.state.values() for value in state.values()]
         return [*model.state_dict().values(), *states, torch.rand(3)]
 
-    assert unchanged(train(observe=True), train(observe=False))
+    assert same(train(observe=True), train(observe=False))
     assert len(probe_rows(tmp_path)) == 5
 
 

@@ -27,7 +27,7 @@ from diagnostics.errors import InputError, LayerCallError, UnknownLayerError
 from diagnostics.monitor import Measurement
 from diagnostics.sharding import deal, summed, together
 from diagnostics.tables import read_experiment
-from tests.diagnostics.conftest import _same as unchanged, _snapshot as snapshot
+from tests.unchanged import nothing_changes
 
 torch.set_num_threads(1)
 rank, meeting = int(sys.argv[1]), sys.argv[2]
@@ -82,11 +82,10 @@ def same():
         for step in range(steps):
             found = alone.step(step, loss=float(rank))
             assert bool(found) == (rank == 0)  # without a group only one measures
-            before = snapshot(model, x)
-            shared.log(step, split="test", loss=float(rank))
-            alone.log(step, split="test", loss=float(rank))
-            found = shared.step(step, loss=float(rank))
-            assert [key for key, value in snapshot(model, x).items() if not unchanged(before[key], value)] == []
+            with nothing_changes(model, x):
+                shared.log(step, split="test", loss=float(rank))
+                alone.log(step, split="test", loss=float(rank))
+                found = shared.step(step, loss=float(rank))
             assert len(found) == 31 + (step == 1) * 2, sorted(found)
             np.testing.assert_equal(*gathered({key: spectrum.as_row() for key, spectrum in found.items()}))
             with torch.no_grad():

@@ -103,19 +103,27 @@ def made(build, shape, dtype):
     return nn.Sequential(build()).to(dtype), torch.randn(shape, dtype=dtype)
 
 
-@pytest.mark.parametrize("dtype", [F32, F64])
-@pytest.mark.parametrize(("build", "shape"), PLAIN.values(), ids=PLAIN)
-def test_plain_layers_have_the_values_of_their_dense_jacobian(build, shape, dtype):
-    model, x = made(build, shape, dtype)
+IN_SINGLE = ("linear", "linear-wide", "conv2d-mixed", "batch-norm", "layer-norm")
+
+
+@pytest.mark.parametrize(("name", "dtype"), [*((name, F64) for name in PLAIN), *((name, F32) for name in IN_SINGLE)])
+def test_plain_layers_have_the_values_of_their_dense_jacobian(name, dtype):
+    model, x = made(*PLAIN[name], dtype)
     found = closed(model, x)
     assert found is not None
     assert_dense(found, model, x)
     assert (found.method, found.dtype) == (METHOD, str(dtype).removeprefix("torch."))
 
 
-@pytest.mark.parametrize("dtype", [F32, F64])
-@pytest.mark.parametrize("table", [nn.Embedding(9, 4), nn.Embedding(9, 4, padding_idx=2), nn.Embedding(3, 2)])
-@pytest.mark.parametrize("shape", [(2, 5), (4,), (3, 2, 4)])
+@pytest.mark.parametrize(
+    ("table", "shape", "dtype"),
+    [
+        (nn.Embedding(9, 4), (2, 5), F64),
+        (nn.Embedding(9, 4), (4,), F32),
+        (nn.Embedding(9, 4, padding_idx=2), (3, 2, 4), F64),
+        (nn.Embedding(3, 2), (3, 2, 4), F64),
+    ],
+)
 def test_embeddings_count_their_indices(table, shape, dtype):
     torch.manual_seed(0)
     model, x = nn.Sequential(table).to(dtype), torch.randint(table.num_embeddings, shape)
@@ -137,8 +145,7 @@ def test_linear_by_hand():
     assert found.resolved
 
 
-@pytest.mark.parametrize("dtype", [F32, F64])
-@pytest.mark.parametrize(("cheap", "chunk"), [(0, 2**21), (0, 1), (np.inf, 1)])
+@pytest.mark.parametrize(("cheap", "chunk", "dtype"), [(0, 2**21, F64), (0, 1, F32), (np.inf, 1, F64)])
 @pytest.mark.parametrize("name", ["linear", "linear-wide", "conv2d", "conv2d-wide", "conv2d-depthwise", "layer-norm"])
 def test_chunks_and_gram_matrices_change_nothing(name, cheap, chunk, dtype, monkeypatch):
     model, x = made(*PLAIN[name], dtype)
@@ -313,10 +320,13 @@ HOSTILE = {
 }
 
 
-@pytest.mark.parametrize("dtype", [F32, F64])
-@pytest.mark.parametrize("build", HOSTILE.values(), ids=HOSTILE)
-def test_what_only_looks_plain_is_left_to_the_general_engine(build, dtype):
-    module = build()
+#: In single precision what is nearly plain is hardest to tell.
+HOSTILE_CASES = [*((name, F32) for name in HOSTILE), *((name, F64) for name in ("gain-near-one", "own-derivative"))]
+
+
+@pytest.mark.parametrize(("name", "dtype"), HOSTILE_CASES)
+def test_what_only_looks_plain_is_left_to_the_general_engine(name, dtype):
+    module = HOSTILE[name]()
     images = isinstance(module, nn.Conv2d | nn.ConvTranspose2d)
     model, x = made(lambda: module, (2, 3, 2, 2) if images else (6, 3), dtype)
     if isinstance(module, nn.Embedding):
@@ -345,13 +355,11 @@ def test_other_maps_have_no_closed_form(map, make):
     assert closed(model, x, map=map) is None
 
 
-def test_nothing_is_left_behind(make, snapshot, unchanged):
+def test_nothing_is_left_behind(make, nothing_changes):
     model, x = make("conv-batch-norm")
-    before = snapshot(model, x)
-    for layer in ("0", "1"):
-        assert closed(model, x, layer) is not None
-    after = snapshot(model, x)
-    assert [key for key in before if not unchanged(before[key], after[key])] == []
+    with nothing_changes(model, x):
+        for layer in ("0", "1"):
+            assert closed(model, x, layer) is not None
 
 
 def test_a_layer_beyond_any_dense_jacobian():

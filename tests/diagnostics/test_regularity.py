@@ -73,11 +73,10 @@ X = torch.randn(3, 5, dtype=D, generator=torch.Generator().manual_seed(0))
 
 
 @pytest.mark.parametrize("widths", [(5, 4, 3), (5, 5, 4, 2), (5, 3), (5, 7, 6, 2)])
-def test_every_factor_is_that_of_the_dense_matrices(widths, snapshot, unchanged):
+def test_every_factor_is_that_of_the_dense_matrices(widths, nothing_changes):
     model = network(widths)
-    before = snapshot(model, X)
-    found = regularity(model, X, layers=everything(model))
-    assert unchanged(before, snapshot(model, X))
+    with nothing_changes(model, X):
+        found = regularity(model, X, layers=everything(model))
     check(model, X, found)
     kept_apart([found.statement, found.restricted_statement, *(term.statement for term in found.terms)])
     assert found.statement.verdict == "holds"
