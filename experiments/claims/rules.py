@@ -26,7 +26,7 @@ from diagnostics.tables import Experiment
 from experiments.claims import paired
 from experiments.claims.claim import Contrast, Finding, Rule, Verdict
 from experiments.claims.measures import BOUNDS
-from experiments.claims.paired import Differences, LearningRate
+from experiments.claims.paired import Differences
 from experiments.claims.survival import median_steps
 from experiments.claims.wording import comparison, measure_words
 
@@ -56,16 +56,15 @@ class Decision:
 
 
 def judge_contrasts(
-    tables: Experiment, contrasts: Sequence[Contrast], rule: Rule, seed: int, *, lr: LearningRate = None
+    tables: Experiment, contrasts: Sequence[Contrast], rule: Rule, seed: int
 ) -> tuple[Verdict, tuple[Finding, ...]]:
-    """Verdict on a claim that says all of some contrasts, and one finding for each.
+    """Verdict on a claim that says all of some contrasts, and one finding for each at every learning rate.
 
     Args:
         tables: The experiment, finished.
         contrasts: What is compared; all of them, at all learning rates, are corrected for together.
         rule: Fixed beforehand.
         seed: Of the bootstrap, which describes and does not decide.
-        lr: Learning rate of all arms, or of each by name. By default each contrast is judged at every one.
 
     Raises:
         InputError: An arm is missing, runs are missing or not over, or there are too few seeds to decide anything.
@@ -73,7 +72,7 @@ def judge_contrasts(
     if not contrasts:
         raise InputError("a claim needs at least one contrast")
     arms = sorted({name for contrast in contrasts for name in (contrast.arm, contrast.other)})
-    rates = _learning_rates(tables, arms, lr)
+    rates = _learning_rates(tables, arms)
     _refuse_unfinished(tables, arms, rates)
     cases = [(contrast, rate) for contrast in contrasts for rate in rates]
     differences = [paired.paired_differences(tables, c.measure, c.arm, c.other, rate) for c, rate in cases]
@@ -82,7 +81,7 @@ def judge_contrasts(
     for (contrast, rate), found, decision in zip(
         cases, differences, decide(differences, [c for c, _ in cases], rule), strict=True
     ):
-        at = f" at learning rate {rate:g}" if isinstance(rate, float) and len(rates) > 1 else ""
+        at = f" at learning rate {rate:g}" if len(rates) > 1 else ""
         what = comparison(contrast) + at
         numbers = describe(found, decision, rule, seed, len(cases))
         if contrast.measure == "steps_to_threshold":
@@ -254,17 +253,13 @@ def _refuse_few(differences: Sequence[Differences], rule: Rule) -> None:
         )
 
 
-def _learning_rates(tables: Experiment, arms: Sequence[str], lr: LearningRate) -> list[LearningRate]:
-    if lr is not None:
-        for arm in arms:
-            paired.arm_runs(tables, arm, lr)
-        return [lr]
+def _learning_rates(tables: Experiment, arms: Sequence[str]) -> list[float]:
     for arm in arms:
         paired.arm_runs(tables, arm, {arm: tables.runs.loc[tables.runs["arm"] == arm, "lr"].min()})
     return [float(rate) for rate in sorted(tables.runs.loc[tables.runs["arm"].isin(arms), "lr"].unique())]
 
 
-def _refuse_unfinished(tables: Experiment, arms: Sequence[str], rates: Sequence[LearningRate]) -> None:
+def _refuse_unfinished(tables: Experiment, arms: Sequence[str], rates: Sequence[float]) -> None:
     """Refuse an experiment without all runs, over: verdicts on the fast half of the runs would favour the fast."""
     runs = tables.runs[tables.runs["arm"].isin(arms)]
     left = runs[~runs["status"].isin(["finished", "diverged"])]
@@ -275,10 +270,7 @@ def _refuse_unfinished(tables: Experiment, arms: Sequence[str], rates: Sequence[
     present = {(arm, float(lr), int(t)) for arm, lr, t in runs[["arm", "lr", "trial"]].itertuples(index=False)}
     # Trials are numbered from 0, in all arms alike, so that a whole pair left out shows as well.
     trials = range(int(pd.to_numeric(tables.runs["trial"]).max()) + 1)
-    wanted = [
-        (arm, float(rate[arm] if isinstance(rate, Mapping) else rate or 0.0), trial)
-        for arm in arms for rate in rates for trial in trials
-    ]  # fmt: skip
+    wanted = [(arm, rate, trial) for arm in arms for rate in rates for trial in trials]
     absent = [f"{arm} trial {trial} (missing)" for arm, rate, trial in wanted if (arm, rate, trial) not in present]
     if open_runs or absent:
         raise InputError(
