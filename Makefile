@@ -34,11 +34,19 @@ lint: .venv/installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
-types: .venv/installed
-	$(BIN)/mypy
+# mypy and import-linter read files instead of importing: these links show them the package as it is installed.
+TREE := .venv/tree
+.PHONY: tree
+tree: .venv/installed
+	mkdir -p $(TREE)/skip_conditioning
+	ln -sfn $(addprefix $(CURDIR)/,$(wildcard skip_conditioning/*.py*) skip_conditioning/py.typed diagnostics models experiments figures) \
+		$(TREE)/skip_conditioning
 
-rooms: .venv/installed
-	$(BIN)/lint-imports
+types: tree
+	cd $(TREE) && ../bin/mypy --config-file $(CURDIR)/setup.cfg
+
+rooms: tree
+	cd $(TREE) && ../bin/lint-imports --config $(CURDIR)/setup.cfg
 
 # Threads of linear algebra would only be in each other's way.
 pytest: .venv/installed

@@ -19,10 +19,10 @@ from PIL import Image
 from torch.nn.functional import cross_entropy
 
 from benchmarks.environment import environment
-from experiments.batches import BatchOrder, Pixels
-from experiments.image_index import StreamedData, open_images
-from experiments.streaming import StreamedBatches
-from models.registry import build_model
+from skip_conditioning.experiments.data.batches import BatchOrder, Pixels
+from skip_conditioning.experiments.data.image_index import StreamedData, open_images
+from skip_conditioning.experiments.data.streaming import StreamedBatches
+from skip_conditioning.models.registry import build_model
 
 BATCH = 32
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call, jacrev, jvp, vjp, vmap
 
-from models.shortcuts import ConvolutionShortcut
+from skip_conditioning.models.shortcuts import ConvolutionShortcut
 
 #: Vectors that a product with the Jacobian of a whole batch takes at once.
 _VECTORS_AT_ONCE = 16

@@ -21,7 +21,7 @@ import torch
 from pyarrow import parquet
 
 from benchmarks.environment import environment
-from diagnostics.tables import KEYS, read_experiment
+from skip_conditioning.diagnostics.tables import KEYS, read_experiment
 
 OPTIONS = (
     *("demo", "--model-options", "depth=4", "normaliser=batch", "--arms", "chain", "residual", "--lr", "0.1", "1e30"),

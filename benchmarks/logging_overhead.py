@@ -18,11 +18,11 @@ import torch
 from torch.nn.functional import cross_entropy
 
 from benchmarks.environment import environment
-from diagnostics.tables import read_experiment
-from experiments.data import load_data
-from experiments.experiment import Experiment
-from experiments.train import parse
-from models import build_model
+from skip_conditioning.diagnostics.tables import read_experiment
+from skip_conditioning.experiments.data.datasets import load_data
+from skip_conditioning.experiments.train import parse
+from skip_conditioning.experiments.training.experiment import Experiment
+from skip_conditioning.models import build_model
 
 
 def bare(steps: int) -> float:

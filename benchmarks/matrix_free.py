@@ -18,15 +18,15 @@ from torch import Tensor, nn
 
 from benchmarks.environment import environment
 from benchmarks.mnist_jacobian import seconds
-from diagnostics import JacobianOperator, jacobian, spectra
-from diagnostics.extremes import largest_singular_value, smallest_singular_value
-from diagnostics.isolation import State, quiet
-from diagnostics.maps import build_maps
-from diagnostics.matrix_free import estimates
-from diagnostics.sketching import randomized_svd
-from diagnostics.slq import lanczos_density
-from diagnostics.spectrum import jacobian_floor
-from models import build_model
+from skip_conditioning import JacobianOperator, jacobian, spectra
+from skip_conditioning.diagnostics.jacobians.matrix_free import estimates
+from skip_conditioning.diagnostics.linalg.extremes import largest_singular_value, smallest_singular_value
+from skip_conditioning.diagnostics.linalg.sketching import randomized_svd
+from skip_conditioning.diagnostics.linalg.slq import lanczos_density
+from skip_conditioning.diagnostics.networks.isolation import State, quiet
+from skip_conditioning.diagnostics.networks.maps import build_maps
+from skip_conditioning.diagnostics.spectrum import jacobian_floor
+from skip_conditioning.models import build_model
 
 #: Sides of the images and their number in the growth benchmark, for 10³ to 10⁶ entries of 64 channels.
 _SIZES = ((4, 1), (8, 1), (16, 1), (32, 1), (32, 4), (32, 16))

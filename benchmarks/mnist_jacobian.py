@@ -17,8 +17,8 @@ import torch
 from torch import Tensor
 
 from benchmarks.environment import environment
-from diagnostics import spectra
-from models import build_model
+from skip_conditioning import spectra
+from skip_conditioning.models import build_model
 
 
 def released_recipe(model: torch.nn.Module, x: Tensor) -> Tensor:

@@ -17,7 +17,7 @@ import pandas as pd
 import torch
 
 from benchmarks.environment import environment
-from diagnostics.tables import Experiment, read_experiment
+from skip_conditioning.diagnostics.tables import Experiment, read_experiment
 
 
 def train(steps: int, diagnostics: str) -> Experiment:

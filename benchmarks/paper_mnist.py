@@ -19,8 +19,8 @@ import torch
 
 from benchmarks.environment import environment
 from benchmarks.mnist_jacobian import released_recipe, seconds
-from diagnostics.tables import read_experiment
-from models import build_model
+from skip_conditioning.diagnostics.tables import read_experiment
+from skip_conditioning.models import build_model
 
 
 def main() -> None:

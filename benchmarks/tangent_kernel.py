@@ -28,8 +28,8 @@ from benchmarks.environment import environment
 from benchmarks.kernel_peers import PEERS, UnsupportedError, library_versions
 from benchmarks.matrix_free import peak_memory, resident_memory
 from benchmarks.mnist_jacobian import seconds
-from diagnostics import tangent_kernel
-from models import build_model
+from skip_conditioning import tangent_kernel
+from skip_conditioning.models import build_model
 
 _CPU = torch.device("cpu")
 

@@ -21,10 +21,10 @@ from torch.nn import functional
 from torch.utils.data import DataLoader, Dataset
 
 from benchmarks.environment import environment
-from experiments.data import Split, load_data
-from experiments.experiment import Experiment
-from experiments.train import parse
-from models import build_model
+from skip_conditioning.experiments.data.datasets import Split, load_data
+from skip_conditioning.experiments.train import parse
+from skip_conditioning.experiments.training.experiment import Experiment
+from skip_conditioning.models import build_model
 
 
 class Augmented(Dataset[tuple[Tensor, int]]):

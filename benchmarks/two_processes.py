@@ -20,7 +20,7 @@ import torch
 from PIL import Image
 
 from benchmarks.environment import environment
-from diagnostics.tables import read_experiment
+from skip_conditioning.diagnostics.tables import read_experiment
 
 _BATCH = 128
 

@@ -8,19 +8,18 @@ import torch
 from torch import Tensor, nn
 from torch.distributed import ProcessGroup
 
-from diagnostics.choice import check_method, choose_method
-from diagnostics.errors import InputError, MemoryBudgetError
-from diagnostics.exact import exact_spectrum
-from diagnostics.first_process import buffers_of_first
-from diagnostics.isolation import State, quiet, require_finite, unwrap
-from diagnostics.jacobians import dense_jacobian
-from diagnostics.kernel_spectra import kernel_spectra
-from diagnostics.maps import Map, build_maps, check_map, probe_input
-from diagnostics.matrix_free import matrix_free_spectrum
-from diagnostics.param_spectrum import param_spectrum
-from diagnostics.progress import progress_bar
-from diagnostics.sharding import deal, fails_together, together
-from diagnostics.spectrum import Spectrum
+from skip_conditioning.diagnostics.errors import InputError, MemoryBudgetError
+from skip_conditioning.diagnostics.jacobians.exact import check_method, choose_method, exact_spectrum
+from skip_conditioning.diagnostics.jacobians.matrix_free import matrix_free_spectrum
+from skip_conditioning.diagnostics.jacobians.param_spectrum import param_spectrum
+from skip_conditioning.diagnostics.jacobians.rows import dense_jacobian
+from skip_conditioning.diagnostics.kernel.spectra import kernel_spectra
+from skip_conditioning.diagnostics.networks.first_process import buffers_of_first
+from skip_conditioning.diagnostics.networks.isolation import State, quiet, require_finite, unwrap
+from skip_conditioning.diagnostics.networks.maps import Map, build_maps, check_map, probe_input
+from skip_conditioning.diagnostics.spectrum import Spectrum
+from skip_conditioning.diagnostics.support.progress import progress_bar
+from skip_conditioning.diagnostics.support.sharding import deal, fails_together, together
 
 GIB = 2**30
 

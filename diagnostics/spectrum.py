@@ -12,8 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from diagnostics.quadrature import Estimate
-from diagnostics.tables import STATISTICS
+from skip_conditioning.diagnostics.linalg.quadrature import Estimate
+from skip_conditioning.diagnostics.tables import STATISTICS
 
 #: Rounding moves a small singular value by so many units in the last place of ``‖J‖_F`` at most. Measured, float32
 #: against float64, over 19 networks (tests/diagnostics/test_floor.py): 7.6 (AMD) or 8.9 (Intel with AVX-512) for 30

@@ -20,7 +20,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from diagnostics.errors import InputError
+from skip_conditioning.diagnostics.errors import InputError
 
 _TEXT, _INT, _REAL, _FLAG, _LIST = pa.string(), pa.int64(), pa.float64(), pa.bool_(), pa.list_(pa.float64())
 
@@ -67,7 +67,7 @@ SPECTRA = pa.schema(
 
 #: The Polyak–Łojasiewicz chain of the loss on the probe, and what one step of training made of it: ``grad_squared`` is
 #: ``|∇ℓ|²``, ``pl_floor`` and ``pl_ceiling`` bound it, and ``pl_verdict`` is ``holds``, ``violated: <statements>`` or
-#: ``vacuous: <statements and causes>`` (see ``diagnostics.pl_chain``); of the decreases tells ``diagnostics.descent``.
+#: ``vacuous: <statements and causes>`` (``theory.pl_inequality``); the decreases are those of ``loss.descent``.
 BOUNDS = (
     "grad_squared",
     "cost_grad_squared",

@@ -16,9 +16,9 @@ import pandas as pd
 import tyro
 from scipy.stats import bootstrap
 
-from diagnostics.errors import InputError, near_matches
-from diagnostics.tables import STATISTICS, Experiment, read_experiment
-from experiments.cli import parse_options, run_command
+from skip_conditioning.diagnostics.errors import InputError, near_matches
+from skip_conditioning.diagnostics.tables import STATISTICS, Experiment, read_experiment
+from skip_conditioning.experiments.config.command_line import parse_options, run_command
 
 
 @dataclass(frozen=True)

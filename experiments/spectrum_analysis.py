@@ -20,12 +20,12 @@ import tyro
 from matplotlib.figure import Figure
 from tqdm import tqdm
 
-from diagnostics import Spectrum, spectra
-from diagnostics.choice import check_method
-from diagnostics.errors import InputError
-from diagnostics.maps import check_map
-from diagnostics.measure import GIB
-from diagnostics.tables import (
+from skip_conditioning.diagnostics.errors import InputError
+from skip_conditioning.diagnostics.jacobians.exact import check_method
+from skip_conditioning.diagnostics.measure import GIB, spectra
+from skip_conditioning.diagnostics.networks.maps import check_map
+from skip_conditioning.diagnostics.spectrum import Spectrum
+from skip_conditioning.diagnostics.tables import (
     RUN_COLUMNS,
     SCHEMAS,
     SPECTRA,
@@ -35,12 +35,18 @@ from diagnostics.tables import (
     read_experiment,
     spectra_frame,
 )
-from experiments.analysis_targets import Target, check_probe, find_targets, foreign_target, load_probe
-from experiments.cli import parse_options, run_command
-from experiments.processes import choose_device, is_first_process, leave, own_device, process_group
-from experiments.shortcut_table import print_shortcut_table
-from figures import conditioning_heat_map, save, singular_value_histograms, singular_value_ridges
-from figures.errors import NothingToDrawError
+from skip_conditioning.experiments.analysis.shortcut_table import print_shortcut_table
+from skip_conditioning.experiments.analysis.targets import Target, check_probe, find_targets, foreign_target, load_probe
+from skip_conditioning.experiments.config.command_line import parse_options, run_command
+from skip_conditioning.experiments.processes.group import (
+    choose_device,
+    is_first_process,
+    leave,
+    own_device,
+    process_group,
+)
+from skip_conditioning.figures import conditioning_heat_map, save, singular_value_histograms, singular_value_ridges
+from skip_conditioning.figures.drawing.errors import NothingToDrawError
 
 DTYPES = {"float32": torch.float32, "float64": torch.float64}
 

@@ -10,10 +10,10 @@ import numpy as np
 import pandas as pd
 import tyro
 
-from diagnostics.errors import InputError
-from diagnostics.tables import read_experiment
-from experiments.cli import parse_options, run_command
-from experiments.speed import SPEED
+from skip_conditioning.diagnostics.errors import InputError
+from skip_conditioning.diagnostics.tables import read_experiment
+from skip_conditioning.experiments.config.command_line import parse_options, run_command
+from skip_conditioning.experiments.records.speed import SPEED
 
 
 def summary_table(directory: Path) -> pd.DataFrame:

@@ -11,15 +11,15 @@ from pathlib import Path
 
 import tyro
 
-from diagnostics.errors import InputError
-from experiments.cli import parse_preset, run_command
-from experiments.config import TrainConfig, with_given
-from experiments.experiment import Experiment
-from experiments.presets import PRESETS
-from experiments.speed import write_speed
-from experiments.summary import print_summary
-from experiments.sweep_jobs import JobOptions, JobQueue, check_cluster
-from experiments.sweep_table import CellState, LiveTable
+from skip_conditioning.diagnostics.errors import InputError
+from skip_conditioning.experiments.config.command_line import parse_preset, run_command
+from skip_conditioning.experiments.config.presets import PRESETS
+from skip_conditioning.experiments.config.train_config import TrainConfig, with_given
+from skip_conditioning.experiments.records.speed import write_speed
+from skip_conditioning.experiments.summary import print_summary
+from skip_conditioning.experiments.sweeps.jobs import JobOptions, JobQueue, check_cluster
+from skip_conditioning.experiments.sweeps.live_table import CellState, LiveTable
+from skip_conditioning.experiments.training.experiment import Experiment
 
 
 @dataclass(frozen=True)

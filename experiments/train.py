@@ -6,16 +6,16 @@
 import sys
 from collections.abc import Sequence
 
-from diagnostics.errors import InputError
-from experiments.cli import parse_preset, run_command
-from experiments.config import TrainConfig, with_given
-from experiments.estimate import estimate, print_estimate
-from experiments.experiment import Experiment
-from experiments.parallel import run_in_processes
-from experiments.presets import PRESETS
-from experiments.processes import choose_device, everywhere, leave, process_group
-from experiments.ranks import Ranks, clear_rank_errors
-from experiments.summary import print_summary
+from skip_conditioning.diagnostics.errors import InputError
+from skip_conditioning.experiments.config.command_line import parse_preset, run_command
+from skip_conditioning.experiments.config.presets import PRESETS
+from skip_conditioning.experiments.config.train_config import TrainConfig, with_given
+from skip_conditioning.experiments.processes.group import choose_device, everywhere, leave, process_group
+from skip_conditioning.experiments.processes.ranks import Ranks, clear_rank_errors
+from skip_conditioning.experiments.summary import print_summary
+from skip_conditioning.experiments.sweeps.workers import run_in_processes
+from skip_conditioning.experiments.training.estimate import estimate, print_estimate
+from skip_conditioning.experiments.training.experiment import Experiment
 
 
 def train(config: TrainConfig) -> None:

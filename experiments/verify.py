@@ -16,20 +16,19 @@ from typing import Annotated
 import tyro
 from tqdm import tqdm
 
-from diagnostics.errors import InputError
-from diagnostics.tables import Experiment, clear_disk_errors
-from experiments.claims import running
-from experiments.claims.claim import Claim, Judgement, Size
-from experiments.claims.evidence import Evidence
-from experiments.claims.judging import judging_alone
-from experiments.claims.looks import Repeatable
-from experiments.claims.preregistration import FILE, Registration, Request, register
-from experiments.claims.registry import CLAIMS, chosen
-from experiments.claims.report import write_report
-from experiments.claims.verdicts import Result, print_verdicts
-from experiments.cli import parse_options, run_command
-from experiments.processes import choose_device
-from experiments.provenance import device_name, git_revision, versions
+from skip_conditioning.diagnostics.errors import InputError
+from skip_conditioning.diagnostics.tables import Experiment, clear_disk_errors
+from skip_conditioning.experiments.claims.paper.registry import CLAIMS, chosen
+from skip_conditioning.experiments.claims.run import experiments as running
+from skip_conditioning.experiments.claims.run.preregistration import FILE, Registration, Request, register
+from skip_conditioning.experiments.claims.run.report import write_report
+from skip_conditioning.experiments.claims.run.untrained import judging_alone
+from skip_conditioning.experiments.claims.verdict.claim import Claim, Evidence, Judgement, Size
+from skip_conditioning.experiments.claims.verdict.presentation import Result, print_verdicts
+from skip_conditioning.experiments.claims.verdict.repeated_looks import Repeatable
+from skip_conditioning.experiments.config.command_line import parse_options, run_command
+from skip_conditioning.experiments.processes.group import choose_device
+from skip_conditioning.experiments.records.provenance import device_name, git_revision, versions
 
 
 @dataclass(frozen=True)

@@ -3,13 +3,13 @@
 ``python -m figures DIR`` draws them all. Each function takes tables and returns a matplotlib ``Figure``.
 """
 
-from figures.conditioning_heat_map import conditioning_heat_map
-from figures.conditioning_vs_speed import conditioning_vs_speed
-from figures.loss_curves import loss_curves
-from figures.random_matrices import random_matrices
-from figures.saving import save
-from figures.singular_value_histograms import singular_value_histograms
-from figures.singular_value_ridges import singular_value_ridges
+from skip_conditioning.figures.conditioning_heat_map import conditioning_heat_map
+from skip_conditioning.figures.conditioning_vs_speed import conditioning_vs_speed
+from skip_conditioning.figures.drawing.saving import save
+from skip_conditioning.figures.loss_curves import loss_curves
+from skip_conditioning.figures.random_matrices import random_matrices
+from skip_conditioning.figures.singular_value_histograms import singular_value_histograms
+from skip_conditioning.figures.singular_value_ridges import singular_value_ridges
 
 __all__ = [
     "conditioning_heat_map",

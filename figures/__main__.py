@@ -9,20 +9,20 @@ from typing import Annotated
 import tyro
 from matplotlib.figure import Figure
 
-from diagnostics.errors import InputError
-from diagnostics.tables import Experiment, read_experiment
-from figures.bounds_along_training import bounds_along_training
-from figures.conditioning_heat_map import conditioning_heat_map
-from figures.conditioning_vs_speed import conditioning_vs_speed
-from figures.errors import NothingToDrawError
-from figures.histogram_bins import SCALES
-from figures.loss_curves import loss_curves
-from figures.random_matrices import random_matrices
-from figures.saving import save
-from figures.selection import check_measure, check_option, in_listed_order, read_speed
-from figures.singular_value_histograms import singular_value_histograms
-from figures.singular_value_ridges import singular_value_ridges
-from figures.style import BATCH_MODES, MAPS
+from skip_conditioning.diagnostics.errors import InputError
+from skip_conditioning.diagnostics.tables import Experiment, read_experiment
+from skip_conditioning.figures.bounds_along_training import bounds_along_training
+from skip_conditioning.figures.conditioning_heat_map import conditioning_heat_map
+from skip_conditioning.figures.conditioning_vs_speed import conditioning_vs_speed
+from skip_conditioning.figures.drawing.errors import NothingToDrawError
+from skip_conditioning.figures.drawing.histogram_bins import SCALES
+from skip_conditioning.figures.drawing.saving import save
+from skip_conditioning.figures.drawing.selection import check_measure, check_option, in_listed_order, read_speed
+from skip_conditioning.figures.drawing.style import BATCH_MODES, MAPS
+from skip_conditioning.figures.loss_curves import loss_curves
+from skip_conditioning.figures.random_matrices import random_matrices
+from skip_conditioning.figures.singular_value_histograms import singular_value_histograms
+from skip_conditioning.figures.singular_value_ridges import singular_value_ridges
 
 
 @dataclass(frozen=True)

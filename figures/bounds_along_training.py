@@ -9,10 +9,10 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from diagnostics.tables import Experiment
-from figures.errors import NothingToDrawError
-from figures.selection import chosen_lr, described_runs
-from figures.style import GREY, SETTINGS, LineStyle, arm_styles, log_axis, new_figure
+from skip_conditioning.diagnostics.tables import Experiment
+from skip_conditioning.figures.drawing.errors import NothingToDrawError
+from skip_conditioning.figures.drawing.selection import chosen_lr, described_runs
+from skip_conditioning.figures.drawing.style import GREY, SETTINGS, LineStyle, arm_styles, log_axis, new_figure
 
 #: Arms side by side that are still legible.
 _MOST = 5

@@ -17,13 +17,25 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch, Rectangle
 
-from diagnostics.errors import InputError
-from diagnostics.tables import Experiment
-from figures.errors import NothingToDrawError
-from figures.loss_curves import draw_losses, set_loss_limits, split_losses, windowed
-from figures.selection import COUNTS, averaged, chosen_lr, described_runs, measured, select_spectra
-from figures.step_axis import cell_edges, cell_middles, evenly_spaced, narrowest_cell, set_step_axis
-from figures.style import (
+from skip_conditioning.diagnostics.errors import InputError
+from skip_conditioning.diagnostics.tables import Experiment
+from skip_conditioning.figures.drawing.axes import (
+    cell_edges,
+    cell_middles,
+    evenly_spaced,
+    narrowest_cell,
+    set_step_axis,
+)
+from skip_conditioning.figures.drawing.errors import NothingToDrawError
+from skip_conditioning.figures.drawing.selection import (
+    COUNTS,
+    averaged,
+    chosen_lr,
+    described_runs,
+    measured,
+    select_spectra,
+)
+from skip_conditioning.figures.drawing.style import (
     SETTINGS,
     WIDTH,
     arm_styles,
@@ -36,6 +48,7 @@ from figures.style import (
     percentage,
     with_error,
 )
+from skip_conditioning.figures.loss_curves import draw_losses, set_loss_limits, split_losses, windowed
 
 _UNMEASURED = "0.88"
 _HATCH = "////"

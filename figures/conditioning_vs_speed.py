@@ -15,10 +15,11 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.transforms import ScaledTranslation
 
-from diagnostics.tables import Experiment
-from figures.errors import NothingToDrawError
-from figures.rank_correlation import rank_correlation
-from figures.selection import (
+from skip_conditioning.diagnostics.tables import Experiment
+from skip_conditioning.figures.drawing.axes import SpeedAxis
+from skip_conditioning.figures.drawing.errors import NothingToDrawError
+from skip_conditioning.figures.drawing.rank_correlation import rank_correlation
+from skip_conditioning.figures.drawing.selection import (
     COUNTS,
     averaged,
     check_option,
@@ -29,8 +30,7 @@ from figures.selection import (
     of_layer,
     select_spectra,
 )
-from figures.speed_axis import SpeedAxis
-from figures.style import (
+from skip_conditioning.figures.drawing.style import (
     GREY,
     SETTINGS,
     ArmStyle,
@@ -69,7 +69,7 @@ def conditioning_vs_speed(
 
     Args:
         experiment: Its ``runs`` and ``spectra`` are used.
-        speed: The table of ``experiments.speed``, one row per run.
+        speed: The table of ``experiments.records.speed``, one row per run.
         measure: A statistic of the spectra table, or ``sigma_qNN``.
         map: Which derivative.
         layer: Of which layer; by default the first one measured.

@@ -15,8 +15,8 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import LogLocator
 
-from figures.errors import NothingToDrawError
-from figures.style import GREY, SETTINGS, ArmStyle, arm_styles, log_axis, new_figure
+from skip_conditioning.figures.drawing.errors import NothingToDrawError
+from skip_conditioning.figures.drawing.style import GREY, SETTINGS, ArmStyle, arm_styles, log_axis, new_figure
 
 _COSTS = ("cross-entropy", "mean square")
 #: A loss or guarantee below this has converged to rounding, and is drawn here.

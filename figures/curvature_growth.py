@@ -7,8 +7,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from figures.errors import NothingToDrawError
-from figures.style import GREY, SETTINGS, ArmStyle, arm_styles, log_axis, new_figure, number
+from skip_conditioning.figures.drawing.errors import NothingToDrawError
+from skip_conditioning.figures.drawing.style import GREY, SETTINGS, ArmStyle, arm_styles, log_axis, new_figure, number
 
 _DASHED = (0, (3, 1.5))
 #: Decades left free above the curves for the exponents, as a share of those that the curves take.

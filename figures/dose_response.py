@@ -14,9 +14,9 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
 
-from figures.errors import NothingToDrawError
-from figures.forest_plot import HOVER
-from figures.style import GREY, SETTINGS, log_axis, new_figure, number
+from skip_conditioning.figures.drawing.errors import NothingToDrawError
+from skip_conditioning.figures.drawing.style import GREY, SETTINGS, log_axis, new_figure, number
+from skip_conditioning.figures.forest_plot import HOVER
 
 _SIDES = ("mediator", "speed")
 _BLUE = "#0173b2"

@@ -12,8 +12,8 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
-from figures.errors import NothingToDrawError
-from figures.style import GREY, SETTINGS, ArmStyle, log_axis, new_figure
+from skip_conditioning.figures.drawing.errors import NothingToDrawError
+from skip_conditioning.figures.drawing.style import GREY, SETTINGS, ArmStyle, log_axis, new_figure
 
 #: A group whose id in the SVG begins so shows the rest when the pointer rests on it, where a report inlines the figure.
 HOVER = "hover: "

@@ -14,9 +14,9 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.text import Text
 
-from figures.errors import NothingToDrawError
-from figures.forest_plot import HOVER
-from figures.style import GREY, SETTINGS, ArmStyle, log_axis, new_figure
+from skip_conditioning.figures.drawing.errors import NothingToDrawError
+from skip_conditioning.figures.drawing.style import GREY, SETTINGS, ArmStyle, log_axis, new_figure
+from skip_conditioning.figures.forest_plot import HOVER
 
 _PALETTE = sns.color_palette("colorblind").as_hex()
 #: What an intervention does, and how its arms look.

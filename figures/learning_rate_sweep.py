@@ -12,9 +12,18 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.ticker import FixedLocator, LogLocator, NullFormatter
 
-from figures.errors import NothingToDrawError
-from figures.forest_plot import HOVER
-from figures.style import GREY, SETTINGS, ArmStyle, arm_styles, counted, log_axis, new_figure, panel_grid
+from skip_conditioning.figures.drawing.errors import NothingToDrawError
+from skip_conditioning.figures.drawing.style import (
+    GREY,
+    SETTINGS,
+    ArmStyle,
+    arm_styles,
+    counted,
+    log_axis,
+    new_figure,
+    panel_grid,
+)
+from skip_conditioning.figures.forest_plot import HOVER
 
 #: More arms than this get a panel each.
 _MOST_TOGETHER = 6

@@ -15,10 +15,10 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
 
-from diagnostics.tables import Experiment
-from figures.errors import NothingToDrawError
-from figures.selection import described_runs
-from figures.style import (
+from skip_conditioning.diagnostics.tables import Experiment
+from skip_conditioning.figures.drawing.errors import NothingToDrawError
+from skip_conditioning.figures.drawing.selection import described_runs
+from skip_conditioning.figures.drawing.style import (
     GREY,
     SETTINGS,
     ArmStyle,

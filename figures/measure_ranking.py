@@ -12,9 +12,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from figures.errors import NothingToDrawError
-from figures.forest_plot import HOVER
-from figures.style import SETTINGS, new_figure, percentage
+from skip_conditioning.figures.drawing.errors import NothingToDrawError
+from skip_conditioning.figures.drawing.style import SETTINGS, new_figure, percentage
+from skip_conditioning.figures.forest_plot import HOVER
 
 _BLUE, _ORANGE = (sns.color_palette("colorblind").as_hex()[index] for index in (0, 1))
 _SIGNIFICANT = 0.05

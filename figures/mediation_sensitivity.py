@@ -8,9 +8,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patheffects import withStroke
 
-from figures.errors import NothingToDrawError
-from figures.forest_plot import HOVER
-from figures.style import SETTINGS, new_figure
+from skip_conditioning.figures.drawing.errors import NothingToDrawError
+from skip_conditioning.figures.drawing.style import SETTINGS, new_figure
+from skip_conditioning.figures.forest_plot import HOVER
 
 _BLUE, _RED = (sns.color_palette("colorblind").as_hex()[index] for index in (0, 3))
 #: The curve runs off the axis beyond so many times the larger of the total and the effect without confounding.

@@ -7,8 +7,8 @@ import numpy as np
 from matplotlib.colors import to_rgba
 from matplotlib.figure import Figure
 
-from diagnostics.limit_laws import SingularValueLaw
-from figures.style import SETTINGS, arm_styles, new_figure
+from skip_conditioning.diagnostics.linalg.limit_laws import SingularValueLaw
+from skip_conditioning.figures.drawing.style import SETTINGS, arm_styles, new_figure
 
 _BINS, _RANGE = 30, (0.0, 2.0)
 

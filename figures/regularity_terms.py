@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from figures.style import GREY, SETTINGS, arm_styles, log_axis, new_figure
+from skip_conditioning.figures.drawing.style import GREY, SETTINGS, arm_styles, log_axis, new_figure
 
 #: Kinds of terms: how they are marked, and what they are.
 _KINDS = {

@@ -15,11 +15,11 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from diagnostics.errors import InputError
-from diagnostics.tables import Experiment
-from figures.errors import NothingToDrawError
-from figures.histogram_bins import SCALES, Bins
-from figures.selection import (
+from skip_conditioning.diagnostics.errors import InputError
+from skip_conditioning.diagnostics.tables import Experiment
+from skip_conditioning.figures.drawing.errors import NothingToDrawError
+from skip_conditioning.figures.drawing.histogram_bins import SCALES, Bins
+from skip_conditioning.figures.drawing.selection import (
     check_option,
     chosen_lr,
     described_runs,
@@ -28,7 +28,7 @@ from figures.selection import (
     of_layer,
     select_spectra,
 )
-from figures.style import (
+from skip_conditioning.figures.drawing.style import (
     SETTINGS,
     ArmStyle,
     arm_styles,
@@ -41,7 +41,7 @@ from figures.style import (
     percentage,
     value_name,
 )
-from figures.values import Values, pooled, with_points
+from skip_conditioning.figures.drawing.values import Values, pooled, with_points
 
 #: The paper draws the spectra of this network on (0, 6).
 _PAPER, _PAPER_RANGE = ("paper-mnist", "tail", "stem", "batch"), (0.0, 6.0)

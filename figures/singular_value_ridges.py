@@ -13,14 +13,20 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
-from diagnostics.errors import InputError
-from diagnostics.tables import Experiment
-from figures.errors import NothingToDrawError
-from figures.histogram_bins import SCALES, spans_decades
-from figures.ridges import CELLS, Ridge, fitting_axis, ridge_of, spread_layers, spread_steps
-from figures.selection import check_option, chosen_lr, described_runs, of_layer, select_spectra
-from figures.sigma_axis import SigmaAxis
-from figures.style import (
+from skip_conditioning.diagnostics.errors import InputError
+from skip_conditioning.diagnostics.tables import Experiment
+from skip_conditioning.figures.drawing.axes import SigmaAxis
+from skip_conditioning.figures.drawing.errors import NothingToDrawError
+from skip_conditioning.figures.drawing.histogram_bins import SCALES, spans_decades
+from skip_conditioning.figures.drawing.ridges import CELLS, Ridge, fitting_axis, ridge_of, spread_layers, spread_steps
+from skip_conditioning.figures.drawing.selection import (
+    check_option,
+    chosen_lr,
+    described_runs,
+    of_layer,
+    select_spectra,
+)
+from skip_conditioning.figures.drawing.style import (
     GREY,
     SETTINGS,
     ArmStyle,
@@ -35,7 +41,7 @@ from figures.style import (
     percentage,
     value_name,
 )
-from figures.values import pooled, with_points
+from skip_conditioning.figures.drawing.values import pooled, with_points
 
 #: Logarithmic axes come sooner than in a histogram, whose wide panels show more of a linear one.
 _LOG_RATIO = 30

@@ -1,14 +1,14 @@
 """Networks of the paper and baselines, each a plain chain of modules; shortcuts tell their arms apart."""
 
-from models.arms import Arm, chain_shortcut, modified_shortcut, residual_shortcut
-from models.blocks import PreActivationBlock
-from models.errors import ModelOptionError
-from models.initialisation import initialise
-from models.paper_mnist import build_paper_mnist
-from models.preact_resnet import build_preact_resnet
-from models.registry import arms, build_model, default_arm, model_names, model_options
-from models.residual_mlp import WeightNormLinear, build_residual_mlp
-from models.shortcuts import (
+from skip_conditioning.models.arms import Arm, chain_shortcut, modified_shortcut, residual_shortcut
+from skip_conditioning.models.blocks import PreActivationBlock
+from skip_conditioning.models.errors import ModelOptionError
+from skip_conditioning.models.initialisation import initialise
+from skip_conditioning.models.paper_mnist import build_paper_mnist
+from skip_conditioning.models.preact_resnet import build_preact_resnet
+from skip_conditioning.models.registry import arms, build_model, default_arm, model_names, model_options
+from skip_conditioning.models.residual_mlp import WeightNormLinear, build_residual_mlp
+from skip_conditioning.models.shortcuts import (
     ConvolutionShortcut,
     IdentityShortcut,
     NoShortcut,

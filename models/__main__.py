@@ -6,7 +6,7 @@ from typing import get_args
 
 import torch
 
-from models.registry import arms, build_model, default_arm, model_names, model_options
+from skip_conditioning.models.registry import arms, build_model, default_arm, model_names, model_options
 
 
 def parameter_count(name: str) -> int:

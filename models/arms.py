@@ -25,9 +25,9 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from models.errors import check_choice
-from models.initialisation import InitialisationName
-from models.shortcuts import (
+from skip_conditioning.models.errors import check_choice
+from skip_conditioning.models.initialisation import InitialisationName
+from skip_conditioning.models.shortcuts import (
     ConvolutionShortcut,
     IdentityShortcut,
     NoShortcut,

@@ -6,11 +6,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from models.arms import Arm, choose_arm
-from models.blocks import PreActivationBlock
-from models.errors import check_count, check_real
-from models.initialisation import initialise
-from models.shortcuts import IdentityShortcut, ScaledShortcut
+from skip_conditioning.models.arms import Arm, choose_arm
+from skip_conditioning.models.blocks import PreActivationBlock
+from skip_conditioning.models.errors import check_count, check_real
+from skip_conditioning.models.initialisation import initialise
+from skip_conditioning.models.shortcuts import IdentityShortcut, ScaledShortcut
 
 
 @dataclass(frozen=True)

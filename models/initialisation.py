@@ -12,7 +12,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from models.errors import ModelOptionError, check_choice
+from skip_conditioning.models.errors import ModelOptionError, check_choice
 
 InitialisationName = Literal["default", "orthogonal", "dirac", "looks-linear"]
 

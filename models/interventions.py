@@ -21,8 +21,8 @@ from collections.abc import Callable
 import torch
 from torch import nn
 
-from models.arms import keeps_shape, residual_shortcut
-from models.shortcuts import (
+from skip_conditioning.models.arms import keeps_shape, residual_shortcut
+from skip_conditioning.models.shortcuts import (
     ConvolutionShortcut,
     IdentityShortcut,
     OrthogonalShortcut,

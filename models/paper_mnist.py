@@ -5,10 +5,10 @@ from functools import partial
 
 from torch import nn
 
-from models.arms import Arm, chain_shortcut, choose_arm, modified_shortcut, residual_shortcut
-from models.blocks import PreActivationBlock
-from models.initialisation import initialise
-from models.interventions import (
+from skip_conditioning.models.arms import Arm, chain_shortcut, choose_arm, modified_shortcut, residual_shortcut
+from skip_conditioning.models.blocks import PreActivationBlock
+from skip_conditioning.models.initialisation import initialise
+from skip_conditioning.models.interventions import (
     RESCALED_GAIN,
     gain_shortcut,
     isometry_shortcut,

@@ -6,12 +6,23 @@ from typing import Literal, get_args
 
 from torch import nn
 
-from models.arms import Arm, chain_shortcut, choose_arm, keeps_shape, modified_shortcut, residual_shortcut
-from models.blocks import PreActivationBlock
-from models.errors import check_choice, check_count
-from models.initialisation import initialise
-from models.interventions import isometry_shortcut, orthogonal_convolution_shortcut, rank_deficient_shortcut
-from models.shortcuts import ShortcutFactory
+from skip_conditioning.models.arms import (
+    Arm,
+    chain_shortcut,
+    choose_arm,
+    keeps_shape,
+    modified_shortcut,
+    residual_shortcut,
+)
+from skip_conditioning.models.blocks import PreActivationBlock
+from skip_conditioning.models.errors import check_choice, check_count
+from skip_conditioning.models.initialisation import initialise
+from skip_conditioning.models.interventions import (
+    isometry_shortcut,
+    orthogonal_convolution_shortcut,
+    rank_deficient_shortcut,
+)
+from skip_conditioning.models.shortcuts import ShortcutFactory
 
 StemName = Literal["cifar", "imagenet"]
 

@@ -9,9 +9,9 @@ from typing import Any
 
 from torch import nn
 
-from models import contractive_mlp, paper_mnist, preact_resnet, residual_mlp
-from models.arms import Arm
-from models.errors import ModelOptionError, check_choice
+from skip_conditioning.models import contractive_mlp, paper_mnist, preact_resnet, residual_mlp
+from skip_conditioning.models.arms import Arm
+from skip_conditioning.models.errors import ModelOptionError, check_choice
 
 
 @dataclass(frozen=True)

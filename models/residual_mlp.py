@@ -7,18 +7,18 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor, nn
 
-from models.arms import Arm, choose_arm
-from models.blocks import PreActivationBlock
-from models.errors import check_choice, check_count, check_real
-from models.initialisation import InitialisationName, initialise
-from models.interventions import (
+from skip_conditioning.models.arms import Arm, choose_arm
+from skip_conditioning.models.blocks import PreActivationBlock
+from skip_conditioning.models.errors import check_choice, check_count, check_real
+from skip_conditioning.models.initialisation import InitialisationName, initialise
+from skip_conditioning.models.interventions import (
     RESCALED_GAIN,
     gain_shortcut,
     low_rank_shortcut,
     orthogonal_shortcut,
     seeded_by_block,
 )
-from models.shortcuts import NoShortcut, ShortcutFactory
+from skip_conditioning.models.shortcuts import NoShortcut, ShortcutFactory
 
 ActivationName = Literal["relu", "tanh", "gelu", "softplus", "identity"]
 NormaliserName = Literal["batch", "weight", "layer"]

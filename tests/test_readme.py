@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 
-from experiments.verify import main
+from skip_conditioning.experiments.verify import main
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]

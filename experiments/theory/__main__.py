@@ -14,19 +14,19 @@ from pathlib import Path
 import pandas as pd
 import tyro
 
-from diagnostics.errors import InputError, UnsupportedModelError, near_matches
-from diagnostics.tables import clear_disk_errors
-from experiments.cli import parse_options, run_command
-from experiments.theory.convergence import run as check_convergence
-from experiments.theory.curvature_growth import run as check_curvature
-from experiments.theory.figures import FIGURES
-from experiments.theory.layers import check_chain_rule, check_regularity, check_skips
-from experiments.theory.pl_along_training import check_pl_chain
-from experiments.theory.random_matrices import run as check_random_matrices
-from experiments.theory.report import print_checks, print_conclusion, statement_rows
-from experiments.theory.setting import Check, Experiment, Setting, write_table
-from experiments.threads import one_thread
-from figures.saving import save
+from skip_conditioning.diagnostics.errors import InputError, UnsupportedModelError, near_matches
+from skip_conditioning.diagnostics.tables import clear_disk_errors
+from skip_conditioning.experiments.config.command_line import parse_options, run_command
+from skip_conditioning.experiments.processes.threads import one_thread
+from skip_conditioning.experiments.theory.convergence import run as check_convergence
+from skip_conditioning.experiments.theory.curvature_growth import run as check_curvature
+from skip_conditioning.experiments.theory.figures import FIGURES
+from skip_conditioning.experiments.theory.layers import check_chain_rule, check_regularity, check_skips
+from skip_conditioning.experiments.theory.pl_along_training import check_pl_chain
+from skip_conditioning.experiments.theory.random_matrices import run as check_random_matrices
+from skip_conditioning.experiments.theory.report import print_checks, print_conclusion, statement_rows
+from skip_conditioning.experiments.theory.setting import Check, Experiment, Setting, write_table
+from skip_conditioning.figures.drawing.saving import save
 
 EXPERIMENTS: dict[str, Experiment] = {
     "chain-rule": check_chain_rule,

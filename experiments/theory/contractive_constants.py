@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from diagnostics.layer_constants import LayerConstants
+from skip_conditioning.diagnostics.theory.curvature_bounds import LayerConstants
 
 #: ``max ‖D²n‖`` of ``n(v) = v / √(1 + |v|²)``, attained at ``|v| = 1/2``.
 NORMALISER_CURVATURE = 48 / (25 * math.sqrt(5))

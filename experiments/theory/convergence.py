@@ -16,12 +16,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from experiments.data import load_data
-from experiments.theory.contractive_constants import ContractiveClass, gain_with_floor
-from experiments.theory.convergence_analysis import checks_of, curve_of, fits_of
-from experiments.theory.convergence_training import Problem, Weights, train
-from experiments.theory.setting import Check, Setting, write_table
-from models import build_model
+from skip_conditioning.experiments.data.datasets import load_data
+from skip_conditioning.experiments.theory.contractive_constants import ContractiveClass, gain_with_floor
+from skip_conditioning.experiments.theory.convergence_analysis import checks_of, curve_of, fits_of
+from skip_conditioning.experiments.theory.convergence_training import Problem, Weights, train
+from skip_conditioning.experiments.theory.setting import Check, Setting, write_table
+from skip_conditioning.models import build_model
 
 SAMPLES, DEPTH, CLASSES = 16, 2, 10
 GAIN, EPS = 0.5, 1.0

@@ -8,11 +8,11 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from diagnostics.hessian import HessianOperator, spectral_norm
-from diagnostics.kernel import tangent_kernel
-from diagnostics.statement import Statement
-from experiments.theory.convergence_training import Problem, Trajectory
-from experiments.theory.setting import Check
+from skip_conditioning.diagnostics.kernel.tangent_kernel import tangent_kernel
+from skip_conditioning.diagnostics.loss.hessian import HessianOperator, spectral_norm
+from skip_conditioning.diagnostics.theory.statement import Statement
+from skip_conditioning.experiments.theory.convergence_training import Problem, Trajectory
+from skip_conditioning.experiments.theory.setting import Check
 
 
 def curve_of(found: Trajectory, initialisations: Sequence[str]) -> pd.DataFrame:

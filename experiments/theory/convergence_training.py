@@ -14,10 +14,10 @@ from torch import Tensor, nn
 from torch.nn import functional
 from tqdm import trange
 
-from diagnostics.costs import Cost, cost_of
-from diagnostics.guarantee import guaranteed_decrease, next_guarantee
-from diagnostics.layer_constants import jacobian_bound, lipschitz_bound
-from experiments.theory.contractive_constants import (
+from skip_conditioning.diagnostics.loss.costs import Cost, cost_of
+from skip_conditioning.diagnostics.theory.curvature_bounds import jacobian_bound, lipschitz_bound
+from skip_conditioning.diagnostics.theory.descent_guarantee import guaranteed_decrease, next_guarantee
+from skip_conditioning.experiments.theory.contractive_constants import (
     ContractiveClass,
     Spectra,
     layer_constants,

@@ -5,7 +5,7 @@ weight and batch norm normalise; the norm of the Hessian is measured at each r, 
 (PAPER.md §2.5 and §4).
 
 A Hessian also falls, as ``1/|w|²``, for weights whose length the network does not feel; so it is measured a second time
-in units of that length (see ``diagnostics.scale_invariance``).
+in units of that length (see ``diagnostics.loss.scale_invariance``).
 """
 
 import itertools
@@ -19,13 +19,13 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from diagnostics.curvature import curvature
-from diagnostics.hessian import HessianOperator, spectral_norm
-from diagnostics.scale_invariance import INVARIANT, Rescaled, effective_scales, scale_invariance
-from diagnostics.statement import Statement
-from experiments.data import load_data, to_float
-from experiments.theory.setting import Check, Setting, write_table
-from models.residual_mlp import ActivationName, NormaliserName, build_residual_mlp
+from skip_conditioning.diagnostics.loss.hessian import HessianOperator, spectral_norm
+from skip_conditioning.diagnostics.loss.scale_invariance import INVARIANT, Rescaled, effective_scales, scale_invariance
+from skip_conditioning.diagnostics.theory.curvature import curvature
+from skip_conditioning.diagnostics.theory.statement import Statement
+from skip_conditioning.experiments.data.datasets import load_data, to_float
+from skip_conditioning.experiments.theory.setting import Check, Setting, write_table
+from skip_conditioning.models.residual_mlp import ActivationName, NormaliserName, build_residual_mlp
 
 NORMALISERS: tuple[NormaliserName | None, ...] = ("weight", "batch", None)
 ACTIVATIONS: tuple[ActivationName, ...] = ("tanh", "relu")

@@ -7,13 +7,13 @@ from typing import Final
 import pandas as pd
 from matplotlib.figure import Figure
 
-from diagnostics.tables import read_experiment
-from figures.bounds_along_training import bounds_along_training
-from figures.convergence_at_infinity import convergence_at_infinity
-from figures.curvature_growth import curvature_growth
-from figures.errors import NothingToDrawError
-from figures.random_matrices import random_matrices
-from figures.regularity_terms import regularity_terms
+from skip_conditioning.diagnostics.tables import read_experiment
+from skip_conditioning.figures.bounds_along_training import bounds_along_training
+from skip_conditioning.figures.convergence_at_infinity import convergence_at_infinity
+from skip_conditioning.figures.curvature_growth import curvature_growth
+from skip_conditioning.figures.drawing.errors import NothingToDrawError
+from skip_conditioning.figures.random_matrices import random_matrices
+from skip_conditioning.figures.regularity_terms import regularity_terms
 
 #: By the name of an experiment that has one: its figure's name, and what draws it from ``Setting.out``.
 FIGURES: Final[Mapping[str, tuple[str, Callable[[Path], Figure]]]] = {

@@ -6,13 +6,13 @@ import pandas as pd
 from torch import nn
 from tqdm import tqdm
 
-from diagnostics.chain_rule import chain_rule
-from diagnostics.errors import LayerCallError
-from diagnostics.regularity import regularity
-from diagnostics.skips import skip_bound
-from diagnostics.statement import Statement
-from experiments.theory.setting import Check, Setting, write_table
-from experiments.theory.subjects import Subject, contractive_network, paper_network, subjects, train
+from skip_conditioning.diagnostics.errors import LayerCallError
+from skip_conditioning.diagnostics.theory.chain_rule import chain_rule
+from skip_conditioning.diagnostics.theory.regularity import regularity
+from skip_conditioning.diagnostics.theory.skip_bound import skip_bound
+from skip_conditioning.diagnostics.theory.statement import Statement
+from skip_conditioning.experiments.theory.networks import Subject, contractive_network, paper_network, subjects, train
+from skip_conditioning.experiments.theory.setting import Check, Setting, write_table
 
 _SUBSPACES = ("all", "centred", "data")
 

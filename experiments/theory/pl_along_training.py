@@ -10,16 +10,16 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
-from diagnostics.capture import logits_of, run
-from diagnostics.isolation import State, quiet
-from diagnostics.monitor import SpectrumMonitor
-from diagnostics.pl_chain import pl_chain
-from diagnostics.probe import loss_gradient, loss_metrics
-from diagnostics.recording import Recording
-from diagnostics.statement import Statement
-from diagnostics.tables import write_json
-from experiments.theory.setting import Check, Setting
-from experiments.theory.subjects import LR, Subject, subjects, train
+from skip_conditioning.diagnostics.loss.probe_loss import loss_gradient, loss_metrics
+from skip_conditioning.diagnostics.monitoring.monitor import SpectrumMonitor
+from skip_conditioning.diagnostics.networks.capture import logits_of, run
+from skip_conditioning.diagnostics.networks.isolation import State, quiet
+from skip_conditioning.diagnostics.networks.recording import Recording
+from skip_conditioning.diagnostics.tables import write_json
+from skip_conditioning.diagnostics.theory.pl_inequality import pl_chain
+from skip_conditioning.diagnostics.theory.statement import Statement
+from skip_conditioning.experiments.theory.networks import LR, Subject, subjects, train
+from skip_conditioning.experiments.theory.setting import Check, Setting
 
 _FLOW = "dℓ/dt = −∇cᵀ K ∇c"
 

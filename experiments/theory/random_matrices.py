@@ -8,9 +8,9 @@ import math
 
 import numpy as np
 
-from diagnostics.limit_laws import SingularValueLaw
-from diagnostics.statement import Relation, Statement
-from experiments.theory.setting import Check, Setting
+from skip_conditioning.diagnostics.linalg.limit_laws import SingularValueLaw
+from skip_conditioning.diagnostics.theory.statement import Relation, Statement
+from skip_conditioning.experiments.theory.setting import Check, Setting
 
 _SCALE = 1 / math.sqrt(3)
 

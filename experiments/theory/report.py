@@ -5,8 +5,8 @@ from collections.abc import Mapping, Sequence
 from itertools import groupby
 from typing import Any
 
-from diagnostics.statement import Statement, Verdict
-from experiments.theory.setting import Check
+from skip_conditioning.diagnostics.theory.statement import Statement, Verdict
+from skip_conditioning.experiments.theory.setting import Check
 
 _COLUMNS = ("statement", "network", "checked", "left side", "", "right side", "slack", "verdict")
 #: What is said of each verdict on a theorem, and on a claim, which may come out either way.

@@ -7,8 +7,8 @@ from pathlib import Path
 import pandas as pd
 import pyarrow as pa
 
-from diagnostics.statement import Statement
-from diagnostics.tables import clear_disk_errors, write_parquet
+from skip_conditioning.diagnostics.tables import clear_disk_errors, write_parquet
+from skip_conditioning.diagnostics.theory.statement import Statement
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ import torch
 from threadpoolctl import threadpool_limits
 from torch import Tensor, nn
 
-from tests.diagnostics.networks import CASES, Case
+from tests.diagnostics.sample_networks import CASES, Case
 
 Oracle = Callable[..., Tensor]
 

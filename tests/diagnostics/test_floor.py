@@ -5,10 +5,10 @@ import pytest
 import torch
 from torch import nn
 
-from diagnostics import spectra
-from diagnostics.capture import default_layers
-from diagnostics.spectrum import ROUNDING_UNITS
-from models import build_model
+from skip_conditioning import spectra
+from skip_conditioning.diagnostics.networks.capture import default_layers
+from skip_conditioning.diagnostics.spectrum import ROUNDING_UNITS
+from skip_conditioning.models import build_model
 
 
 def mlp(depth, width, activation=nn.Tanh, norm=None):

@@ -5,9 +5,9 @@ import pytest
 import torch
 from torch import nn
 
-from diagnostics import jacobian, spectra, tangent_kernel
-from diagnostics.errors import InputError, MemoryBudgetError, NonFiniteError, UnsupportedModelError
-from models import build_model
+from skip_conditioning import jacobian, spectra, tangent_kernel
+from skip_conditioning.diagnostics.errors import InputError, MemoryBudgetError, NonFiniteError, UnsupportedModelError
+from skip_conditioning.models import build_model
 
 X = torch.ones(2, 3)
 

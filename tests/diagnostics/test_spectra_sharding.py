@@ -8,8 +8,8 @@ import sys
 import numpy as np
 import torch
 from torch import distributed, nn
-from diagnostics import spectra
-from diagnostics.errors import NonFiniteError, UnsupportedModelError
+from skip_conditioning import spectra
+from skip_conditioning.diagnostics.errors import NonFiniteError, UnsupportedModelError
 
 torch.set_num_threads(1)
 rank, meeting = int(sys.argv[1]), sys.argv[2]

@@ -5,8 +5,8 @@ import dataclasses
 import numpy as np
 import pytest
 
-from diagnostics.spectrum import Spectrum, jacobian_floor, statistics
-from diagnostics.tables import SPECTRA, STATISTICS
+from skip_conditioning.diagnostics.spectrum import Spectrum, jacobian_floor, statistics
+from skip_conditioning.diagnostics.tables import SPECTRA, STATISTICS
 
 
 def spectrum(values, floor=1e-12, **options):

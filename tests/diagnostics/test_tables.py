@@ -12,8 +12,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from diagnostics.errors import InputError
-from diagnostics.tables import (
+from skip_conditioning.diagnostics.errors import InputError
+from skip_conditioning.diagnostics.tables import (
     METRICS,
     RUN_COLUMNS,
     SKIPPED,
@@ -196,8 +196,8 @@ def test_a_full_disk_leaves_the_old_file_and_nothing_half_written(tmp_path, monk
 
 LIMITED = """
 import resource, sys, pathlib
-from diagnostics.tables import TableWriter, METRICS
-from diagnostics.errors import InputError
+from skip_conditioning.diagnostics.tables import TableWriter, METRICS
+from skip_conditioning.diagnostics.errors import InputError
 writer = TableWriter(pathlib.Path(sys.argv[1]), METRICS)
 for step in range(50_000):
     writer.append({"run_id": "one", "step": step, "loss": step * 0.1})

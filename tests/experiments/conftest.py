@@ -8,8 +8,8 @@ import pytest
 import torch
 from pyarrow import parquet
 
-from diagnostics.tables import read_experiment
-from experiments.train import main
+from skip_conditioning.diagnostics.tables import read_experiment
+from skip_conditioning.experiments.train import main
 
 NETS = """
 import torch

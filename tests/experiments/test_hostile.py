@@ -10,11 +10,11 @@ import pytest
 import torch
 from PIL import Image
 
-from diagnostics.errors import InputError
-from diagnostics.tables import read_experiment
-from experiments.experiment import clear_memory_errors
-from experiments.locks import check_unlocked, locked
-from experiments.train import main, parse
+from skip_conditioning.diagnostics.errors import InputError
+from skip_conditioning.diagnostics.tables import read_experiment
+from skip_conditioning.experiments.records.locks import check_unlocked, locked
+from skip_conditioning.experiments.train import main, parse
+from skip_conditioning.experiments.training.experiment import clear_memory_errors
 
 ALONE = ("--model", "nets:greedy", "--arms", "default", "--layers", "1")
 
@@ -146,7 +146,7 @@ def test_networks_that_draw_from_python_and_numpy_repeat_and_resume(small, nets,
             raise InterruptedError
         return evaluate(self, step)
 
-    from experiments.training import Trainer
+    from skip_conditioning.experiments.training.trainer import Trainer
 
     evaluate = Trainer.checkpoint_due
     with monkeypatch.context() as patch:

@@ -4,8 +4,8 @@ import re
 import numpy as np
 import pytest
 
-from diagnostics.tables import METRICS, SPECTRA, TableWriter, read_experiment, write_json
-from experiments.paired_ratios import main, paired_ratios
+from skip_conditioning.diagnostics.tables import METRICS, SPECTRA, TableWriter, read_experiment, write_json
+from skip_conditioning.experiments.paired_ratios import main, paired_ratios
 
 GAIN = {"chain": 1.0, "residual": 2.0, "modified": 3.0}
 

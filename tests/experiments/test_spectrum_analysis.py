@@ -6,10 +6,10 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from diagnostics import spectra
-from experiments.spectrum_analysis import layer_step_table, main
-from experiments.train import main as train
-from models import build_model
+from skip_conditioning import spectra
+from skip_conditioning.experiments.spectrum_analysis import layer_step_table, main
+from skip_conditioning.experiments.train import main as train
+from skip_conditioning.models import build_model
 
 SMALL = ("--trials", "1", "--lr", "0.1", "--arms", "chain", "residual", "--steps", "4", "--checkpoints", "2")
 MODEL = {"depth": 4, "width": 12, "normaliser": "batch"}

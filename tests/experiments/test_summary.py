@@ -4,9 +4,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from diagnostics.tables import METRICS, SPECTRA, TableWriter
-from experiments.speed import write_speed
-from experiments.summary import print_summary, summary_table
+from skip_conditioning.diagnostics.tables import METRICS, SPECTRA, TableWriter
+from skip_conditioning.experiments.records.speed import write_speed
+from skip_conditioning.experiments.summary import print_summary, summary_table
 
 # Losses of three trials; the threshold is 0.5.
 LOSSES = {

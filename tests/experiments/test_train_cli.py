@@ -14,11 +14,11 @@ import pyarrow as pa
 import pytest
 from pyarrow import parquet
 
-from diagnostics.tables import read_experiment
-from experiments.config import TrainConfig
-from experiments.presets import PRESETS
-from experiments.summary import summary_table
-from experiments.train import main, parse
+from skip_conditioning.diagnostics.tables import read_experiment
+from skip_conditioning.experiments.config.presets import PRESETS
+from skip_conditioning.experiments.config.train_config import TrainConfig
+from skip_conditioning.experiments.summary import summary_table
+from skip_conditioning.experiments.train import main, parse
 
 # Bad input
 

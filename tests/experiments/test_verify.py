@@ -12,17 +12,19 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from diagnostics.errors import InputError
-from experiments import experiment, verify
-from experiments.claims import preregistration, registry, running
-from experiments.claims.claim import Contrast, Plan
-from experiments.claims.evidence import Evidence
-from experiments.claims.paired_claim import PairedClaim
-from experiments.claims.preregistration import FILE
-from experiments.claims.running import Place, jobs, read
-from experiments.claims.theory_claims import decide, decide_statement
-from experiments.threads import one_thread
-from experiments.train import main as train
+from skip_conditioning.diagnostics.errors import InputError
+from skip_conditioning.experiments import verify
+from skip_conditioning.experiments.claims.paper import registry
+from skip_conditioning.experiments.claims.paper.theory_claims import decide, decide_statement
+from skip_conditioning.experiments.claims.run import experiments as running
+from skip_conditioning.experiments.claims.run import preregistration
+from skip_conditioning.experiments.claims.run.experiments import Place, jobs, read
+from skip_conditioning.experiments.claims.run.preregistration import FILE
+from skip_conditioning.experiments.claims.verdict.claim import Contrast, Evidence, Plan
+from skip_conditioning.experiments.claims.verdict.paired_claim import PairedClaim
+from skip_conditioning.experiments.processes.threads import one_thread
+from skip_conditioning.experiments.train import main as train
+from skip_conditioning.experiments.training import experiment
 
 PLAN = Plan(
     "demo",

@@ -6,9 +6,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from diagnostics.spectrum import Spectrum
-from diagnostics.tables import METRICS, SPECTRA, Experiment, TableWriter, read_experiment, write_json
-from figures.selection import in_listed_order
+from skip_conditioning.diagnostics.spectrum import Spectrum
+from skip_conditioning.diagnostics.tables import METRICS, SPECTRA, Experiment, TableWriter, read_experiment, write_json
+from skip_conditioning.figures.drawing.selection import in_listed_order
 
 THRESHOLD = 0.3
 

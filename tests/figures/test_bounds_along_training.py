@@ -6,10 +6,10 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from diagnostics.errors import InputError
-from diagnostics.tables import Experiment, empty_frame
-from figures.bounds_along_training import bounds_along_training
-from figures.errors import NothingToDrawError
+from skip_conditioning.diagnostics.errors import InputError
+from skip_conditioning.diagnostics.tables import Experiment, empty_frame
+from skip_conditioning.figures.bounds_along_training import bounds_along_training
+from skip_conditioning.figures.drawing.errors import NothingToDrawError
 
 
 def run_rows(run_id, steps=6, verdict="holds", split="probe"):

@@ -7,14 +7,14 @@ import pytest
 from matplotlib.collections import QuadMesh
 from matplotlib.figure import Figure
 
-from diagnostics.errors import InputError
-from diagnostics.tables import Experiment, read_experiment
-from figures import conditioning_heat_map
-from figures.conditioning_heat_map import layer_step_grid
-from figures.errors import NothingToDrawError
-from figures.selection import measured
-from figures.step_axis import cell_edges
-from figures.style import with_error
+from skip_conditioning.diagnostics.errors import InputError
+from skip_conditioning.diagnostics.tables import Experiment, read_experiment
+from skip_conditioning.figures import conditioning_heat_map
+from skip_conditioning.figures.conditioning_heat_map import layer_step_grid
+from skip_conditioning.figures.drawing.axes import cell_edges
+from skip_conditioning.figures.drawing.errors import NothingToDrawError
+from skip_conditioning.figures.drawing.selection import measured
+from skip_conditioning.figures.drawing.style import with_error
 
 
 def arrays(figure: Figure) -> list[np.ndarray]:

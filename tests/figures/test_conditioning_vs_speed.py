@@ -8,10 +8,10 @@ import pytest
 from matplotlib.collections import LineCollection, PathCollection
 from matplotlib.figure import Figure
 
-from diagnostics.errors import InputError, UnknownLayerError
-from diagnostics.tables import Experiment, read_experiment
-from figures import conditioning_vs_speed
-from figures.rank_correlation import rank_correlation
+from skip_conditioning.diagnostics.errors import InputError, UnknownLayerError
+from skip_conditioning.diagnostics.tables import Experiment, read_experiment
+from skip_conditioning.figures import conditioning_vs_speed
+from skip_conditioning.figures.drawing.rank_correlation import rank_correlation
 
 
 @pytest.fixture(scope="module")

@@ -2,9 +2,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from figures.convergence_at_infinity import convergence_at_infinity
-from figures.errors import NothingToDrawError
-from figures.style import arm_styles
+from skip_conditioning.figures.convergence_at_infinity import convergence_at_infinity
+from skip_conditioning.figures.drawing.errors import NothingToDrawError
+from skip_conditioning.figures.drawing.style import arm_styles
 
 STEPS = np.array([0, 1, 10, 100])
 

@@ -4,8 +4,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from figures.curvature_growth import curvature_growth
-from figures.errors import NothingToDrawError
+from skip_conditioning.figures.curvature_growth import curvature_growth
+from skip_conditioning.figures.drawing.errors import NothingToDrawError
 
 R = np.logspace(0, 3, 5)
 

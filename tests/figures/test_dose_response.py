@@ -4,10 +4,10 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from figures.dose_response import dose_response
-from figures.errors import NothingToDrawError
-from figures.forest_plot import HOVER
-from figures.saving import save
+from skip_conditioning.figures.dose_response import dose_response
+from skip_conditioning.figures.drawing.errors import NothingToDrawError
+from skip_conditioning.figures.drawing.saving import save
+from skip_conditioning.figures.forest_plot import HOVER
 
 GAINS = (0, 0.25, 0.5, 1, 2)
 

@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from diagnostics.tables import Experiment, read_experiment
-from figures import loss_curves
-from figures.__main__ import main
-from figures.selection import described_runs, in_listed_order
-from figures.style import arm_styles
+from skip_conditioning.diagnostics.tables import Experiment, read_experiment
+from skip_conditioning.figures import loss_curves
+from skip_conditioning.figures.__main__ import main
+from skip_conditioning.figures.drawing.selection import described_runs, in_listed_order
+from skip_conditioning.figures.drawing.style import arm_styles
 
 NAMES = [
     "conditioning_vs_speed",

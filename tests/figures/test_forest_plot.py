@@ -4,7 +4,7 @@ import pandas as pd
 import pytest
 from matplotlib.figure import Figure
 
-from figures.forest_plot import HOVER, VERDICT_STYLES, forest_plot
+from skip_conditioning.figures.forest_plot import HOVER, VERDICT_STYLES, forest_plot
 
 NAN, INF = math.nan, math.inf
 

@@ -4,10 +4,10 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from figures.errors import NothingToDrawError
-from figures.forest_plot import HOVER
-from figures.intervention_effects import KIND_STYLES, intervention_effects
-from figures.saving import save
+from skip_conditioning.figures.drawing.errors import NothingToDrawError
+from skip_conditioning.figures.drawing.saving import save
+from skip_conditioning.figures.forest_plot import HOVER
+from skip_conditioning.figures.intervention_effects import KIND_STYLES, intervention_effects
 
 
 def table(arms=14, **changes):

@@ -2,10 +2,10 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from diagnostics.tables import Experiment
-from figures import loss_curves
-from figures.errors import NothingToDrawError
-from figures.loss_curves import mean_curve, windowed
+from skip_conditioning.diagnostics.tables import Experiment
+from skip_conditioning.figures import loss_curves
+from skip_conditioning.figures.drawing.errors import NothingToDrawError
+from skip_conditioning.figures.loss_curves import mean_curve, windowed
 
 
 def test_mean_and_band_are_those_of_the_log_loss() -> None:

@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from figures.regularity_terms import regularity_terms
+from skip_conditioning.figures.regularity_terms import regularity_terms
 
 
 def rows(network, step=5, subspace="all", whole=0.5):

@@ -6,12 +6,12 @@ import pytest
 from matplotlib.axes import Axes
 from matplotlib.patches import StepPatch
 
-from diagnostics.errors import InputError
-from diagnostics.tables import Experiment
-from figures import singular_value_histograms
-from figures.errors import NothingToDrawError
-from figures.singular_value_histograms import order_statistics
-from figures.values import with_points
+from skip_conditioning.diagnostics.errors import InputError
+from skip_conditioning.diagnostics.tables import Experiment
+from skip_conditioning.figures import singular_value_histograms
+from skip_conditioning.figures.drawing.errors import NothingToDrawError
+from skip_conditioning.figures.drawing.values import with_points
+from skip_conditioning.figures.singular_value_histograms import order_statistics
 
 
 def stairs(axis: Axes, arm: str) -> StepPatch:

@@ -9,13 +9,13 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import StepPatch
 
-from diagnostics.errors import InputError, UnknownLayerError
-from diagnostics.tables import Experiment, read_experiment, spectra_frame
-from figures import singular_value_ridges
-from figures.errors import NothingToDrawError
-from figures.ridges import fitting_axis, ridge_of, spread_layers, spread_steps
-from figures.singular_value_ridges import elided
-from figures.values import with_points
+from skip_conditioning.diagnostics.errors import InputError, UnknownLayerError
+from skip_conditioning.diagnostics.tables import Experiment, read_experiment, spectra_frame
+from skip_conditioning.figures import singular_value_ridges
+from skip_conditioning.figures.drawing.errors import NothingToDrawError
+from skip_conditioning.figures.drawing.ridges import fitting_axis, ridge_of, spread_layers, spread_steps
+from skip_conditioning.figures.drawing.values import with_points
+from skip_conditioning.figures.singular_value_ridges import elided
 
 
 def ridge_lines(axis: Axes) -> dict[str, Line2D]:

@@ -5,8 +5,8 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call, jacrev
 
-from diagnostics.kernel import tangent_kernel
-from models import Arm, ModelOptionError, NoShortcut, build_model
+from skip_conditioning.diagnostics.kernel.tangent_kernel import tangent_kernel
+from skip_conditioning.models import Arm, ModelOptionError, NoShortcut, build_model
 
 OPTIONS = {"width": 6, "depth": 3, "num_classes": 4, "gain": 0.7, "eps": 0.3}
 ARMS = ["chain", "residual", "unnormalised"]

@@ -6,8 +6,16 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from models import Arm, IdentityShortcut, ModelOptionError, PreActivationBlock, arms, build_model, modified_shortcut
-from models.interventions import (
+from skip_conditioning.models import (
+    Arm,
+    IdentityShortcut,
+    ModelOptionError,
+    PreActivationBlock,
+    arms,
+    build_model,
+    modified_shortcut,
+)
+from skip_conditioning.models.interventions import (
     RESCALED_GAIN,
     gain_shortcut,
     isometry_shortcut,

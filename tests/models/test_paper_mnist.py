@@ -6,7 +6,7 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 from torch.func import functional_call, vjp, vmap
 
-from models import build_model
+from skip_conditioning.models import build_model
 
 ARMS = ["chain", "residual", "modified"]
 

@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
-from models import (
+from skip_conditioning.models import (
     Arm,
     PreActivationBlock,
     build_model,
@@ -13,7 +13,7 @@ from models import (
     modified_shortcut,
     residual_shortcut,
 )
-from models.preact_resnet import basic_block, bottleneck_block
+from skip_conditioning.models.preact_resnet import basic_block, bottleneck_block
 
 FACTORIES = {"original": residual_shortcut, "modified": modified_shortcut}
 

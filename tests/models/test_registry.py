@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from models import (
+from skip_conditioning.models import (
     Arm,
     ModelOptionError,
     NoShortcut,
@@ -21,7 +21,7 @@ from models import (
     paper_mnist,
     preact_resnet,
 )
-from models.residual_mlp import arms_with_gain
+from skip_conditioning.models.residual_mlp import arms_with_gain
 
 TABLES = {
     "paper-mnist": paper_mnist.ARMS,

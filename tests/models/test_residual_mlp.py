@@ -6,7 +6,7 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 from torch.func import functional_call, jacrev, vjp, vmap
 
-from models import ModelOptionError, WeightNormLinear, build_model
+from skip_conditioning.models import ModelOptionError, WeightNormLinear, build_model
 
 EPS = 1e-2
 

@@ -1,0 +1,232 @@
+"""One batch of a tangent kernel: its forward pass, and sweeps of backward passes that keep what the kernel needs."""
+
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.distributed import ProcessGroup
+
+from skip_conditioning.diagnostics.jacobians.rows import CACHE_BYTES
+from skip_conditioning.diagnostics.kernel.parts import Extent, Kept, Part
+from skip_conditioning.diagnostics.networks.isolation import State
+from skip_conditioning.diagnostics.networks.parameter_rules import Rule, rule_for
+from skip_conditioning.diagnostics.networks.parameter_units import Unit
+from skip_conditioning.diagnostics.networks.recording import Recording, Use
+from skip_conditioning.diagnostics.support.progress import Progress
+from skip_conditioning.diagnostics.support.sharding import summed, together
+
+#: Copies of the largest activation that a backward pass keeps alive at a time.
+_LIVE_COPIES = 6
+
+
+class Batch:
+    """A batch and the outputs whose derivatives are wanted.
+
+    The kernel has a row for each sample and row of ``basis``. Where samples do not interact one backward pass serves
+    a row of ``basis`` for all samples (*independent*); where they do (batch norm in train mode), each row of the
+    kernel takes its own (*coupled*).
+
+    Attributes:
+        basis: Combinations of outputs, shape ``(R, O)``; all single ones at first.
+        samples: N.
+        rules: Of the units that have one.
+        kept_bytes: The most that a sweep has kept so far.
+
+    Args:
+        model: The unwrapped module; to be used inside ``isolation.quiet``.
+        state: Its weights and buffers.
+        x: Inputs, shape ``(N, *input_shape)``.
+        units: Those that will be asked for.
+        memory_budget: Bytes that a backward pass may take.
+        group: Processes to share the rows among.
+        progress: Called with the rows done and the rows to do.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        state: State,
+        x: Tensor,
+        units: Sequence[Unit],
+        *,
+        memory_budget: int,
+        group: ProcessGroup | None,
+        progress: Progress | None,
+    ) -> None:
+        self._model, self._state, self._x, self._group = model, state, x, group
+        self._budget, self._progress, self._done = memory_budget, progress, 0
+        self.recording = Recording(model, state, x)
+        self.basis = torch.eye(self.recording.logits.shape[1], dtype=self.recording.logits.dtype, device=x.device)
+        self.samples, self.kept_bytes = len(x), 0
+        found = {unit: self._rule(unit) for unit in units}
+        self.rules = {unit: rule for unit, rule in found.items() if rule is not None}
+
+    @property
+    def rows(self) -> int:
+        """Rows of the kernel."""
+        return self.samples * len(self.basis)
+
+    @property
+    def coarsest_eps(self) -> float:
+        """Unit roundoff of the least precise parameter or activation."""
+        given = [use.input for use in self.recording.uses if use.input.is_floating_point()]
+        return max(torch.finfo(tensor.dtype).eps for tensor in (*self.recording.leaves.values(), *given))
+
+    def random_cotangent(self, seed: int) -> Tensor:
+        """A random vector of kernel rows, shape ``(N·R,)``, float64; no stream of the user's is touched."""
+        generator = torch.Generator().manual_seed(seed)
+        return torch.randn(self.rows, generator=generator, dtype=torch.float64).to(self._x.device)
+
+    def gradients(self, cotangent: Tensor) -> dict[nn.Parameter, Tensor]:
+        """``Jᵀ v`` by autograd, those parameters that the outputs depend on.
+
+        Args:
+            cotangent: Shape ``(N·R,)``.
+        """
+        v = cotangent.to(self.basis.dtype).view(self.samples, -1) @ self.basis
+        return self.recording.gradients(v)
+
+    def extent(self, unit: Unit, *, by_rule: bool, coupled: bool) -> Extent | None:
+        """Sizes of a unit's signals on this batch; None where they cannot be told apart by sample."""
+        samples, rows = (1, self.rows) if coupled else (self.samples, len(self.basis))
+        if not by_rule:
+            return Extent(samples, rows, 1)
+        rule = self.rules[unit]
+        shapes = [rule.cotangents(_shape_only(use)).shape for use in rule.uses]
+        if not coupled and any(shape[1] % self.samples for shape in shapes):
+            return None
+        return Extent(samples, rows, sum(shape[1] * shape[4] for shape in shapes) // samples)
+
+    def sweep(self, parts: Sequence[Part], coupled: bool) -> list[Kept]:
+        """Run the backward passes, and keep for each part what its kernel needs."""
+        self.kept_bytes = max(self.kept_bytes, sum(part.bytes for part in parts))
+        like = self.recording.logits.detach()
+        kept = []
+        for part in parts:
+            extent = self.extent(part.unit, by_rule=part.rule is not None, coupled=coupled)
+            assert extent is not None
+            leaf = self.recording.leaves[part.unit.parameters[0]]
+            early = part.keeps_gradients and part.rule is not None
+            kept.append(Kept(part, extent, like.to(leaf.dtype), self.activations(part, coupled) if early else None))
+        alone = [one for one in kept if one.part.rule is None and not coupled]
+        joint = [one for one in kept if one not in alone]
+        together(lambda: self._joint_sweep(joint, coupled), self._group)
+        together(lambda: self._sample_by_sample(alone), self._group)
+        for one in kept:
+            summed(one.values, self._group)
+        return kept
+
+    def activations(self, part: Part, coupled: bool) -> Tensor:
+        """Activations of a part's layer, all its calls in a row: shape ``(S, G, D, T)``."""
+        rule, found = self.rules[part.unit], []
+        with torch.no_grad():
+            for use in rule.uses:
+                a = rule.activations(use)
+                found.append(a.permute(1, 2, 0, 3).flatten(2)[None] if coupled else self._by_sample(a, 0).flatten(3))
+        whole = found[0] if len(found) == 1 else torch.cat(found, dim=3)
+        return whole[:, part.start : part.stop] if rule.groups > 1 else whole
+
+    def _by_sample(self, tensor: Tensor, dimension: int) -> Tensor:
+        """``(…, N·k, G, C, T)`` to ``(…, N, G, C, k, T)``."""
+        return tensor.unflatten(dimension, (self.samples, -1)).movedim(dimension + 1, -2)
+
+    def _joint_sweep(self, kept: list[Kept], coupled: bool) -> None:
+        """Backward passes from many samples' outputs at once."""
+        uses = {one: self.rules[one.part.unit].uses for one in kept if one.part.rule is not None}
+        every = [use for calls in uses.values() for use in calls]
+        by_autograd = [one for one in kept if one.part.rule is None]
+        leaves = [self.recording.leaves[one] for part in by_autograd for one in part.part.unit.parameters]
+        count = self.rows if coupled else len(self.basis)
+        if not every and not leaves:
+            return
+        for first, found in self._pull_back(self.recording, [*every, *leaves], count, coupled):
+            parts = iter(found)
+            for one, calls in uses.items():
+                cotangents = [self._cotangent(one, next(parts), use, coupled) for use in calls]
+                one.add_cotangents(first, cotangents[0] if len(calls) == 1 else torch.cat(cotangents, dim=4))
+            for one in by_autograd:
+                rows = [next(parts).flatten(1) for _ in one.part.unit.parameters]
+                one.add_gradients(first, torch.cat(rows, dim=1))
+
+    def _cotangent(self, one: Kept, g: Tensor, use: Use, coupled: bool) -> Tensor:
+        """What arrived at one call's output, as ``(S, rows, G, C, T)``."""
+        g = self.rules[one.part.unit].cotangents(g.movedim(use.sample_axis + 1, 1))
+        if coupled:
+            return g.permute(0, 2, 3, 1, 4).flatten(3)[None]
+        return self._by_sample(g, 1).flatten(4).transpose(0, 1)
+
+    def _sample_by_sample(self, kept: list[Kept]) -> None:
+        """Forward and backward passes of one sample at a time: parameters that autograd answers for."""
+        if not kept:
+            return
+        for sample in self._own(range(self.samples)):
+            alone = Recording(self._model, self._state, self._x[sample : sample + 1])
+            leaves = [alone.leaves[one] for part in kept for one in part.part.unit.parameters]
+            for first, found in self._pull_back(alone, leaves, len(self.basis), False, every=True):
+                parts = iter(found)
+                for one in kept:
+                    rows = [next(parts).flatten(1) for _ in one.part.unit.parameters]
+                    one.add_gradients(first, torch.cat(rows, dim=1), sample)
+
+    def _pull_back(
+        self, recording: Recording, targets: Sequence[Use | Tensor], count: int, coupled: bool, every: bool = False
+    ) -> Iterator[tuple[int, list[Tensor]]]:
+        """Rows of the kernel pulled back in chunks: the first row of each, and what arrived at the targets."""
+        chunk = self._chunk(recording)
+        starts = range(0, count, chunk)
+        for first in starts if every else self._own(starts):
+            rows = range(first, min(first + chunk, count))
+            cotangents = self._cotangents(recording, rows, coupled)
+            try:
+                found = recording.pull_back(cotangents, targets)
+            except torch.OutOfMemoryError:
+                raise
+            except RuntimeError:
+                if len(rows) == 1:
+                    raise
+                # Some operator cannot be batched; one row at a time always works.
+                singly = [recording.pull_back(row[None], targets) for row in cotangents]
+                found = [torch.cat(parts) for parts in zip(*singly, strict=True)]
+            yield first, found
+            self._done += len(rows)
+            if self._progress is not None:
+                self._progress(self._done, max(self._done, count))
+
+    def _cotangents(self, recording: Recording, rows: range, coupled: bool) -> Tensor:
+        logits = recording.logits
+        if not coupled:
+            return self.basis[rows.start : rows.stop, None].expand(-1, *logits.shape)
+        cotangents = logits.new_zeros(len(rows), *logits.shape)
+        for place, row in enumerate(rows):
+            cotangents[place, row // len(self.basis)] = self.basis[row % len(self.basis)]
+        return cotangents
+
+    def _own(self, indices: range) -> range:
+        """This process's share."""
+        if self._group is None:
+            return indices
+        return indices[torch.distributed.get_rank(self._group) :: torch.distributed.get_world_size(self._group)]
+
+    def _chunk(self, recording: Recording) -> int:
+        """Rows to pull back at a time."""
+        logits = recording.logits
+        largest = recording.widest * logits.element_size()
+        limit = self._budget // (_LIVE_COPIES * largest)
+        if logits.device.type == "cpu":
+            limit = min(limit, CACHE_BYTES // largest)
+        return max(int(limit), 1)
+
+    def _rule(self, unit: Unit) -> Rule | None:
+        """The rule of a unit whose parameters are used in calls of one kind only, as far as can be seen."""
+        held = [(use, unit.holds(use.weight), unit.holds(use.bias)) for use in self.recording.uses]
+        uses = [use for use, has_weight, has_bias in held if has_weight or has_bias]
+        kinds = {(use.function, has_weight, has_bias) for use, has_weight, has_bias in held if has_weight or has_bias}
+        if len(kinds) != 1:
+            return None
+        _, has_weight, has_bias = kinds.pop()
+        return rule_for(uses, has_weight, has_bias) if has_weight + has_bias == len(unit.parameters) else None
+
+
+def _shape_only(use: Use) -> Tensor:
+    """Cotangents of a call's output without memory, samples first."""
+    return torch.empty((1, *use.output_shape), device="meta").movedim(use.sample_axis + 1, 1)

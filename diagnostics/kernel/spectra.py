@@ -1,0 +1,52 @@
+"""The tangent kernel's spectra, one for each layer and the whole, from one kernel."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import torch
+from torch import Tensor, nn
+from torch.distributed import ProcessGroup
+
+from skip_conditioning.diagnostics.kernel.tangent_kernel import tangent_kernel
+from skip_conditioning.diagnostics.networks.capture import split_call
+from skip_conditioning.diagnostics.networks.maps import TOTAL
+from skip_conditioning.diagnostics.spectrum import Spectrum
+
+
+def kernel_spectra(
+    model: nn.Module,
+    x: Tensor,
+    *,
+    layers: Sequence[str] | str | None,
+    batch_mode: str,
+    dtype: torch.dtype | None,
+    memory_budget: int,
+    progress: bool,
+    group: ProcessGroup | None,
+) -> list[Spectrum]:
+    """Eigenvalues of the kernel's blocks, and of the whole where it is asked for or no layers are.
+
+    Arguments and errors as for ``kernel.tangent_kernel``. In ``sample`` mode the kernels of each sample with itself,
+    one after the other.
+
+    Returns:
+        In the model's order, the whole last.
+    """
+    asked = [layers] if isinstance(layers, str) else layers
+    with_total = asked is None or TOTAL in {split_call(layer)[0] for layer in asked}
+    batches = [(None, x)] if batch_mode == "batch" else [*enumerate(x.split(1))]
+    found = []
+    for sample, batch in batches:
+        kernel = tangent_kernel(
+            model,
+            batch,
+            layers=layers,
+            batch_mode=batch_mode,
+            memory_budget=memory_budget,
+            dtype=dtype,
+            progress=progress,
+            group=group,
+        )
+        names = [*kernel.blocks, TOTAL] if with_total else [*kernel.blocks]
+        found += [replace(kernel.spectrum(name), sample=sample) for name in names]
+    return found

@@ -1,0 +1,185 @@
+"""The loss on the probe: its value, and the speed at which training along its gradient would lower it."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy, mse_loss
+
+from skip_conditioning.diagnostics.errors import InputError
+from skip_conditioning.diagnostics.loss.costs import IGNORED
+from skip_conditioning.diagnostics.networks.capture import logits_of, run
+from skip_conditioning.diagnostics.networks.isolation import State, quiet, require_finite, unwrap
+from skip_conditioning.diagnostics.networks.maps import TOTAL, check_map, probe_input
+from skip_conditioning.diagnostics.networks.parameter_units import blocks_of, units_of
+from skip_conditioning.diagnostics.networks.recording import Recording
+
+#: Rounding in float64 is at most so many times what float32 shows of it, scaled by the units.
+_ROUNDING_FACTOR = 32.0
+
+
+def probe_metrics(model: nn.Module, x: Tensor, y: Tensor, dtype: torch.dtype | None = None) -> dict[str, Tensor]:
+    """Cross-entropy and accuracy for class indices, mean square error otherwise.
+
+    Args:
+        model: The model, left as it is.
+        x: Probe inputs, shape ``(N, *input_shape)``.
+        y: Class indices, for the last dimension of the logits or (as in PyTorch's losses) for the second, or real
+            targets with as many entries as the logits.
+        dtype: Precision of the measurement; None keeps the model's own.
+
+    Returns:
+        ``loss``, and ``accuracy`` for class indices, as scalars on the model's device.
+
+    Raises:
+        InputError: The targets do not fit the logits.
+    """
+    model = unwrap(model)
+    x = probe_input(x, model, dtype)
+    with quiet(model, batch_mode="batch"), torch.no_grad():
+        return loss_metrics(logits_of(run(model, State(model, dtype), (x,))), y)
+
+
+def rayleigh_quotients(
+    model: nn.Module,
+    x: Tensor,
+    y: Tensor,
+    *,
+    layers: Sequence[str] | str | None = None,
+    batch_mode: str = "batch",
+    dtype: torch.dtype | None = None,
+) -> dict[str, float]:
+    """``∇cᵀ K_l ∇c / |∇c|²`` of each layer's share of the tangent kernel: the speed that training actually feels.
+
+    ``c`` is the loss on the probe as a function of the outputs, so that ``K_l ∇c`` is ``J_l`` times the gradient of the
+    loss in the layer's parameters, and the quotient ``|∇_l ℓ|² / |∇c|²`` costs one gradient (MacDonald et al. 2023,
+    section 2; PAPER.md, identity 4).
+
+    Args:
+        model: The model, left as it is.
+        x: Probe inputs, shape ``(N, *input_shape)``.
+        y: Targets, as for ``probe_metrics``.
+        layers: As for ``kernel.tangent_kernel``.
+        batch_mode: ``batch``; or ``sample``, for each sample's own loss and kernel.
+        dtype: Precision of the derivatives; None keeps the model's.
+
+    Returns:
+        By layer and for ``total``; in ``sample`` mode by ``"layer[index]"``. NaN where the gradient ``∇c`` is zero.
+
+    Raises:
+        InputError: The targets do not fit the outputs.
+    """
+    check_map("kernel", batch_mode, dtype)
+    model = unwrap(model)
+    x = probe_input(x, model, dtype)
+    single = batch_mode == "sample"
+    with quiet(model, batch_mode=batch_mode):
+        state, units = State(model, dtype), units_of(model)
+        blocks = blocks_of(model, layers, units)
+        found = {}
+        for sample, batch in enumerate(x.split(1) if single else [x]):
+            gradient = loss_gradient(Recording(model, state, batch), y[sample : sample + 1] if single else y)
+            squares, size = gradient.squares(), float((gradient.outputs**2).sum())
+            mark = f"[{sample}]" if single else ""
+            for name, held in [*blocks.items(), (TOTAL, units)]:
+                felt = sum(squares.get(one, 0.0) for unit in held for one in unit.parameters)
+                found[f"{name}{mark}"] = felt / size if size > 0 else float("nan")
+    return found
+
+
+@dataclass(frozen=True)
+class LossGradient:
+    """The loss of a forward pass and its gradients, divided by ``scale`` lest the squares of tiny ones vanish.
+
+    Attributes:
+        loss: ``c(F)``.
+        scale: Largest entry of ``|∇c|``, or the smallest number of its precision where that is zero.
+        outputs: ``∇c / scale``, shape ``(N, O)``, float64.
+        parameters: ``∇ℓ / scale`` for every trainable parameter that the outputs depend on, float64.
+    """
+
+    loss: float
+    scale: float
+    outputs: Tensor
+    parameters: dict[nn.Parameter, Tensor]
+
+    def squares(self) -> dict[nn.Parameter, float]:
+        """``|∇_p ℓ / scale|²`` of every parameter."""
+        return {one: float((part**2).sum()) for one, part in self.parameters.items()}
+
+
+def loss_gradient(recording: Recording, y: Tensor) -> LossGradient:
+    """The loss and its gradients, by one backward pass.
+
+    Args:
+        recording: A forward pass; to be used inside ``isolation.quiet``.
+        y: Targets, as for ``probe_metrics``.
+
+    Raises:
+        InputError: The targets do not fit the outputs.
+        NonFiniteError: The gradient in the outputs holds NaN or infinity.
+    """
+    logits = recording.logits.detach().view(recording.output_shape).requires_grad_()
+    loss = loss_metrics(logits, y)["loss"]
+    slope = torch.autograd.grad(loss, logits)[0]
+    require_finite(slope, "the gradient of the loss in the outputs")
+    scale = slope.abs().max().clamp(min=torch.finfo(slope.dtype).tiny).double()
+    outputs = (slope.double() / scale).reshape(recording.logits.shape)
+    gradients = recording.gradients(outputs.to(logits.dtype))
+    return LossGradient(
+        loss=loss.item(),
+        scale=scale.item(),
+        outputs=outputs,
+        parameters={one: part.double() for one, part in gradients.items()},
+    )
+
+
+def gradient_rounding(model: nn.Module, x: Tensor, gradient: LossGradient, dtype: torch.dtype) -> float:
+    """What rounding does to ``|DFᵀv|`` for a unit vector ``v``, measured in another precision along the gradient.
+
+    Batch norm of few or nearly equal samples amplifies rounding far beyond what dimensions tell. How much shows in
+    float32, and is as much less in float64 as the unit is smaller; derivatives in less than float64 are compared with
+    those in float64.
+
+    Args:
+        model: The unwrapped module; to be used inside ``isolation.quiet``.
+        x: Probe inputs, shape ``(N, *input_shape)``.
+        gradient: The loss's, as measured.
+        dtype: In which precision.
+    """
+    lower = dtype == torch.float64
+    other = torch.float32 if lower else torch.float64
+    try:
+        recording = Recording(model, State(model, other), probe_input(x, model, other))
+        found = recording.gradients(gradient.outputs.to(other))
+        moved = math.sqrt(sum(float(((part - found[one]) ** 2).sum()) for one, part in gradient.parameters.items()))
+    except (InputError, RuntimeError):
+        moved = math.nan
+    if not math.isfinite(moved):  # beyond what float32 can do, no more is known than that digits are left
+        moved = math.sqrt(sum(gradient.squares().values()))
+    factor = _ROUNDING_FACTOR * torch.finfo(dtype).eps / torch.finfo(other).eps if lower else 2.0
+    return factor * moved / max(float(gradient.outputs.norm()), torch.finfo(torch.float64).tiny)
+
+
+def class_dimension(logits: Tensor, y: Tensor) -> int:
+    """The dimension of the logits along which class indices point: the last, or as in PyTorch's losses the second."""
+    return 1 if logits.dim() > 2 and y.shape == (logits.shape[0], *logits.shape[2:]) else logits.dim() - 1
+
+
+def loss_metrics(logits: Tensor, y: Tensor) -> dict[str, Tensor]:
+    """Loss, and accuracy for class indices, of outputs of any shape; as ``probe_metrics``, in autograd's graph."""
+    try:
+        y = y.to(logits.device)
+        if y.is_floating_point():
+            return {"loss": mse_loss(logits, y.to(logits.dtype).reshape(logits.shape))}
+        logits = logits.movedim(class_dimension(logits, y), -1)
+        loss = cross_entropy(logits.flatten(0, -2), y.long().flatten())
+        counted = y != IGNORED
+        if not bool(counted.any()):
+            raise ValueError(f"every class index is {IGNORED}, which cross-entropy passes over")
+        return {"loss": loss, "accuracy": (logits.argmax(-1) == y)[counted].double().mean()}
+    except (AttributeError, IndexError, RuntimeError, ValueError) as error:
+        reason = str(error).splitlines()[0]
+        raise InputError(f"the probe's targets do not fit the logits ({reason}); correct or leave them out") from error

@@ -1,0 +1,111 @@
+"""Which weights a network does not feel the length of, and its Hessian in units of that length.
+
+Where ``F(αw) = F(w)`` for all ``α > 0``, as of a layer that is normalised, Euler's theorem says ``DF[w] = 0``, and
+second derivatives fall as ``1/|w|²`` while ``w`` grows. That says nothing about speed: the step of gradient descent
+relative to ``w`` falls alike. What counts is the Hessian in units of ``|w|``.
+"""
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from skip_conditioning.diagnostics.errors import UnknownLayerError, near_matches
+from skip_conditioning.diagnostics.jacobians.operator import GIB
+from skip_conditioning.diagnostics.jacobians.rows import dense_jacobian
+from skip_conditioning.diagnostics.linalg.operators import Operator
+from skip_conditioning.diagnostics.networks.isolation import State, quiet, unwrap
+from skip_conditioning.diagnostics.networks.maps import TOTAL, build_maps, probe_input
+
+#: Up to this share, weights are taken for scale-invariant: the ε of a normaliser leaves about ``ε`` over the variance.
+INVARIANT = 1e-3
+#: What rounding leaves of a derivative that is zero, in units of ``eps`` times the largest.
+_ROUNDING_UNITS = 64
+
+
+def scale_invariance(
+    model: nn.Module, x: Tensor, groups: Mapping[str, Sequence[str]] | None = None, *, memory_budget: int = GIB
+) -> dict[str, float]:
+    """How much of a change in some weights' length the logits feel: ``|DF[w]| / (‖DF_w‖ |w|)``. In float64.
+
+    From the dense Jacobian of the logits in the parameters: for small networks.
+
+    Args:
+        model: The model, left as it is.
+        x: Probe inputs, shape ``(N, *input_shape)``.
+        groups: Names of trainable parameters that are scaled together, by the group's name; by default each parameter
+            is a group of its own.
+        memory_budget: Bytes that the temporaries of the Jacobian may take.
+
+    Returns:
+        By group, from 0 (scale-invariant, or without influence on the logits) to 1 (the logits feel no change of the
+        weights more than one of their length).
+
+    Raises:
+        UnknownLayerError: A group names no trainable parameter.
+    """
+    model = unwrap(model)
+    x = probe_input(x, model, torch.float64)
+    names = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
+    with quiet(model, batch_mode="batch"):
+        outputs = build_maps(model, State(model, torch.float64), x, "kernel", [TOTAL])[0]
+        jacobian = dense_jacobian(outputs, memory_budget)
+        sizes = [parameter.numel() for parameter in model.parameters() if parameter.requires_grad]
+        columns = dict(zip(names, jacobian.split(sizes, dim=1), strict=True))
+        values = dict(zip(names, outputs.point.split(sizes), strict=True))
+    rounding = _ROUNDING_UNITS * torch.finfo(torch.float64).eps * float(jacobian.abs().max())
+    shares = {}
+    for group, members in (groups or {name: [name] for name in names}).items():
+        _require_known(members, names)
+        part = torch.cat([columns[name] for name in members], dim=1)
+        weights = torch.cat([values[name] for name in members])
+        norm = float(torch.linalg.matrix_norm(part, 2))
+        felt = float(torch.linalg.vector_norm(part @ weights))
+        shares[group] = felt / (norm * float(weights.norm())) if norm > rounding and felt > 0 else 0.0
+    return shares
+
+
+def _require_known(members: Sequence[str], names: Sequence[str]) -> None:
+    for name in members:
+        if name not in names:
+            raise UnknownLayerError(f"{name!r} is no trainable parameter.{near_matches(name, names)}")
+
+
+class Rescaled(Operator):
+    """``D A D`` for a diagonal D: a Hessian in parameters ``θ_i / D_i``.
+
+    Args:
+        operator: Symmetric, ``(P, P)``.
+        scales: The diagonal, shape ``(P,)``, the operator's dtype and device.
+    """
+
+    def __init__(self, operator: Operator, scales: Tensor) -> None:
+        super().__init__(operator.shape, operator.dtype, operator.device, f"{operator.name}, rescaled")
+        self.operator, self.scales = operator, scales[:, None]
+
+    def _apply(self, block: Tensor) -> Tensor:
+        return self.scales * self.operator._apply(self.scales * block)
+
+    def _apply_adjoint(self, block: Tensor) -> Tensor:
+        return self.scales * self.operator._apply_adjoint(self.scales * block)
+
+
+def effective_scales(model: nn.Module, columns: Mapping[str, slice], groups: Mapping[str, Sequence[str]]) -> Tensor:
+    """The diagonal that gives the effective Hessian: ``|w|`` for each scale-invariant group's weights, 1 elsewhere.
+
+    Args:
+        model: The model.
+        columns: Where each parameter's entries are, as in ``HessianOperator.columns``.
+        groups: Parameters of each scale-invariant group.
+
+    Returns:
+        Shape ``(P,)``, float64, on the model's device.
+    """
+    parameters = dict(unwrap(model).named_parameters())
+    device = next(iter(parameters.values())).device
+    scales = torch.ones(max(part.stop for part in columns.values()), dtype=torch.float64, device=device)
+    for members in groups.values():
+        squares = [parameters[name].detach().double().square().sum() for name in members]
+        for name in members:
+            scales[columns[name]] = torch.stack(squares).sum().sqrt()
+    return scales

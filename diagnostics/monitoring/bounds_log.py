@@ -1,0 +1,93 @@
+"""The PŁ chain and the decrease of the loss on a probe, as columns of the metrics table."""
+
+import time
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from skip_conditioning.diagnostics.errors import InputError
+from skip_conditioning.diagnostics.loss.descent import Descent
+from skip_conditioning.diagnostics.loss.probe_loss import loss_gradient
+from skip_conditioning.diagnostics.monitoring.measurement import FLOPS
+from skip_conditioning.diagnostics.networks.isolation import State, quiet
+from skip_conditioning.diagnostics.networks.maps import probe_input
+from skip_conditioning.diagnostics.networks.recording import Recording
+from skip_conditioning.diagnostics.theory.pl_inequality import checked_cost, pl_chain
+
+#: Arithmetic operations of the eigenvalues of two kernels, by the cube of their rows.
+_EIGENVALUE_FLOPS = 20.0
+
+
+class BoundsLog:
+    """Measures the bounds at one step, and holds the probe's row until the step after it shows what became of the loss.
+
+    Args:
+        model: The unwrapped module.
+        x: Probe inputs, shape ``(N, *input_shape)``.
+        y: Targets, as for ``probe.probe_metrics``.
+        memory_budget: Bytes a measurement may take.
+
+    Attributes:
+        row: The row of the metrics table that waits, or None.
+    """
+
+    def __init__(self, model: nn.Module, x: Tensor, y: Tensor, memory_budget: int) -> None:
+        self.row: dict[str, Any] | None = None
+        self._model, self._x, self._y, self._memory_budget = model, x, y, memory_budget
+        self._descent: Descent | None = None
+
+    def forecast(self) -> float:
+        """A first guess at the seconds of a measurement: a backward pass for each row of the kernel, at most.
+
+        Raises:
+            InputError: Whatever would make a measurement fail: the targets, the outputs, the memory budget.
+        """
+        with quiet(self._model, batch_mode="batch"):
+            x = probe_input(self._x, self._model, torch.float64)
+            recording = Recording(self._model, State(self._model, torch.float64), x)
+            loss_gradient(recording, self._y)
+            start = time.perf_counter()  # a first backward pass is slower than those that follow
+            loss_gradient(recording, self._y)
+            seconds = time.perf_counter() - start
+        logits = recording.logits.detach().view(recording.output_shape)
+        checked_cost(logits, self._y, self._memory_budget)
+        rows = logits.numel()
+        return rows * seconds + _EIGENVALUE_FLOPS * rows**3 / FLOPS
+
+    def measure(self) -> dict[str, Any]:
+        """The columns of ``tables.BOUNDS`` at this state; the decreases, which the next one will show, are missing."""
+        chain = pl_chain(self._model, self._x, self._y, memory_budget=self._memory_budget)
+        self._descent = Descent(self._model, self._x, self._y)
+        return {
+            "grad_squared": chain.grad_squared,
+            "cost_grad_squared": chain.cost_grad_squared,
+            "pl_floor": chain.pl_floor,
+            "pl_floor_centred": chain.pl_floor_centred,
+            "rayleigh": chain.rayleigh,
+            "pl_ceiling": chain.pl_ceiling,
+            "pl_verdict": chain.verdict,
+        }
+
+    def release(self, step: int | None) -> tuple[dict[str, Any], str]:
+        """The row that waited, and why it lacks its decreases if they could not be measured.
+
+        Args:
+            step: The step that the model is at: if it is the one after the row's, the row has its decreases.
+        """
+        assert self.row is not None
+        assert self._descent is not None
+        row, descent, failure = self.row, self._descent, ""
+        self.row = self._descent = None
+        if step == row["step"] + 1:
+            try:
+                decrease = descent.until(self._model)
+                row |= {"predicted_decrease": decrease.predicted, "observed_decrease": decrease.observed}
+            except (InputError, torch.OutOfMemoryError) as error:
+                failure = f"decrease of the loss: {str(error).splitlines()[0]}"
+        return row, failure
+
+    def rewind(self, step: int) -> None:
+        """Forget the row that waits if it is after ``step``."""
+        if self.row is not None and self.row["step"] > step:
+            self.row = self._descent = None

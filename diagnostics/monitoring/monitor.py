@@ -1,0 +1,332 @@
+"""A monitor for any training loop: measures spectra of a probe on a schedule and writes them to tables.
+
+.. code-block:: python
+
+    with SpectrumMonitor(model, probe=(x, y), out="runs/mine") as monitor:
+        for step, (images, labels) in enumerate(batches):
+            loss = train_one_step(images, labels)
+            monitor.step(step, loss=loss)
+"""
+
+import functools
+import os
+import time
+import warnings
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from pathlib import Path
+from types import TracebackType
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+from torch import Tensor, distributed, nn
+from torch.distributed import ProcessGroup
+
+from skip_conditioning.diagnostics.errors import InputError
+from skip_conditioning.diagnostics.loss.probe_loss import probe_metrics, rayleigh_quotients
+from skip_conditioning.diagnostics.measure import GIB, spectra
+from skip_conditioning.diagnostics.monitoring.bounds_log import BoundsLog
+from skip_conditioning.diagnostics.monitoring.due_queue import Agenda
+from skip_conditioning.diagnostics.monitoring.measurement import Measurement, TimeBudget, forecast, scheduled
+from skip_conditioning.diagnostics.monitoring.run_tables import RunTables, longest_wait
+from skip_conditioning.diagnostics.monitoring.schedule import Schedule, log_spaced
+from skip_conditioning.diagnostics.networks.first_process import as_first
+from skip_conditioning.diagnostics.networks.isolation import device_of, unwrap
+from skip_conditioning.diagnostics.networks.maps import TOTAL
+from skip_conditioning.diagnostics.spectrum import Spectrum
+from skip_conditioning.diagnostics.support.sharding import deal
+
+#: Rows wait in memory at most this long at first (``run_tables.longest_wait``).
+_FLUSH_SECONDS = 1.0
+
+#: What the table of skipped measurements calls the bounds.
+_BOUNDS = "bounds"
+
+#: A diverging network is a result: after these the training goes on.
+_FAILURES = (InputError, np.linalg.LinAlgError, torch.OutOfMemoryError)
+
+Value = TypeVar("Value")
+
+#: Spectra by layer, each with its Rayleigh quotient where there is one.
+Measured = dict[str, tuple[Spectrum, float | None]]
+
+
+class SpectrumMonitor:
+    """Measures the spectra of a model on a fixed probe while it trains, and changes nothing of the training.
+
+    Tables appear under ``out``: ``spectra/``, ``metrics/`` and ``skipped/``, readable at any moment with
+    ``pandas.read_parquet`` or ``tables.read_experiment``. In a distributed run only rank 0 measures and writes, unless
+    it is given a ``group`` to share the work among.
+
+    Args:
+        model: The network; ``torch.compile`` and DDP wrappers are looked through.
+        probe: Inputs ``x``, or ``(x, y)``; with targets, the probe's loss and accuracy are logged (split
+            ``probe``) at every measurement: cross-entropy for class indices, mean square error otherwise.
+        out: The run's directory.
+        maps: Names of maps or ``Measurement`` objects.
+        layers: Layers of those maps that are given by name only.
+        schedule: Interval in steps, or a function of the step; for maps without a schedule of their own.
+        max_overhead: Share of the training time that measurements may take. One that would exceed it is skipped,
+            which the table ``skipped`` records, and made as soon as it can be afforded. None: never skip.
+        method: ``auto``, ``exact`` or ``lanczos``, as for ``spectra``.
+        tolerance: Accuracy of matrix-free spectra, as for ``spectra``.
+        dtype: Precision of the Jacobians; None keeps the model's.
+        memory_budget: Bytes a measurement may take.
+        bounds: Whether to log the chain of ``pl_chain`` on the probe, in float64, at each step of ``schedule``, and
+            what the step after it made of the loss: the columns ``tables.BOUNDS`` of the probe's metrics. Such a row
+            is written once the next step has been seen.
+        run_id: Name of the run in the tables; the directory's name by default.
+        estimates: Seconds that each measurement takes: the ``estimates`` of a monitor with the same measurements and an
+            equal network, which tried them; then they are not tried again.
+        group: Processes to share the measurements' rows and probe vectors among; all have to make the monitor and call
+            ``step`` alike, with the same probe and weights, and rank 0 of them writes. Its clock decides what can be
+            afforded, and its buffers (batch norm's running statistics, say) are those that all of them measure with.
+
+    Raises:
+        InputError: Unknown layers, a probe or weights that are not finite, targets that do not fit the logits or are
+            missing, a measurement that does not fit the memory budget, a directory that cannot be written: all before
+            the first step, and in every process of the group.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        probe: Tensor | Sequence[Tensor],
+        out: str | os.PathLike[str],
+        *,
+        maps: Sequence[str | Measurement] | str | Measurement = ("tail",),
+        layers: Sequence[str] | str | None = None,
+        schedule: Schedule | int | None = None,
+        max_overhead: float | None = 0.05,
+        method: str = "auto",
+        tolerance: float | None = None,
+        dtype: torch.dtype | None = None,
+        memory_budget: int = GIB,
+        bounds: bool = False,
+        run_id: str | None = None,
+        estimates: Sequence[float] | None = None,
+        group: ProcessGroup | None = None,
+    ) -> None:
+        self._time = TimeBudget(max_overhead)
+        self.model = unwrap(model)
+        pair = probe if isinstance(probe, tuple | list) else (probe, None)
+        if len(pair) != 2:
+            raise InputError(f"the probe must be inputs x or a pair (x, y); it is {len(pair)} objects")
+        # Copied, as a training loop may fill its batch's memory anew.
+        self.x, self.y = (part.detach().clone() if isinstance(part, Tensor) else part for part in pair)
+        self.max_overhead = self._time.share
+        self.method, self.tolerance, self.dtype, self.memory_budget = method, tolerance, dtype, memory_budget
+        self.run_id = run_id or Path(out).resolve().name
+        self.latest: dict[str, Spectrum] = {}
+        otherwise = schedule if schedule is not None else log_spaced()
+        asked = [maps] if isinstance(maps, str | Measurement) else maps
+        self._measurements = [scheduled(item, layers, otherwise) for item in asked]
+        self._tried, self._unaffordable = 0, 0
+        if bounds and self.y is None:
+            raise InputError("bounds are those of a loss; give the probe's targets too, as probe=(x, y)")
+        if bounds:
+            self._measurements.append(scheduled(Measurement(_BOUNDS, TOTAL), None, otherwise))
+        if group is None:
+            alone = not distributed.is_available() or not distributed.is_initialized()
+            self._writes = self._measures = alone or distributed.get_rank() == 0
+        else:
+            rank = distributed.get_rank(group)  # -1 in a process outside of it
+            self._writes, self._measures = rank == 0, rank >= 0
+        self._group = group if self._measures else None
+        self._bounds: BoundsLog | None = None
+        self._tables: RunTables | None = None  # of the process that writes
+        # The others wait for the first, so that what is wrong is met by all.
+        known = (
+            deal([0], lambda _: self._prepare(Path(out), bounds, estimates), self._group)[0] if self._measures else []
+        )
+        self._agenda = Agenda(self._measurements, known, self._time, self._group)
+        self._flushed = time.perf_counter()
+
+    @property
+    def estimates(self) -> list[float]:
+        """Seconds that each measurement is expected to take, by the last time it was made."""
+        return self._agenda.estimates
+
+    def _prepare(self, out: Path, bounds: bool, estimates: Sequence[float] | None) -> list[float]:
+        """Open the tables, and find out what each measurement will take; for the process that writes."""
+        if bounds and self.y is not None:
+            self._bounds = BoundsLog(self.model, self.x, self.y, self.memory_budget)
+        with self._time.measuring(torch.device("cpu")):
+            known = self._try() if estimates is None else [*estimates]
+        self._tables = RunTables(out, self.run_id)
+        return known
+
+    def _try(self) -> list[float]:
+        """Try what will be measured, and guess the seconds that it will take."""
+        spectral = self._measurements if self._bounds is None else self._measurements[:-1]
+        known = [forecast(self.model, self.x, item, **self._options) for item in spectral]
+        if self.y is not None:
+            probe_metrics(self.model, self.x, self.y, self.dtype)
+        return known if self._bounds is None else [*known, self._bounds.forecast()]
+
+    def step(self, step: int, *, split: str = "train", **metrics: float | Tensor | None) -> dict[str, Spectrum]:
+        """Log one step's metrics and make the measurements that are due.
+
+        Args:
+            step: Optimiser steps taken so far.
+            split: What the metrics were computed on.
+            metrics: Any of ``epoch, loss, accuracy, lr, grad_norm, seconds``; tensors are fetched later, so that
+                the training loop never waits for a device.
+
+        Returns:
+            The spectra measured at this step, by layer (``map:layer`` when there are several maps); often empty. The
+            same in all processes of the group.
+
+        Raises:
+            InputError: A metric that is no single number, or has no column.
+        """
+        if not self._measures:
+            return {}
+        self._release(step)
+        if metrics:
+            self.log(step, split=split, **metrics)
+        self.latest = self._measure_due(step)
+        if time.perf_counter() - self._flushed > longest_wait(self._time.elapsed, _FLUSH_SECONDS):
+            self._write()
+        return self.latest
+
+    def log(self, step: int, *, split: str, **metrics: float | Tensor | None) -> None:
+        """Log metrics without measuring, such as those of an evaluation; arguments as for ``step``."""
+        if self._tables is not None:
+            self._tables.log(step, split, metrics)
+
+    @property
+    def overhead(self) -> float:
+        """Time spent measuring so far, as a share of the time spent on everything else."""
+        return self._time.overhead
+
+    def flush(self, step: int | None = None) -> None:
+        """Write the rows that still wait in memory.
+
+        Args:
+            step: Optimiser steps taken by now. A row of the bounds that waits for that step is completed; for another,
+                or None, it is written without the decreases.
+        """
+        self._release(step)
+        self._write()
+
+    def rewind(self, step: int) -> None:
+        """Forget every row after ``step``; for a run resumed from a checkpoint made at that step."""
+        if self._bounds is not None:
+            self._bounds.rewind(step)
+        if self._tables is not None:
+            self._tables.rewind(step)
+
+    def close(self) -> None:
+        """Write what waits in memory; the monitor may still be used afterwards.
+
+        Warns when measurements were due and none could be afforded.
+        """
+        self.flush()
+        if self._writes and self._unaffordable and not self._tried:
+            cost, self._unaffordable = sum(self._agenda.estimates), 0
+            warnings.warn(
+                f"nothing was measured: about {cost:.2g} s of measuring would exceed max_overhead={self.max_overhead} "
+                "of the training time; train longer, raise max_overhead, or pass None to never skip",
+                stacklevel=2,
+            )
+
+    def __enter__(self) -> "SpectrumMonitor":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _measure_due(self, step: int) -> dict[str, Spectrum]:
+        found: dict[str, Spectrum] = {}
+        bounds: dict[str, Any] = {}
+        for index, affordable in self._agenda.at(step):
+            item = self._measurements[index]
+            if not affordable:
+                self._unaffordable += 1
+                reason = f"would exceed max_overhead={self.max_overhead}"
+                self._skip(item, step, reason, self._agenda.estimates[index])
+            elif item.map == _BOUNDS:
+                bounds = self._attempt(index, step, dict if self._bounds is None else self._bounds.measure)
+            else:
+                measured = self._attempt(index, step, functools.partial(self._spectra, item))
+                found |= self._log_spectra(item, step, measured)
+        if (found or bounds) and self.y is not None and self._writes:
+            self._log_probe(step, self.y, bounds)
+        return found
+
+    def _attempt(self, index: int, step: int, measure: Callable[[], dict[str, Value]]) -> dict[str, Value]:
+        """What a measurement finds: nothing if it fails, which is recorded."""
+        self._tried += 1
+        before, found, failure = self._time.spent, dict[str, Value](), ""
+        with self._measuring():
+            try:
+                found = as_first(measure, self._group)
+            except _FAILURES as error:
+                failure = str(error).splitlines()[0]
+        seconds = self._time.spent - before
+        if failure:
+            self._skip(self._measurements[index], step, failure, seconds)
+        else:
+            self._agenda.estimates[index] = seconds
+        return found
+
+    def _spectra(self, item: Measurement) -> Measured:
+        """The spectra of one map."""
+        where: dict[str, Any] = {"layers": item.layers, "batch_mode": item.batch_mode}
+        found = spectra(self.model, self.x, map=item.map, group=self._group, **where, **self._options)
+        speeds: dict[str, float] = {}
+        if item.map == "kernel" and self.y is not None and self._writes:
+            speeds = rayleigh_quotients(self.model, self.x, self.y, dtype=self.dtype, **where)
+        return {key: (spectrum, speeds.get(key)) for key, spectrum in found.items()}
+
+    def _log_spectra(self, item: Measurement, step: int, measured: Measured) -> dict[str, Spectrum]:
+        """Log the spectra of one map; by layer (``map:layer`` when there are several maps)."""
+        single = sum(one.map != _BOUNDS for one in self._measurements) == 1
+        for spectrum, rayleigh in measured.values():
+            self._append("spectra", step, {**spectrum.as_row(), "rayleigh": rayleigh})
+        return {key if single else f"{item.map}:{key}": spectrum for key, (spectrum, _) in measured.items()}
+
+    @property
+    def _options(self) -> dict[str, Any]:
+        """How spectra are to be taken."""
+        return {name: getattr(self, name) for name in ("method", "tolerance", "dtype", "memory_budget")}
+
+    def _measuring(self) -> AbstractContextManager[None]:
+        return self._time.measuring(device_of(self.model, self.x))
+
+    def _skip(self, item: Measurement, step: int, reason: str, seconds: float | None) -> None:
+        self._append("skipped", step, item.skipped(reason, seconds))
+
+    def _append(self, table: str, step: int, row: dict[str, Any]) -> None:
+        if self._tables is not None:
+            self._tables.append(table, step, row)
+
+    def _log_probe(self, step: int, y: Tensor, bounds: dict[str, Any]) -> None:
+        """Log the probe's metrics; a row with bounds waits for the step after it."""
+        with self._measuring():
+            metrics = probe_metrics(self.model, self.x, y, self.dtype)
+        row = {"split": "probe", **metrics, **bounds}
+        if self._bounds is not None and bounds:
+            self._bounds.row = {"step": step, **row}
+        else:
+            self._append("metrics", step, row)
+
+    def _release(self, step: int | None) -> None:
+        """Log the row that waits, completed if it waits for the step ``step``."""
+        if self._bounds is None or self._bounds.row is None:
+            return
+        with self._measuring():
+            row, failure = self._bounds.release(step)
+        self._append("metrics", row["step"], row)
+        if failure:
+            self._skip(self._measurements[-1], row["step"], failure, None)
+
+    def _write(self) -> None:
+        if self._tables is not None:
+            with self._measuring():
+                self._tables.flush()
+        self._flushed = time.perf_counter()

@@ -1,0 +1,81 @@
+"""The tables that a run writes while it trains."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from skip_conditioning.diagnostics.errors import InputError
+from skip_conditioning.diagnostics.tables import METRICS, SKIPPED, SPECTRA, TableWriter
+
+
+class RunTables:
+    """The tables ``metrics``, ``spectra`` and ``skipped`` of one run; rows wait in memory until they are flushed.
+
+    Args:
+        out: The run's directory.
+        run_id: Name of the run, in every row.
+
+    Raises:
+        InputError: A directory that cannot be written.
+    """
+
+    def __init__(self, out: Path, run_id: str) -> None:
+        schemas = {"metrics": METRICS, "spectra": SPECTRA, "skipped": SKIPPED}
+        self._run_id = run_id
+        self._writers = {name: TableWriter(out / name, schema) for name, schema in schemas.items()}
+
+    def append(self, table: str, step: int, row: Mapping[str, Any]) -> None:
+        """Hold one row of a table.
+
+        Raises:
+            InputError: A column that the table does not have.
+        """
+        self._writers[table].append({"run_id": self._run_id, "step": step, **row})
+
+    def log(self, step: int, split: str, metrics: Mapping[str, float | Tensor | None]) -> None:
+        """Hold one row of metrics.
+
+        Raises:
+            InputError: A metric that is no single number, or has no column.
+        """
+        held = {key: _scalar(key, value) for key, value in metrics.items()}
+        self.append("metrics", step, {"split": split, **held})
+
+    def flush(self) -> None:
+        """Write the rows held so far."""
+        for writer in self._writers.values():
+            writer.flush()
+
+    def rewind(self, step: int) -> None:
+        """Forget every row on disk after ``step``."""
+        for writer in self._writers.values():
+            writer.rewind(step)
+
+
+def longest_wait(elapsed: float, first: float = 1.0) -> float:
+    """Seconds that rows wait in memory at most, so that fast steps do not make a file each, nor slow ones in long runs.
+
+    Args:
+        elapsed: Seconds since the run began.
+        first: The wait in its first hundred seconds; it grows with them, up to sixty times.
+    """
+    return first * min(max(elapsed / 100, 1.0), 60.0)
+
+
+def _scalar(name: str, value: float | Tensor | None) -> float | Tensor | None:
+    """A metric's value as it will be written.
+
+    Tensors are cloned and fetched later, so that the training loop never waits for a device.
+
+    Raises:
+        InputError: It is no single number.
+    """
+    if isinstance(value, Tensor) and value.numel() == 1 and not value.is_complex():
+        return value.detach().clone()
+    if value is None or (isinstance(value, int | float | np.number | np.ndarray) and np.size(value) == 1):
+        return value
+    kind = f"tensor of shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
+    raise InputError(f"metric {name!r} must be a single number; it is a {kind}")

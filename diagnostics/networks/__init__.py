@@ -1,0 +1,1 @@
+"""All that touches somebody's ``nn.Module``: isolation, capture, recording, maps, parameter units and rules."""

@@ -1,0 +1,309 @@
+"""One forward pass that shows which modules exist, which are called, and with what."""
+
+import contextlib
+import fnmatch
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.overrides import TorchFunctionMode
+
+from skip_conditioning.diagnostics.errors import (
+    InputError,
+    LayerCallError,
+    UnknownLayerError,
+    UnsupportedModelError,
+    near_matches,
+)
+from skip_conditioning.diagnostics.networks.isolation import State, restore_streams, save_streams, seed_streams
+from skip_conditioning.diagnostics.networks.tensor_sizes import DependentSizes
+
+
+@dataclass(frozen=True)
+class Call:
+    """One call of one module during a forward pass.
+
+    Attributes:
+        number: Which call of the module it was, from 1.
+        args: Positional arguments, tensors detached and cloned.
+        kwargs: Keyword arguments, likewise.
+        streams: The random streams when it was called, so that dropout draws the same mask again.
+        output: The first tensor of what it returned, detached and cloned; None when it returned none.
+        in_place: Whether that tensor is an input that the module changed.
+        began: Of the forward pass's tensors, how many had been made when it was called.
+        ended: The same when it returned.
+    """
+
+    number: int
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    streams: tuple[Any, ...]
+    output: Tensor | None
+    in_place: bool
+    began: int
+    ended: int
+
+
+@dataclass(frozen=True)
+class ForwardPass:
+    """What one forward pass showed.
+
+    Attributes:
+        calls: Every call of the modules asked for, in order.
+        output: What the model returned.
+        sizes: Entries of each tensor made on the way that depends on the input, in order; memory is planned by them.
+    """
+
+    calls: dict[str, list[Call]]
+    output: Any
+    sizes: list[int]
+
+    def widest(self, first: int = 0, last: int | None = None) -> int:
+        """Entries of the largest of these tensors (of those made between two moments); 0 if there is none."""
+        return max(self.sizes[first:last], default=0)
+
+
+def run(
+    module: nn.Module,
+    state: State,
+    args: tuple[Any, ...],
+    kwargs: Mapping[str, Any] | None = None,
+    replaced: Mapping[nn.Parameter, Tensor] | None = None,
+    streams: tuple[Any, ...] | None = None,
+) -> Any:
+    """Call the model, or one of its modules, with the weights of ``state``, cloned buffers and seeded dropout."""
+    if streams is None:
+        seed_streams(state.devices)
+    else:
+        restore_streams(streams, state.devices)
+    # Copied, so that a module that works in place writes neither into the probe nor into a captured input.
+    args, keywords = _copy((args, dict(kwargs or {})), {})
+    # Aliases of tied weights are all in the state, so there is nothing left to tie.
+    with state.row_major_outputs(), _RowMajorDropout():
+        return torch.func.functional_call(module, state.of(module, replaced), args, keywords, tie_weights=False)
+
+
+class _RowMajorDropout(TorchFunctionMode):
+    """Makes what dropout acts on row-major: masks are drawn in the order of memory, which ``torch.func`` changes."""
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+        if func in _DROPOUTS and args:
+            args = (args[0].contiguous(), *args[1:])
+        return func(*args, **(kwargs or {}))
+
+
+_DROPOUTS = frozenset({functional.dropout, functional.alpha_dropout, torch.dropout, torch.alpha_dropout})
+
+
+@contextlib.contextmanager
+def clear_forward_errors(model: nn.Module, x: Tensor) -> Iterator[None]:
+    """Turn what a model says of a probe it cannot take into one line."""
+    try:
+        yield
+    except (InputError, torch.OutOfMemoryError):
+        raise
+    except (RuntimeError, TypeError, ValueError, IndexError) as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        shape, kind = tuple(x.shape), str(x.dtype).removeprefix("torch.")
+        raise InputError(
+            f"{type(model).__name__} cannot be applied to a probe of shape {shape} and {kind}: {reason}"
+        ) from error
+
+
+def forward_pass(model: nn.Module, state: State, x: Tensor, layers: Sequence[str]) -> ForwardPass:
+    """Run the model once and watch the calls of the named modules and the sizes of its tensors.
+
+    Args:
+        model: The unwrapped module.
+        state: Its weights and buffers.
+        x: Probe inputs, shape ``(N, *input_shape)``.
+        layers: Module names without call numbers.
+    """
+    calls: dict[str, list[Call]] = {layer: [] for layer in layers}
+    modules = dict(model.named_modules())
+    watch = DependentSizes(x)
+    handles = []
+
+    def record(layer: str) -> None:
+        pending: list[tuple[Any, ...]] = []
+
+        def before(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            versions = {id(value): value._version for value in args if isinstance(value, Tensor)}
+            began = len(watch.sizes)
+            pending.append((*_copy((args, kwargs), {}), save_streams(state.devices), versions, began))
+
+        def after(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+            found = first_tensor(output)
+            args, kwargs, streams, versions, began = pending.pop()
+            in_place = found is not None and found._version > versions.get(id(found), found._version)
+            kept = None if found is None else found.detach().clone()
+            number = len(calls[layer]) + 1
+            calls[layer].append(Call(number, args, kwargs, streams, kept, in_place, began, len(watch.sizes)))
+
+        # First, so that a pre-hook of the user's own is not applied twice when the call is made again.
+        handles.append(modules[layer].register_forward_pre_hook(before, with_kwargs=True, prepend=True))
+        handles.append(modules[layer].register_forward_hook(after, with_kwargs=True))
+
+    try:
+        for layer in calls:
+            record(layer)
+        with torch.no_grad(), watch, clear_forward_errors(model, x):
+            output = run(model, state, (x,))
+    finally:
+        for handle in handles:
+            handle.remove()
+    return ForwardPass(calls, output, watch.sizes)
+
+
+def first_tensor(output: Any) -> Tensor | None:
+    """The tensor itself, or the first one of a tuple, list or dictionary."""
+    if isinstance(output, Tensor):
+        return output
+    parts = output.values() if isinstance(output, dict) else output if isinstance(output, tuple | list) else ()
+    return next((part for part in parts if isinstance(part, Tensor)), None)
+
+
+def with_first_tensor(output: Any, tensor: Tensor) -> Any:
+    """A module's output with its first tensor exchanged."""
+    if isinstance(output, Tensor):
+        return tensor
+    if isinstance(output, dict):
+        key = next(key for key, part in output.items() if isinstance(part, Tensor))
+        return type(output)({**output, key: tensor})
+    index = next(index for index, part in enumerate(output) if isinstance(part, Tensor))
+    parts = [*output[:index], tensor, *output[index + 1 :]]
+    return type(output)(*parts) if hasattr(output, "_fields") else type(output)(parts)
+
+
+def logits_of(output: Any) -> Tensor:
+    """The model's output as a tensor: itself, its ``.logits`` or ``["logits"]``, or the first of a tuple.
+
+    Raises:
+        UnsupportedModelError: There is no floating tensor to be found.
+    """
+    logits = output.get("logits") if isinstance(output, dict) else getattr(output, "logits", None)
+    found = logits if isinstance(logits, Tensor) else first_tensor(output)
+    if found is None or not found.is_floating_point():
+        kind = type(output).__name__ if found is None else found.dtype
+        raise UnsupportedModelError(f"the model returns {kind}; wrap it so that it returns its logits as a real tensor")
+    return found
+
+
+def split_call(layer: str) -> tuple[str, int | None]:
+    """``"rnn.cell#2"`` → ``("rnn.cell", 2)``; without a number, the call is None."""
+    name, mark, number = layer.rpartition("#")
+    if not mark:
+        return layer, None
+    if not number.isdecimal() or int(number) < 1:
+        raise UnknownLayerError(f"layer {layer!r}: the call after '#' must be a number from 1, as in '{name}#1'")
+    return name, int(number)
+
+
+def name_each_call(layers: Sequence[str], calls: Mapping[str, list[Call]]) -> list[str]:
+    """The layers, with one that is called several times as ``name#1``, ``name#2`` and so on."""
+    named: list[str] = []
+    for layer in layers:
+        times = len(calls[layer])
+        named += [layer] if times < 2 else [f"{layer}#{call}" for call in range(1, times + 1)]
+    return named
+
+
+def one_call(layer: str, seen: ForwardPass) -> Call:
+    """The call of a layer that is meant.
+
+    Raises:
+        LayerCallError: It is never called, called less often than asked, or called twice with no call named.
+    """
+    name, number = split_call(layer)
+    calls = seen.calls[name]
+    if number is None and len(calls) > 1:
+        raise LayerCallError(
+            f"layer {name!r} is called {len(calls)} times in one forward pass; "
+            f"say which call is meant, as '{name}#1' to '{name}#{len(calls)}'"
+        )
+    if calls and number is not None and number > len(calls):
+        raise LayerCallError(f"layer {layer!r}: {name!r} is called only {len(calls)} time(s) in one forward pass")
+    first = first_call(layer, seen)
+    return first if number is None else calls[number - 1]
+
+
+def first_call(layer: str, seen: ForwardPass) -> Call:
+    """The first call of a layer, whichever call is named.
+
+    Raises:
+        LayerCallError: It is never called.
+    """
+    name, _ = split_call(layer)
+    if not seen.calls[name]:
+        raise LayerCallError(f"layer {name!r} is never called in the forward pass; choose one that is")
+    return seen.calls[name][0]
+
+
+def select_layers(model: nn.Module, patterns: Sequence[str] | str | None) -> list[str]:
+    """Module names that the names and globs stand for, in the model's order; None gives ``default_layers``.
+
+    ``blocks.*`` are the children of ``blocks``, not theirs in turn.
+
+    Raises:
+        UnknownLayerError: A name is no module, or a glob matches none; near matches are offered.
+    """
+    if patterns is None:
+        return default_layers(model)
+    names = [name for name, _ in model.named_modules() if name]
+    chosen: list[str] = []
+    asked = [patterns] if isinstance(patterns, str) else patterns
+    if not isinstance(asked, Sequence) or not all(isinstance(pattern, str) for pattern in asked):
+        raise InputError(f"layers must be names or globs, such as ['blocks.*']; they are {patterns!r}")
+    for pattern in asked:
+        name, number = split_call(pattern)
+        matches = [name] if name in names else [known for known in names if _matches(known, name)]
+        if not matches:
+            hint = near_matches(name, names) or f" It has {', '.join(names[:12])}{', …' if len(names) > 12 else ''}."
+            raise UnknownLayerError(f"layer {pattern!r} is no module of {type(model).__name__}.{hint}")
+        chosen += [match if number is None else f"{match}#{number}" for match in matches]
+    if not chosen:
+        raise InputError("layers is empty; name at least one layer, or leave it out for the default blocks")
+    return list(dict.fromkeys(chosen))
+
+
+def _matches(name: str, pattern: str) -> bool:
+    """Whether a glob stands for a name; as in paths, ``*`` stays between two dots."""
+    parts, globs = name.split("."), pattern.split(".")
+    return len(parts) == len(globs) and all(map(fnmatch.fnmatchcase, parts, globs))
+
+
+def default_layers(model: nn.Module) -> list[str]:
+    """The blocks of a network: its children, with plain containers opened, that hold parameters."""
+    blocks: list[str] = []
+
+    def open_up(module: nn.Module, prefix: str) -> None:
+        for name, child in module.named_children():
+            path = f"{prefix}{name}"
+            # A list is never called itself; a sequence of sequences is a stage of blocks, not a block.
+            is_list = isinstance(child, nn.ModuleList | nn.ModuleDict)
+            is_stage = type(child) is nn.Sequential and any(list(part.children()) for part in child.children())
+            if is_list or is_stage:
+                open_up(child, f"{path}.")
+            elif any(True for _ in child.parameters()):
+                blocks.append(path)
+
+    open_up(model, "")
+    return blocks
+
+
+def _copy(value: Any, copies: dict[int, Tensor]) -> Any:
+    """A copy that in-place operations of a forward pass cannot reach, for tensors within tuples, lists and dicts.
+
+    Args:
+        value: What to copy.
+        copies: Those made so far, by the tensor's id: one tensor passed twice (as in ``attention(x, x, x)``) stays one.
+    """
+    if isinstance(value, Tensor):
+        return copies.setdefault(id(value), value.clone())
+    if isinstance(value, tuple | list):
+        parts = [_copy(part, copies) for part in value]
+        return type(value)(*parts) if hasattr(value, "_fields") else type(value)(parts)
+    return {key: _copy(part, copies) for key, part in value.items()} if type(value) is dict else value

@@ -1,0 +1,273 @@
+"""Maps: the differentiable functions of a network whose derivatives are measured.
+
+``layer`` is ∂output/∂input of one module at its actual input, ``tail`` ∂logits/∂(its output), ``network``
+∂logits/∂input, ``param`` ∂output/∂(its parameters) and ``kernel`` ∂logits/∂(its parameters), whose Gram matrix is
+the module's share of the tangent kernel (layer ``total`` is the whole of it).
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from skip_conditioning.diagnostics.errors import InputError, LayerCallError, UnsupportedModelError, near_matches
+from skip_conditioning.diagnostics.networks.capture import (
+    Call,
+    ForwardPass,
+    first_call,
+    first_tensor,
+    forward_pass,
+    logits_of,
+    name_each_call,
+    one_call,
+    run,
+    select_layers,
+    split_call,
+    with_first_tensor,
+)
+from skip_conditioning.diagnostics.networks.isolation import State, convert, device_of, require_finite
+
+MAPS = ("layer", "tail", "network", "param", "kernel")
+BATCH_MODES = ("batch", "sample")
+
+#: The layer that stands for all parameters together in the ``kernel`` map.
+TOTAL = "total"
+
+
+@dataclass(frozen=True)
+class Map:
+    """A differentiable function at a point.
+
+    Attributes:
+        name: One of ``MAPS``.
+        layer: The module's dotted name, ``network`` or ``total``.
+        function: Takes a tensor shaped like ``point``; differentiable by ``torch.func``.
+        point: Where the derivative is taken; floating, detached.
+        output_shape: Shape of the function's value, samples first.
+        widest: Entries of the largest tensor between point and output, which memory is planned by.
+    """
+
+    name: str
+    layer: str
+    function: Callable[[Tensor], Tensor]
+    point: Tensor
+    output_shape: torch.Size
+    widest: int
+
+    @property
+    def rows(self) -> int:
+        """Rows of the Jacobian: entries of the output."""
+        return self.output_shape.numel()
+
+    @property
+    def cols(self) -> int:
+        """Columns of the Jacobian: entries of the point."""
+        return self.point.numel()
+
+
+def check_map(name: str, batch_mode: str, dtype: torch.dtype | None = None) -> None:
+    """Raise ``InputError`` for an unknown map or batch mode, or a dtype without derivatives."""
+    for kind, value, known in (("map", name, MAPS), ("batch_mode", batch_mode, BATCH_MODES)):
+        if value not in known:
+            raise InputError(f"unknown {kind} {value!r}; known are {', '.join(known)}.{near_matches(value, known)}")
+    if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
+        raise InputError(f"dtype must be a floating torch.dtype such as torch.float64, or None; it is {dtype!r}")
+
+
+def probe_input(x: Tensor, model: nn.Module, dtype: torch.dtype | None) -> Tensor:
+    """The probe's inputs on the model's device and in the measurement's precision.
+
+    Raises:
+        InputError: It is no tensor, holds no samples, or holds NaN or infinity.
+    """
+    if not isinstance(x, Tensor) or x.dim() == 0 or x.numel() == 0:
+        raise InputError("the probe must be a tensor of shape (N, *input_shape) with at least one sample")
+    require_finite(x, "the probe")
+    with torch.inference_mode(False):
+        held = convert(x.detach().to(device_of(model, x)), dtype)
+        return held.clone() if held.is_inference() else held  # which autograd would not take
+
+
+def build_maps(model: nn.Module, state: State, x: Tensor, name: str, layers: Sequence[str] | str | None) -> list[Map]:
+    """The maps of the chosen layers, from one forward pass on the probe.
+
+    To be called, and its results used, inside ``isolation.quiet``.
+
+    Args:
+        model: The unwrapped module.
+        state: Its weights and buffers, in the precision of the measurement.
+        x: Probe inputs as ``probe_input`` returns them.
+        name: One of ``MAPS``.
+        layers: Names, globs or None for the default blocks.
+
+    Raises:
+        UnknownLayerError: A name that is no module.
+        LayerCallError: A layer never called, or called more than once with no call named.
+        UnsupportedModelError: A map whose input or output is no real tensor.
+    """
+    if name == "network":
+        return [_network_map(model, state, x, forward_pass(model, state, x, []))]
+    chosen, with_total = _choose(model, name, layers)
+    seen = forward_pass(model, state, x, [split_call(layer)[0] for layer in chosen])
+    if layers is None and name != "kernel":
+        chosen = name_each_call(chosen, seen.calls)
+    build = {"layer": _layer_map, "tail": _tail_map, "param": _param_map, "kernel": _kernel_map}[name]
+    maps = []
+    for layer in chosen:
+        try:
+            maps.append(build(model, state, x, layer, seen))
+        except (LayerCallError, UnsupportedModelError):
+            # Among the default blocks, those the map does not exist for (an unused one, an embedding) are left out.
+            if layers is not None:
+                raise
+    if with_total:
+        maps.append(_kernel_map(model, state, x, TOTAL, seen))
+    if not maps:
+        raise InputError(f"{type(model).__name__} has no blocks with a {name} map; name the layers to measure")
+    return maps
+
+
+def _choose(model: nn.Module, name: str, layers: Sequence[str] | str | None) -> tuple[list[str], bool]:
+    """The modules to measure, and whether the whole tangent kernel is wanted beside them."""
+    if layers is None:
+        blocks = select_layers(model, None)
+        # Behind the last block there is nothing: its tail is the identity.
+        return (blocks[:-1] if name == "tail" and len(blocks) > 1 else blocks), name == "kernel"
+    asked = [layers] if isinstance(layers, str) else list(layers)
+    others = [layer for layer in asked if layer != TOTAL or name != "kernel"]
+    only_total = asked and not others
+    return ([] if only_total else select_layers(model, others)), name == "kernel" and TOTAL in asked
+
+
+def _network_map(model: nn.Module, state: State, x: Tensor, seen: ForwardPass) -> Map:
+    def function(point: Tensor) -> Tensor:
+        return logits_of(run(model, state, (point,)))
+
+    return _finish("network", "network", function, x, logits_of(seen.output), seen.widest())
+
+
+def _layer_map(model: nn.Module, state: State, x: Tensor, layer: str, seen: ForwardPass) -> Map:
+    call = one_call(layer, seen)
+    module = model.get_submodule(split_call(layer)[0])
+    point, place = _first_input(layer, call)
+
+    def function(point: Tensor) -> Tensor:
+        args, kwargs = place(point)
+        return _real_output(layer, run(module, state, args, kwargs, streams=call.streams))
+
+    value = _real_output(layer, call.output)
+    return _finish("layer", layer, function, point, value, seen.widest(call.began, call.ended))
+
+
+def _tail_map(model: nn.Module, state: State, x: Tensor, layer: str, seen: ForwardPass) -> Map:
+    call = one_call(layer, seen)
+    module = model.get_submodule(split_call(layer)[0])
+    point = _real_output(layer, call.output)
+
+    def function(point: Tensor, spoil: bool = False) -> Tensor:
+        count = 0
+
+        def replace(module: nn.Module, args: Any, output: Any) -> Any:
+            nonlocal count
+            count += 1
+            if count != call.number:
+                return None
+            if spoil and (changed := first_tensor(output)) is not None:
+                changed.fill_(torch.nan)
+            return with_first_tensor(output, point.clone())
+
+        handle = module.register_forward_hook(replace)
+        try:
+            return logits_of(run(model, state, (x,)))
+        finally:
+            handle.remove()
+
+    if call.in_place:
+        with torch.no_grad():
+            # The tensor that the module changed is replaced where it is returned, not where it is used beside that.
+            if bool(torch.isnan(function(point, spoil=True)).any()):
+                raise UnsupportedModelError(
+                    f"layer {layer!r} works in place on a tensor that is used again; "
+                    "set inplace=False, or measure another layer"
+                )
+    return _finish("tail", layer, function, point, logits_of(seen.output), seen.widest(call.ended))
+
+
+def _param_map(model: nn.Module, state: State, x: Tensor, layer: str, seen: ForwardPass) -> Map:
+    call = one_call(layer, seen)
+    module = model.get_submodule(split_call(layer)[0])
+    point, replace = _flat_parameters(module, state, layer)
+
+    def function(point: Tensor) -> Tensor:
+        return _real_output(layer, run(module, state, call.args, call.kwargs, replace(point), call.streams))
+
+    value = _real_output(layer, call.output)
+    return _finish("param", layer, function, point, value, seen.widest(call.began, call.ended))
+
+
+def _kernel_map(model: nn.Module, state: State, x: Tensor, layer: str, seen: ForwardPass) -> Map:
+    # A module used twice has its parameters used twice: no call needs to be named, the cross terms are in.
+    began = 0 if layer == TOTAL else first_call(layer, seen).began
+    module = model if layer == TOTAL else model.get_submodule(split_call(layer)[0])
+    point, replace = _flat_parameters(module, state, layer)
+
+    def function(point: Tensor) -> Tensor:
+        return logits_of(run(model, state, (x,), replaced=replace(point)))
+
+    return _finish("kernel", layer, function, point, logits_of(seen.output), seen.widest(began))
+
+
+def _flat_parameters(
+    module: nn.Module, state: State, layer: str
+) -> tuple[Tensor, Callable[[Tensor], dict[nn.Parameter, Tensor]]]:
+    """The module's trainable parameters as one vector, and the way back."""
+    parameters = [parameter for parameter in module.parameters() if parameter.requires_grad]
+    if not parameters:
+        raise LayerCallError(f"layer {layer!r} has no trainable parameters; choose one that has, or unfreeze it")
+    sizes = [parameter.numel() for parameter in parameters]
+
+    def replace(point: Tensor) -> dict[nn.Parameter, Tensor]:
+        # Where precisions are mixed the vector has the highest, and each parameter its own again.
+        pieces = zip(parameters, point.split(sizes), strict=True)
+        return {parameter: piece.view(parameter.shape).to(state[parameter].dtype) for parameter, piece in pieces}
+
+    return torch.cat([state[parameter].reshape(-1) for parameter in parameters]), replace
+
+
+def _first_input(layer: str, call: Call) -> tuple[Tensor, Callable[[Tensor], tuple[tuple[Any, ...], dict[str, Any]]]]:
+    """The first tensor among a call's arguments, and a function that puts another in all its places."""
+    values = (*call.args, *call.kwargs.values())
+    first = next((value for value in values if isinstance(value, Tensor)), None)
+    if first is None:
+        raise UnsupportedModelError(f"layer {layer!r} is called without a tensor; choose a module with a tensor input")
+    if not first.is_floating_point():
+        raise UnsupportedModelError(
+            f"layer {layer!r} has an input of {first.dtype}, which has no derivative; measure its 'tail' map instead"
+        )
+
+    def place(point: Tensor) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        args = tuple(point if value is first else value for value in call.args)
+        return args, {key: point if value is first else value for key, value in call.kwargs.items()}
+
+    return first, place
+
+
+def _real_output(layer: str, output: Any) -> Tensor:
+    found = first_tensor(output)
+    if found is None or not found.is_floating_point():
+        raise UnsupportedModelError(f"layer {layer!r} returns no real tensor; choose a module that does")
+    return found
+
+
+def _finish(
+    name: str, layer: str, function: Callable[[Tensor], Tensor], point: Tensor, value: Tensor, widest: int
+) -> Map:
+    """A map from its function, its point, the function's value there and the largest tensor on the way."""
+    if not point.is_floating_point():
+        raise UnsupportedModelError(
+            f"the {name} map has an input of {point.dtype}, which has no derivative; measure 'tail' or 'layer' instead"
+        )
+    require_finite(value, f"the output of the {name} map of {layer!r}")
+    return Map(name, layer, function, point, value.shape, max(point.numel(), widest))

@@ -1,0 +1,231 @@
+"""A forward pass kept for many backward ones: what was done with every parameter, and with what."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.graph import GradientEdge, get_gradient_edge
+from torch.func import vmap
+from torch.nn import functional
+from torch.overrides import TorchFunctionMode
+
+from skip_conditioning.diagnostics.errors import NonFiniteError, UnsupportedModelError
+from skip_conditioning.diagnostics.networks.capture import clear_forward_errors, logits_of, run
+from skip_conditioning.diagnostics.networks.isolation import State
+
+#: Functions whose parameter gradients have a structure worth using, and the names of their arguments in order.
+SIGNATURES: dict[Callable[..., Any], tuple[str, ...]] = {
+    functional.linear: ("input", "weight", "bias"),
+    functional.conv1d: ("input", "weight", "bias", "stride", "padding", "dilation", "groups"),
+    functional.conv2d: ("input", "weight", "bias", "stride", "padding", "dilation", "groups"),
+    functional.conv3d: ("input", "weight", "bias", "stride", "padding", "dilation", "groups"),
+    functional.batch_norm: ("input", "running_mean", "running_var", "weight", "bias", "training", "momentum", "eps"),
+    functional.group_norm: ("input", "num_groups", "weight", "bias", "eps"),
+    functional.layer_norm: ("input", "normalized_shape", "weight", "bias", "eps"),
+    functional.rms_norm: ("input", "normalized_shape", "weight", "eps"),
+    functional.embedding: ("input", "weight", "padding_idx", "max_norm", "norm_type", "scale_grad_by_freq", "sparse"),
+}
+
+
+@dataclass(frozen=True, eq=False)
+class Use:
+    """One call of a function of ``SIGNATURES`` with a trainable parameter.
+
+    Attributes:
+        function: Which.
+        input: What it was given, detached; samples first.
+        weight: The trainable parameter in that place; None if there is none.
+        bias: Likewise.
+        weight_shape: Shape of what was in the weight's place; empty if nothing was.
+        options: The other arguments that were given.
+        output_shape: Shape of what it returned, as it was returned.
+        edge: Where the cotangent of that arrives; it holds also if the tensor was changed in place afterwards.
+        sample_axis: Which axis of the output the samples run along; 1 for sequences that come first.
+    """
+
+    function: Callable[..., Any]
+    input: Tensor
+    weight: nn.Parameter | None
+    bias: nn.Parameter | None
+    weight_shape: torch.Size
+    options: Mapping[str, Any]
+    output_shape: torch.Size
+    edge: GradientEdge
+    sample_axis: int
+
+
+class Recording:
+    """A differentiable forward pass of a model on a batch, to be pulled back through as often as one likes.
+
+    Args:
+        model: The unwrapped module; to be used inside ``isolation.quiet``.
+        state: Its weights and buffers.
+        x: Inputs, shape ``(N, *input_shape)``.
+
+    Attributes:
+        logits: Shape ``(N, O)``: what the model returned, flattened per sample.
+        output_shape: Its shape before.
+        uses: The calls in which the structure of parameter gradients is known, in order.
+        leaves: The trainable parameters' stand-ins in the graph, so that nothing of the model is touched.
+        widest: Entries of the largest tensor that such a call returned; memory is planned by it.
+
+    Raises:
+        UnsupportedModelError: The output has no dimension of samples, or is not differentiable.
+        NonFiniteError: The output holds NaN or infinity.
+    """
+
+    def __init__(self, model: nn.Module, state: State, x: Tensor) -> None:
+        trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        self.leaves = {parameter: state[parameter].detach().requires_grad_() for parameter in trainable}
+        self._called: set[nn.Module] = set()
+        handles = [module.register_forward_pre_hook(self._note_call) for module in model.modules()]
+        watch = _Watch({leaf: parameter for parameter, leaf in self.leaves.items()}, len(x))
+        try:
+            with torch.enable_grad(), watch, clear_forward_errors(model, x):
+                output = logits_of(run(model, state, (x,), replaced=self.leaves))
+        finally:
+            for handle in handles:
+                handle.remove()
+        if output.dim() == 0 or len(output) != len(x):
+            raise UnsupportedModelError(
+                f"the model returns a tensor of shape {tuple(output.shape)} for {len(x)} samples; a tangent kernel "
+                "needs outputs (N, O): return one row of outputs for each sample"
+            )
+        if not output.requires_grad:
+            raise UnsupportedModelError(
+                "the model's output does not depend on any trainable parameter; unfreeze one, or do not detach it"
+            )
+        if not bool(torch.isfinite(output.detach()).all()):
+            raise NonFiniteError("the model's output holds NaN or infinite values; measure an earlier step")
+        self.uses, self.output_shape, self.logits = watch.uses, output.shape, output.reshape(len(x), -1)
+        self.widest = max([x.numel(), output.numel(), *(use.output_shape.numel() for use in watch.uses)])
+
+    def calls(self, model: nn.Module, layer: str) -> bool:
+        """Whether a module, or one within it, was called; true for a parameter's name."""
+        modules = dict(model.named_modules())
+        return layer not in modules or any(module in self._called for module in modules[layer].modules())
+
+    def _note_call(self, module: nn.Module, args: Any) -> None:
+        self._called.add(module)
+
+    def gradients(self, cotangent: Tensor) -> dict[nn.Parameter, Tensor]:
+        """``Jᵀ v`` by autograd for one cotangent ``(N, O)``, without parameters that the logits do not depend on."""
+        found = self._grad(cotangent, [*self.leaves.values()])
+        return {one: part for one, part in zip(self.leaves, found, strict=True) if part is not None}
+
+    def pull_back(self, cotangents: Tensor, targets: Sequence[Use | Tensor]) -> list[Tensor]:
+        """Pull cotangents of the logits back, several at a time.
+
+        Args:
+            cotangents: Shape ``(rows, N, O)``.
+            targets: Calls, for the cotangent of what they returned, or leaves.
+
+        Returns:
+            For each target a tensor of shape ``(rows, *its shape)``; zeros where the logits do not depend on it.
+        """
+        places = [target.edge if isinstance(target, Use) else target for target in targets]
+        if len(cotangents) == 1:
+            found = [None if part is None else part[None] for part in self._grad(cotangents[0], places)]
+        else:
+            found = self._batched_grad(cotangents, places)
+        shapes = [target.output_shape if isinstance(target, Use) else target.shape for target in targets]
+        return [
+            self.logits.new_zeros(len(cotangents), *shape) if part is None else part
+            for part, shape in zip(found, shapes, strict=True)
+        ]
+
+    def _grad(self, cotangent: Tensor, places: Sequence[Any]) -> list[Tensor | None]:
+        """Gradients at tensors and edges of the graph; None where the logits do not depend on them."""
+        try:
+            found = torch.autograd.grad(self.logits, places, cotangent, retain_graph=True, allow_unused=True)
+        except torch.OutOfMemoryError:
+            raise
+        except RuntimeError as error:
+            raise UnsupportedModelError(
+                f"the outputs cannot be differentiated in the parameters ({str(error).strip().splitlines()[0]}); turn "
+                "gradient checkpointing off if that is it"
+            ) from error
+        return [part.to_dense() if part is not None and part.is_sparse else part for part in found]
+
+    def _batched_grad(self, cotangents: Tensor, places: Sequence[Any]) -> list[Tensor | None]:
+        """The same for several cotangents; by ``vmap``, as ``is_grads_batched`` runs convolutions one at a time."""
+        reached: list[bool] = []
+
+        def grad(cotangent: Tensor) -> list[Tensor]:
+            found = torch.autograd.grad(self.logits, places, cotangent, retain_graph=True, allow_unused=True)
+            reached[:] = [part is not None for part in found]
+            return [part for part in found if part is not None]
+
+        found = iter(vmap(grad)(cotangents))
+        return [next(found) if there else None for there in reached]
+
+    def hides_parameters(self) -> bool:
+        """Whether a reentrant checkpoint cuts the graph: parameters inside it would be taken for unused."""
+        seen, waiting = set(), [self.logits.grad_fn]
+        while waiting:
+            node = waiting.pop()
+            if node is not None and node not in seen:
+                seen.add(node)
+                if node.name() == "CheckpointFunctionBackward":
+                    return True
+                waiting += [following for following, _ in node.next_functions]
+        return False
+
+
+class _Watch(TorchFunctionMode):
+    """Notes the calls of known functions with trainable parameters.
+
+    Args:
+        parameters: By their leaf.
+        samples: N.
+    """
+
+    def __init__(self, parameters: Mapping[Tensor, nn.Parameter], samples: int) -> None:
+        super().__init__()
+        self.uses: list[Use] = []
+        self._parameters, self._samples = parameters, samples
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+        kwargs = kwargs or {}
+        if func is functional.multi_head_attention_forward:
+            return self._attention(func, args, kwargs)
+        output = func(*args, **kwargs)
+        if func in SIGNATURES:
+            self._note(func, dict(zip(SIGNATURES[func], args, strict=False)) | kwargs, output)
+        return output
+
+    def _note(self, func: Callable[..., Any], given: dict[str, Any], output: Tensor, axis: int | None = None) -> None:
+        weight, bias = self._parameter(given.get("weight")), self._parameter(given.get("bias"))
+        if (weight is None and bias is None) or not output.requires_grad:
+            return
+        options = {name: value for name, value in given.items() if name not in ("input", "weight", "bias")}
+        edge, shape = get_gradient_edge(output), output.shape
+        if axis is None:
+            axis = int(output.dim() == 3 and shape[0] != self._samples == shape[1])
+        weight_shape = torch.Size() if given.get("weight") is None else given["weight"].shape
+        self.uses.append(Use(func, given["input"].detach(), weight, bias, weight_shape, options, shape, edge, axis))
+
+    def _parameter(self, tensor: Any) -> nn.Parameter | None:
+        return self._parameters.get(tensor) if isinstance(tensor, Tensor) else None
+
+    def _attention(self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Self-attention with its projections taken out, where they can be noted; any other as it is."""
+        names = func.__code__.co_varnames[: func.__code__.co_argcount]
+        given = dict(zip(names, args, strict=False)) | kwargs
+        query = given["query"]
+        if not (query is given["key"] is given["value"]) or given.get("use_separate_proj_weight") or query.dim() != 3:
+            return func(*args, **kwargs)
+        projected = self._linear(query, given["in_proj_weight"], given["in_proj_bias"])
+        unchanged = torch.eye(query.shape[-1], dtype=projected.dtype, device=projected.device)
+        parts = dict(zip(("query", "key", "value"), projected.chunk(3, dim=-1), strict=True))
+        weights = dict.fromkeys(("q_proj_weight", "k_proj_weight", "v_proj_weight", "out_proj_weight"), unchanged)
+        without = dict.fromkeys(("in_proj_weight", "in_proj_bias", "out_proj_bias"))
+        mixed, attention = func(**given | parts | weights | without | {"use_separate_proj_weight": True})
+        return self._linear(mixed, given["out_proj_weight"], given["out_proj_bias"]), attention
+
+    def _linear(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        output = functional.linear(x, weight, bias)
+        self._note(functional.linear, {"input": x, "weight": weight, "bias": bias}, output, axis=1)
+        return output

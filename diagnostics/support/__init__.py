@@ -1,0 +1,1 @@
+"""What every room may use: work shared among processes, and progress bars."""

@@ -1,0 +1,93 @@
+"""What a skip does for one block: ``σ_min(αI + Jg) ≥ α − ‖Jg‖``, for a block ``x ↦ αx + g(x)``.
+
+Source: MacDonald et al. 2023, section 5 (PAPER.md, statement 6).
+"""
+
+import dataclasses
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from skip_conditioning.diagnostics.errors import InputError, LayerCallError
+from skip_conditioning.diagnostics.jacobians.exact import exact_spectrum
+from skip_conditioning.diagnostics.networks.isolation import State, quiet, unwrap
+from skip_conditioning.diagnostics.networks.maps import Map, build_maps, probe_input
+from skip_conditioning.diagnostics.theory.rank_limits import rank_limit
+from skip_conditioning.diagnostics.theory.rounding import Precisions
+from skip_conditioning.diagnostics.theory.statement import Statement
+
+GIB = 2**30
+
+_BOUND = "σ_min(αI + Jg) ≥ α − ‖Jg‖"
+
+
+def skip_bound(
+    model: nn.Module,
+    x: Tensor,
+    *,
+    layers: Sequence[str] | str | None = None,
+    gain: float = 1.0,
+    dtype: torch.dtype = torch.float64,
+    memory_budget: int = GIB,
+) -> list[Statement]:
+    """The smallest singular value of each block against what its skip guarantees, ``g`` being the block less ``αx``.
+
+    Where ``‖Jg‖ ≥ α`` the bound is vacuous, which is common: the branch is then stronger than the skip, and the block
+    may or may not be well conditioned.
+
+    Args:
+        model: The model, left as it is.
+        x: Probe inputs, shape ``(N, *input_shape)``.
+        layers: Blocks, names or globs; None takes those of the default blocks whose output has their input's shape.
+        gain: ``α``, the gain of the skips.
+        dtype: ``torch.float64``, or ``torch.float32``; what it rounds is measured in the other.
+        memory_budget: Bytes for a Jacobian and its temporaries.
+
+    Raises:
+        UnknownLayerError: A name that is no module.
+        LayerCallError: A named block that is never called, several times with no call named, or whose output has not
+            its input's shape; or no block has.
+        MemoryBudgetError: A Jacobian that does not fit.
+        InputError: A gain that is not positive, a precision that is neither float32 nor float64.
+    """
+    if not 0 < gain < math.inf:
+        raise InputError(f"the gain of a skip must be a positive number; it is {gain!r}")
+    precisions = Precisions.of(dtype)
+    model = unwrap(model)
+    with quiet(model, batch_mode="batch"):
+
+        def measured(precision: torch.dtype) -> list[Map]:
+            return build_maps(model, State(model, precision), probe_input(x, model, precision), "layer", layers)
+
+        maps = measured(dtype)
+        again: Sequence[Map | None] = precisions.again(measured) or [None] * len(maps)
+        pairs = [(one, other) for one, other in zip(maps, again, strict=True) if one.output_shape == one.point.shape]
+        if layers is not None and len(pairs) < len(maps):
+            other = next(one for one in maps if one.output_shape != one.point.shape)
+            raise LayerCallError(
+                f"layer {other.layer!r} takes {tuple(other.point.shape)} and returns {tuple(other.output_shape)}; an "
+                "identity skip needs the same shape: name blocks that keep it"
+            )
+        if not pairs:
+            raise LayerCallError(f"{type(model).__name__} has no block whose output has the shape of its input")
+        return [
+            _statement(map, gain, precisions.of_map(map, other, int(memory_budget)), model, int(memory_budget))
+            for map, other in pairs
+        ]
+
+
+def _statement(map: Map, gain: float, rounding: float, model: nn.Module, memory_budget: int) -> Statement:
+    """The bound for one block, whose Jacobian is known up to ``rounding`` in Frobenius norm."""
+    branch = dataclasses.replace(map, function=lambda point: map.function(point) - gain * point)
+    block, rest = (exact_spectrum(one, batch_mode="batch", memory_budget=memory_budget) for one in (map, branch))
+    left, norm = float(block.values[-1]), float(rest.values[0])
+    error = max(block.floor, rounding) + max(rest.floor, rounding)
+    cause = ""
+    if norm >= gain - error:
+        cause = f"‖Jg‖ = {norm:.4g} is not less than α = {gain:g}"
+        if (limit := rank_limit(model, map)) is not None:
+            cause += f"; {limit}"
+    note = f"‖Jg‖ = {norm:.4g}, ‖αI + Jg‖ = {float(block.values[0]):.4g}"
+    return Statement("skip", _BOUND, left, ">=", gain - norm, error, map.layer, cause, note)

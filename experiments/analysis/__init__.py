@@ -1,0 +1,1 @@
+"""Saved checkpoints and shortcuts, analysed; the command is ``spectrum_analysis``."""

@@ -1,0 +1,1 @@
+"""Whether conditioning explains speed: interventions compared, dose and response, mediation, rankings."""

@@ -1,0 +1,1 @@
+"""The paper's claims, one module each, and the registry that lists them."""

@@ -1,0 +1,260 @@
+"""The claims about inequalities, decided by the statements that ``experiments.theory`` checks on training networks."""
+
+import re
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import pandas as pd
+
+from skip_conditioning.diagnostics.theory.statement import Statement
+from skip_conditioning.experiments.claims.verdict.claim import Evidence, Finding, Judgement, Plan, Size, Verdict
+from skip_conditioning.experiments.claims.verdict.claim_figures import draw
+from skip_conditioning.experiments.claims.verdict.presentation import MISSING
+from skip_conditioning.experiments.claims.verdict.wording import ASIDE
+from skip_conditioning.experiments.processes.threads import one_thread
+from skip_conditioning.experiments.theory.convergence import run as check_convergence
+from skip_conditioning.experiments.theory.curvature_growth import run as check_curvature
+from skip_conditioning.experiments.theory.figures import FIGURES
+from skip_conditioning.experiments.theory.layers import check_regularity
+from skip_conditioning.experiments.theory.pl_along_training import check_pl_chain
+from skip_conditioning.experiments.theory.report import statement_rows
+from skip_conditioning.experiments.theory.setting import Check, Setting, write_table
+
+#: Of the checks of one statement: more than this share without content make it vacuous; of a claim that may come out
+#: either way, at least this share failing contradicts it.
+_SHARE = 0.5
+_STATEMENTS = "statements.parquet"
+
+
+@dataclass
+class TheoryClaim:
+    """A claim decided by statements of the theory, each checked on several networks and steps.
+
+    Attributes:
+        id: Its name on the command line.
+        statement: What is claimed.
+        source: Where.
+        predicted: What is expected if it is true.
+        controls: What is varied beside it.
+        check: Checks the statements; an experiment of ``experiments.theory``.
+        counted: Pattern of the networks that the claim is about; others are shown and decide nothing.
+        decides: Pattern of the statements that it consists of; others, such as what proofs use, likewise.
+        part: Pattern of the part of a network's description that findings are told apart by.
+        figure: The experiment of ``experiments.theory.figures`` whose figure is shown; empty for none.
+    """
+
+    id: str
+    statement: str
+    source: str
+    predicted: str
+    controls: tuple[str, ...]
+    check: Callable[[Setting], Iterable[Check]]
+    counted: str = ""
+    decides: str = ""
+    part: str = ".*"
+    figure: str = ""
+
+    def plans(self, size: Size) -> dict[str, Plan]:
+        """Nothing of ``experiments.train``: the networks here are trained by the check itself."""
+        return {}
+
+    def registered(self, size: Size) -> dict[str, Any]:
+        """The check, which networks count, and the rule."""
+        return {
+            "check": f"{self.check.__module__}.{self.check.__name__}",
+            "quick": size == "demo",
+            "seed": 0,
+            "networks that count": self.counted or "all",
+            "statements that count": self.decides or "all",
+            "rule": {
+                "a theorem": "contradicted where any check is violated",
+                "a statement that may come out either way": f"contradicted where at least {_SHARE:g} of the checks "
+                "that say something fail, supported where all hold, inconclusive otherwise",
+                "either of them": f"vacuous where more than {_SHARE:g} of the checks say nothing and none fails",
+            },
+            "combined": "contradicted where a statement that counts is, else inconclusive where one is; vacuous where "
+            f"more than {_SHARE:g} of the statements are, supported otherwise",
+        }
+
+    def judge(self, evidence: Evidence, size: Size) -> Judgement:
+        """The verdict from statements checked for it; their table is written beside it.
+
+        Raises:
+            InputError: The table cannot be written.
+        """
+        table = self._checked(evidence, size)
+        write_table(table, evidence.directory / _STATEMENTS)
+        counts = table["network"].str.contains(self.counted, regex=True)
+        counts &= table["statement"].str.contains(self.decides, regex=True)
+        findings = list(_findings(table[counts], self.part))
+        others = [_aside(finding) for finding in _findings(table[~counts], self.part)]
+        verdict = decide([finding.verdict for finding in findings])
+        makers = {}
+        if self.figure:
+            name, make = FIGURES[self.figure]
+            makers[name] = lambda: make(evidence.directory)
+        figures = draw(evidence.directory, makers)
+        return Judgement(verdict, (*findings, *others), _summary(findings), _change(verdict, size), figures)
+
+    def _checked(self, evidence: Evidence, size: Size) -> pd.DataFrame:
+        """A row for each check of a statement; at the demo size on the bundled digits only."""
+        setting = Setting(
+            out=evidence.directory,
+            quick=size == "demo",
+            seed=evidence.seed,
+            data_dir=None if size == "demo" else evidence.data_dir,
+        )
+        with one_thread():
+            rows = statement_rows({self.id: list(self.check(setting))})
+        return pd.DataFrame(rows).astype({"step": "Int64"})
+
+
+def decide(verdicts: list[Verdict]) -> Verdict:
+    """The verdict on a claim from those on its statements."""
+    for verdict in ("contradicted", "inconclusive"):
+        if verdict in verdicts:
+            return verdict
+    return "vacuous" if verdicts.count("vacuous") > _SHARE * len(verdicts) or not verdicts else "supported"
+
+
+def decide_statement(holds: int, violated: int, vacuous: int, *, is_claim: bool) -> Verdict:
+    """The verdict on one statement from the numbers of its checks that came out each way."""
+    telling = holds + violated
+    if violated and (not is_claim or violated >= _SHARE * telling):
+        return "contradicted"
+    if violated:
+        return "inconclusive"
+    return "vacuous" if vacuous > _SHARE * (telling + vacuous) or not telling else "supported"
+
+
+def _findings(table: pd.DataFrame, part: str) -> Iterator[Finding]:
+    """One finding for each statement and kind of network."""
+    kinds = table["network"].map(lambda network: _part(part, network))
+    for (name, kind), rows in table.groupby([table["statement"], kinds], sort=False):
+        counts = {verdict: int((rows["verdict"] == verdict).sum()) for verdict in ("holds", "violated", "vacuous")}
+        telling = counts["holds"] + counts["violated"]
+        share = counts["holds"] / telling if telling else float("nan")
+        causes = [cause.split("; ")[0] for cause in rows["cause"] if cause]
+        failed = rows[rows["verdict"] == "violated"]
+        note = rows["formula"].iloc[0]
+        note += f"; vacuous: {causes[0]}" if causes else ""
+        if len(failed):
+            note += f"; fails: {_side(failed['left'].iloc[0])} against {_side(failed['right'].iloc[0])}"
+        yield Finding(
+            what=f"{name}: {kind}",
+            verdict=decide_statement(**counts, is_claim=bool(rows["is_claim"].all())),
+            numbers={"share_holding": share, "checks": len(rows), **counts, "median_tightness": _tightness(rows)},
+            note=note,
+        )
+
+
+def _side(value: float) -> str:
+    """A side of a statement to four digits; infinite or unknown as a sign."""
+    return f"{value:.4g}".replace("inf", "∞").replace("nan", MISSING)
+
+
+def _part(pattern: str, network: str) -> str:
+    found = re.search(pattern, network)
+    return found[0] if found else network
+
+
+def _tightness(rows: pd.DataFrame) -> float:
+    """Median of the smaller side over the larger, of inequalities that hold between positive numbers; 1 is equality."""
+    positive = rows[(rows["verdict"] == "holds") & (rows["left"] > 0) & (rows["right"] > 0)]
+    sides = positive[["left", "right"]]
+    return float((sides.min(axis=1) / sides.max(axis=1)).median()) if len(positive) else float("nan")
+
+
+def _aside(finding: Finding) -> Finding:
+    return Finding(f"{ASIDE}{finding.what}", finding.verdict, finding.numbers, finding.note)
+
+
+def _summary(findings: list[Finding]) -> str:
+    total = {name: int(sum(one.numbers[name] for one in findings)) for name in ("holds", "violated", "vacuous")}
+    failing = [one.what for one in findings if one.verdict == "contradicted"]
+    text = f"{total['holds']} checks hold, {total['violated']} fail, {total['vacuous']} say nothing."
+    return text + (f" Failing: {'; '.join(failing[:3])}{' and others' if len(failing) > 3 else ''}." if failing else "")
+
+
+def _change(verdict: Verdict, size: Size) -> str:
+    if verdict == "contradicted":
+        return "An error in the check: a counterexample stays one. It is printed to all digits by experiments.theory."
+    more = "--size mnist checks larger networks for longer" if size == "demo" else "Other networks, or longer training"
+    return f"{more}; a single failing check of a theorem would contradict it."
+
+
+def _convergence(setting: Setting) -> Iterator[Check]:
+    """The statements of ``experiments.theory.convergence``, and whether the loss still falls at the end, as a power."""
+    yield from check_convergence(setting)
+    fits = pd.read_parquet(setting.out / "convergence_fits.parquet")
+    for fit in fits[fits["cost"] == "cross-entropy"].to_dict("records"):
+        network = f"{fit['dataset']}, cross-entropy, {fit['arm']}, γ = {fit['gain']:.3g}"
+        statement = Statement(
+            name="loss tends to 0",
+            formula="p − 2 standard errors ≥ 0 where ℓ ~ t^−p over the last decade of steps",
+            left=fit["exponent"] - 2 * fit["exponent_se"],
+            relation=">=",
+            right=0.0,
+            error=0.0,
+            note=f"p = {fit['exponent']:.3g}, last loss {fit['loss']:.3g}",
+            is_claim=True,
+        )
+        yield Check(network, statement, int(fit["last_step"]), str(fit["initialisation"]))
+
+
+_SMOOTH = "weight norm, tanh"
+
+REGULARITY_BOUND = TheoryClaim(
+    id="regularity-bound",
+    statement="λ(DF) is at least the sum over layers of the products of their λ (inequality 2).",
+    source="MacDonald et al. 2023, theorem on regularity; PAPER.md, section 2",
+    predicted="holds at every step, and says something, on smooth, width-preserving, weight-normalised networks",
+    controls=("with and without skips", "batch norm, weight norm and none", "restricted to the data's subspaces"),
+    check=check_regularity,
+    counted=_SMOOTH,
+    figure="regularity",
+)
+
+PL_ALONG_TRAINING = TheoryClaim(
+    id="pl-along-training",
+    statement="λ(DF)|∇c|² ≤ |∇ℓ|² ≤ ‖DF‖²|∇c|² along the trajectory (inequality 3).",
+    source="MacDonald et al. 2023, the Polyak–Łojasiewicz inequality; PAPER.md, section 2",
+    predicted="holds at every step, and says something",
+    controls=("with and without skips", "batch norm, weight norm and none"),
+    check=check_pl_chain,
+    decides="^PŁ",
+    figure="pl",
+)
+
+NORMALISATION_BOUNDS_CURVATURE = TheoryClaim(
+    id="normalisation-bounds-curvature",
+    statement="The curvature of the loss is bounded while the parameters grow with batch or weight norm, and grows "
+    "without bound with neither.",
+    source="MacDonald et al. 2023, section 4; PAPER.md, section 2.5",
+    predicted="exponent p of ‖∇²ℓ‖ ~ |θ|^p at most 0 with a normaliser, at least 0 without",
+    controls=(
+        "scaled are all parameters, or the hidden weights only",
+        "also in units of the length that scale-invariant weights do not feel",
+        "cross-entropy and mean square; tanh and (full size) ReLU",
+    ),
+    check=check_curvature,
+    # The table of PAPER.md, section 4, asks for the Hessian's own top eigenvalue.
+    decides="^curvature (?:bounded|grows)",
+    part=r"\w+ norm",
+    figure="curvature",
+)
+
+CONVERGES_AT_INFINITY = TheoryClaim(
+    id="converges-at-infinity",
+    statement="From any initialisation gradient descent takes cross-entropy to 0 on the normalised residual class, "
+    "with |θ| → ∞ and λ(DF) bounded below.",
+    source="MacDonald et al. 2023, theorem on convergence; PAPER.md, section 2.7",
+    predicted="the loss still falls as a power of the steps at the end, |θ − θ₀| is largest at the end, λ along the "
+    "path stays above 0, and every step gains what is guaranteed",
+    controls=("six initialisations, bad ones among them", "chain and unnormalised arms", "mean square as the cost"),
+    check=_convergence,
+    counted="cross-entropy, residual",
+    decides="loss tends|optimum at infinity|along the path|decrease per step|cumulative",
+    figure="convergence",
+)

@@ -1,0 +1,1 @@
+"""A set of claims tested: registered, trained for, judged and reported."""

@@ -1,0 +1,213 @@
+"""What is written down before the first training step, and cannot be changed unseen afterwards.
+
+``DIR/preregistration.json`` is a list of entries. The first says all that decides the verdicts; each later one is an
+amendment, which may only raise the number of seeds. The SHA-256 of an entry covers its content and the hash before it,
+so that an entry that was edited, dropped or inserted by hand shows.
+"""
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from skip_conditioning.diagnostics.errors import InputError
+from skip_conditioning.diagnostics.tables import clear_disk_errors, write_json
+from skip_conditioning.experiments.claims.verdict.claim import Claim, Size
+from skip_conditioning.experiments.records.locks import locked
+from skip_conditioning.experiments.records.provenance import git_revision, versions
+
+FILE = "preregistration.json"
+#: Differences that a message names; it says how many there are besides.
+_NAMED = 3
+#: What differs from one call to the next and decides nothing.
+_INCIDENTAL = ("written", "seeds")
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One entry of a registration.
+
+    Attributes:
+        content: Plain JSON values: claims, size, seeds, code.
+        sha256: Of the content and the hash before it, in hexadecimal digits.
+    """
+
+    content: dict[str, Any]
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Registration:
+    """What is registered in a directory.
+
+    Attributes:
+        entries: The registration, then its amendments.
+    """
+
+    entries: tuple[Entry, ...]
+
+    @property
+    def content(self) -> dict[str, Any]:
+        """What holds now: the last entry."""
+        return self.entries[-1].content
+
+    @property
+    def sha256(self) -> str:
+        """Hash of the last entry, which covers all before it."""
+        return self.entries[-1].sha256
+
+    @property
+    def looks(self) -> int:
+        """How often the verdicts may have been looked at, with this time: once for each entry."""
+        return len(self.entries)
+
+    @property
+    def seeds(self) -> int | None:
+        """The number of seeds that was asked for; None for each plan's own."""
+        seeds = self.content["seeds"]
+        return None if seeds is None else int(seeds)
+
+
+@dataclass(frozen=True)
+class Request:
+    """What is asked for now.
+
+    Attributes:
+        claims: In the order of the report.
+        size: Of the experiments.
+        seeds: Their number; None for what is registered, or else each plan's own.
+        reused: Directories of finished experiments, by what they are used for.
+    """
+
+    claims: Sequence[Claim]
+    size: Size
+    seeds: int | None = None
+    reused: Mapping[str, str] = field(default_factory=dict)
+
+    def content(self) -> dict[str, Any]:
+        """All that decides the verdicts, as plain JSON values."""
+        content = {
+            "written": datetime.now(UTC).isoformat(timespec="seconds"),
+            "size": self.size,
+            "seeds": self.seeds,
+            "git_revision": git_revision(),
+            "versions": versions(),
+            "reused": dict(self.reused),
+            "claims": {claim.id: described(claim, self.size) for claim in self.claims},
+        }
+        return dict(json.loads(json.dumps(content)))  # tuples to lists, as they are read back
+
+
+def described(claim: Claim, size: Size) -> dict[str, Any]:
+    """A claim in words, and all that decides its verdict."""
+    words = {name: getattr(claim, name) for name in ("statement", "source", "predicted", "controls")}
+    return {**words, "registered": claim.registered(size)}
+
+
+def register(directory: Path, request: Request) -> Registration:
+    """Write down what is asked, or see that it is what was written down; more seeds become an amendment.
+
+    Args:
+        directory: Where the verdicts go; made if missing.
+        request: What is asked for.
+
+    Raises:
+        InputError: The directory holds a registration that was edited by hand, cannot be read, or says something else,
+            or asked are fewer seeds than registered; or it holds something else, or cannot be written.
+    """
+    with locked(directory):
+        path = directory / FILE
+        if not path.exists():
+            others = sorted(entry.name for entry in directory.iterdir() if not entry.name.startswith("."))
+            if others:
+                raise InputError(
+                    f"{directory} holds {others[0]} and no {FILE}: nothing that was registered; choose another --out"
+                )
+            return _write(path, [], request.content())
+        found = read(directory)
+        asked = request.content()
+        _check_same(directory, found.content, asked)
+        if asked["seeds"] is None or asked["seeds"] == found.seeds:
+            return found
+        smallest = found.seeds or max(planned_seeds(request), default=0)
+        if asked["seeds"] < smallest:
+            raise InputError(
+                f"--seeds {asked['seeds']} is fewer than the {smallest} registered in {path}: runs are not dropped "
+                "afterwards; give more, leave --seeds out, or choose another --out"
+            )
+        return _write(path, list(found.entries), asked)
+
+
+def read(directory: Path) -> Registration:
+    """The registration of a directory.
+
+    Raises:
+        InputError: There is none, it cannot be read, or it is not as it was written.
+    """
+    path = directory / FILE
+    try:
+        entries = [
+            Entry(dict(entry["content"]), str(entry["sha256"])) for entry in json.loads(path.read_text())["entries"]
+        ]
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise InputError(f"{path} cannot be read ({error}); restore it, or choose another --out") from error
+    if not entries:
+        raise InputError(f"{path} has no entries; restore it, or choose another --out")
+    before = ""
+    for number, entry in enumerate(entries, 1):
+        if entry.sha256 != _hash(entry.content, before):
+            raise InputError(
+                f"{path} was changed after it was written: the hash of entry {number} is not that of its content; "
+                "restore it, or start anew with another --out"
+            )
+        before = entry.sha256
+    return Registration(tuple(entries))
+
+
+def planned_seeds(request: Request) -> list[int]:
+    """The number of seeds of every plan."""
+    return [plan.seeds for claim in request.claims for plan in claim.plans(request.size).values()]
+
+
+def _write(path: Path, before: list[Entry], content: dict[str, Any]) -> Registration:
+    entries = [*before, Entry(content, _hash(content, before[-1].sha256 if before else ""))]
+    with clear_disk_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+    write_json({"entries": [{"content": entry.content, "sha256": entry.sha256} for entry in entries]}, path)
+    return Registration(tuple(entries))
+
+
+def _hash(content: Mapping[str, Any], before: str) -> str:
+    text = json.dumps(content, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
+    return hashlib.sha256(f"{before}\n{text}".encode()).hexdigest()
+
+
+def _check_same(directory: Path, registered: Mapping[str, Any], asked: Mapping[str, Any]) -> None:
+    claims, now = registered.get("claims", {}), asked["claims"]
+    if set(claims) != set(now):
+        raise InputError(
+            f"{directory} is registered for {' '.join(claims)} and asked now is {' '.join(now)}; name the same claims "
+            "(none may be added or left out once there are results), or choose another --out"
+        )
+    before = dict(_leaves({name: value for name, value in registered.items() if name not in _INCIDENTAL}))
+    after = dict(_leaves({name: value for name, value in asked.items() if name not in _INCIDENTAL}))
+    changed = [name for name in dict.fromkeys((*before, *after)) if before.get(name) != after.get(name)]
+    if changed:
+        named = [f"{name} {before.get(name, 'none')} → {after.get(name, 'none')}" for name in changed[:_NAMED]]
+        more = f" and {len(changed) - _NAMED} more" if len(changed) > _NAMED else ""
+        raise InputError(
+            f"{directory / FILE} registers something else than is asked now ({', '.join(named)}{more}); give what it "
+            "says, with the code that it names, or choose another --out"
+        )
+
+
+def _leaves(value: Any, path: str = "") -> list[tuple[str, Any]]:
+    """Plain JSON values with the paths that lead to them."""
+    if isinstance(value, Mapping) and value:
+        return [leaf for name, inner in value.items() for leaf in _leaves(inner, f"{path}.{name}" if path else name)]
+    if isinstance(value, list) and any(isinstance(inner, Mapping | list) for inner in value):
+        return [leaf for place, inner in enumerate(value) for leaf in _leaves(inner, f"{path}.{place}")]
+    return [(path, value)]

@@ -1,0 +1,267 @@
+r"""How much of the skip's effect on speed passes through conditioning?
+
+Linear structural equations with a fixed effect of each trial, for the mediator M (the logarithm of a measure of
+conditioning) and the slowness Y of runs with (T = 1) and without (T = 0) the skip::
+
+    M = trial + b2 T       + e2        indirect = b2 g
+    Y = trial + b3 T + g M + e3        direct   = b3
+    Y = trial + b1 T       + e1        total    = b1 = direct + indirect, exactly
+
+(Baron & Kenny 1986; as causal effects, Imai, Keele & Yamamoto 2010, Theorem 2.) The effect of M is taken to be the same
+with and without the skip.
+
+*What identifies g.* M must move apart from T for a reason that does not itself make a run fast or slow. In a factorial
+design, skip × initialisation, the initialisation (``block``) is that reason, and so it is in none of the equations:
+with it held fixed, only what moves M by chance would be left. The assumption is that the initialisation acts on speed
+through M alone. Without blocks chance alone identifies g, and whatever moves both M and Y of a run counts as an effect
+of M. The assumption cannot be tested on these data; ``sensitivity`` says how far it may fail.
+"""
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+from scipy import stats
+
+from skip_conditioning.diagnostics.errors import InputError
+from skip_conditioning.experiments.claims.statistics.partial_correlation import percentiles, resampled_counts
+
+_FEWEST_TRIALS = 6
+_NAMED = 8  # trials in a message
+# Of the mediator's variance within trials: less of it than this left by the treatment is rounding.
+_NOTHING_LEFT = 1e-10
+
+
+@dataclass(frozen=True)
+class Mediation:
+    """Effects of the skip on the logarithm of a slowness, negative if it speeds training; each with its interval.
+
+    Attributes:
+        total: Of the skip.
+        total_low: Lower end.
+        total_high: Upper end.
+        direct: What does not pass through the mediator.
+        direct_low: Lower end.
+        direct_high: Upper end.
+        indirect: What does.
+        indirect_low: Lower end.
+        indirect_high: Upper end.
+        share: ``indirect / total``; below 0 or above 1 where direct and indirect effects oppose each other.
+        share_low: Lower end; NaN, as the upper, where the total's interval contains 0, so that the share is any number.
+        share_high: Upper end.
+        p_indirect: Two-sided, of no indirect effect.
+        rho_zero: Correlation of the errors of mediator and slowness with which there would be no indirect effect.
+        runs: How many.
+        diverged: How many of them diverged.
+        note: What to bear in mind.
+    """
+
+    total: float
+    total_low: float
+    total_high: float
+    direct: float
+    direct_low: float
+    direct_high: float
+    indirect: float
+    indirect_low: float
+    indirect_high: float
+    share: float
+    share_low: float
+    share_high: float
+    p_indirect: float
+    rho_zero: float
+    runs: int
+    diverged: int
+    note: str
+
+
+def mediation(runs: pd.DataFrame, *, seed: int, resamples: int = 1000, confidence: float = 0.95) -> Mediation:
+    """Total, direct and indirect effect of the skip and the share of the indirect.
+
+    Intervals lie between ``percentiles`` of the bootstrap over trials, all runs of a trial being drawn together; the p
+    value is 1 less the confidence with which such an interval would just exclude 0. A diverged run counts as being as
+    slow as the slowest that finished, which makes its slowness a lower bound: where more runs without the skip diverge,
+    the total effect is larger than stated. Infinite mediators likewise count as the most extreme finite one.
+
+    Args:
+        runs: Columns ``treated`` (0 or 1), ``mediator``, ``speed`` (logarithm of a slowness, +inf if diverged),
+            ``trial``, and ``block`` where several initialisations were run with and without the skip.
+        seed: Of the resampling.
+        resamples: How many.
+        confidence: Of the intervals.
+
+    Raises:
+        InputError: A column or a group is missing, a value is NaN, trials are too few or differ in their runs, a block
+            is not run both with and without the skip, or the mediator does not vary apart from it.
+    """
+    products, diverged, infinite = _cross_products(runs)
+    found = _paths(products.sum(axis=0))
+    counts = resampled_counts(len(products), resamples, np.random.default_rng(seed))
+    drawn = _paths(np.tensordot(counts, products, axes=1))
+    tails = percentiles(confidence, len(products))
+    ends = {name: np.nanquantile(getattr(drawn, name), tails) for name in ("total", "direct", "indirect", "share")}
+    undetermined = ends["total"][0] <= 0 <= ends["total"][1]
+    if undetermined:
+        ends["share"] = np.full(2, np.nan)
+    notes = {
+        "the interval of the total effect contains 0, so the share is undetermined": undetermined,
+        "without blocks only chance tells the mediator's effect from the skip's": "block" not in runs,
+        f"{diverged} diverged runs count as being as slow as the slowest that finished": diverged,
+        f"{infinite} infinite mediators count as the most extreme finite one": infinite,
+    }
+    numbers = {name: float(getattr(found, name)) for name in ends}
+    for name, (low, high) in ends.items():
+        numbers |= {f"{name}_low": float(low), f"{name}_high": float(high)}
+    return Mediation(
+        p_indirect=_p_value(drawn.indirect, len(products)),
+        rho_zero=float(found.rho),
+        runs=len(runs),
+        diverged=diverged,
+        note="; ".join(note for note, applies in notes.items() if applies),
+        **numbers,
+    )
+
+
+def sensitivity(runs: pd.DataFrame, rho: np.ndarray) -> pd.DataFrame:
+    r"""Indirect effect if the errors of mediator and slowness, e2 and e3, were correlated.
+
+    ``b2 (σ1/σ2) (r - rho sqrt((1 - r²) / (1 - rho²)))``, where r is the correlation of e1 and e2, and σ1 and σ2 are
+    their standard deviations (Imai, Keele & Yamamoto 2010, Statistical Science 25(1), Theorem 4). It is the estimate of
+    ``mediation`` at 0 and vanishes at r, which is ``rho_zero``: the closer to 0, the weaker the common cause of M and Y
+    that would explain the indirect effect away.
+
+    Args:
+        runs: As for ``mediation``.
+        rho: Correlations between -1 and 1, exclusively, shape ``(n,)``.
+
+    Returns:
+        Columns ``rho`` and ``indirect``, ``n`` rows.
+
+    Raises:
+        InputError: As for ``mediation``, or a correlation is not between -1 and 1.
+    """
+    rho = np.asarray(rho, dtype=float)
+    if not (np.abs(rho) < 1).all():
+        raise InputError(f"correlations lie between -1 and 1, exclusively, not at {rho[~(np.abs(rho) < 1)][0]:g}")
+    paths = _paths(_cross_products(runs)[0].sum(axis=0))
+    bracket = paths.rho - rho * np.sqrt((1 - paths.rho**2) / (1 - rho**2))
+    return pd.DataFrame({"rho": rho, "indirect": paths.on_mediator * paths.spreads * bracket})
+
+
+class _Paths(NamedTuple):
+    """Estimates, of one shape each.
+
+    Attributes:
+        total: b1.
+        direct: b3.
+        indirect: b2 g.
+        share: Of the indirect in the total effect.
+        on_mediator: b2.
+        spreads: Ratio of the standard deviations of e1 and e2.
+        rho: Correlation of e1 and e2.
+    """
+
+    total: np.ndarray
+    direct: np.ndarray
+    indirect: np.ndarray
+    share: np.ndarray
+    on_mediator: np.ndarray
+    spreads: np.ndarray
+    rho: np.ndarray
+
+
+def _paths(products: np.ndarray) -> _Paths:
+    """Least squares from the cross-products of T, M and Y within trials, shape ``(..., 3, 3)``.
+
+    A resample in which M does not vary apart from T gives NaN.
+    """
+    (tt, tm, ty), (_, mm, my), (_, _, yy) = np.moveaxis(products, (-2, -1), (0, 1))
+    on_mediator, total = tm / tt, ty / tt
+    # Residuals on T: of M (e2), of Y (e1), and their product.
+    e22, e11, e12 = mm - on_mediator * tm, yy - total * ty, my - on_mediator * ty
+    e22 = np.where(e22 > _NOTHING_LEFT * mm, e22, np.nan)
+    e11 = np.where(e11 > _NOTHING_LEFT * yy, e11, np.nan)
+    indirect = on_mediator * e12 / e22
+    with np.errstate(divide="ignore", invalid="ignore"):
+        share = np.where(total == 0, np.nan, indirect / total)
+    rho = (e12 / np.sqrt(e11 * e22)).clip(-1, 1)
+    return _Paths(total, total - indirect, indirect, share, on_mediator, np.sqrt(e11 / e22), rho)
+
+
+def _p_value(drawn: np.ndarray, trials: int) -> float:
+    """From the share of resamples on the far side of 0, by the inverse of ``percentiles``."""
+    drawn = drawn[~np.isnan(drawn)]
+    far = min((drawn <= 0).sum(), (drawn >= 0).sum())
+    t = stats.norm.ppf(min(0.5, (int(far) + 1) / (len(drawn) + 1))) * np.sqrt((trials - 1) / trials)
+    return float(2 * stats.t.cdf(t, trials - 1))
+
+
+def _cross_products(runs: pd.DataFrame) -> tuple[np.ndarray, int, int]:
+    """Of T, M and Y about their means in each trial, shape ``(trials, 3, 3)``; diverged runs; infinite mediators.
+
+    Fixed effects of trials are the same as centring each trial (Frisch & Waugh 1933), and a trial's products add up, so
+    that a resample of trials takes no more than a sum.
+    """
+    _check(runs)
+    speed, mediator = runs["speed"].to_numpy(dtype=float), runs["mediator"].to_numpy(dtype=float)
+    diverged, infinite = np.isinf(speed), np.isinf(mediator)
+    values = np.stack([runs["treated"].to_numpy(dtype=float), _clipped(mediator), _clipped(speed)], axis=1)
+    codes, trials = pd.factorize(runs["trial"], sort=True)
+    sizes = np.bincount(codes)[:, None]
+    sums = np.zeros((len(trials), 3))
+    np.add.at(sums, codes, values)
+    centred = values - (sums / sizes)[codes]
+    products = np.zeros((len(trials), 3, 3))
+    np.add.at(products, codes, centred[:, :, None] * centred[:, None])
+    (tt, tm, _), (_, mm, _), _ = products.sum(axis=0)
+    if mm <= len(runs) * (_NOTHING_LEFT * np.abs(values[:, 1]).max()) ** 2:
+        raise InputError("the mediator is the same in all runs of a trial; nothing can pass through it")
+    if mm - tm**2 / tt <= _NOTHING_LEFT * mm:
+        raise InputError("the mediator follows from treated; nothing tells the effect of one from the other's")
+    return products, int(diverged.sum()), int(infinite.sum())
+
+
+def _clipped(values: np.ndarray) -> np.ndarray:
+    finite = values[np.isfinite(values)]
+    return values.clip(finite.min(), finite.max())
+
+
+def _check(runs: pd.DataFrame) -> None:
+    absent = [name for name in ("treated", "mediator", "speed", "trial") if name not in runs]
+    if absent:
+        raise InputError(f"runs lack the columns {', '.join(absent)}")
+    for name in ("treated", "mediator", "speed", "trial", *(["block"] if "block" in runs else [])):
+        if runs[name].isna().any():
+            raise InputError(f"{name} is NaN in {int(runs[name].isna().sum())} of {len(runs)} runs; leave out none")
+    groups = sorted(runs["treated"].unique())
+    if groups != [0, 1]:
+        raise InputError(f"treated is to be 0 and 1, with runs of both, not {', '.join(map(str, groups))}")
+    for name, there in (("speed", np.isfinite(runs["speed"])), ("mediator", np.isfinite(runs["mediator"]))):
+        if not there.any():
+            raise InputError(f"{name} is infinite in all runs; there is nothing to compare")
+    if (runs["speed"] == -np.inf).any():
+        raise InputError("speed is -inf in some runs, as if they took no time; it is a logarithm of a slowness")
+    trials = runs["trial"].nunique()
+    if trials < _FEWEST_TRIALS:
+        raise InputError(f"{trials} trials are too few for an interval; it takes {_FEWEST_TRIALS}")
+    _check_design(runs)
+
+
+def _check_design(runs: pd.DataFrame) -> None:
+    """Every trial must have the same runs: one left out because it diverged would turn the effects."""
+    trial, trials = pd.factorize(runs["trial"], sort=True)
+    block, blocks = pd.factorize(runs["block"] if "block" in runs else np.zeros(len(runs)), sort=True)
+    counts = np.zeros((len(trials), 2, len(blocks)), dtype=int)
+    np.add.at(counts, (trial, runs["treated"].to_numpy(dtype=int), block), 1)
+    for treated in (0, 1):
+        lacking = counts[:, treated].sum(axis=0) == 0
+        if lacking.any():
+            raise InputError(f"block {blocks[lacking][0]} has no runs with treated {treated}; leave it out whole")
+    uneven = trials[(counts != counts.max(axis=0)).any(axis=(1, 2))]
+    if len(uneven):
+        more = f" and {len(uneven) - _NAMED} more" if len(uneven) > _NAMED else ""
+        raise InputError(
+            f"every trial needs the same runs, but some are missing in trial {', '.join(map(str, uneven[:_NAMED]))}"
+            f"{more}; diverged runs stay in"
+        )

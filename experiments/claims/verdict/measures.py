@@ -1,0 +1,121 @@
+"""What claims compare: the logarithm of one positive number per run, of its speed or of its conditioning.
+
+In every measure of speed less is faster, and a run that diverged is slower than all others: its logarithm is +inf
+whichever step is asked about, even one logged before it diverged, so that it is never dropped. In
+``steps_to_threshold`` a run that never came to the threshold is +inf too: its answer is right-censored, and all that
+is known of it, that it exceeds the steps run, is its order. NaN stands only where nothing was measured.
+"""
+
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Final
+
+import numpy as np
+import pandas as pd
+
+from skip_conditioning.diagnostics.tables import STATISTICS, Experiment
+from skip_conditioning.experiments.records.speed import AT_STEPS, speed_table
+
+#: Conditioning is averaged (geometrically) over so many of a run's first measured steps, as in ``paired_ratios``.
+SPECTRA_STEPS: Final = 10
+#: Measures that are bounds where the spectrum is unresolved, and whether the truth is then larger or smaller.
+BOUNDS: Final[Mapping[str, int]] = {"condition_number": 1, "sigma_min": -1}
+#: Measures of a run as a whole, which compare only runs that were trained for equally many steps.
+OF_WHOLE_RUN: Final = frozenset({"steps_to_threshold", "mean_log_loss", "final_loss"})
+
+_SMALLEST_LOSS = float(np.finfo(np.float32).tiny)
+
+
+def speed_log(tables: Experiment, name: str, *, is_log: bool = False) -> pd.Series:
+    """Logarithm of a column of the speed table by ``run_id``, +inf for diverged runs.
+
+    Args:
+        tables: The experiment.
+        name: A column of ``experiments.records.speed.speed_table`` other than ``steps_to_threshold``.
+        is_log: Whether the column is a logarithm already.
+    """
+    # No loss at a step depends on the threshold, so runs without one can be compared as well.
+    speed = speed_table(tables.runs, tables.metrics, loss_threshold=0.0).set_index("run_id")
+    values = speed[name].astype(float)
+    logs = values if is_log else pd.Series(np.log(values.clip(lower=_SMALLEST_LOSS)), index=values.index)
+    return logs.mask(speed["diverged"], np.inf).rename(name)
+
+
+def steps_to_threshold_log(tables: Experiment) -> pd.Series:
+    """Logarithm of the steps to the threshold by ``run_id``.
+
+    +inf for censored and diverged runs, -inf where the loss was under the threshold before the first step.
+
+    Raises:
+        InputError: A run was configured without a threshold.
+    """
+    speed = speed_table(tables.runs, tables.metrics).set_index("run_id")
+    logged = tables.metrics.loc[tables.metrics["split"] == "train", "run_id"]
+    with np.errstate(divide="ignore"):
+        logs = pd.Series(np.log(speed["steps_to_threshold"].astype(float)), index=speed.index)
+    unmeasured = ~speed.index.isin(logged) & ~speed["diverged"]
+    return logs.mask(speed["censored"], np.inf).mask(unmeasured, np.nan).rename("steps_to_threshold")
+
+
+def conditioning_log(tables: Experiment, name: str) -> pd.Series:
+    """Mean logarithm of a statistic over a run's first measured steps, by ``run_id``; NaN where it was not measured.
+
+    Args:
+        tables: The experiment; each run's first measured map and layer count.
+        name: One of ``STATISTICS``. Zeros and infinities, which have no logarithm, are left out.
+    """
+    rows = _first_rows(tables.spectra)
+    values = pd.to_numeric(rows[name], errors="coerce").astype(float)
+    usable = values.where((values > 0) & np.isfinite(values))
+    means = pd.Series(np.log(usable), index=rows.index).groupby(rows["run_id"]).mean()
+    return means.reindex(pd.Index(tables.runs["run_id"], name="run_id")).astype(float).rename(name)
+
+
+def isometry_cosine_log(tables: Experiment) -> pd.Series:
+    """Mean logarithm of the cosine between J and its nearest isometry, as ``conditioning_log``.
+
+    ``mean(σ) / √mean(σ²) = ‖J‖_* / (√k ‖J‖_F)``, whatever the scale of J: 1 where all k singular values are equal, 1/√k
+    where one is all there is. Dynamical isometry (Pennington et al. 2017) without its scale.
+    """
+    rows = _first_rows(tables.spectra)
+    cosine = rows["sigma_mean"].astype(float) / rows["sigma_rms"].astype(float)
+    means = pd.Series(np.log(cosine), index=rows.index).groupby(rows["run_id"]).mean()
+    index = pd.Index(tables.runs["run_id"], name="run_id")
+    return means.reindex(index).astype(float).rename("isometry_cosine")
+
+
+def unresolved(tables: Experiment) -> pd.Series:
+    """Whether the smallest singular value of a run sank under its floor in any of the steps that count, by ``run_id``.
+
+    The condition number of such a run is a lower bound and its ``sigma_min`` an upper one; ``sigma_gmean`` is that of
+    ``max(σ, floor)`` by definition and compared as it is (see ``diagnostics.spectrum``).
+    """
+    rows = _first_rows(tables.spectra)
+    found = rows["resolved"].eq(False).groupby(rows["run_id"]).any()
+    return found.reindex(pd.Index(tables.runs["run_id"], name="run_id")).eq(True).rename("unresolved")
+
+
+def train_steps(tables: Experiment) -> pd.Series:
+    """The last step at which the training loss of each run was logged, by ``run_id``."""
+    return tables.metrics[tables.metrics["split"] == "train"].groupby("run_id")["step"].max()
+
+
+def _first_rows(spectra: pd.DataFrame) -> pd.DataFrame:
+    """The rows of each run's first measured map and layer, at the first ``SPECTRA_STEPS`` measured steps."""
+    if spectra.empty:
+        return spectra
+    place = ["map", "layer"]
+    first = spectra.groupby("run_id")[place].transform("first")
+    rows = spectra[(spectra[place] == first).all(axis=1)]
+    return rows[rows.groupby("run_id")["step"].rank(method="dense") <= SPECTRA_STEPS]
+
+
+#: Every measure by name: from the tables of an experiment to one logarithm per run.
+MEASURES: Final[Mapping[str, Callable[[Experiment], pd.Series]]] = {
+    **{f"loss_at_step_{step}": partial(speed_log, name=f"loss_at_step_{step}") for step in AT_STEPS},
+    "final_loss": partial(speed_log, name="final_loss"),
+    "mean_log_loss": partial(speed_log, name="auc_log_loss", is_log=True),
+    "steps_to_threshold": steps_to_threshold_log,
+    **{name: partial(conditioning_log, name=name) for name in STATISTICS},
+    "isometry_cosine": isometry_cosine_log,
+}

@@ -1,0 +1,1 @@
+"""The options of an experiment, its presets, and the command line."""

@@ -1,0 +1,69 @@
+"""What every command line of the house shares: options from dataclasses, and bad input as one line and exit code 2."""
+
+import contextlib
+import io
+import re
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeVar
+
+import tyro
+
+from skip_conditioning.diagnostics.errors import InputError, near_matches
+from skip_conditioning.experiments.processes.group import is_first_process, is_to_print
+from skip_conditioning.models import ModelOptionError
+
+Options = TypeVar("Options")
+
+
+def run_command(main: Callable[[Options], None], parse: Callable[[], Options]) -> int:
+    """Parse the command line, run the command, and return its exit code: 0, or 2 for bad input."""
+    try:
+        main(parse())
+    except (InputError, ModelOptionError) as error:
+        if is_to_print(error):
+            print("error:", " ".join(str(error).splitlines()), file=sys.stderr, flush=True)
+        return 2
+    except KeyboardInterrupt as stop:
+        if is_first_process():
+            print("; ".join(["interrupted", *stop.args]), file=sys.stderr)
+        return 130
+    return 0
+
+
+def parse_options(kind: type[Options], prog: str, args: Sequence[str] | None) -> Options:
+    """Options of one kind from the command line.
+
+    Raises:
+        InputError: An option or a value that does not exist, in one line.
+    """
+    return _in_one_line(lambda: tyro.cli(kind, prog=prog, args=args))
+
+
+def parse_preset(presets: Mapping[str, tuple[str, Options]], prog: str, args: Sequence[str]) -> Options:
+    """Options that start from a preset, named by the first argument.
+
+    Raises:
+        InputError: No or an unknown preset (near matches are offered), option or value, in one line.
+    """
+    if not args:
+        raise InputError(f"name a preset: {', '.join(presets)}; or see --help")
+    if not args[0].startswith("-") and args[0] not in presets:
+        hint = near_matches(args[0], presets)
+        raise InputError(f"unknown preset {args[0]!r}; known are {', '.join(presets)}.{hint}")
+    return _in_one_line(lambda: tyro.extras.overridable_config_cli(dict(presets), prog=prog, args=args))
+
+
+def _in_one_line(parse: Callable[[], Any]) -> Any:
+    """Let tyro parse; what it says in a box when it refuses becomes the message of an ``InputError``."""
+    said = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(said):
+            return parse()
+    except SystemExit as stop:
+        if stop.code in (0, None):
+            raise
+        after_title = said.getvalue().partition("\n")[2]
+        first_part = re.split(r"─{5,}|For full helptext", after_title)[0]
+        words = re.sub(r"[│╭╮╰╯\s]+", " ", first_part).strip().rstrip(".")
+        raise InputError(f"{words or 'the options cannot be read'}; see --help") from None

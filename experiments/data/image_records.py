@@ -1,0 +1,273 @@
+"""Image records on disk or on the Hugging Face Hub: found, read, and decoded one by one.
+
+Reading is lazy: of a data set that is limited to its first images no more is read or decoded.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from io import BytesIO
+from itertools import chain, zip_longest
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import torch
+from PIL import Image
+from pyarrow import parquet
+
+from skip_conditioning.diagnostics.errors import InputError, near_matches
+from skip_conditioning.experiments.data.sources import DATASETS, Source, find_folder, find_split, list_images
+
+_BATCH = 256
+# JPEG's own halving, of whole blocks, is left to do only as much as resizing does still better at least twofold.
+_REDUCING_GAP = 2
+
+#: Where an image is (for messages), the image encoded as in Hugging Face data sets, its label.
+Record = tuple[str, Any, Any]
+#: Left, top, right, bottom, in pixels.
+Box = tuple[float, float, float, float]
+#: The records of a split and its class names, where it has them.
+Records = tuple[Iterator[Record], tuple[str, ...] | None]
+
+
+class UnreadableImageError(InputError):
+    """An image that cannot be decoded."""
+
+
+def read_local(name: str, source: Source, data_dir: Path) -> tuple[Records, Records]:
+    """The training and the test split found in a folder, or in the folder of that name in it.
+
+    Raises:
+        InputError: There is no such folder, a split is missing, or a file is not what it should be.
+    """
+    folder = find_folder(name, source, data_dir)
+    return _read_folder(folder, source, ("train",)), _read_folder(folder, source, source.test_splits)
+
+
+def read_hub(name: str, source: Source, *, streaming: bool) -> tuple[Records, Records]:
+    """The training and the test split on the Hugging Face Hub.
+
+    Args:
+        name: The name it was asked for by.
+        source: What is known of it.
+        streaming: Fetch only what is read; else the whole set is downloaded, once, to Hugging Face's own cache.
+
+    Raises:
+        InputError: It cannot be fetched, or a split or a column is missing.
+    """
+    found = load_hub(name, source, streaming=streaming)
+    halves = []
+    for split in hub_splits(found, source):
+        features = found[split].features or {}
+        columns = find_columns(features, source, source.hub)
+        batches = found[split].select_columns(list(columns)).with_format("arrow").iter(_BATCH)
+        rows = _rows(batches, columns, f"{source.hub}, {split} split")
+        halves.append((rows, class_names(features, source, source.hub)))
+    return halves[0], halves[1]
+
+
+def load_hub(name: str, source: Source, *, streaming: bool = False) -> Mapping[str, Any]:
+    """All splits on the Hugging Face Hub, by name.
+
+    Raises:
+        InputError: They cannot be fetched.
+    """
+    import datasets  # here, because it takes a second to import
+
+    try:
+        found: Mapping[str, Any] = datasets.load_dataset(source.hub, streaming=streaming)
+    except Exception as error:  # the Hub's client raises a dozen unrelated classes
+        known = f", or a known name ({', '.join(DATASETS)}).{near_matches(name, DATASETS)}"
+        raise InputError(
+            f"data set {name!r} cannot be loaded from the Hugging Face Hub ({one_line(error)}); give --data-dir, or "
+            f"SKIP_DATA_DIR, with a local copy{'' if name in DATASETS else known}"
+        ) from error
+    return found
+
+
+def hub_splits(found: Mapping[str, Any], source: Source) -> tuple[str, str]:
+    """Names of the training and the test split among those on the Hub."""
+    names = []
+    for splits in (("train",), source.test_splits):
+        split = next((split for split in splits if split in found), None)
+        if split is None:
+            raise InputError(f"{source.hub} has no split {' or '.join(splits)}, only {', '.join(found)}")
+        names.append(split)
+    return names[0], names[1]
+
+
+def check_classes(name: str, train: Sequence[str] | None, test: Sequence[str] | None) -> None:
+    """Refuse splits of different classes; None where a split does not name its own."""
+    if train and test and (unlike := sorted({*train} ^ {*test})):
+        lacking = "test" if unlike[0] in train else "training"
+        raise InputError(
+            f"{name}: class {unlike[0]!r} is missing from the {lacking} split ({len(unlike)} such classes)"
+        )
+
+
+def _read_folder(folder: Path, source: Source, splits: Sequence[str]) -> Records:
+    paths = find_split(folder, splits)
+    if paths[0].is_dir():
+        return _read_class_folders(paths)
+    files = [open_parquet(path) for path in paths]
+    features = [parquet_features(file.schema_arrow) for file in files]
+    columns = [find_columns(found, source, str(path)) for found, path in zip(features, paths, strict=True)]
+    records = chain.from_iterable(
+        _rows(file.iter_batches(_BATCH, columns=names), names, str(path))
+        for file, path, names in zip(files, paths, columns, strict=True)
+    )
+    return records, class_names(features[0], source, str(paths[0]))
+
+
+def _read_class_folders(folders: Sequence[Path]) -> Records:
+    """One image of each class in turn, so that every prefix represents the classes evenly."""
+    rows = zip_longest(*map(list_images, folders))
+    in_turn = (
+        (path, {"bytes": None, "path": path}, label)
+        for row in rows
+        for label, (folder, image) in enumerate(zip(folders, row, strict=True))
+        if image is not None
+        for path in (str(folder / image),)
+    )
+    return in_turn, tuple(folder.name for folder in folders)
+
+
+def open_parquet(path: Path) -> parquet.ParquetFile:
+    """A Parquet file, of which only the footer is read yet."""
+    try:
+        return parquet.ParquetFile(path)
+    except (pa.ArrowException, OSError) as error:
+        raise InputError(f"{path} is not a readable Parquet file ({one_line(error)}); copy it again") from error
+
+
+def parquet_features(schema: pa.Schema) -> Mapping[str, Any]:
+    """Columns and their types as Hugging Face's ``datasets`` sees them."""
+    import datasets
+
+    return datasets.Features.from_arrow_schema(schema)
+
+
+def find_columns(features: Mapping[str, Any], source: Source, where: str) -> tuple[str, str]:
+    """Names of the image and the label column."""
+    image = next((column for column in ("image", "img") if column in features), None)
+    if image is None or source.label_column not in features:
+        raise InputError(
+            f"{where} has the columns {', '.join(features) or 'none'}; needed are 'image' or 'img', and"
+            f" {source.label_column!r}"
+        )
+    return image, source.label_column
+
+
+def class_names(features: Mapping[str, Any], source: Source, where: str) -> tuple[str, ...] | None:
+    """Names of the classes, where the label column has them."""
+    names = getattr(features[source.label_column], "names", None)
+    if names and source.num_classes and len(names) != source.num_classes:
+        raise InputError(f"{where} has {len(names)} classes, not {source.num_classes}: it is another data set")
+    return tuple(names) if names else None
+
+
+def _rows(batches: Iterator[Any], columns: tuple[str, str], where: str) -> Iterator[Record]:
+    row = 0
+    try:
+        for batch in batches:
+            for image, label in zip(*(batch.column(column).to_pylist() for column in columns), strict=True):
+                yield f"{where}, row {row}", image, label
+                row += 1
+    except (pa.ArrowException, OSError) as error:
+        raise InputError(f"{where} cannot be read from row {row} on ({one_line(error)}); copy it again") from error
+
+
+def open_image(where: str, encoded: Any) -> Image.Image:
+    """An image, decoded at its own size.
+
+    Raises:
+        UnreadableImageError: It is damaged, or no image.
+    """
+    import datasets
+
+    try:
+        return datasets.Image().decode_example(encoded)
+    except Exception as error:  # Pillow's decoders raise OSError, SyntaxError, ValueError, zlib.error, ...
+        raise unreadable(where, error) from error
+
+
+def unreadable(where: str, error: Exception) -> UnreadableImageError:
+    """What a decoder raised, as an error that names the image and the way out."""
+    return UnreadableImageError(f"{where}: not a readable image ({one_line(error)}); replace or remove it")
+
+
+def label_problem(label: object, num_classes: int | None) -> str | None:
+    """What is wrong with a label that is no integer in ``0 … num_classes - 1``."""
+    if isinstance(label, int) and label >= 0 and (not num_classes or label < num_classes):
+        return None
+    allowed = f"0 to {num_classes - 1}" if num_classes else "an integer from 0"
+    return f"label {label!r} is out of range, it must be {allowed}"
+
+
+def one_line(error: BaseException) -> str:
+    """The first line of an error's message, or what kind it is."""
+    return str(error).partition("\n")[0] or type(error).__name__
+
+
+def random_part(width: int, height: int, random: torch.Generator) -> tuple[Box, bool]:
+    """The part of an image to train on, and whether to mirror it: torchvision's ``RandomResizedCrop`` and a fair flip.
+
+    The area is uniform in 8 to 100 % of the image's, the ratio of the part's sides log-uniform from 3:4 to 4:3. Of ten
+    draws the first that lies within the image counts; should there be none, the largest central part of such a ratio.
+    """
+    areas, ratios = torch.rand((2, 10), generator=random, dtype=torch.float64).tolist()
+    left, top, flip = torch.rand(3, generator=random, dtype=torch.float64).tolist()
+    for area, ratio in zip(areas, ratios, strict=True):
+        area, ratio = width * height * (0.08 + 0.92 * area), 0.75 * (16 / 9) ** ratio
+        part_width, part_height = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
+        if 0 < part_width <= width and 0 < part_height <= height:
+            left, top = int(left * (width - part_width + 1)), int(top * (height - part_height + 1))
+            break
+    else:
+        part_width, part_height = min(width, round(height * 4 / 3)), min(height, round(width * 4 / 3))
+        left, top = (width - part_width) // 2, (height - part_height) // 2
+    return (left, top, left + part_width, top + part_height), flip < 0.5
+
+
+def decode_part(file: str | BytesIO, size: int, random: torch.Generator) -> np.ndarray:
+    """A random part of an image, scaled to a square: uint8, shape ``(3, size, size)``."""
+    with Image.open(file) as image:
+        part, mirrored = random_part(*image.size, random)
+        pixels, (left, top, right, bottom) = _load(image, part, size)
+    # Cut first, lest the scaling look beyond the part's edges.
+    cut = math.floor(left), math.floor(top), math.ceil(right), math.ceil(bottom)
+    within = (left - cut[0], top - cut[1], right - cut[0], bottom - cut[1])
+    square = np.asarray(pixels.crop(cut).resize((size, size), Image.Resampling.BILINEAR, within))
+    return (square[:, ::-1] if mirrored else square).transpose(2, 0, 1)
+
+
+def decode_centre(file: str | BytesIO, size: int) -> np.ndarray:
+    """An image's centre: of the shorter side scaled to 8/7 of ``size``; uint8, shape ``(3, size, size)``."""
+    with Image.open(file) as image:
+        pixels, centre = _load(image, _centre(*image.size, size), size)
+    return np.asarray(pixels.resize((size, size), Image.Resampling.BILINEAR, centre)).transpose(2, 0, 1)
+
+
+def _centre(width: int, height: int, size: int) -> Box:
+    """Where in an image the centre lies that scaling the whole, and then cutting, would leave."""
+    short = size * 8 // 7
+    scaled = [short * side // min(width, height) for side in (width, height)]
+    left, top = (round((side - size) / 2) for side in scaled)
+    x, y = width / scaled[0], height / scaled[1]
+    return left * x, top * y, (left + size) * x, (top + size) * y
+
+
+def _load(image: Image.Image, part: Box, size: int) -> tuple[Image.Image, Box]:
+    """Decode as RGB, at a fraction of the resolution where that is ample, and where the part lies then."""
+    width, height = image.size
+    enough = [
+        math.ceil(_REDUCING_GAP * size * whole / (last - first))
+        for whole, first, last in ((width, part[0], part[2]), (height, part[1], part[3]))
+    ]
+    drafted = image.draft(None, (enough[0], enough[1]))
+    scale = drafted[1][2] / width if drafted else 1.0
+    left, top, right, bottom = (edge * scale for edge in part)
+    return image.convert("RGB"), (left, top, right, bottom)

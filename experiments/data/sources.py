@@ -1,0 +1,137 @@
+"""What is known of a data set before it is read: its place on the Hub, its folders, its classes and statistics."""
+
+import os
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from skip_conditioning.diagnostics.errors import InputError
+
+_IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".ppm", ".tif", ".tiff")
+
+#: Mean and standard deviation of each channel, pixels in [0, 1].
+Statistics = tuple[tuple[float, ...], tuple[float, ...]]
+
+
+@dataclass(frozen=True)
+class Source:
+    """What is known of one data set; None is found out from the data.
+
+    Attributes:
+        hub: Its name on the Hugging Face Hub.
+        folders: Names under which a local copy may lie.
+        num_classes: Number of classes.
+        channels: 1 (grey) or 3 (colour).
+        size: ``(height, width)`` that every image must have.
+        resize: Side of the square that every image is scaled and cropped to.
+        label_column: The column of the classes.
+        test_splits: Names that the split for evaluation may have.
+        statistics: Mean and deviation over the training set.
+        stream: Whether it is too large for host memory, to be decoded while training (``streaming``).
+    """
+
+    hub: str
+    folders: tuple[str, ...]
+    num_classes: int | None = None
+    channels: int | None = None
+    size: tuple[int, int] | None = None
+    resize: int | None = None
+    label_column: str = "label"
+    test_splits: tuple[str, ...] = ("test", "validation", "valid", "val")
+    statistics: Statistics | None = None
+    stream: bool = False
+
+
+# Mean and deviation of MNIST and CIFAR-10: computed from all training images as image_records decodes them; of
+# CIFAR-100 and ImageNet: the customary published numbers, since a local copy may be a part of the whole.
+SOURCES = {
+    "mnist": Source("ylecun/mnist", ("mnist",), 10, 1, (28, 28), statistics=((0.1307,), (0.3081,))),
+    "cifar10": Source(
+        "uoft-cs/cifar10",
+        ("cifar10",),
+        10,
+        3,
+        (32, 32),
+        statistics=((0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)),
+    ),
+    "cifar100": Source(
+        "uoft-cs/cifar100",
+        ("cifar100",),
+        100,
+        3,
+        (32, 32),
+        label_column="fine_label",
+        statistics=((0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762)),
+    ),
+    "imagenet": Source(
+        "ILSVRC/imagenet-1k",
+        ("imagenet", "imagenet-1k", "imagenet-sample"),
+        1000,
+        3,
+        resize=224,
+        test_splits=("validation", "val", "test"),  # the Hub's test split has no labels
+        statistics=((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
+        stream=True,
+    ),
+}
+
+DATASETS = ("digits", *SOURCES)
+
+
+def find_source(name: str) -> Source:
+    """What is known of a data set, by its short name or its name on the Hub; hardly anything of a stranger."""
+    by_hub_name = {known.hub: known for known in SOURCES.values()}
+    return SOURCES.get(name) or by_hub_name.get(name) or Source(name, (name.rsplit("/", 1)[-1],))
+
+
+def find_folder(name: str, source: Source, data_dir: Path) -> Path:
+    """The folder under ``data_dir`` that holds the training split.
+
+    Raises:
+        InputError: There is none.
+    """
+    if not data_dir.is_dir():
+        raise InputError(f"data directory {data_dir} does not exist or is no folder; give the one that holds {name}")
+    homes = [data_dir / folder for folder in source.folders if (data_dir / folder).is_dir()] + [data_dir]
+    # A clone of a Hub repository keeps its Parquet files in one of these.
+    for folder in (home / inner for home in homes for inner in ("", "data", "plain_text", source.folders[0])):
+        if _split_paths(folder, ("train",)):
+            return folder
+    found = ", ".join(sorted(entry.name for entry in homes[0].iterdir())[:5]) or "nothing"
+    raise InputError(f"{homes[0]} holds no {name} data: looked for train*.parquet and train/<class>/, found {found}")
+
+
+def find_split(folder: Path, splits: Sequence[str]) -> list[Path]:
+    """Parquet files or class folders, sorted by name, of the first split there is any of.
+
+    Raises:
+        InputError: There are none.
+    """
+    paths = _split_paths(folder, splits)
+    if not paths:
+        looked_for = " and ".join(f"{split}*.parquet, {split}/<class>/" for split in splits)
+        raise InputError(f"{folder} has no test split: looked for {looked_for}")
+    return paths
+
+
+def _split_paths(folder: Path, splits: Sequence[str]) -> list[Path]:
+    for split in splits:
+        files = [file for file in folder.glob("*.parquet") if re.match(rf"{split}\b|{split}_", file.name)]
+        files = files or [entry for entry in folder.glob(f"{split}/[!.]*") if entry.is_dir()]
+        if files:
+            return sorted(files)
+    return []
+
+
+def list_images(folder: Path) -> list[str]:
+    """Names of the image files in a class folder, sorted.
+
+    Raises:
+        InputError: There are none.
+    """
+    with os.scandir(folder) as entries:
+        images = sorted(e.name for e in entries if e.name.lower().endswith(_IMAGE_SUFFIXES) and e.name[0] != ".")
+    if not images:
+        raise InputError(f"class folder {folder} holds no images; fill it or remove it from every split")
+    return images

@@ -1,0 +1,138 @@
+"""Several processes started by ``torchrun``: joined to one group, of which the first writes."""
+
+import contextlib
+import os
+import sys
+import time
+from collections.abc import Callable, Iterator
+from typing import NoReturn, TypeVar
+
+import torch
+from torch import distributed
+
+from skip_conditioning.diagnostics.errors import InputError
+from skip_conditioning.diagnostics.support.sharding import together
+
+Result = TypeVar("Result")
+
+#: Attribute of an error: whether it is this process's own, and not that of all.
+_OWN = "_is_of_one_process"
+
+#: Seconds that a process with nothing to say gives the first to print, before it leaves.
+_PATIENCE = 10.0
+
+
+@contextlib.contextmanager
+def process_group(device: torch.device) -> Iterator[distributed.ProcessGroup | None]:
+    """The group of all processes that ``torchrun`` started, joined inside; None for a single process."""
+    if processes() == 1:
+        yield None
+        return
+    if device.type == "cuda":
+        torch.cuda.set_device(own_device(device))  # NCCL sends Python objects through the current device
+    distributed.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    try:
+        yield distributed.group.WORLD
+    except Exception as error:
+        _mark(error, own=True)
+        raise
+    finally:
+        distributed.destroy_process_group()
+
+
+def choose_device(name: str) -> torch.device:
+    """A device by name; ``auto`` is a GPU if there is one, under ``torchrun`` the one meant for this process.
+
+    Raises:
+        InputError: No such device, or it is not there.
+    """
+    try:
+        device = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name)
+        torch.zeros(1, device=device).item()
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise InputError(f"--device {name} cannot be used ({reason}); try --device cpu") from error
+    return own_device(device)
+
+
+def check_compiler(device: torch.device) -> None:
+    """See that torch.compile can compile for a device, by the smallest function.
+
+    Raises:
+        InputError: It cannot, for instance because there is no C++ compiler.
+    """
+    try:
+        torch.compile(lambda x: 2 * x + 1)(torch.ones(2, device=device))
+    except Exception as error:  # of a dozen classes, most of them private
+        reason = str(error).partition("\n")[0]
+        raise InputError(f"--compile does not work here ({reason}); install a C++ compiler, or leave it out") from error
+
+
+def own_device(device: torch.device) -> torch.device:
+    """The device for this process: of several GPUs, the one that ``torchrun`` means for it."""
+    if device.type == "cuda" and device.index is None and "LOCAL_RANK" in os.environ:
+        return torch.device("cuda", int(os.environ["LOCAL_RANK"]))
+    return device
+
+
+def processes() -> int:
+    """How many processes ``torchrun`` started; 1 without it.
+
+    Raises:
+        InputError: The environment says so only in part, and not as ``torchrun`` does.
+    """
+    said = os.environ.get("WORLD_SIZE") or "1"
+    if not said.isdecimal() or (int(said) > 1 and not {"RANK", "MASTER_ADDR", "MASTER_PORT"} <= os.environ.keys()):
+        raise InputError(f"the environment says WORLD_SIZE={said}, but torchrun did not: start with it, or unset that")
+    return int(said)
+
+
+def processes_here() -> int:
+    """How many processes ``torchrun`` started on this machine; 1 without it."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+
+
+def is_first_process() -> bool:
+    """Whether this process is to write and print: the only one, or rank 0."""
+    return int(os.environ.get("RANK", "0")) == 0
+
+
+def everywhere(work: Callable[[], Result], group: distributed.ProcessGroup | None) -> Result:
+    """Some work that every process of a group does, where each would fail alike, or one for reasons of its own.
+
+    Raises:
+        Exception: What the work raised in any of them, in all of them, for the first one to print.
+    """
+    try:
+        return together(work, group)
+    except Exception as error:
+        _mark(error, own=False)
+        raise
+
+
+def is_to_print(error: BaseException) -> bool:
+    """Whether this process is to print an error that ends it; if not, it has first waited for the one that is.
+
+    Every process prints what befell it alone. Of what all have alike, such as a wrong option, one line is enough: the
+    first process prints it, and the others wait, as ``torchrun`` ends all when one has left.
+    """
+    own = getattr(error, _OWN, None)
+    # Before it joined the others, a process knows no more than that those on its machine find the same wrong.
+    if own or (is_first_process() if own is False else os.environ.get("LOCAL_RANK", "0") == "0"):
+        return True
+    time.sleep(_PATIENCE)
+    return False
+
+
+def _mark(error: Exception, *, own: bool) -> None:
+    if not hasattr(error, _OWN):
+        setattr(error, _OWN, own)
+
+
+def leave(code: int) -> NoReturn:
+    """End the program; one process of several at once, as gloo's threads may abort while the interpreter winds up."""
+    if "RANK" not in os.environ:
+        sys.exit(code)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)

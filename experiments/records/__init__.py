@@ -1,0 +1,1 @@
+"""What an experiment leaves on disk: its directory, checkpoints, locks, logs, provenance, and the speed table."""

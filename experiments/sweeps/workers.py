@@ -1,0 +1,254 @@
+"""Runs of an experiment trained at once on a CPU, by processes of one thread that take one run after another.
+
+For small networks, which gain nothing from more threads. The processes are spawned and import nothing of the program
+that starts them, so that a script which calls ``run_in_processes`` needs no ``if __name__ == "__main__"``.
+"""
+
+import contextlib
+import multiprocessing
+import os
+import signal
+import sys
+import threading
+import time
+import traceback
+import types
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from multiprocessing import resource_tracker
+from multiprocessing.connection import Connection, wait
+from pathlib import Path
+
+import torch
+from tqdm import tqdm
+
+from skip_conditioning.diagnostics.errors import InputError
+from skip_conditioning.experiments.config.presets import PRESETS
+from skip_conditioning.experiments.config.train_config import TrainConfig
+from skip_conditioning.experiments.processes.threads import one_thread
+from skip_conditioning.experiments.records.directory import is_over
+from skip_conditioning.experiments.records.speed import write_speed
+from skip_conditioning.experiments.training.experiment import Experiment
+from skip_conditioning.experiments.training.runs import Cell
+
+#: Fewer runs may be over before other processes have imported torch.
+_FEWEST_RUNS = 4
+#: Processes by default, where there are more cores: each takes some 400 MB.
+_MOST = 16
+#: Seconds that processes have to end by themselves.
+_PATIENCE = 3.0
+
+
+def run_in_processes(experiment: Experiment, processes: int | None = None) -> None:
+    """Train every run that is not over yet, several at once on a CPU, then write the speed table.
+
+    Tables and weights are those of ``experiment.run()`` on one thread, to the bit. On a GPU it is that; so it
+    is, on one thread, for a few runs unless a number of processes is given, and for measurements that are not the
+    preset's, as their schedules cannot be sent to other processes.
+
+    Args:
+        experiment: Not within its ``prepared()``.
+        processes: How many; None for one a core, 16 at most.
+
+    Raises:
+        InputError: As ``experiment.run()`` does; or a run failed, or a process was killed. Runs that are over are kept.
+        KeyboardInterrupt: Like that meanwhile, when all processes have ended.
+    """
+    if experiment.device.type != "cpu":
+        experiment.run()
+        return
+    with one_thread():
+        pending = _pending(experiment, anew=experiment.config.overwrite)
+        few = processes is None and len(pending) < _FEWEST_RUNS
+        count = min(usable_cores() if processes is None else processes, len(pending))
+        if count < 2 or few or not _can_be_sent(experiment):
+            experiment.run()
+            return
+        with experiment.prepared():
+            pending = _pending(experiment)
+            total = len(experiment.cells)
+            with (
+                tqdm(total=total, initial=total - len(pending), unit="run", dynamic_ncols=True) as bar,
+                _workers(experiment.config, count) as workers,
+            ):
+                _train(experiment, pending, workers, bar)
+            write_speed(experiment.config.out)
+
+
+def usable_cores() -> int:
+    """Cores that this process may use, 16 at most."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(cores, _MOST)
+
+
+def _pending(experiment: Experiment, *, anew: bool = False) -> list[Cell]:
+    return [cell for cell in experiment.cells if anew or not is_over(experiment.directory(cell))]
+
+
+def _can_be_sent(experiment: Experiment) -> bool:
+    """Whether other processes can be sent the options: they have the measurements from the preset."""
+    preset = PRESETS.get(experiment.config.experiment)
+    return preset is not None and preset[1].measurements == experiment.config.measurements
+
+
+class _Worker:
+    """A process that trains runs."""
+
+    def __init__(self, config: TrainConfig) -> None:
+        context = multiprocessing.get_context("spawn")
+        self.connection, theirs = context.Pipe()
+        self.process = context.Process(target=_work, args=(config, theirs))
+        with theirs, _without_main():
+            self.process.start()
+
+    def begin(self, cell: Cell) -> None:
+        """Let it train a run."""
+        with contextlib.suppress(OSError):  # it has ended, which is seen when its reply is read
+            self.connection.send(cell.run_id)
+
+    def reply(self) -> tuple[str, str] | None:
+        """Why its run failed, in a line and as a traceback; None if it did not.
+
+        Raises:
+            EOFError: The process has ended.
+        """
+        try:
+            if self.connection.poll():
+                return self.connection.recv()
+        except OSError as error:
+            raise EOFError from error
+        raise EOFError
+
+
+@contextlib.contextmanager
+def _workers(config: TrainConfig, count: int) -> Iterator[list[_Worker]]:
+    """So many processes, which are gone afterwards whatever happens."""
+    cores_each = max(usable_cores() // count, 1)
+    config = replace(
+        config,
+        measurements=(),
+        resume=True,
+        overwrite=False,
+        workers=cores_each if config.workers is None else config.workers,
+    )
+    workers: list[_Worker] = []
+    try:
+        resource_tracker.ensure_running()  # when first started, it would let the signal through
+        with _interrupts_held():
+            workers.extend(_Worker(config) for _ in range(count))
+        yield workers
+    finally:
+        with _interrupts_held():
+            _stop(workers)
+
+
+def _train(experiment: Experiment, pending: Sequence[Cell], workers: Sequence[_Worker], bar: tqdm) -> None:
+    """Hand the runs to the workers, one after another, until all are over."""
+    waiting, free = list(reversed(pending)), list(workers)
+    busy: dict[_Worker, Cell] = {}
+    while waiting or busy:
+        while waiting and free:
+            worker, cell = free.pop(), waiting.pop()
+            worker.begin(cell)
+            busy[worker] = cell
+            bar.set_description(cell.arm)
+        ready = wait([handle for worker in busy for handle in (worker.connection, worker.process.sentinel)])
+        for worker in [one for one in busy if one.connection in ready or one.process.sentinel in ready]:
+            try:
+                failure = worker.reply()
+            except EOFError:
+                worker.process.join(_PATIENCE)
+                raise _killed(experiment, busy) from None
+            cell = busy.pop(worker)
+            if failure is not None:
+                reason, trace = failure
+                error = InputError(f"run {cell.run_id} failed: {reason}; runs that are over are kept")
+                error.add_note(trace)
+                raise error
+            free.append(worker)
+            bar.update()
+
+
+def _killed(experiment: Experiment, busy: Mapping[_Worker, Cell]) -> InputError:
+    """What to say of processes that ended without a word, whose runs are marked as failed."""
+    ended = {cell: worker.process.exitcode for worker, cell in busy.items() if not worker.process.is_alive()}
+    for cell, code in ended.items():
+        experiment.record_failure(cell, f"its process ended without a word (exit code {code})")
+    runs = ", ".join(sorted(f"{cell.run_id} (exit code {code})" for cell, code in ended.items()))
+    return InputError(
+        f"the processes that trained {runs} were killed, maybe for want of memory; repeat the command, if need be with "
+        "fewer processes: runs that are over are kept"
+    )
+
+
+def _stop(workers: Sequence[_Worker]) -> None:
+    for worker in workers:
+        worker.connection.close()
+        worker.process.terminate()
+    deadline = time.monotonic() + _PATIENCE
+    for worker in workers:
+        worker.process.join(max(deadline - time.monotonic(), 0))
+        worker.process.kill()
+        worker.process.join()
+
+
+@contextlib.contextmanager
+def _interrupts_held() -> Iterator[None]:
+    """Ctrl-C inside takes effect afterwards; in processes that are started inside it never does."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+@contextlib.contextmanager
+def _without_main() -> Iterator[None]:
+    """Processes spawned inside do not import the program's main module, which takes time and may do who knows what."""
+    main = sys.modules["__main__"]
+    sys.modules["__main__"] = types.ModuleType("__main__")
+    try:
+        yield
+    finally:
+        sys.modules["__main__"] = main
+
+
+def _work(config: TrainConfig, connection: Connection) -> None:
+    """What a process does: train the runs that it is told to, and reply after each."""
+    signal.signal(signal.SIGTERM, _leave)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    torch.set_num_threads(1)
+    with contextlib.suppress(EOFError, ConnectionError):  # the one that started it wants no more
+        run_id = connection.recv()
+        try:
+            whole = replace(config, measurements=PRESETS[config.experiment][1].measurements)
+            experiment = Experiment(whole, prepared=True)
+            while True:
+                experiment.run_cell(run_id)
+                connection.send(None)
+                run_id = connection.recv()
+        except Exception as error:
+            connection.send((_in_a_line(error), traceback.format_exc()))
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # what tidies up at exit would tell of a SystemExit
+
+
+def _leave(*_: object) -> None:
+    """End the process as Ctrl-C would, with locks released, and nothing said."""
+    sys.exit(1)
+
+
+def _end_with_parent() -> None:
+    """End this process as soon as the one that started it is gone, which may have been killed."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)
+
+
+def _in_a_line(error: Exception) -> str:
+    """An error that a user can meet as it is, any other with its kind and place."""
+    if isinstance(error, InputError):
+        return str(error)
+    place = traceback.extract_tb(error.__traceback__)[-1]
+    first = str(error).partition("\n")[0]
+    return f"{type(error).__name__}: {first} ({Path(place.filename).name}, line {place.lineno})"

@@ -1,0 +1,125 @@
+"""The network of a run, from the registry or the user's factory, built for the data it is trained on."""
+
+import ast
+import contextlib
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from skip_conditioning.diagnostics.errors import InputError, NonFiniteError, near_matches
+from skip_conditioning.models import ModelOptionError, arms, build_model, model_options
+
+#: The arm of a user's factory that declares none.
+ONLY_ARM = "default"
+
+#: Images wider than this get the ImageNet stem.
+_CIFAR_STEM_UP_TO = 64
+
+
+def check_arms(name: str, chosen: Sequence[str]) -> None:
+    """Raise ``InputError`` for an arm the network does not have, or one that cannot name a directory."""
+    with _users_code(name):
+        known = arms(name) or (ONLY_ARM,)
+    for arm in chosen:
+        if "/" in arm or arm.startswith("."):
+            raise InputError(f"arm {arm!r} of {name} cannot be part of a directory's name; rename it")
+        if arm not in known:
+            raise InputError(
+                f"unknown arm {arm!r} of {name}; it has {', '.join(known)} (--arms).{near_matches(arm, known)}"
+            )
+
+
+def build_network(
+    name: str, arm: str, options: Sequence[str], *, num_classes: int, input_shape: Sequence[int]
+) -> nn.Module:
+    """A network in train mode, initialised from the global random stream.
+
+    Args:
+        name: As for ``models.build_model``.
+        arm: One of its arms, or ``ONLY_ARM``.
+        options: Options of the model, each ``name=value``, such as ``depth=16``.
+        num_classes: Number of logits.
+        input_shape: ``(C, H, W)`` of one image.
+
+    Raises:
+        InputError: An option without ``=``, or an error in the user's factory.
+        ModelOptionError: Whatever the model does not have or take.
+    """
+    wanted: dict[str, Any] = {
+        "num_classes": num_classes,
+        "in_channels": input_shape[0],
+        "in_features": input_shape[0] * input_shape[1] * input_shape[2],
+        "stem": "imagenet" if input_shape[-1] > _CIFAR_STEM_UP_TO else "cifar",
+    }
+    # A user's factory knows its own sizes; a network of the registry is told those it asks for.
+    known = () if ":" in name else model_options(name)
+    sizes = {key: value for key, value in wanted.items() if key in known}
+    with _users_code(name):
+        model = build_model(name, arm=None if arm == ONLY_ARM else arm, **{**sizes, **parse_model_options(options)})
+    if any(torch.nn.parameter.is_lazy(parameter) for parameter in model.parameters()):
+        raise InputError(f"{name} has lazy layers without a size; call the network once in its factory")
+    if not any(parameter.requires_grad for parameter in model.parameters()):
+        raise InputError(f"{name} has no parameter to train")
+    return model.train()
+
+
+def check_network(name: str, model: nn.Module, images: Tensor, num_classes: int) -> None:
+    """See that a network can be trained on some images, by a forward pass in train mode.
+
+    Args:
+        name: What to call it in messages.
+        model: The network, whose buffers and random stream this may move on.
+        images: Shape ``(N, C, H, W)``, as many as a training batch may be small.
+        num_classes: How many logits it must have at least.
+
+    Raises:
+        InputError: It cannot be applied to the images, or its output is not ``(N, num_classes)`` or wider.
+        NonFiniteError: A weight is NaN or infinite.
+    """
+    for key, tensor in model.state_dict().items():
+        if not tensor.isfinite().all():
+            raise NonFiniteError(f"{name}: {key!r} holds NaN or infinity from the start; look at its initialisation")
+    try:
+        with torch.no_grad():
+            logits = model(images)
+    except (RuntimeError, ValueError, TypeError) as error:
+        shape = " × ".join(map(str, images.shape))
+        raise InputError(f"{name} cannot be applied to a batch of {shape} in train mode: {error}") from error
+    found = f"a tensor of shape {tuple(logits.shape)}" if isinstance(logits, Tensor) else type(logits).__name__
+    if not isinstance(logits, Tensor) or logits.dim() != 2 or len(logits) != len(images):
+        raise InputError(f"{name} must return logits of shape ({len(images)}, {num_classes}); it returns {found}")
+    if logits.shape[1] < num_classes:
+        raise InputError(f"{name} must have a logit for each of the {num_classes} classes; it returns {found}")
+
+
+@contextlib.contextmanager
+def _users_code(name: str) -> Iterator[None]:
+    """Report an error in a factory of the user's as bad input; one in our own networks stays what it is."""
+    try:
+        yield
+    except (InputError, ModelOptionError):
+        raise
+    except Exception as error:
+        if ":" not in name:
+            raise
+        raise InputError(f"model {name!r} raised {type(error).__name__}: {error}") from error
+
+
+def parse_model_options(options: Sequence[str]) -> dict[str, Any]:
+    """``["depth=16", "normaliser=batch"]`` as keyword arguments: Python literals, or else text.
+
+    Raises:
+        InputError: One of them is not of the form ``name=value``.
+    """
+    parsed = {}
+    for option in options:
+        name, sign, value = option.partition("=")
+        if not sign or not name.isidentifier():
+            raise InputError(f"model option {option!r} is not of the form name=value, such as depth=16")
+        try:
+            parsed[name] = ast.literal_eval(value)
+        except (ValueError, SyntaxError):
+            parsed[name] = value
+    return parsed

@@ -1,0 +1,35 @@
+"""The runs of an experiment: every arm at every learning rate in every trial."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from skip_conditioning.experiments.config.train_config import TrainConfig
+from skip_conditioning.experiments.data.batches import derive_seed
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One run: an arm at a learning rate in a trial.
+
+    Attributes:
+        seed: The trial's; all its arms and learning rates share initialisation and data order.
+    """
+
+    arm: str
+    lr: float
+    trial: int
+    seed: int
+
+    @property
+    def run_id(self) -> str:
+        """Name of the run and of its directory."""
+        short = f"{self.lr:g}"
+        return f"{self.arm}-lr{short if float(short) == self.lr else repr(self.lr)}-trial{self.trial:02d}"
+
+
+def all_cells(config: TrainConfig) -> Iterator[Cell]:
+    """Every run, the arms of a trial next to each other."""
+    for trial in range(config.trials):
+        for lr in config.lr:
+            for arm in config.arms:
+                yield Cell(arm, lr, trial, derive_seed(config.seed, trial))

@@ -1,0 +1,98 @@
+"""What a run logs of its steps, without a training loop that waits for its device: numbers are fetched in blocks."""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from skip_conditioning.diagnostics.monitoring.monitor import SpectrumMonitor
+from skip_conditioning.diagnostics.spectrum import Spectrum
+from skip_conditioning.experiments.records.loggers import Logger, spectrum_scalars
+
+#: Called for every step with the step, its loss and the spectra measured at it.
+Progress = Callable[[int, float, dict[str, Spectrum]], None]
+
+
+class DivergedError(Exception):
+    """The loss of a step is not finite."""
+
+
+@dataclass(eq=False)
+class StepLog:
+    """Logs the steps of one run to its tables, its loggers and its progress.
+
+    Attributes:
+        monitor: Measures, and writes the tables.
+        loggers: Services beside the tables.
+        progress: Told of every step.
+    """
+
+    monitor: SpectrumMonitor
+    loggers: Sequence[Logger]
+    progress: Progress
+    _spectra: dict[int, dict[str, Spectrum]] = field(default_factory=dict, init=False)
+
+    def measure(self, step: int) -> None:
+        """Make the measurements due at a step, while the network is in its state."""
+        self._spectra[step] = self.monitor.step(step)
+
+    def record(self, step: int, *, grad_norm: float | None, **metrics: float) -> None:
+        """Log the numbers of a step measured before: ``loss``, ``accuracy``, ``lr`` and so on.
+
+        Raises:
+            DivergedError: The loss is not finite; whatever was measured at later steps is forgotten.
+        """
+        self.monitor.log(step, split="train", grad_norm=grad_norm, **metrics)
+        spectra = self._spectra.pop(step)
+        loss = metrics["loss"]
+        for logger in self.loggers:
+            train = {f"train/{name}": metrics[name] for name in ("loss", "accuracy", "lr")}
+            logger.log(step, train | spectrum_scalars(spectra))
+        if not math.isfinite(loss):
+            if self._spectra:
+                self.monitor.flush()
+                self.monitor.rewind(step)
+            raise DivergedError
+        self.progress(step, loss, spectra)
+
+    def evaluation(self, step: int, *, epoch: float, loss: float, accuracy: float) -> None:
+        """Log an evaluation on the test images."""
+        self.monitor.log(step, split="test", epoch=epoch, loss=loss, accuracy=accuracy)
+        for logger in self.loggers:
+            logger.log(step, {"test/loss": loss, "test/accuracy": accuracy})
+
+    def close(self) -> None:
+        """Write what waits."""
+        for logger in self.loggers:
+            logger.close()
+
+
+@dataclass(eq=False)
+class Block:
+    """Numbers of a few steps that a device may still be computing, to be fetched at once.
+
+    Attributes:
+        size: Steps after which it is full.
+    """
+
+    size: int
+    _waiting: list[tuple[int, Tensor, float]] = field(default_factory=list, init=False)
+
+    @property
+    def full(self) -> bool:
+        """Whether the numbers are to be fetched."""
+        return len(self._waiting) >= self.size
+
+    def add(self, step: int, numbers: Tensor, seconds: float) -> None:
+        """Hold a step's numbers, of the same shape at every step, and the seconds that it took."""
+        self._waiting.append((step, numbers, seconds))
+
+    def fetch(self) -> list[tuple[int, list[float], float]]:
+        """The steps held, their numbers, their seconds; the block then is empty."""
+        waiting, self._waiting = self._waiting, []
+        if not waiting:
+            return []
+        numbers = torch.stack([one for _, one, _ in waiting]).tolist()
+        return [(step, found, seconds) for (step, _, seconds), found in zip(waiting, numbers, strict=True)]

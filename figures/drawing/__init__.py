@@ -1,0 +1,1 @@
+"""What the figures share: axes, selection of rows, smoothing, style, saving."""

@@ -1,0 +1,64 @@
+"""The command ``skip-conditioning``: one subcommand for each job, each the same as its module."""
+
+import importlib
+import sys
+from collections.abc import Sequence
+
+#: Subcommands by subject: what each is for, and the module whose ``main`` it calls.
+COMMANDS: dict[str, dict[str, tuple[str, str]]] = {
+    "Measure": {
+        "train": ("train an experiment with diagnostics on, from a preset", "experiments.train"),
+        "analyse": ("measure the spectra of saved checkpoints", "experiments.spectrum_analysis"),
+        "sweep": ("train an experiment on a Slurm cluster, one job for each run", "experiments.sweep"),
+    },
+    "Look": {
+        "figures": ("draw the figures of an experiment", "figures.__main__"),
+        "summary": ("print conditioning and speed, one line for each arm and learning rate", "experiments.summary"),
+        "speed": ("measure how fast each run trained, and print the table", "experiments.speed"),
+        "ratios": ("compare the arms of an experiment in pairs, with intervals", "experiments.paired_ratios"),
+    },
+    "Judge": {
+        "verify": ("test the claims of the paper, or one of your own", "experiments.verify"),
+        "theory": ("check the theory's statements along real training", "experiments.theory.__main__"),
+    },
+    "Look up": {
+        "models": ("list the networks, their arms and their options", "models.__main__"),
+    },
+}
+
+
+def usage() -> str:
+    """The text of ``--help``: what each subcommand is for, grouped by subject."""
+    width = max(len(name) for group in COMMANDS.values() for name in group)
+    lines = [
+        "usage: skip-conditioning COMMAND [OPTIONS]",
+        "",
+        "Why does this network train fast? Measures the conditioning of its layers while it trains.",
+    ]
+    for subject, group in COMMANDS.items():
+        lines += ["", f"{subject}:", *(f"  {name:{width}}  {purpose}" for name, (purpose, _) in group.items())]
+    return "\n".join([*lines, "", "skip-conditioning COMMAND --help explains the options of one command."])
+
+
+def main(args: Sequence[str] | None = None) -> int:
+    """Run a subcommand; returns its exit code, 2 for bad input."""
+    name, *rest = [*(sys.argv[1:] if args is None else args)] or ["--help"]
+    if name in ("--help", "-h"):
+        print(usage())
+        return 0
+    from skip_conditioning import __version__
+    from skip_conditioning.diagnostics.errors import near_matches
+
+    if name == "--version":
+        print(__version__)
+        return 0
+    commands = {name: module for group in COMMANDS.values() for name, (_, module) in group.items()}
+    if name not in commands:
+        hint = near_matches(name, commands)
+        print(f"error: unknown command {name!r}; known are {', '.join(commands)}.{hint}", file=sys.stderr)
+        return 2
+    return importlib.import_module(f"skip_conditioning.{commands[name]}").main(rest)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,98 @@
+"""The plans of the claims about shortcuts on CIFAR and ImageNet: what they say can be trained, and can be decided."""
+
+import functools
+import math
+from pathlib import Path
+
+import pytest
+
+from skip_conditioning.experiments.claims.paper.registry import CLAIMS, chosen
+from skip_conditioning.experiments.claims.run.experiments import Place, jobs
+from skip_conditioning.experiments.claims.verdict.claim import Evidence
+from skip_conditioning.experiments.data.image_index import open_images
+from skip_conditioning.experiments.training.networks import build_network, check_arms
+
+NAMES = ("shortcut-speeds-cifar", "shortcut-speeds-imagenet")
+CASES = [(name, size) for name in NAMES for size in ("reduced", "cifar")]
+#: Images that a data set has for training.
+IMAGES = {"cifar10": 50_000, "cifar100": 50_000, "imagenet": 1_281_167}
+
+
+@functools.cache
+def planned(name, size):
+    return jobs(chosen((name,)), size, None, Place(Path("nowhere")))
+
+
+def length(config):
+    """Steps of a run."""
+    return config.epochs * math.ceil((config.subset or IMAGES[config.dataset]) / config.batch_size)
+
+
+@pytest.mark.parametrize(("name", "size"), CASES)
+def test_every_plan_can_be_trained(name, size):
+    for job in planned(name, size):
+        job.config.check()
+        assert job.config.arms == ("original", "modified")
+        check_arms(job.config.model, job.config.arms)
+
+
+@pytest.mark.parametrize(("name", "size"), CASES)
+def test_every_plan_has_seeds_to_decide(name, size):
+    for job in planned(name, size):
+        for (claim, plan), wanted in job.users.items():
+            assert wanted.seeds >= CLAIMS[claim].fewest_seeds(plan, size, len(job.config.lr))
+
+
+@pytest.mark.parametrize(("name", "size"), CASES)
+def test_the_window_of_the_loss_is_a_small_part_of_a_run(name, size):
+    for job in planned(name, size):
+        assert 1 < job.config.loss_window <= length(job.config) / 4
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_no_rate_decays_in_a_reduced_run(name):
+    assert all(job.config.epochs <= job.config.decay_epochs for job in planned(name, "reduced"))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_reduced_plans_keep_the_optimiser_and_the_augmentation_of_the_paper(name):
+    papers = {job.config.dataset: job.config for job in planned(name, "cifar")}
+    for job in planned(name, "reduced"):
+        paper = papers[job.config.dataset]
+        for option in ("augment", "normalise", "momentum", "weight_decay", "decay_epochs", "decay_factor"):
+            assert getattr(job.config, option) == getattr(paper, option)
+        scale = 1 if job.config.momentum == 0 else job.config.batch_size / paper.batch_size  # ImageNet's
+        assert {lr / scale for lr in job.config.lr} <= set(paper.lr)
+
+
+def test_every_depth_of_the_paper_is_planned_for_imagenet():
+    depths = (18, 34, 50, 101, 152)
+    assert [job.config.model for job in planned(NAMES[1], "cifar")] == [f"preact-resnet{depth}" for depth in depths]
+
+
+def test_arms_of_a_reduced_plan_share_their_parameters():
+    config = planned(NAMES[1], "reduced")[0].config
+    networks = [
+        build_network(config.model, arm, config.model_options, num_classes=10, input_shape=(3, 224, 224))
+        for arm in config.arms
+    ]
+    assert len({tuple((key, value.shape) for key, value in net.named_parameters()) for net in networks}) == 1
+
+
+@pytest.mark.parametrize("size", ["demo", "mnist"])
+@pytest.mark.parametrize("name", NAMES)
+def test_a_size_without_plans_is_not_testable(name, size, tmp_path):
+    claim = CLAIMS[name]
+    assert not claim.plans(size)
+    judgement = claim.judge(Evidence({}, tmp_path), size)
+    assert judgement.verdict == "inconclusive"
+    assert "Not testable" in judgement.summary
+    assert "--size reduced" in judgement.change
+
+
+def test_the_sample_of_imagenet_is_found_and_large_enough(real_data):
+    for job in planned(NAMES[1], "reduced"):
+        data = open_images(job.config.dataset, real_data)
+        assert data.num_classes == 10
+        assert len(data.train.labels) >= job.config.subset
+        assert len(data.test.labels) >= job.config.limit_test

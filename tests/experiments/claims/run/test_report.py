@@ -1,0 +1,375 @@
+import math
+import re
+import shutil
+import subprocess
+from collections import Counter
+from dataclasses import replace
+from html.parser import HTMLParser
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import pandas as pd
+import pytest
+
+from skip_conditioning.diagnostics.errors import InputError
+from skip_conditioning.experiments.claims.run.report import inline_svg, write_report
+from skip_conditioning.experiments.claims.verdict.claim import Finding, Judgement
+from skip_conditioning.experiments.claims.verdict.presentation import (
+    NUMBERS,
+    SYMBOLS,
+    Result,
+    effect,
+    number,
+    other_numbers,
+    p_value,
+    print_verdicts,
+)
+from skip_conditioning.experiments.claims.verdict.wording import ASIDE
+from skip_conditioning.figures.drawing.saving import save
+from skip_conditioning.figures.forest_plot import HOVER
+
+HOSTILE = '<script>alert("no")</script> & <img src=http://example.org/x.png onerror=alert(1)> | `*_$x$_*` \\ \x07'
+LONG = "incomprehensibilities" * 12
+NAN, INF = math.nan, math.inf
+_VOID = {"meta", "br", "img", "link", "hr", "input"}
+
+
+class Page(HTMLParser):
+    """What a page holds: identifiers, links, texts, and whether every element is closed."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.ids: list[str] = []
+        self.links: list[str] = []
+        self.loads: list[str] = []
+        self.tags: Counter[str] = Counter()
+        self.handlers: list[str] = []
+        self.texts: dict[str, list[str]] = {}
+        self._open: list[str] = []
+        self.feed(text)
+        self.close()
+        assert self._open == []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.handle_startendtag(tag, attrs)
+        if tag not in _VOID:
+            self._open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags[tag] += 1
+        for name, value in attrs:
+            if name == "id":
+                self.ids.append(value or "")
+            elif name.endswith("href") or name == "src":
+                (self.links if tag in ("a", "use") and name != "src" else self.loads).append(value or "")
+            self.links += [f"#{found}" for found in re.findall(r"url\(#([^)]+)\)", value or "")]
+            self.handlers += [name] if name.startswith("on") else []
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self._open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        if self._open:
+            self.texts.setdefault(self._open[-1], []).append(data)
+
+
+def result(name: str, judgement: Judgement, figures: tuple[Path, ...] = ()) -> Result:
+    return Result(
+        id=name,
+        statement="Skips speed training because they improve conditioning.",
+        source="MacDonald et al. 2023, section 5",
+        predicted="fewer steps with the skip",
+        controls=("the learning rate: best of a sweep per arm", HOSTILE),
+        registered={
+            "rule": {"level": 0.05, "equivalent": 1.1, "fewest_seeds": 6},
+            "plans": {"main": {"preset": "paper-mnist", "arms": ["chain", "residual"], "options": []}},
+            "contrasts": [{"measure": "steps", "arm": "residual", "other": "chain"}],
+        },
+        hash="ab" * 32,
+        judgement=judgement,
+        figures=figures,
+        command=f"python -m experiments.verify {name} --size demo --out runs/verify",
+        hardware="cpu (x86_64, 2 threads)",
+        versions="python 3.11.2, torch 2.8.0",
+        commit="0123456789ab",
+        size="demo",
+    )
+
+
+def ratio(what: str, verdict: str, *numbers: float, note: str = "", **others: float) -> Finding:
+    return Finding(what, verdict, dict(zip(NUMBERS, numbers, strict=False)) | others, note)
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory: pytest.TempPathFactory) -> list[Result]:
+    """All four verdicts, text that means something to HTML and to Markdown, and numbers that are none."""
+    figures, folder = [], tmp_path_factory.mktemp("report")
+    for name in ("one", "two"):
+        figure, axis = plt.subplots()
+        axis.plot([1, 2], [3, 4], "o-", gid=f"{HOVER}3 & 4 <b>")
+        figures += [path for path in save(figure, folder / "mnist-speed-order" / name) if path.suffix == ".svg"]
+        plt.close(figure)
+    speed = (
+        ratio("steps to loss 0.5, residual over chain", "supported", 0.62, 0.51, 0.74, 2e-5, 1.0, 30, seeds_needed=12),
+        ratio("steps to loss 0.5, modified over residual", "inconclusive", 0.97, 0.88, 1.07, 0.41, 0.2, 30),
+        ratio("log-loss at step 5, modified over residual, at the best learning rate of each arm", "contradicted",
+              1.31, 1.22, 1.42, 0.003, 1.0, 30, note="The other direction is as clear at every learning rate."),
+        ratio("log-loss at step 10, scaled over chain", "contradicted", 1.01, 0.98, 1.03, 1.0, 0.012, 30,
+              p_sign=0.52, mean_ratio=1.02, mean_ratio_low=0.97, mean_ratio_high=1.05, ties=0, infinite=0),
+    )  # fmt: skip
+    extreme = (
+        ratio(HOSTILE, "contradicted", INF, 1.2, INF, 1e-9, 1.0, 8, note=HOSTILE),
+        ratio(LONG, "vacuous", 0.0, 0.0, 2.0, NAN, NAN, NAN, note="κ → ∞, ‖J‖_F"),
+        ratio("σ of naught", "inconclusive", NAN, NAN, NAN, NAN, NAN, 0, seeds_needed=INF, rate=-3.2e-7),
+    )
+    mediated = Finding(
+        "share through κ", "inconclusive", {"share": 0.31, "share_low": -0.2, "share_high": 0.8, "runs": 240.0}
+    )
+    found = [
+        result("mnist-speed-order", Judgement("supported", speed, "The order is as said.", "30 seeds more"),
+               tuple(figures)),
+        result("spectrum-explains-speed", Judgement("inconclusive", (mediated,), "Cannot tell.", "60 seeds")),
+        result("extreme", Judgement("contradicted", extreme, HOSTILE, HOSTILE)),
+        replace(result("empty", Judgement("vacuous", (), "", "")), statement=HOSTILE, registered={}, controls=()),
+    ]  # fmt: skip
+    return found
+
+
+@pytest.fixture(scope="module")
+def written(results: list[Result]) -> Path:
+    folder = results[0].figures[0].parent.parent
+    write_report(folder, results)
+    return folder
+
+
+def test_page_is_whole_and_its_links_have_targets(written: Path) -> None:
+    page = Page((written / "report.html").read_text())
+    assert len(page.ids) == len(set(page.ids))
+    assert {link[1:] for link in page.links} <= set(page.ids)
+    assert page.tags["svg"] == 4  # two of the claim's own, two forest plots
+    assert page.tags["caption"] == page.tags["table"]
+    assert page.tags["title"] > 1  # the page's own, and values under the pointer
+    assert page.tags["h1"] == 1
+    assert page.tags["h2"] == 4
+
+
+def test_page_needs_nothing_else(written: Path) -> None:
+    page = Page((written / "report.html").read_text())
+    assert page.loads == []
+    assert page.handlers == []
+    assert not {"script", "img", "link", "iframe", "image"} & set(page.tags)
+    assert all(link.startswith("#") for link in page.links)
+
+
+@pytest.mark.parametrize("name", ["report.html", "report.md"])
+def test_text_is_escaped_and_no_path_of_this_machine_is_told(written: Path, name: str) -> None:
+    text = (written / name).read_text()
+    assert "<script" not in text
+    assert "<img" not in text
+    assert "&lt;script&gt;" in text
+    assert str(written) not in text
+    assert "nan" not in re.split(r"\W+", text)
+    assert "inf" not in re.split(r"\W+", text)
+
+
+def test_all_outputs_agree_on_the_verdicts(written: Path, results: list[Result], capsys) -> None:
+    expected = {one.id: one.judgement.verdict for one in results}
+    table = pd.read_parquet(written / "verdicts")
+    assert dict(zip(table["claim"], table["claim_verdict"], strict=True)) == expected
+    assert len(table) == sum(max(1, len(one.judgement.findings)) for one in results)
+    html, markdown = (written / "report.html").read_text(), (written / "report.md").read_text()
+    print_verdicts(results)
+    printed = capsys.readouterr().out
+    for claim, verdict in expected.items():
+        (row,) = re.findall(rf'<tr><th scope="row" class="claim"><a href="#{claim}">.*?</tr>', html)
+        assert re.sub("<[^>]+>", "", row).startswith(f"{claim}{SYMBOLS[verdict]} {verdict}")
+        assert f"| [{claim}](#{claim}) | {SYMBOLS[verdict]} {verdict} |" in markdown
+        assert f"## {claim}: {verdict} {SYMBOLS[verdict]}" in markdown
+        assert re.search(rf"^{claim} +{re.escape(SYMBOLS[verdict])} {verdict}", printed, re.MULTILINE)
+    own = [finding for one in results for finding in one.judgement.findings]
+    assert table["verdict"].dropna().tolist() == [finding.verdict for finding in own]
+    assert "\x07" not in printed
+    assert "4 claims: 1 supported, 1 contradicted, 1 inconclusive, 1 vacuous" in printed
+
+
+def test_table_has_the_numbers(written: Path) -> None:
+    table = pd.read_parquet(written / "verdicts")
+    first = table.iloc[0]
+    assert (first["ratio"], first["ratio_low"], first["pairs"], first["seeds_needed"]) == (0.62, 0.51, 30, 12)
+    assert first["hash"] == "ab" * 32
+    assert first["command"].startswith("python -m experiments.verify mnist-speed-order")
+    assert table["is_main"].tolist() == [True, False, False, False, True, True, False, False, False]
+    assert table.query("claim == 'extreme'")["ratio"].tolist()[:2] == [INF, 0]
+
+
+def test_markdown_tables_have_as_many_cells_as_heads(written: Path) -> None:
+    rows = [line for line in (written / "report.md").read_text().splitlines() if line.startswith("|")]
+    widths = {len(re.findall(r"(?<!\\)\|", row)) - 1 for row in rows}
+    assert widths == {2, 5, 8}
+
+
+def test_markdown_links_figures_beside_it(written: Path) -> None:
+    links = re.findall(r"!\[[^]]*\]\(<([^>]+)>\)", (written / "report.md").read_text())
+    assert links[:3] == [f"mnist-speed-order/{name}.svg" for name in ("forest_plot", "one", "two")]
+    assert all((written / link).is_file() for link in links)
+
+
+def test_a_second_report_replaces_the_first(written: Path, results: list[Result], tmp_path: Path) -> None:
+    write_report(tmp_path, results[2:])
+    (tmp_path / "verdicts" / "part-001.parquet").write_bytes(b"of another version")
+    write_report(tmp_path, results[1:2])
+    assert set(pd.read_parquet(tmp_path / "verdicts")["claim"]) == {"spectrum-explains-speed"}
+    assert "extreme" not in (tmp_path / "report.html").read_text()
+
+
+def test_the_same_results_make_the_same_report(written: Path, results: list[Result]) -> None:
+    first = (written / "report.html").read_bytes()
+    write_report(written, results)
+    assert (written / "report.html").read_bytes() == first
+
+
+def test_claims_of_one_name_keep_their_own_sections(tmp_path: Path, results: list[Result]) -> None:
+    write_report(tmp_path, [results[1], results[1], replace(results[1], id="top")])
+    page = Page((tmp_path / "report.html").read_text())
+    assert len(page.ids) == len(set(page.ids)) == 4
+    assert {link[1:] for link in page.links} == set(page.ids)
+
+
+def test_no_claims_make_an_empty_report(tmp_path: Path) -> None:
+    write_report(tmp_path, [])
+    assert "0 claims" in (tmp_path / "report.html").read_text()
+    assert pd.read_parquet(tmp_path / "verdicts").empty
+
+
+def test_missing_figure_is_named(tmp_path: Path, results: list[Result]) -> None:
+    with pytest.raises(InputError, match=r"gone\.svg"):
+        write_report(tmp_path, [replace(results[1], figures=(tmp_path / "gone.svg",))])
+
+
+def test_inlined_figures_show_values_and_run_nothing() -> None:
+    svg = f"""<svg xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink" onload="f()">
+      <script>f()</script><style>* {{color: red}}</style><defs><path id="m"/><clipPath id="c"/></defs><g id="unused"/>
+      <g id="{HOVER}chain &amp; &lt;b&gt;" clip-path="url(#c)"><use xlink:href="#m"/>
+      <image href="http://a.b/c.png"/><a href="http://a.b/c">
+      <image xlink:href="data:image/png;base64,AA=="/></a></g></svg>"""
+    inlined = str(inline_svg(svg, "p.", "a <label>"))
+    assert "<title>chain &amp; &lt;b&gt;</title>" in inlined
+    assert 'aria-label="a &lt;label&gt;"' in inlined
+    assert not re.search("script|onload|<style|http|unused", inlined)
+    page = Page(inlined)
+    assert sorted(page.ids) == ["p.0", "p.1"]
+    assert sorted(page.links) == ["#p.0", "#p.1"]
+    assert page.loads == ["data:image/png;base64,AA=="]
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [(NAN, "–"), (None, "–"), (INF, "∞ (never)"), (-INF, "−∞"), (0.0, "0"), (30.0, "30"), (0.61728, "0.617"),
+     (1234.5, "1234"), (-0.5, "−0.500"), (3.21e-7, "3.21×10⁻⁷"), (2e6, "2.00×10⁶"), (0.99999, "1.00")],
+)  # fmt: skip
+def test_numbers_have_sensible_digits(value: float, text: str) -> None:
+    assert number(value) == text
+
+
+def test_p_values_go_no_lower_than_makes_sense() -> None:
+    assert [p_value(value) for value in (0.04321, 1e-9, 0.0, 1.0, NAN, None)] == \
+        ["0.043", "< 0.001", "< 0.001", "1", "–", "–"]  # fmt: skip
+
+
+def test_main_finding_is_one_that_explains_the_verdict(results: list[Result]) -> None:
+    for verdict, place in (("supported", 0), ("inconclusive", 1), ("contradicted", 2), ("vacuous", 0)):
+        judgement = replace(results[0].judgement, verdict=verdict)
+        assert replace(results[0], judgement=judgement).main is judgement.findings[place]
+
+
+def test_effects_that_are_no_ratios_carry_their_name() -> None:
+    finding = Finding(
+        "ρ",
+        "inconclusive",
+        {"pairs": 9, "p_sign": 0.01, "rank": 0.5, "rank_low": 0.1, "rank_high": 0.9, "mean_low": 0, "mean_high": INF},
+    )
+    assert effect(finding) == "rank 0.500 [0.100, 0.900]"
+    assert other_numbers(finding) == "p sign 0.01, mean [0, ∞]"
+
+
+def test_numbers_that_are_none_or_infinite_survive_everywhere(tmp_path: Path, results: list[Result], capsys) -> None:
+    """Whatever a rule could not compute is a dash or a sign in every output, and itself in the table."""
+    values = (INF, -INF, NAN)
+    names = (*NUMBERS, "seeds_needed", "p_wilcoxon", "p_sign", "share", "share_low", "share_high", "ratio_bound")
+    findings = tuple(Finding(f"all {value}", "inconclusive", dict.fromkeys(names, value)) for value in values)
+    findings += tuple(Finding(f"share {value}", "inconclusive", {"share": value}) for value in values)
+    write_report(tmp_path, [replace(results[1], judgement=Judgement("inconclusive", findings, "", ""))])
+    print_verdicts([replace(results[1], judgement=Judgement("inconclusive", findings, "", ""))])
+    table = pd.read_parquet(tmp_path / "verdicts")
+    for name in names:
+        assert table[name].tolist()[:2] == [INF, -INF]
+        assert table[name].isna().tolist()[:3] == [False, False, True]
+    outputs = [(tmp_path / name).read_text() for name in ("report.html", "report.md")] + [capsys.readouterr().out]
+    for text in outputs:
+        shown = re.sub(r"<svg.*?</svg>", "", re.sub(r"(all|share) −?-?(inf|nan)", "", text), flags=re.DOTALL)
+        assert not {"nan", "inf"} & set(re.split(r"\W+", shown))
+        assert "∞" in text
+
+
+def test_bounds_are_shown_as_such_in_every_output(tmp_path: Path, results: list[Result], capsys) -> None:
+    findings = (
+        ratio("σ_min, skip above none", "supported", 1.8e11, 1.2e11, INF, 1e-9, 1.0, 10, ratio_bound=1.0, bounded=10),
+        ratio("κ, skip below none", "supported", 5.0e-9, 0.0, 6.0e-9, 1e-9, 1.0, 10, ratio_bound=-1.0, bounded=10),
+    )
+    assert [effect(one) for one in findings] == ["≥ 1.80×10¹¹ [1.20×10¹¹, ∞]", "≤ 5.00×10⁻⁹ [0, 6.00×10⁻⁹]"]
+    assert other_numbers(findings[0]) == "bounded 10"
+    found = [replace(results[1], judgement=Judgement("supported", findings, "", ""))]
+    write_report(tmp_path, found)
+    print_verdicts(found)
+    plot = (tmp_path / "spectrum-explains-speed" / "forest_plot.svg").read_text()
+    for text in ((tmp_path / "report.html").read_text(), (tmp_path / "report.md").read_text(), plot):
+        assert "≥ 1.80×10¹¹" in text
+        assert "≤ 5.00×10⁻⁹" in text
+    assert "≥ 1.80×10¹¹ [1.20×10¹¹, ∞], 10 pairs" in capsys.readouterr().out
+    assert pd.read_parquet(tmp_path / "verdicts")["ratio_bound"].tolist() == [1, -1]
+
+
+def test_the_rule_is_said_in_sentences_and_what_decides_nothing_is_folded(
+    tmp_path: Path, results: list[Result]
+) -> None:
+    findings = (*results[0].judgement.findings[:1], Finding(f"{ASIDE}steps to the threshold: a below b", "supported"))
+    one = replace(results[1], judgement=Judgement("supported", findings, "", ""))
+    one = replace(one, registered={**one.registered, "combined": "supported where all are"})
+    write_report(tmp_path, [one])
+    for name in ("report.html", "report.md"):
+        text = (tmp_path / name).read_text()
+        assert "is held to 5 % (Holm&#39;s correction)" in text.replace("'", "&#39;")
+        assert "ratios from 0.909 to 1.1 count as no effect, and fewer than 6 pairs decide nothing." in text
+        assert "The claim as a whole: supported where all are." in text
+    html = (tmp_path / "report.html").read_text()
+    (folded,) = re.findall(r"<details>\s*<summary>Shown beside, deciding nothing \(1\)</summary>(.*?)</details>",
+                           html, re.DOTALL)  # fmt: skip
+    assert '<th scope="row" class="long">steps to the threshold: a below b</th>' in folded
+
+
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here")
+@pytest.mark.parametrize("dark", [False, True])
+@pytest.mark.parametrize("width", [390, 1280])
+def test_page_opens_in_a_browser(written: Path, tmp_path: Path, width: int, dark: bool) -> None:
+    """No error in the console, nothing wider than the window, every link leads somewhere, light and dark differ."""
+    # The page is shown within a frame of the given width: a headless window cannot be as narrow as a phone.
+    check = """<iframe src="report.html" style="width:%dpx;height:3000px;border:0"></iframe><pre id="out"></pre><script>
+      onload = () => { const page = document.querySelector("iframe").contentDocument, root = page.documentElement;
+        const dead = [...page.querySelectorAll("a[href^='#']")].filter(a => !page.getElementById(a.hash.slice(1)));
+        document.querySelector("#out").textContent = JSON.stringify([root.scrollWidth - root.clientWidth, dead.length,
+          getComputedStyle(page.body).backgroundColor, page.querySelectorAll("svg").length]); };</script>"""
+    (written / "frame.html").write_text(check % width)
+    command = [
+        str(CHROMIUM), "--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage",
+        "--allow-file-access-from-files", "--virtual-time-budget=3000", f"--user-data-dir={tmp_path / 'profile'}",
+        "--enable-logging=stderr", *(["--blink-settings=preferredColorScheme=0"] if dark else []),
+        "--dump-dom", (written / "frame.html").as_uri(),
+    ]  # fmt: skip
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert "CONSOLE" not in done.stderr
+    (out,) = re.findall(r'<pre id="out">(.*?)</pre>', done.stdout)
+    colour = "rgb(22, 23, 24)" if dark else "rgb(255, 255, 255)"
+    assert out == f'[0,0,"{colour}",4]'

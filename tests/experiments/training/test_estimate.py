@@ -1,0 +1,149 @@
+"""What an experiment will take, against what it took."""
+
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from skip_conditioning.diagnostics.errors import InputError
+from skip_conditioning.diagnostics.monitoring.monitor import Measurement
+from skip_conditioning.diagnostics.monitoring.schedule import every
+from skip_conditioning.experiments.data.batches import EvaluationBatches
+from skip_conditioning.experiments.train import main, parse
+from skip_conditioning.experiments.training.estimate import estimate, print_estimate
+from skip_conditioning.experiments.training.timing import time_evaluation
+from skip_conditioning.experiments.training.trainer import Trainer
+
+
+def size(directory, pattern):
+    return sum(path.stat().st_size for path in directory.rglob(pattern))
+
+
+def test_time_and_sizes_are_those_of_the_real_runs(nets, tmp_path):
+    """A demo with fewer runs: hours within the promised factor, checkpoints to the byte, tables roughly."""
+    args = ["demo", "--arms", "chain", "residual", "--lr", "0.1", "--trials", "2", "--device", "cpu", "--out", "out"]
+    found = estimate(parse(args))
+    started = time.perf_counter()
+    assert main(args) == 0
+    took = time.perf_counter() - started
+    assert (found.runs, found.steps, found.on_gpu) == (4, 60, False)
+    # Wider than the promise: other tests may run beside this one.
+    assert took / 2.5 < 3600 * found.hours < 2.5 * took
+    assert found.checkpoint_bytes == size(tmp_path / "out" / "runs", "checkpoints/*.safetensors")
+    tables = sum(size(tmp_path / "out" / "runs", f"{name}/*.parquet") for name in ("metrics", "spectra", "skipped"))
+    assert tables / 1.5 < found.table_bytes < 1.5 * tables
+    assert found.peak_bytes > 2**26
+
+
+@pytest.mark.parametrize("options", [(), ("--keep-epochs", "2"), ("--keep-epochs", "3", "--checkpoints", "4")])
+def test_checkpoints_take_what_was_said_at_the_end_and_at_their_most(train, small, monkeypatch, options):
+    """To the byte, at steps of one digit and of two."""
+    options = (*small, "--steps", "15", "--momentum", "0.9", "--trials", "2", *options)
+    found = estimate(parse([*options, "--out", "o"]))
+    most, drop_older = [], Trainer.drop_older
+
+    def watched(trainer, step):
+        most.append(size(trainer.directory.parent, "checkpoints/*.safetensors"))
+        drop_older(trainer, step)
+
+    monkeypatch.setattr(Trainer, "drop_older", watched)
+    assert main([*options, "--out", "o"]) == 0
+    assert found.checkpoint_bytes == size(Path("o/runs"), "checkpoints/*.safetensors")
+    assert found.checkpoint_bytes_peak == max(most)
+
+
+def test_each_arm_and_repetition_counts(nets, small):
+    one = parse([*small, "--out", "o", "--momentum", "0.9"])
+    found, more = estimate(one), estimate(replace(one, arms=("plain", "shrunk"), trials=3, lr=(0.1, 1e30)))
+    assert (found.runs, more.runs) == (1, 12)
+    for name in ("checkpoint_bytes", "table_bytes"):
+        assert getattr(more, name) == pytest.approx(12 * getattr(found, name), rel=0.1)
+    state = found.checkpoint_bytes_peak - found.checkpoint_bytes
+    assert more.checkpoint_bytes_peak - more.checkpoint_bytes == state > 0
+    assert sum(more.seconds.values()) == pytest.approx(3600 * more.hours)
+    assert list(more.seconds.values()) == sorted(more.seconds.values(), reverse=True)
+
+
+def test_several_processes_are_refused(nets, small, monkeypatch):
+    for name, value in {"WORLD_SIZE": "2", "RANK": "0", "MASTER_ADDR": "localhost", "MASTER_PORT": "1"}.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(InputError, match=r"--estimate .*without torchrun"):
+        estimate(parse([*small, "--out", "o"]))
+
+
+def test_too_little_memory_is_one_line_with_advice(nets, small, monkeypatch):
+    def fail(*_):
+        raise torch.OutOfMemoryError("no more")
+
+    monkeypatch.setattr("skip_conditioning.experiments.training.estimate.time_steps", fail)
+    with pytest.raises(InputError, match=r"out of memory; give a smaller --batch-size"):
+        estimate(parse([*small, "--out", "o"]))
+
+
+class _Streamed(EvaluationBatches):
+    """Counts the batches that are taken of ten, of which the last is smaller."""
+
+    def __init__(self, workers):
+        self.workers, self.taken = workers, 0
+
+    def __len__(self):
+        return 93
+
+    def __iter__(self):
+        for size in (*[10] * 9, 3):
+            self.taken += 1
+            time.sleep(0.02)
+            yield torch.zeros(size, 1, 28, 28), torch.zeros(size, dtype=torch.int64)
+
+
+@pytest.mark.parametrize(("workers", "taken"), [(0, 2), (1, 3), (8, 10)])
+def test_an_evaluation_is_timed_without_taking_all_images(nets, monkeypatch, workers, taken):
+    class Evaluator:
+        test, device = _Streamed(workers), torch.device("cpu")
+
+        def evaluate(self, step):
+            list(self.test)
+
+    evaluator = Evaluator()
+    test = evaluator.test
+    assert time_evaluation(evaluator) == pytest.approx(0.02 * 9.3, rel=0.5)
+    assert (evaluator.test, test.taken) == (test, taken)
+
+
+def test_what_is_not_due_takes_nothing(nets, small):
+    config = parse([*small, "--out", "o", "--no-diagnostics"])
+    found = estimate(replace(config, evaluate_epochs=None))
+    assert (found.diagnostics_seconds, found.evaluation_seconds) == (0, 0)
+    assert estimate(config).evaluation_seconds > 0
+    assert estimate(replace(config, bounds=True)).diagnostics_seconds > 0
+
+
+def test_diagnostics_are_counted_as_scheduled_and_bounded_by_their_share(nets, small):
+    config = parse([*small, "--out", "o", "--steps", "300", "--layers", "1"])
+    often, seldom = (replace(config, measurements=(Measurement("tail", schedule=every(k)),)) for k in (1, 100))
+    often_found, seldom_found = estimate(often), estimate(seldom)
+    assert often_found.diagnostics_seconds > 15 * seldom_found.diagnostics_seconds
+    assert often_found.table_bytes > seldom_found.table_bytes
+    bounded = estimate(replace(often, max_overhead=0.01))
+    assert bounded.table_bytes < often_found.table_bytes
+    others = bounded.training_seconds + bounded.evaluation_seconds + bounded.checkpoint_seconds
+    assert bounded.diagnostics_seconds == pytest.approx(0.01 * others)
+
+
+def test_a_measurement_that_is_too_long_is_forecast_and_said_to_be(nets, small, monkeypatch, capsys):
+    monkeypatch.setattr("skip_conditioning.experiments.training.estimate.forecast", lambda *_, **__: 100.0)
+    found = estimate(parse([*small, "--out", "o"]))
+    assert (found.forecast, found.diagnostics_seconds) == (("tail",), 700)
+    print_estimate(found)
+    printed = capsys.readouterr().out
+    assert "Not timed but forecast, and not in the memory and the tables: measuring tail" in printed
+    assert printed.splitlines()[1].split()[0] == "diagnostics"
+
+
+@pytest.mark.parametrize("steps", ["1", "2", "3"])
+def test_very_short_runs(nets, small, steps):
+    found = estimate(parse([*small, "--out", "o", "--steps", steps]))
+    assert (found.steps, found.timed) == (int(steps), 20)
+    assert found.training_seconds == pytest.approx((int(steps) + 1) * found.step_seconds)
