@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from skip_conditioning.diagnostics.errors import InputError
 from skip_conditioning.diagnostics.loss.descent import Descent
 from skip_conditioning.diagnostics.loss.probe_loss import loss_gradient
-from skip_conditioning.diagnostics.monitoring.measurement import FLOPS
+from skip_conditioning.diagnostics.monitoring.time_budget import FLOPS
 from skip_conditioning.diagnostics.networks.isolation import State, quiet
 from skip_conditioning.diagnostics.networks.maps import probe_input
 from skip_conditioning.diagnostics.networks.recording import Recording

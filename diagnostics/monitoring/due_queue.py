@@ -4,8 +4,9 @@ from collections.abc import Iterator, Sequence
 
 from torch.distributed import ProcessGroup
 
-from skip_conditioning.diagnostics.monitoring.measurement import Measurement, TimeBudget
+from skip_conditioning.diagnostics.monitoring.measurement import Measurement
 from skip_conditioning.diagnostics.monitoring.schedule import as_schedule
+from skip_conditioning.diagnostics.monitoring.time_budget import TimeBudget
 from skip_conditioning.diagnostics.support.sharding import deal
 
 #: A group asks its first process, and all wait for the answer, again when so large a share of the wait so far is over.

@@ -1,27 +1,10 @@
-"""What is to be measured while training, what it will cost, and whether the time for it can be afforded."""
+"""What is to be measured while training: of which map and layers, and at which steps."""
 
-import contextlib
-import math
-import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-import torch
-from torch import Tensor, nn
-
-from skip_conditioning.diagnostics.errors import InputError
-from skip_conditioning.diagnostics.jacobians.exact import Plan, check_method, choose_method
-from skip_conditioning.diagnostics.jacobians.matrix_free import affordable_steps
-from skip_conditioning.diagnostics.jacobians.operator import operator_of
-from skip_conditioning.diagnostics.jacobians.rows import RowSource
-from skip_conditioning.diagnostics.linalg.slq import PROBES, STEPS
 from skip_conditioning.diagnostics.monitoring.schedule import Schedule, as_schedule
-from skip_conditioning.diagnostics.networks.isolation import State, quiet
-from skip_conditioning.diagnostics.networks.maps import Map, build_maps, check_map, probe_input
-
-#: Dense linear algebra's speed, in arithmetic operations a second, in guesses of what has not been timed yet.
-FLOPS = 2e10
 
 
 @dataclass(frozen=True)
@@ -58,107 +41,3 @@ def scheduled(item: str | Measurement, layers: Sequence[str] | str | None, sched
         item = Measurement(item, layers)
     chosen = as_schedule(item.schedule if item.schedule is not None else schedule)
     return replace(item, schedule=chosen)
-
-
-class TimeBudget:
-    """Keeps the time spent measuring within a share of the time spent on everything else.
-
-    Args:
-        share: The largest share, or None for no limit.
-
-    Attributes:
-        share: As given.
-        spent: Seconds spent measuring so far.
-
-    Raises:
-        InputError: The share is not a positive number.
-    """
-
-    def __init__(self, share: float | None) -> None:
-        if share is not None and not 0 < share < math.inf:
-            raise InputError(f"max_overhead must be a positive share such as 0.05, or None; it is {share!r}")
-        self.share, self._started, self.spent = share, time.perf_counter(), 0.0
-
-    @property
-    def elapsed(self) -> float:
-        """Seconds since this began."""
-        return time.perf_counter() - self._started
-
-    @property
-    def overhead(self) -> float:
-        """Time spent measuring, as a share of the time spent on everything else."""
-        return self.spent / max(self.elapsed - self.spent, 1e-9)
-
-    def affords(self, estimate: float) -> bool:
-        """Whether a measurement of so many seconds would stay within the share."""
-        if self.share is None:
-            return True
-        return self.spent + estimate <= self.share * (self.elapsed - self.spent)
-
-    @contextlib.contextmanager
-    def measuring(self, device: torch.device) -> Iterator[None]:
-        """The time inside is spent measuring."""
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)  # the training still under way is not
-        start = time.perf_counter()
-        try:
-            yield
-        finally:
-            self.spent += time.perf_counter() - start
-
-
-def forecast(
-    model: nn.Module,
-    x: Tensor,
-    item: Measurement,
-    *,
-    method: str,
-    tolerance: float | None,
-    dtype: torch.dtype | None,
-    memory_budget: int,
-) -> float:
-    """A first guess at the seconds of a measurement; every bad input is met on the way.
-
-    Args:
-        model: The unwrapped module.
-        x: Probe inputs, shape ``(N, *input_shape)``.
-        item: What to measure.
-        method: As for ``measure.spectra``, and so are the others and the errors.
-        tolerance: Of matrix-free spectra.
-        dtype: Precision of the Jacobian.
-        memory_budget: Bytes the measurement may take.
-    """
-    check_map(item.map, item.batch_mode, dtype)
-    check_method(method, tolerance)
-    x = probe_input(x, model, dtype)
-    samples, first = (1, x) if item.batch_mode == "batch" else (len(x), x[:1])
-    with quiet(model, batch_mode=item.batch_mode):
-        maps = build_maps(model, State(model, dtype), first, item.map, item.layers)
-        if item.map == "kernel" and method != "lanczos":
-            # All layers together take about a backward pass of the whole for each row at most.
-            maps = [max(maps, key=lambda one: one.cols)]
-        return samples * sum(spectrum_seconds(one, method, memory_budget) for one in maps)
-
-
-def spectrum_seconds(one: Map, method: str, memory_budget: int) -> float:
-    """Seconds one spectrum will take, from the time of its first chunk of rows or its first products.
-
-    Args:
-        one: To be used inside ``isolation.quiet``.
-        method: As for ``measure.spectra``.
-        memory_budget: Bytes it may take.
-    """
-    chosen = choose_method(one, memory_budget)[0] if method == "auto" else method
-    if chosen == "lanczos":
-        affordable_steps(one, memory_budget)
-        start = time.perf_counter()
-        operator = operator_of(one, memory_budget)
-        ready = time.perf_counter()
-        operator.gram_matvec(torch.ones(operator.shape[1], dtype=operator.dtype, device=operator.device))
-        return ready - start + PROBES * STEPS * (time.perf_counter() - ready)
-    source = RowSource(one, Plan.of(one, memory_budget).chunk_bytes)
-    start = time.perf_counter()
-    source.rows(0, source.chunk)
-    chunk = time.perf_counter() - start
-    short, long = sorted((one.rows, one.cols))
-    return chunk * one.rows / source.chunk + short**2 * (2 * long + 10 * short) / FLOPS

@@ -28,9 +28,10 @@ from skip_conditioning.diagnostics.loss.probe_loss import probe_metrics, rayleig
 from skip_conditioning.diagnostics.measure import GIB, spectra
 from skip_conditioning.diagnostics.monitoring.bounds_log import BoundsLog
 from skip_conditioning.diagnostics.monitoring.due_queue import Agenda
-from skip_conditioning.diagnostics.monitoring.measurement import Measurement, TimeBudget, forecast, scheduled
+from skip_conditioning.diagnostics.monitoring.measurement import Measurement, scheduled
 from skip_conditioning.diagnostics.monitoring.run_tables import RunTables, longest_wait
 from skip_conditioning.diagnostics.monitoring.schedule import Schedule, log_spaced
+from skip_conditioning.diagnostics.monitoring.time_budget import TimeBudget, forecast
 from skip_conditioning.diagnostics.networks.first_process import as_first
 from skip_conditioning.diagnostics.networks.isolation import device_of, unwrap
 from skip_conditioning.diagnostics.networks.maps import TOTAL

@@ -19,10 +19,11 @@ import torch
 
 from skip_conditioning.diagnostics.errors import InputError
 from skip_conditioning.diagnostics.measure import GIB
-from skip_conditioning.diagnostics.monitoring.measurement import Measurement, forecast, scheduled
+from skip_conditioning.diagnostics.monitoring.measurement import Measurement, scheduled
 from skip_conditioning.diagnostics.monitoring.monitor import SpectrumMonitor
 from skip_conditioning.diagnostics.monitoring.run_tables import longest_wait
 from skip_conditioning.diagnostics.monitoring.schedule import as_schedule, log_spaced
+from skip_conditioning.diagnostics.monitoring.time_budget import forecast
 from skip_conditioning.diagnostics.tables import SKIPPED, SPECTRA
 from skip_conditioning.experiments.config.train_config import TrainConfig, measurements, spectra_dtype
 from skip_conditioning.experiments.processes.group import processes
