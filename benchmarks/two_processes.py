@@ -1,8 +1,8 @@
 """What a second process gains: images per second of training in one process and in two, of one thread each.
 
-A preactivation ResNet-18 of width 16 with frozen batch norm on CIFAR-10 (batches of 128, float32), or on random images
-of its size where ``SKIP_DATA_DIR`` is not set. Both train the same steps by ``experiments.train``, in turn; the first
-steps, which warm up, are left out. Prints a row for each pair, and the ratio of the medians.
+A preactivation ResNet-18 of width 16 on CIFAR-10 (batches of 128, float32), or on random images of its size where
+``SKIP_DATA_DIR`` is not set. Both train the same steps by ``experiments.train``, in turn; the first steps, which warm
+up, are left out. Prints a row for each pair, and the ratio of the medians.
 
 ``[SKIP_DATA_DIR=DIR] python -m benchmarks.two_processes [--steps N] [--pairs N]``
 """
@@ -49,7 +49,7 @@ def images_per_second(data: Path, processes: int, steps: int) -> float:
         command += ["--out", str(out), "--data-dir", str(data), "--model-options", "width=16", "--device", "cpu"]
         command += ["--arms", "original", "--lr", "0.1", "--trials", "1", "--steps", str(steps)]
         command += ["--batch-size", str(_BATCH), "--limit-train", str(2 * _BATCH), "--limit-test", "10"]
-        command += ["--precision", "float32", "--no-diagnostics", "--batch-norm", "frozen", "--checkpoints", str(steps)]
+        command += ["--precision", "float32", "--no-diagnostics", "--checkpoints", str(steps)]
         # What `torchrun` sets for each of several processes, one alone needs as well.
         one_thread = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
         done = subprocess.run(command, cwd=_ROOT, env={**os.environ, **one_thread}, capture_output=True, text=True)

@@ -1,196 +1,87 @@
-"""The options of a training experiment."""
+"""The configuration of a training experiment: its options in groups, each reached by its own name too."""
 
+import dataclasses
 import math
-import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
-from typing import Literal
+from typing import Any
 
 import torch
 import tyro
 
-from skip_conditioning.diagnostics.errors import InputError
+from skip_conditioning.diagnostics.errors import InputError, near_matches
 from skip_conditioning.diagnostics.monitoring.monitor import Measurement
 from skip_conditioning.diagnostics.monitoring.schedule import log_spaced, until
+from skip_conditioning.experiments.config.options import (
+    DataOptions,
+    DiagnosticsOptions,
+    NetworkOptions,
+    OptimisationOptions,
+    OutputOptions,
+)
 
 
-def _data_dir() -> Path | None:
-    return Path(os.environ["SKIP_DATA_DIR"]) if os.environ.get("SKIP_DATA_DIR") else None
-
-
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class TrainConfig:
     """One experiment: every arm, learning rate and trial of it is a run.
 
     Runs of one trial share their initialisation and data order, so that arms are compared in pairs.
     """
 
-    out: Path
-    """Directory to make for the experiment's runs, tables and checkpoints."""
+    data: tyro.conf.OmitArgPrefixes[DataOptions]
+    network: tyro.conf.OmitArgPrefixes[NetworkOptions]
+    optimisation: tyro.conf.OmitArgPrefixes[OptimisationOptions] = field(default_factory=OptimisationOptions)
+    diagnostics: tyro.conf.OmitArgPrefixes[DiagnosticsOptions] = field(default_factory=DiagnosticsOptions)
+    output: tyro.conf.OmitArgPrefixes[OutputOptions]
 
-    experiment: tyro.conf.Suppress[str]
-    """Name of the preset."""
+    def changed(self, **options: Any) -> "TrainConfig":
+        """This configuration with other values of some options, each given by its own name, without its group.
 
-    dataset: str
-    """digits (bundled), mnist, cifar10, cifar100, imagenet, or a Hugging Face Hub name."""
+        As on the command line, the length of runs in steps replaces that in epochs, and the other way round; and
+        another model has none of the options of the model before.
 
-    model: str
-    """A name listed by `python -m models`, or package.module:factory for a network of your own."""
+        Args:
+            options: Values by the options' names, such as ``lr=(0.1,), steps=10``.
 
-    model_options: tuple[str, ...] = ()
-    """Options of the model, each name=value, such as depth=16 (`python -m models` lists them)."""
-
-    arms: tuple[str, ...] = ()
-    """Variants of the model to compare; those of a factory are its attribute `arms`, or else there is one, default."""
-
-    lr: tuple[float, ...] = ()
-    """Learning rates; every arm and trial is run with each."""
-
-    trials: int = 1
-    """Number of trials: initialisations and data orders, each shared by all arms and learning rates."""
-
-    steps: int | None = None
-    """Optimiser steps of a run; given alone, it takes the place of the preset's --epochs."""
-
-    epochs: int | None = None
-    """Passes over the training images of a run; given alone, it takes the place of the preset's --steps."""
-
-    batch_size: int | None = None
-    """Images per step; None for all of them at every step."""
-
-    subset: int | None = None
-    """Train on this many images only, drawn once with --seed for all runs; None for all."""
-
-    limit_train: int | None = None
-    """Read only the first so many training images, for a quick try; None for all."""
-
-    limit_test: int | None = None
-    """Read only the first so many test images; None for all."""
-
-    data_dir: Path | None = field(default_factory=_data_dir)
-    """Folder with Parquet files or class folders, by default $SKIP_DATA_DIR; None fetches the data set from the Hub."""
-
-    normalise: bool = False
-    """Normalise each channel by its mean and standard deviation; otherwise pixels are in [0, 1]."""
-
-    augment: Literal["none", "crop", "resized-crop"] = "none"
-    """Change batches at random: crop (after padding by 4) or resized-crop (of 8 to 100 % of the area), with flips."""
-
-    momentum: float = 0.0
-    """Momentum of SGD."""
-
-    weight_decay: float = 0.0
-    """Weight decay of SGD."""
-
-    fixed_length_steps: bool = False
-    """Divide each gradient by its norm over all parameters, so that every step has length lr."""
-
-    decay_epochs: int | None = None
-    """Multiply the learning rate by --decay-factor every so many epochs; None for never."""
-
-    decay_factor: float = 0.1
-    """What the learning rate is multiplied by every --decay-epochs."""
-
-    evaluate_epochs: int | None = None
-    """Evaluate on the test images, in eval mode, every so many epochs and at the end; None for never."""
-
-    loss_threshold: float = 0.5
-    """Speed is the number of steps until the training loss is as small as this; to be fixed beforehand."""
-
-    loss_window: int = 1
-    """Compare with the threshold the mean training loss of the last so many steps; 1 is right for full batches."""
-
-    seed: int = 0
-    """Number from which the subset, the probe and the seed of every trial are derived."""
-
-    device: str = "auto"
-    """cpu, cuda, cuda:1 and so on; auto for a GPU if there is one."""
-
-    precision: Literal["float32", "bfloat16", "auto"] = "float32"
-    """Of forward passes in training (bfloat16: autocast); auto is bfloat16 on a GPU. Spectra never are in bfloat16."""
-
-    channels_last: bool = False
-    """Keep images and convolutions with the channels last in memory, which GPUs and some CPUs convolve faster."""
-
-    compile: bool = False
-    """Train with torch.compile; needs a C++ compiler, and a minute or so for each arm to start."""
-
-    batch_norm: Literal["train", "frozen"] = "train"
-    """train: statistics of each batch; frozen: those of the first batch at initialisation, for good."""
-
-    sync_batch_norm: bool = False
-    """With a GPU for each of several processes: batch norm over the whole batch instead of over each one's part."""
-
-    processes: int = 1
-    """Runs trained at once on this machine's CPU, each by a process of one thread; 1: one by one, with all threads."""
-
-    workers: int | None = None
-    """Processes that decode images of a streamed data set (imagenet); 0 for none, None for one a core, at most 16."""
-
-    skip_corrupt: bool = False
-    """Leave out images that cannot be read, with a warning that names them; otherwise the first is an error."""
-
-    diagnostics: bool = True
-    """Measure spectra while training; the training is the same without."""
-
-    bounds: bool = False
-    """Log the PŁ chain on the probe, |∇ℓ|² between its floor and ceiling, at steps 0, 1, 2, 3, 4, 6, 10 and so on."""
-
-    layers: tuple[str, ...] | None = None
-    """Layers to measure, names or globs such as blocks.*; None for those of the preset."""
-
-    probe_size: int = 32
-    """Training images in the probe, the fixed batch on which spectra are measured."""
-
-    measure_until: int | None = None
-    """Take no measurements after this step; None for all that the preset schedules."""
-
-    spectra_dtype: Literal["model", "float64"] = "model"
-    """Precision of spectra's Jacobians; float64 resolves condition numbers up to 1e12 or so, in twice the time."""
-
-    measurements: tyro.conf.Suppress[tuple[Measurement, ...]] = (Measurement("tail"),)
-
-    max_overhead: float | None = None
-    """Share of the training time that diagnostics may take, such as 0.05; None measures whenever it is due."""
-
-    checkpoints: int | None = None
-    """Save a checkpoint every so many steps, besides the first and the last; None for once an epoch."""
-
-    keep_epochs: int | None = None
-    """Keep the weights of every so many epochs, the first and the last, others until the next; None keeps all."""
-
-    log: tuple[Literal["tensorboard", "wandb"], ...] = ()
-    """Also log loss, accuracy, learning rate and the spectra's ends to TensorBoard or (offline) Weights & Biases."""
-
-    estimate: bool = False
-    """Time a few steps, print the hours, memory and disk that the experiment will take, and write nothing."""
-
-    resume: bool = False
-    """Go on with the experiment in --out: finished runs stay, interrupted ones continue from their last checkpoint."""
-
-    overwrite: bool = False
-    """Replace the experiment in --out: everything in that directory is removed first."""
+        Raises:
+            InputError: There is no such option; near matches are offered.
+        """
+        return _with_values(self, options | _implied(options))
 
     def check(self) -> None:
         """Raise ``InputError`` for options that make no sense, by themselves or together."""
-        if (self.steps is None) == (self.epochs is None):
+        options = option_values(self)
+        if self.output.out is tyro.MISSING:
+            raise InputError("give --out, the directory to make for the experiment")
+        if (options["steps"] is None) == (options["epochs"] is None):
             raise InputError("give either --steps or --epochs; the length of a run is set by one of them")
         for names, allowed, demand in _DEMANDS:
             for name in names:
-                values = getattr(self, name)
+                values = options[name]
                 for value in values if isinstance(values, tuple) else (values,):
                     if value is not None and not allowed(value):
-                        raise InputError(f"--{name.replace('_', '-')} must be {demand}; it is {value}")
-        for option, values in (("arms", self.arms), ("lr", [str(lr) for lr in self.lr])):
+                        raise InputError(f"{flag(name)} must be {demand}; it is {value}")
+        for name in ("arms", "lr"):
+            values = [str(value) for value in options[name]]
             if not values or len(set(values)) < len(values):
                 named = " ".join(values) or "empty"
-                raise InputError(f"--{option} must name at least one value, and each only once; it is {named}")
-        if self.sync_batch_norm and self.batch_norm == "frozen":
+                raise InputError(f"{flag(name)} must name at least one value, and each only once; it is {named}")
+        if self.network.sync_batch_norm and self.network.batch_norm == "frozen":
             raise InputError("--sync-batch-norm has nothing to synchronise with --batch-norm frozen; give one of them")
 
 
-#: Numeric options, the values they may have, and these in words; None is for ``TrainConfig`` to allow.
+_KINDS: dict[str, type] = {
+    "data": DataOptions,
+    "network": NetworkOptions,
+    "optimisation": OptimisationOptions,
+    "diagnostics": DiagnosticsOptions,
+    "output": OutputOptions,
+}
+
+#: The group that each option is in.
+_GROUP = {option.name: group for group, kind in _KINDS.items() for option in dataclasses.fields(kind)}
+
+#: Numeric options, the values they may have, and these in words; None is for an option's type to allow.
 _DEMANDS: tuple[tuple[tuple[str, ...], Callable[[float], bool], str], ...] = (
     (
         (
@@ -210,32 +101,72 @@ _DEMANDS: tuple[tuple[tuple[str, ...], Callable[[float], bool], str], ...] = (
 )
 
 
-def with_given(config: TrainConfig, args: Sequence[str]) -> TrainConfig:
-    """A preset's options where the length of runs on the command line, in steps or epochs, replaces the preset's.
+def make_config(**options: Any) -> TrainConfig:
+    """A configuration from options by their own names; others have their defaults.
 
-    So does a model the options of the preset's own.
+    Raises:
+        InputError: There is no such option; near matches are offered.
     """
-    given = {word.partition("=")[0] for word in args}
-    if "--model" in given and not {"--model-options", "--model_options"} & given:
-        config = replace(config, model_options=())
-    if "--steps" in given and "--epochs" not in given:
-        return replace(config, epochs=None)
-    if "--epochs" in given and "--steps" not in given:
-        return replace(config, steps=None)
-    return config
+    values = _by_group(options)
+    return TrainConfig(**{group: kind(**values[group]) for group, kind in _KINDS.items()})
+
+
+def option_values(config: TrainConfig) -> dict[str, Any]:
+    """The value of every option, by its own name."""
+    return {option: getattr(getattr(config, group), option) for option, group in _GROUP.items()}
+
+
+def flag(option: str) -> str:
+    """An option as it is given on the command line, such as ``--batch-size``."""
+    return f"--{option.replace('_', '-')}"
+
+
+def with_given(config: TrainConfig, args: Sequence[str]) -> TrainConfig:
+    """A preset's options with those that the command line gives, which may set others aside as in ``changed``."""
+    flags = (word.partition("=")[0] for word in args if word.startswith("--"))
+    return _with_values(config, _implied({name.removeprefix("--").replace("-", "_") for name in flags}))
+
+
+def _implied(given: Collection[str]) -> dict[str, Any]:
+    """Options that are set aside because others are given: their values, by their own names."""
+    implied: dict[str, Any] = {}
+    if "steps" in given:
+        implied["epochs"] = None
+    if "epochs" in given:
+        implied["steps"] = None
+    if "model" in given:
+        implied["model_options"] = ()
+    return {option: value for option, value in implied.items() if option not in given}
+
+
+def _with_values(config: TrainConfig, options: Mapping[str, Any]) -> TrainConfig:
+    changes = {group: values for group, values in _by_group(options).items() if values}
+    return replace(config, **{group: replace(getattr(config, group), **values) for group, values in changes.items()})
+
+
+def _by_group(options: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    grouped: dict[str, dict[str, Any]] = {group: {} for group in _KINDS}
+    for option, value in options.items():
+        if option not in _GROUP:
+            raise InputError(f"there is no option {option!r} of an experiment.{near_matches(option, _GROUP)}")
+        grouped[_GROUP[option]][option] = value
+    return grouped
 
 
 def measurements(config: TrainConfig) -> tuple[Measurement, ...]:
     """The measurements of each run; none without diagnostics."""
-    chosen = config.measurements if config.diagnostics else ()
-    if config.layers is not None:
-        chosen = tuple(replace(one, layers=config.layers) for one in chosen)
-    last = config.measure_until
+    options = config.diagnostics
+    chosen = options.measurements if options.diagnostics else ()
+    if options.layers is not None:
+        chosen = tuple(replace(measurement, layers=options.layers) for measurement in chosen)
+    last = options.measure_until
     if last is not None:
-        chosen = tuple(replace(one, schedule=until(last, one.schedule or log_spaced())) for one in chosen)
+        chosen = tuple(
+            replace(measurement, schedule=until(last, measurement.schedule or log_spaced())) for measurement in chosen
+        )
     return chosen
 
 
 def spectra_dtype(config: TrainConfig) -> torch.dtype | None:
     """Precision of the Jacobians by the option ``--spectra-dtype``; None for the model's own."""
-    return torch.float64 if config.spectra_dtype == "float64" else None
+    return torch.float64 if config.diagnostics.spectra_dtype == "float64" else None

@@ -9,7 +9,6 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, distributed, nn
 from torch.distributed import ProcessGroup
-from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.dropout import _DropoutNd
 from torch.nn.parallel import DistributedDataParallel
 
@@ -33,9 +32,9 @@ _GONE = (
 class Ranks:
     """The processes that train a run together; one alone without a group.
 
-    Every method but ``check_batch_norms``, ``loss_scale`` and ``own`` is a collective: all processes have to call it,
-    in the same order. On GPUs each process's own has to be the current one (``torch.cuda.set_device``), as torch sends
-    objects through that.
+    Every method but ``check_sync_batch_norm``, ``loss_scale`` and ``own`` is a collective: all processes have to call
+    it, in the same order. On GPUs each process's own has to be the current one (``torch.cuda.set_device``), as torch
+    sends objects through that.
 
     Attributes:
         group: The processes; None for this one alone.
@@ -92,17 +91,12 @@ class Ranks:
         unused = self.agree(self.is_first and _may_leave_unused(model, example.to(device)))
         return DistributedDataParallel(twin, process_group=self.group, find_unused_parameters=unused)
 
-    def check_batch_norms(self, model: nn.Module, device: torch.device) -> None:
-        """See that batch norm does not normalise each process's share of a batch apart, where this cannot be helped.
-
-        Raises:
-            InputError: There are several processes on CPUs, and batch norm in train mode.
-        """
-        norms = (name for name, module in model.named_modules() if isinstance(module, _BatchNorm) and module.training)
-        if self.count > 1 and device.type != "cuda" and (name := next(norms, None)) is not None:
+    def check_sync_batch_norm(self, device: torch.device) -> None:
+        """Raise ``InputError`` where torch cannot take batch norm over the whole batch: in processes without a GPU."""
+        if self.count > 1 and device.type != "cuda":
             raise InputError(
-                f"layer {name!r} is batch norm, whose statistics torch shares between processes on GPUs only; train in "
-                "one process (without torchrun), or give --batch-norm frozen"
+                "--sync-batch-norm needs GPUs: torch shares the statistics of batch norm between processes there only; "
+                "leave it out, for statistics over each process's part of the batch, or train in one process"
             )
 
     def loss_scale(self, own: int, whole: int) -> float:

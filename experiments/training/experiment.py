@@ -55,19 +55,21 @@ class Experiment:
     def __init__(self, config: TrainConfig, *, prepared: bool = False, ranks: Ranks | None = None) -> None:
         self.config, self.ranks = config, ranks or Ranks()
         config.check()
-        check_loggers(config.log)
-        check_arms(config.model, config.arms)
-        self.device = choose_device(config.device)
+        check_loggers(config.output.log)
+        check_arms(config.network.model, config.network.arms)
+        self.device = choose_device(config.optimisation.device)
         responsible = self.ranks.is_first and not prepared
-        if config.compile:
+        if config.optimisation.compile:
             check_compiler(self.device)
+        if config.network.sync_batch_norm:
+            self.ranks.check_sync_batch_norm(self.device)
         if responsible:
-            check_unlocked([config.out, *(config.out / "runs").glob("*")])
+            check_unlocked([config.output.out, *(config.output.out / "runs").glob("*")])
         if self.ranks.is_first:
             check_out(config, self.ranks.count)
         self.data = open_data(config, self.device, self.ranks)
         self.probe = self.data.probe(
-            draw_indices(len(self.data), config.probe_size, config.seed, PROBE, "--probe-size")
+            draw_indices(len(self.data), config.diagnostics.probe_size, config.optimisation.seed, PROBE, "--probe-size")
         )
         self.cells = list(all_cells(config))
         self._estimates: dict[str, list[float]] = {}  # of an arm's measurements, once one of its runs has tried them
@@ -79,7 +81,7 @@ class Experiment:
 
     def directory(self, cell: Cell) -> Path:
         """Where a run has its tables and checkpoints."""
-        return self.config.out / "runs" / cell.run_id
+        return self.config.output.out / "runs" / cell.run_id
 
     @contextlib.contextmanager
     def prepared(self) -> Iterator[None]:
@@ -91,7 +93,7 @@ class Experiment:
         """
         with contextlib.ExitStack() as stack:
             if self.ranks.is_first:
-                stack.enter_context(locked(self.config.out))
+                stack.enter_context(locked(self.config.output.out))
                 prepare_out(self.config, self.probe, self.ranks.count)
             try:
                 yield
@@ -115,7 +117,7 @@ class Experiment:
                     self._run(cell, progress)
                     progress.advance(whole)
             if self.ranks.is_first:
-                write_speed(self.config.out)
+                write_speed(self.config.output.out)
 
     def run_cell(self, run_id: str) -> None:
         """Train one run unless it is over, for a process that is within ``prepared()``; its status tells its step."""
@@ -148,9 +150,8 @@ class Experiment:
     def _check(self, cell: Cell, scratch: Path) -> None:
         """Build, try and measure a run's network once, so that nothing is found wrong with it later."""
         model = self._build(cell)
-        check_network(self.config.model, model, self._example(), self.data.num_classes)
+        check_network(self.config.network.model, model, self._example(), self.data.num_classes)
         self._freeze(model, cell)
-        self.ranks.check_batch_norms(model, self.device)
         try:
             self._monitor(model, cell, scratch / cell.run_id)
         except UnknownLayerError as error:
@@ -180,15 +181,15 @@ class Experiment:
         )
 
     def _freeze(self, network: nn.Module, cell: Cell) -> None:
-        if self.config.batch_norm == "frozen":
-            freeze_batch_norms(network, whole_first_batch(self.data.batches(cell.seed)), self.config.model)
+        if self.config.network.batch_norm == "frozen":
+            freeze_batch_norms(network, whole_first_batch(self.data.batches(cell.seed)), self.config.network.model)
 
     def _build(self, cell: Cell) -> nn.Module:
         seed_streams(derive_seed(cell.seed, INITIALISATION))
         network = build_network(
-            self.config.model,
+            self.config.network.model,
             cell.arm,
-            self.config.model_options,
+            self.config.network.model_options,
             num_classes=self.data.num_classes,
             input_shape=self.data.input_shape,
         )
@@ -202,9 +203,9 @@ class Experiment:
             self.probe,
             directory,
             maps=measurements(self.config),
-            max_overhead=self.config.max_overhead,
+            max_overhead=self.config.diagnostics.max_overhead,
             dtype=spectra_dtype(self.config),
-            bounds=self.config.bounds,
+            bounds=self.config.diagnostics.bounds,
             run_id=cell.run_id,
             estimates=self._estimates.get(cell.arm),
             group=group,
@@ -214,19 +215,19 @@ class Experiment:
 
     def total_steps(self) -> int:
         """Steps that each run takes."""
-        if self.config.steps is not None:
-            return self.config.steps
-        assert self.config.epochs is not None
-        return self.config.epochs * self.data.batches(0).per_epoch
+        if self.config.optimisation.steps is not None:
+            return self.config.optimisation.steps
+        assert self.config.optimisation.epochs is not None
+        return self.config.optimisation.epochs * self.data.batches(0).per_epoch
 
     def _describe(self, cell: Cell) -> dict[str, Any]:
         config = self.config
         return {
             "run_id": cell.run_id,
-            "experiment": config.experiment,
-            "dataset": config.dataset,
-            "model": config.model,
-            "model_options": " ".join(config.model_options),
+            "experiment": config.output.experiment,
+            "dataset": config.data.dataset,
+            "model": config.network.model,
+            "model_options": " ".join(config.network.model_options),
             "arm": cell.arm,
             "trial": cell.trial,
             "seed": cell.seed,
@@ -235,12 +236,12 @@ class Experiment:
             "versions": versions(),
             "git_revision": git_revision(),
             "total_steps": self.total_steps(),
-            "batch_size": config.batch_size or len(self.data),
-            "batch_norm": config.batch_norm,
+            "batch_size": config.optimisation.batch_size or len(self.data),
+            "batch_norm": config.network.batch_norm,
             "num_classes": self.data.num_classes,
             "input_shape": list(self.data.input_shape),
-            "loss_threshold": config.loss_threshold,
-            "loss_window": config.loss_window,
+            "loss_threshold": config.output.loss_threshold,
+            "loss_window": config.output.loss_window,
         }
 
 

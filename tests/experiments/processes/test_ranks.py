@@ -14,7 +14,6 @@ from torch.nn.utils import weight_norm
 from skip_conditioning.diagnostics.errors import InputError
 from skip_conditioning.experiments.processes import ranks as ranks_module
 from skip_conditioning.experiments.processes.ranks import Ranks, clear_rank_errors
-from skip_conditioning.experiments.training.frozen_batch_norm import freeze_batch_norms
 
 #: How each of several processes begins: rank, count, and the file through which they meet.
 BEGIN = """
@@ -312,16 +311,12 @@ def test_synchronised_batch_norm_is_torchs_own_with_the_same_tensors(group, monk
     assert all(one is other for one, other in pairs)
 
 
-def test_batch_norm_in_train_mode_is_refused_where_torch_cannot_synchronise_it(monkeypatch):
-    model, cpu = nn.Sequential(nn.Linear(3, 3), nn.BatchNorm1d(3)), torch.device("cpu")
-    Ranks().check_batch_norms(model, cpu)
+def test_synchronised_batch_norm_is_refused_without_gpus(monkeypatch):
+    Ranks().check_sync_batch_norm(torch.device("cpu"))
     monkeypatch.setattr(Ranks, "count", 2)
-    Ranks().check_batch_norms(model, torch.device("cuda"))
-    Ranks().check_batch_norms(model[:1], cpu)
-    with pytest.raises(InputError, match=r"layer '1' is batch norm, .* on GPUs only; .*--batch-norm frozen"):
-        Ranks().check_batch_norms(model, cpu)
-    freeze_batch_norms(model, torch.randn(4, 3), "model")
-    Ranks().check_batch_norms(model.train(), cpu)
+    Ranks().check_sync_batch_norm(torch.device("cuda"))
+    with pytest.raises(InputError, match=r"--sync-batch-norm needs GPUs: .* leave it out"):
+        Ranks().check_sync_batch_norm(torch.device("cpu"))
 
 
 @pytest.mark.filterwarnings("ignore::FutureWarning")  # weight_norm is an old function, with a newer namesake

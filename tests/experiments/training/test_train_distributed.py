@@ -81,7 +81,7 @@ EVERYTHING = ("--momentum", "0.9", "--weight-decay", "0.01", "--augment", "crop"
 
 RUNS = {
     "frozen": ("--model", "theirs:norm", *UNEVEN, *EVERYTHING, "--batch-norm", "frozen"),
-    "norm": ("--model", "theirs:norm", *UNEVEN),
+    "synchronised": ("--model", "theirs:norm", *UNEVEN, "--sync-batch-norm"),
     "plain": ("--model", "theirs:plain", *UNEVEN, *EVERYTHING),
     "unmeasured": ("--model", "theirs:plain", *UNEVEN, *EVERYTHING[:-1], "--no-diagnostics"),
     "dropout": ("--model", "theirs:dropout", *UNEVEN, *EVERYTHING),
@@ -229,7 +229,7 @@ def test_a_diverging_run_ends_in_both(folder, shared):
     [
         ("few", "error: 2 processes need 4 images a step; there are 3\n"),
         ("wrong", "error: --lr must be a positive"),
-        ("norm", "error: layer 'layers.2' is batch norm"),
+        ("synchronised", "error: --sync-batch-norm needs GPUs"),
     ],
 )
 def test_what_is_wrong_for_both_is_said_once(name, message, folder, shared):
