@@ -10,9 +10,7 @@ from skip_conditioning.diagnostics.errors import InputError
 from skip_conditioning.diagnostics.loss.descent import Descent
 from skip_conditioning.diagnostics.loss.probe_loss import loss_gradient
 from skip_conditioning.diagnostics.monitoring.time_budget import FLOPS
-from skip_conditioning.diagnostics.networks.isolation import State, quiet
-from skip_conditioning.diagnostics.networks.maps import probe_input
-from skip_conditioning.diagnostics.networks.recording import Recording
+from skip_conditioning.diagnostics.networks.measuring import measuring
 from skip_conditioning.diagnostics.theory.pl_inequality import checked_cost, pl_chain
 
 #: Arithmetic operations of the eigenvalues of two kernels, by the cube of their rows.
@@ -43,9 +41,8 @@ class BoundsLog:
         Raises:
             InputError: Whatever would make a measurement fail: the targets, the outputs, the memory budget.
         """
-        with quiet(self._model, batch_mode="batch"):
-            x = probe_input(self._x, self._model, torch.float64)
-            recording = Recording(self._model, State(self._model, torch.float64), x)
+        with measuring(self._model, self._x, dtype=torch.float64) as probed:
+            recording = probed.recording()
             loss_gradient(recording, self._y)
             start = time.perf_counter()  # a first backward pass is slower than those that follow
             loss_gradient(recording, self._y)

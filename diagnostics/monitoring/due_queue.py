@@ -1,4 +1,4 @@
-"""Which measurements are made at a step: those that are due, or were put off, and can be afforded."""
+"""Which measurements are made at a step: those that are due, or were postponed, and can be afforded."""
 
 from collections.abc import Iterator, Sequence
 
@@ -9,15 +9,16 @@ from skip_conditioning.diagnostics.monitoring.schedule import as_schedule
 from skip_conditioning.diagnostics.monitoring.time_budget import TimeBudget
 from skip_conditioning.diagnostics.support.sharding import deal
 
-#: A group asks its first process, and all wait for the answer, again when so large a share of the wait so far is over.
+#: In a group the first process is asked again whether a postponed measurement can be afforded after so large a share
+#: of the steps that it has waited already.
 _PATIENCE = 0.1
 
 
-class Agenda:
-    """Decides what is measured at a step; what cannot be afforded when it is due is put off until it can be.
+class DueQueue:
+    """Decides what is measured at a step; what cannot be afforded when it is due is postponed until it can be.
 
-    In a group the first process decides by its clock and the others follow. To ask it costs a round of messages, so a
-    measurement that was put off for k calls is asked for again after ``k / 10`` more: it is made so much later at most.
+    In a group the first process decides by its clock and the others follow. Each decision costs a round of messages,
+    so for a measurement postponed k steps ago the next one is made ``k / 10`` steps later: it is delayed by no more.
 
     Args:
         measurements: With their schedules; the same in all processes of the group.
@@ -39,32 +40,33 @@ class Agenda:
         self.estimates = [*estimates]
         self._measurements, self._budget, self._group = measurements, budget, group
         self._calls = 0
-        #: Of what was put off: the call at which it was due first, and the one at which to ask again.
-        self._put_off: dict[int, tuple[int, int]] = {}
+        #: Of each postponed measurement: the call at which it was first due, and the one at which to decide again.
+        self._postponed: dict[int, tuple[int, int]] = {}
 
-    def at(self, step: int) -> Iterator[tuple[int, bool]]:
-        """Places of the measurements to make now (True), and of those that are due but cannot be afforded (False).
+    def due(self, step: int) -> Iterator[tuple[int, bool]]:
+        """Indices of the measurements to make now (True), and of those that are due but cannot be afforded (False).
 
-        Each is decided when it is reached, as those before it take time too. In a group every process has to take all.
+        Each is decided when it is reached, as those before it take time too. In a group every process has to go
+        through all of them.
         """
         self._calls += 1
         for index, item in enumerate(self._measurements):
             due = as_schedule(item.schedule)(step)  # type: ignore[arg-type]
-            if not due and index not in self._put_off:
+            if not due and index not in self._postponed:
                 continue
             if self._affords(index):
-                self._put_off.pop(index, None)
+                self._postponed.pop(index, None)
                 yield index, True
                 continue
             if due:
-                self._put_off.setdefault(index, (self._calls, self._calls + 1))
+                self._postponed.setdefault(index, (self._calls, self._calls + 1))
                 yield index, False
 
     def _affords(self, index: int) -> bool:
-        first, again = self._put_off.get(index, (self._calls, self._calls))
+        first, again = self._postponed.get(index, (self._calls, self._calls))
         if self._group is not None and self._calls < again:
             return False
         affordable = deal([0], lambda _: self._budget.affords(self.estimates[index]), self._group)[0]
-        if index in self._put_off:
-            self._put_off[index] = first, self._calls + max(int(_PATIENCE * (self._calls - first)), 1)
+        if index in self._postponed:
+            self._postponed[index] = first, self._calls + max(int(_PATIENCE * (self._calls - first)), 1)
         return affordable

@@ -24,16 +24,16 @@ from torch import Tensor, distributed, nn
 from torch.distributed import ProcessGroup
 
 from skip_conditioning.diagnostics.errors import InputError
-from skip_conditioning.diagnostics.loss.probe_loss import probe_metrics, rayleigh_quotients
-from skip_conditioning.diagnostics.measure import GIB, spectra
+from skip_conditioning.diagnostics.measure import GIB
 from skip_conditioning.diagnostics.monitoring.bounds_log import BoundsLog
-from skip_conditioning.diagnostics.monitoring.due_queue import Agenda
+from skip_conditioning.diagnostics.monitoring.due_queue import DueQueue
 from skip_conditioning.diagnostics.monitoring.measurement import Measurement, scheduled
+from skip_conditioning.diagnostics.monitoring.probe_measurements import Measured, ProbeMeasurements
 from skip_conditioning.diagnostics.monitoring.run_tables import RunTables, longest_wait
 from skip_conditioning.diagnostics.monitoring.schedule import Schedule, log_spaced
-from skip_conditioning.diagnostics.monitoring.time_budget import TimeBudget, forecast
+from skip_conditioning.diagnostics.monitoring.time_budget import TimeBudget
 from skip_conditioning.diagnostics.networks.first_process import as_first
-from skip_conditioning.diagnostics.networks.isolation import device_of, unwrap
+from skip_conditioning.diagnostics.networks.isolation import unwrap
 from skip_conditioning.diagnostics.networks.maps import TOTAL
 from skip_conditioning.diagnostics.spectrum import Spectrum
 from skip_conditioning.diagnostics.support.sharding import deal
@@ -41,16 +41,13 @@ from skip_conditioning.diagnostics.support.sharding import deal
 #: Rows wait in memory at most this long at first (``run_tables.longest_wait``).
 _FLUSH_SECONDS = 1.0
 
-#: What the table of skipped measurements calls the bounds.
+#: What the table of skipped measurements calls that of ``BoundsLog``, instead of a map.
 _BOUNDS = "bounds"
 
 #: A diverging network is a result: after these the training goes on.
 _FAILURES = (InputError, np.linalg.LinAlgError, torch.OutOfMemoryError)
 
 Value = TypeVar("Value")
-
-#: Spectra by layer, each with its Rayleigh quotient where there is one.
-Measured = dict[str, tuple[Spectrum, float | None]]
 
 
 class SpectrumMonitor:
@@ -65,7 +62,7 @@ class SpectrumMonitor:
         probe: Inputs ``x``, or ``(x, y)``; with targets, the probe's loss and accuracy are logged (split
             ``probe``) at every measurement: cross-entropy for class indices, mean square error otherwise.
         out: The run's directory.
-        maps: Names of maps or ``Measurement`` objects.
+        maps: Names of maps, as for ``spectra``, or ``Measurement`` objects.
         layers: Layers of those maps that are given by name only.
         schedule: Interval in steps, or a function of the step; for maps without a schedule of their own.
         max_overhead: Share of the training time that measurements may take. One that would exceed it is skipped,
@@ -80,7 +77,7 @@ class SpectrumMonitor:
         run_id: Name of the run in the tables; the directory's name by default.
         estimates: Seconds that each measurement takes: the ``estimates`` of a monitor with the same measurements and an
             equal network, which tried them; then they are not tried again.
-        group: Processes to share the measurements' rows and probe vectors among; all have to make the monitor and call
+        group: Processes to share the measurements' rows and random vectors among; all have to make the monitor and call
             ``step`` alike, with the same probe and weights, and rank 0 of them writes. Its clock decides what can be
             afforded, and its buffers (batch norm's running statistics, say) are those that all of them measure with.
 
@@ -96,7 +93,7 @@ class SpectrumMonitor:
         probe: Tensor | Sequence[Tensor],
         out: str | os.PathLike[str],
         *,
-        maps: Sequence[str | Measurement] | str | Measurement = ("tail",),
+        maps: Sequence[str | Measurement] | str | Measurement = ("layer",),
         layers: Sequence[str] | str | None = None,
         schedule: Schedule | int | None = None,
         max_overhead: float | None = 0.05,
@@ -110,19 +107,18 @@ class SpectrumMonitor:
         group: ProcessGroup | None = None,
     ) -> None:
         self._time = TimeBudget(max_overhead)
+        self.max_overhead = max_overhead
         self.model = unwrap(model)
-        pair = probe if isinstance(probe, tuple | list) else (probe, None)
-        if len(pair) != 2:
-            raise InputError(f"the probe must be inputs x or a pair (x, y); it is {len(pair)} objects")
-        # Copied, as a training loop may fill its batch's memory anew.
-        self.x, self.y = (part.detach().clone() if isinstance(part, Tensor) else part for part in pair)
-        self.max_overhead = self._time.share
-        self.method, self.tolerance, self.dtype, self.memory_budget = method, tolerance, dtype, memory_budget
+        self._probe = ProbeMeasurements(
+            self.model, probe, method=method, tolerance=tolerance, dtype=dtype, memory_budget=memory_budget
+        )
+        self.x, self.y = self._probe.x, self._probe.y
         self.run_id = run_id or Path(out).resolve().name
         self.latest: dict[str, Spectrum] = {}
         otherwise = schedule if schedule is not None else log_spaced()
-        asked = [maps] if isinstance(maps, str | Measurement) else maps
-        self._measurements = [scheduled(item, layers, otherwise) for item in asked]
+        requested = [maps] if isinstance(maps, str | Measurement) else maps
+        self._measurements = [scheduled(item, layers, otherwise) for item in requested]
+        self._num_maps = len(self._measurements)
         self._tried, self._unaffordable = 0, 0
         if bounds and self.y is None:
             raise InputError("bounds are those of a loss; give the probe's targets too, as probe=(x, y)")
@@ -135,36 +131,33 @@ class SpectrumMonitor:
             rank = distributed.get_rank(group)  # -1 in a process outside of it
             self._writes, self._measures = rank == 0, rank >= 0
         self._group = group if self._measures else None
-        self._bounds: BoundsLog | None = None
-        self._tables: RunTables | None = None  # of the process that writes
-        # The others wait for the first, so that what is wrong is met by all.
-        known = (
-            deal([0], lambda _: self._prepare(Path(out), bounds, estimates), self._group)[0] if self._measures else []
-        )
-        self._agenda = Agenda(self._measurements, known, self._time, self._group)
+        self._bounds: BoundsLog | None = None  # of the process that writes, as are the tables
+        self._tables: RunTables | None = None
+
+        def prepare(_: int) -> list[float]:
+            """Open the tables, and forecast what each measurement will take."""
+            if bounds and self.y is not None:
+                self._bounds = BoundsLog(self.model, self.x, self.y, memory_budget)
+            with self._time.measuring(torch.device("cpu")):
+                seconds = self._try() if estimates is None else [*estimates]
+            self._tables = RunTables(Path(out), self.run_id)
+            return seconds
+
+        # The first process prepares, the others wait for it, and an error in it is raised in all of them.
+        seconds = deal([0], prepare, self._group)[0] if self._measures else []
+        self._queue = DueQueue(self._measurements, seconds, self._time, self._group)
         self._flushed = time.perf_counter()
 
     @property
     def estimates(self) -> list[float]:
         """Seconds that each measurement is expected to take, by the last time it was made."""
-        return self._agenda.estimates
-
-    def _prepare(self, out: Path, bounds: bool, estimates: Sequence[float] | None) -> list[float]:
-        """Open the tables, and find out what each measurement will take; for the process that writes."""
-        if bounds and self.y is not None:
-            self._bounds = BoundsLog(self.model, self.x, self.y, self.memory_budget)
-        with self._time.measuring(torch.device("cpu")):
-            known = self._try() if estimates is None else [*estimates]
-        self._tables = RunTables(out, self.run_id)
-        return known
+        return self._queue.estimates
 
     def _try(self) -> list[float]:
-        """Try what will be measured, and guess the seconds that it will take."""
-        spectral = self._measurements if self._bounds is None else self._measurements[:-1]
-        known = [forecast(self.model, self.x, item, **self._options) for item in spectral]
-        if self.y is not None:
-            probe_metrics(self.model, self.x, self.y, self.dtype)
-        return known if self._bounds is None else [*known, self._bounds.forecast()]
+        """Meet every bad input, and forecast the seconds of each measurement."""
+        seconds = [self._probe.forecast(item) for item in self._measurements[: self._num_maps]]
+        self._probe.loss()
+        return seconds if self._bounds is None else [*seconds, self._bounds.forecast()]
 
     def step(self, step: int, *, split: str = "train", **metrics: float | Tensor | None) -> dict[str, Spectrum]:
         """Log one step's metrics and make the measurements that are due.
@@ -226,7 +219,7 @@ class SpectrumMonitor:
         """
         self.flush()
         if self._writes and self._unaffordable and not self._tried:
-            cost, self._unaffordable = sum(self._agenda.estimates), 0
+            cost, self._unaffordable = sum(self._queue.estimates), 0
             warnings.warn(
                 f"nothing was measured: about {cost:.2g} s of measuring would exceed max_overhead={self.max_overhead} "
                 "of the training time; train longer, raise max_overhead, or pass None to never skip",
@@ -242,62 +235,48 @@ class SpectrumMonitor:
         self.close()
 
     def _measure_due(self, step: int) -> dict[str, Spectrum]:
-        found: dict[str, Spectrum] = {}
+        measured: dict[str, Spectrum] = {}
         bounds: dict[str, Any] = {}
-        for index, affordable in self._agenda.at(step):
+        for index, affordable in self._queue.due(step):
             item = self._measurements[index]
             if not affordable:
                 self._unaffordable += 1
                 reason = f"would exceed max_overhead={self.max_overhead}"
-                self._skip(item, step, reason, self._agenda.estimates[index])
+                self._skip(item, step, reason, self._queue.estimates[index])
             elif item.map == _BOUNDS:
                 bounds = self._attempt(index, step, dict if self._bounds is None else self._bounds.measure)
             else:
-                measured = self._attempt(index, step, functools.partial(self._spectra, item))
-                found |= self._log_spectra(item, step, measured)
-        if (found or bounds) and self.y is not None and self._writes:
-            self._log_probe(step, self.y, bounds)
-        return found
+                measure = functools.partial(self._probe.spectra, item, self._group, with_rayleigh=self._writes)
+                measured |= self._log_spectra(item, step, self._attempt(index, step, measure))
+        if (measured or bounds) and self.y is not None and self._writes:
+            self._log_probe(step, bounds)
+        return measured
 
     def _attempt(self, index: int, step: int, measure: Callable[[], dict[str, Value]]) -> dict[str, Value]:
-        """What a measurement finds: nothing if it fails, which is recorded."""
+        """The result of a measurement: empty if it fails, which is recorded."""
         self._tried += 1
-        before, found, failure = self._time.spent, dict[str, Value](), ""
+        before, result, failure = self._time.spent, dict[str, Value](), ""
         with self._measuring():
             try:
-                found = as_first(measure, self._group)
+                result = as_first(measure, self._group)
             except _FAILURES as error:
                 failure = str(error).splitlines()[0]
         seconds = self._time.spent - before
         if failure:
             self._skip(self._measurements[index], step, failure, seconds)
         else:
-            self._agenda.estimates[index] = seconds
-        return found
-
-    def _spectra(self, item: Measurement) -> Measured:
-        """The spectra of one map."""
-        where: dict[str, Any] = {"layers": item.layers, "batch_mode": item.batch_mode}
-        found = spectra(self.model, self.x, map=item.map, group=self._group, **where, **self._options)
-        speeds: dict[str, float] = {}
-        if item.map == "kernel" and self.y is not None and self._writes:
-            speeds = rayleigh_quotients(self.model, self.x, self.y, dtype=self.dtype, **where)
-        return {key: (spectrum, speeds.get(key)) for key, spectrum in found.items()}
+            self._queue.estimates[index] = seconds
+        return result
 
     def _log_spectra(self, item: Measurement, step: int, measured: Measured) -> dict[str, Spectrum]:
         """Log the spectra of one map; by layer (``map:layer`` when there are several maps)."""
-        single = sum(one.map != _BOUNDS for one in self._measurements) == 1
         for spectrum, rayleigh in measured.values():
             self._append("spectra", step, {**spectrum.as_row(), "rayleigh": rayleigh})
-        return {key if single else f"{item.map}:{key}": spectrum for key, (spectrum, _) in measured.items()}
-
-    @property
-    def _options(self) -> dict[str, Any]:
-        """How spectra are to be taken."""
-        return {name: getattr(self, name) for name in ("method", "tolerance", "dtype", "memory_budget")}
+        prefix = "" if self._num_maps == 1 else f"{item.map}:"
+        return {f"{prefix}{key}": spectrum for key, (spectrum, _) in measured.items()}
 
     def _measuring(self) -> AbstractContextManager[None]:
-        return self._time.measuring(device_of(self.model, self.x))
+        return self._time.measuring(self._probe.device)
 
     def _skip(self, item: Measurement, step: int, reason: str, seconds: float | None) -> None:
         self._append("skipped", step, item.skipped(reason, seconds))
@@ -306,11 +285,10 @@ class SpectrumMonitor:
         if self._tables is not None:
             self._tables.append(table, step, row)
 
-    def _log_probe(self, step: int, y: Tensor, bounds: dict[str, Any]) -> None:
+    def _log_probe(self, step: int, bounds: dict[str, Any]) -> None:
         """Log the probe's metrics; a row with bounds waits for the step after it."""
         with self._measuring():
-            metrics = probe_metrics(self.model, self.x, y, self.dtype)
-        row = {"split": "probe", **metrics, **bounds}
+            row = {"split": "probe", **self._probe.loss(), **bounds}
         if self._bounds is not None and bounds:
             self._bounds.row = {"step": step, **row}
         else:

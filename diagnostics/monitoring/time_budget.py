@@ -15,8 +15,8 @@ from skip_conditioning.diagnostics.jacobians.operator import operator_of
 from skip_conditioning.diagnostics.jacobians.rows import RowSource
 from skip_conditioning.diagnostics.linalg.slq import PROBES, STEPS
 from skip_conditioning.diagnostics.monitoring.measurement import Measurement
-from skip_conditioning.diagnostics.networks.isolation import State, quiet
-from skip_conditioning.diagnostics.networks.maps import Map, build_maps, check_map, probe_input
+from skip_conditioning.diagnostics.networks.maps import Map, check_map
+from skip_conditioning.diagnostics.networks.measuring import measuring
 
 #: Arithmetic operations a second of dense linear algebra, for forecasts of what has not been timed yet.
 FLOPS = 2e10
@@ -92,14 +92,13 @@ def forecast(
     """
     check_map(item.map, item.batch_mode, dtype)
     check_method(method, tolerance)
-    x = probe_input(x, model, dtype)
-    samples, first = (1, x) if item.batch_mode == "batch" else (len(x), x[:1])
-    with quiet(model, batch_mode=item.batch_mode):
-        maps = build_maps(model, State(model, dtype), first, item.map, item.layers)
+    with measuring(model, x, batch_mode=item.batch_mode, dtype=dtype) as probed:
+        parts = probed.parts()
+        maps = parts[0].maps(item.map, item.layers)
         if item.map == "kernel" and method != "lanczos":
             # All layers together take about a backward pass of the whole for each row at most.
             maps = [max(maps, key=lambda one: one.cols)]
-        return samples * sum(spectrum_seconds(one, method, memory_budget) for one in maps)
+        return len(parts) * sum(spectrum_seconds(one, method, memory_budget) for one in maps)
 
 
 def spectrum_seconds(one: Map, method: str, memory_budget: int) -> float:

@@ -14,7 +14,7 @@ from torch import nn
 
 from skip_conditioning import SpectrumMonitor, diagnostics, spectra
 from skip_conditioning.diagnostics.errors import InputError, LayerCallError
-from skip_conditioning.diagnostics.monitoring.monitor import Measurement
+from skip_conditioning.diagnostics.monitoring.measurement import Measurement
 from skip_conditioning.diagnostics.tables import read_experiment
 
 X, Y = torch.randn(6, 3, generator=torch.Generator().manual_seed(0)), torch.tensor([0, 1, 0, 1, 1, 0])
@@ -45,8 +45,8 @@ def clock(monkeypatch):
         return spectra(*args, **options)
 
     monkeypatch.setattr(time, "perf_counter", clock)
-    monkeypatch.setattr(diagnostics.monitoring.monitor, "spectra", slow)
-    monkeypatch.setattr(diagnostics.monitoring.monitor, "forecast", lambda *args, **options: 1.0)
+    monkeypatch.setattr(diagnostics.monitoring.probe_measurements, "spectra", slow)
+    monkeypatch.setattr(diagnostics.monitoring.probe_measurements, "forecast", lambda *args, **options: 1.0)
     return clock
 
 
@@ -66,10 +66,11 @@ def test_each_map_is_measured_on_its_own_schedule(model, tmp_path):
     }
 
 
-def test_the_default_schedule_is_logarithmic(model, tmp_path):
+def test_the_default_is_the_layer_map_on_a_logarithmic_schedule(model, tmp_path):
     with SpectrumMonitor(model, X, tmp_path, max_overhead=None) as monitor:
         assert [step for step in range(12) if monitor.step(step)] == [0, 1, 2, 3, 4, 6, 10]
         assert list(monitor.latest) == []
+    assert set(read_experiment(tmp_path).spectra["map"]) == {"layer"}
 
 
 def test_tables_hold_what_was_measured(model, tmp_path):
@@ -114,7 +115,10 @@ def test_overhead_never_exceeds_its_share(model, tmp_path, clock):
 
 
 def test_a_skipped_measurement_is_made_as_soon_as_it_can_be_afforded(model, tmp_path, clock):
-    with SpectrumMonitor(model, X, tmp_path, schedule=lambda step: step in (2, 3), max_overhead=0.1) as monitor:
+    def schedule(step):
+        return step in (2, 3)
+
+    with SpectrumMonitor(model, X, tmp_path, maps="network", schedule=schedule, max_overhead=0.1) as monitor:
         measured = []
         for step in range(30):
             clock.now += 1.0
@@ -130,7 +134,7 @@ def test_measurements_that_fail_count_as_overhead_too(model, tmp_path, clock, mo
         clock.now += 1.0
         raise LayerCallError("layer '0' is never called\nsecond line")
 
-    monkeypatch.setattr(diagnostics.monitoring.monitor, "spectra", fail)
+    monkeypatch.setattr(diagnostics.monitoring.probe_measurements, "spectra", fail)
     with SpectrumMonitor(model, X, tmp_path, schedule=1, max_overhead=0.5) as monitor:
         for step in range(20):
             clock.now += 1.0
@@ -286,7 +290,7 @@ def test_the_probe_is_fixed_when_the_monitor_is_made(model, tmp_path):
 
 
 def test_tables_can_be_read_while_training_goes_on(model, tmp_path):
-    with SpectrumMonitor(model, X, tmp_path, schedule=1, max_overhead=None) as monitor:
+    with SpectrumMonitor(model, X, tmp_path, maps="network", schedule=1, max_overhead=None) as monitor:
         for step in range(3):
             monitor.step(step, loss=0.5)
             monitor.flush()
@@ -296,7 +300,7 @@ def test_tables_can_be_read_while_training_goes_on(model, tmp_path):
 
 def test_a_run_resumed_from_a_checkpoint_has_each_step_once(model, tmp_path):
     for first, last in ((0, 7), (4, 9)):
-        with SpectrumMonitor(model, X, tmp_path, schedule=1, max_overhead=None) as monitor:
+        with SpectrumMonitor(model, X, tmp_path, maps="network", schedule=1, max_overhead=None) as monitor:
             monitor.rewind(first - 1)
             for step in range(first, last):
                 monitor.step(step, loss=float(last))
@@ -308,7 +312,7 @@ def test_a_run_resumed_from_a_checkpoint_has_each_step_once(model, tmp_path):
 def test_two_monitors_may_write_into_one_folder(model, tmp_path):
     options = {"schedule": 1, "max_overhead": None}
     with (
-        SpectrumMonitor(model, X, tmp_path, **options) as one,
+        SpectrumMonitor(model, X, tmp_path, maps="tail", **options) as one,
         SpectrumMonitor(model, X, tmp_path, maps="network", **options) as other,
     ):
         for step in range(3):
@@ -326,7 +330,7 @@ from skip_conditioning import diagnostics
 from skip_conditioning import SpectrumMonitor
 diagnostics.monitoring.monitor._FLUSH_SECONDS = 0.0
 model = nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 2))
-with SpectrumMonitor(model, torch.randn(4, 3), sys.argv[1], schedule=1, max_overhead=None) as monitor:
+with SpectrumMonitor(model, torch.randn(4, 3), sys.argv[1], maps="network", schedule=1, max_overhead=None) as monitor:
     for step in itertools.count():
         monitor.step(step, loss=1.0)
         print(step, flush=True)

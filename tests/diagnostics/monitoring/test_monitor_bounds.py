@@ -11,7 +11,7 @@ from torch.nn.functional import cross_entropy
 
 from skip_conditioning import SpectrumMonitor, diagnostics
 from skip_conditioning.diagnostics.errors import InputError, NonFiniteError
-from skip_conditioning.diagnostics.monitoring.monitor import Measurement
+from skip_conditioning.diagnostics.monitoring.measurement import Measurement
 from skip_conditioning.diagnostics.tables import BOUNDS, METRICS, read_experiment
 from skip_conditioning.diagnostics.theory.pl_inequality import pl_chain
 from tests.unchanged import same

@@ -25,7 +25,7 @@ import skip_conditioning.diagnostics.support.sharding
 from skip_conditioning import diagnostics
 from skip_conditioning import SpectrumMonitor
 from skip_conditioning.diagnostics.errors import InputError, LayerCallError, UnknownLayerError
-from skip_conditioning.diagnostics.monitoring.monitor import Measurement
+from skip_conditioning.diagnostics.monitoring.measurement import Measurement
 from skip_conditioning.diagnostics.support.sharding import deal, summed, together
 from skip_conditioning.diagnostics.tables import read_experiment
 from tests.unchanged import nothing_changes
@@ -133,8 +133,8 @@ def clocks():
         return spectra(*args, **options)
 
     time.perf_counter = clock
-    diagnostics.monitoring.monitor.spectra = slow
-    diagnostics.monitoring.monitor.forecast = lambda *args, **options: 1.0
+    diagnostics.monitoring.probe_measurements.spectra = slow
+    diagnostics.monitoring.probe_measurements.forecast = lambda *args, **options: 1.0
     with monitor("clocks", maps="network", max_overhead=0.1) as shared:
         measured = []
         for step in range(60):
@@ -148,7 +148,7 @@ def clocks():
     assert set(skipped.estimated_seconds) == {1.0}
 
     # A long wait takes few rounds of messages, and lasts a tenth longer at most.
-    diagnostics.monitoring.monitor.forecast = lambda *args, **options: 100.0
+    diagnostics.monitoring.probe_measurements.forecast = lambda *args, **options: 100.0
     asked, deal = [], diagnostics.monitoring.due_queue.deal
     diagnostics.monitoring.due_queue.deal = lambda *args: (asked.append(step), deal(*args))[1]
     with monitor("wait", maps="network", max_overhead=0.1, schedule=lambda step: step == 5) as shared:
@@ -208,7 +208,7 @@ def failures():
         (diagnostics.networks.first_process, "stand_in_for_buffers", 1, memory, 1, {"tail", "kernel"}),
         (diagnostics.measure, "probe_input", 0, memory, 1, {"tail"}),
         (diagnostics.jacobians.exact, "_require_finite", 1, memory, 0, {"network", "tail"}),
-        (diagnostics.monitoring.monitor, "rayleigh_quotients", 0, InputError("no quotient"), 0, {"kernel"}),
+        (diagnostics.monitoring.probe_measurements, "rayleigh_quotients", 0, InputError("no quotient"), 0, {"kernel"}),
         (diagnostics.monitoring.bounds_log, "pl_chain", 0, InputError("no chain"), 0, {"bounds"}),
     ]
     for *case, failed in cases:
