@@ -13,7 +13,7 @@ import torch
 from skip_conditioning.experiments.processes.group import is_first_process, own_device, process_group
 from skip_conditioning.experiments.spectrum_analysis import main
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 
 FACTORY = """
 from torch import nn

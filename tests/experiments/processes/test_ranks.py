@@ -39,7 +39,7 @@ def agree(program, folder, count, codes=None):
     """Run a program, between its beginning and end, in several processes that have to leave with these codes."""
     command = [sys.executable, "-c", BEGIN + program + END]
     options = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
-    options |= {"cwd": Path(__file__).parents[2], "env": {**os.environ, "OMP_NUM_THREADS": "1"}}
+    options |= {"cwd": Path(__file__).parents[3], "env": {**os.environ, "OMP_NUM_THREADS": "1"}}
     arguments = [[str(rank), str(count), str(folder / "meeting")] for rank in range(count)]
     processes = [subprocess.Popen([*command, *given], **options) for given in arguments]
     try:

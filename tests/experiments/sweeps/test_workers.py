@@ -5,7 +5,6 @@ import signal
 import subprocess
 import sys
 import time
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -69,7 +68,7 @@ def script(fragile):
     """Start a script that trains fragile runs for long, in a process group of its own, and wait until it does."""
     Path("mood").write_text("sleeps")
     Path("script.py").write_text(SCRIPT.replace(", parse)", f", lambda: parse({[*fragile, '--out', 'o']!r}))"))
-    paths = os.pathsep.join([str(Path(__file__).parents[2]), "."])
+    paths = os.pathsep.join([str(Path(__file__).parents[3]), "."])
     process = subprocess.Popen(
         [sys.executable, "script.py"],
         env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": paths},
@@ -118,9 +117,7 @@ def test_processes_of_the_training_command_that_make_no_sense(small, capsys, mon
     assert "--processes must be at least 1; it is 0" in capsys.readouterr().err
     monkeypatch.setattr(Ranks, "count", 2)
     assert main([*small, "--out", "o", "--processes", "3"]) == 2
-    assert (
-        "--processes 3 trains runs beside each other, and torchrun each run in 2 processes" in capsys.readouterr().err
-    )
+    assert "--processes 3 trains 3 runs at once, and torchrun each run in 2 processes" in capsys.readouterr().err
     assert not Path("o").exists()
 
 
@@ -182,5 +179,5 @@ def test_processes_end_when_the_one_that_started_them_is_killed(script):
 )
 def test_otherwise_this_process_trains(small, monkeypatch, options, processes, changes):
     monkeypatch.setattr(parallel, "_Worker", None)
-    run_in_processes(Experiment(replace(parse([*small, *options, "--out", "o"]), **changes)), processes)
+    run_in_processes(Experiment(parse([*small, *options, "--out", "o"]).changed(**changes)), processes)
     assert set(statuses().values()) <= {"finished", "diverged"}

@@ -19,7 +19,7 @@ from skip_conditioning.experiments.records.directory import read_status
 from skip_conditioning.experiments.train import main
 from tests.experiments.conftest import SMALL, timeless
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 
 #: In float32 training would make the rounding of a sum in two parts large.
 FACTORIES = """
