@@ -1,1 +1,1 @@
-"""A training loop watched: what is measured when (``schedule``, ``measurement``), what that costs, and the ``monitor``."""
+"""A training loop watched: what is measured when (``schedule``, ``measurement``), at what cost, and the ``monitor``."""
