@@ -119,7 +119,7 @@ def _listed_arms(directory: Path, tables: Experiment) -> list[str]:
     """The arms in the order in which they were asked for."""
     there = list(tables.runs["arm"].dropna().unique())
     try:
-        listed = json.loads((directory / "experiment.json").read_text())["arms"]
+        listed = json.loads((directory / "experiment.json").read_text())["network"]["arms"]
     except (OSError, ValueError, KeyError):
         return there
     return [arm for arm in listed if arm in there] + [arm for arm in there if arm not in listed]

@@ -38,21 +38,21 @@ def sweep(config: SweepConfig) -> list[CellState]:
     """
     config.jobs.check()
     check_cluster()
-    if config.train.processes > 1:
+    if config.train.optimisation.processes > 1:
         raise InputError("--processes is an option of experiments.train: each job of a sweep trains one run")
-    if config.train.estimate:
+    if config.train.output.estimate:
         raise InputError(
             "--estimate is an option of experiments.train; give it the same options, without those of jobs"
         )
-    training = replace(config.train, resume=config.train.resume or config.jobs.retry)
+    training = config.train.changed(resume=config.train.output.resume or config.jobs.retry)
     experiment = Experiment(training)
     with experiment.prepared():
         states = JobQueue(experiment, config.jobs).run(LiveTable(sys.stderr, experiment.total_steps()))
-        write_speed(training.out)
-    print_summary(training.out)
+        write_speed(training.output.out)
+    print_summary(training.output.out)
     failed = [state for state in states if state.status == "failed"]
     for state in failed:
-        logs = training.out / "jobs" / state.run_id
+        logs = training.output.out / "jobs" / state.run_id
         print(f"failed: {state.run_id}: {state.reason} (log: {_newest_log(logs)})", file=sys.stderr)
     if failed:
         print("to take up what failed, repeat the command with --retry (and without --overwrite)", file=sys.stderr)

@@ -20,24 +20,25 @@ from skip_conditioning.experiments.training.experiment import Experiment
 
 def train(config: TrainConfig) -> None:
     """Check everything, train every run, and print what came of it; or only what it would take."""
-    if config.estimate:
+    if config.output.estimate:
         print_estimate(estimate(config))
         return
-    with process_group(choose_device(config.device)) as group, clear_rank_errors():
+    with process_group(choose_device(config.optimisation.device)) as group, clear_rank_errors():
         ranks = Ranks(group)
         experiment = everywhere(lambda: _experiment(config, ranks), group)
-        if config.processes > 1:
-            run_in_processes(experiment, config.processes)
+        if config.optimisation.processes > 1:
+            run_in_processes(experiment, config.optimisation.processes)
         else:
             experiment.run()
         if ranks.is_first:
-            print_summary(config.out)
+            print_summary(config.output.out)
 
 
 def _experiment(config: TrainConfig, ranks: Ranks) -> Experiment:
-    if config.processes > 1 and ranks.count > 1:
+    processes = config.optimisation.processes
+    if processes > 1 and ranks.count > 1:
         raise InputError(
-            f"--processes {config.processes} trains runs beside each other, and torchrun each run in {ranks.count} "
+            f"--processes {processes} trains {processes} runs at once, and torchrun each run in {ranks.count} "
             "processes; choose one of them"
         )
     return Experiment(config, ranks=ranks)

@@ -116,7 +116,7 @@ def _check_seeds(claims: Sequence[Claim], size: Size, seeds: int | None, place: 
             claim = next(one for one in claims if one.id == claim_id)
             if not isinstance(claim, Repeatable):
                 continue
-            fewest = claim.at_look(look).fewest_seeds(name, size, len(job.config.lr))
+            fewest = claim.at_look(look).fewest_seeds(name, size, len(job.config.optimisation.lr))
             if plan.seeds < fewest:
                 raise InputError(
                     f"{plan.seeds} seeds are too few for {claim_id}: even if all agreed nothing could be decided; give "

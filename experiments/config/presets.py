@@ -4,9 +4,10 @@ from typing import Any
 
 import tyro
 
+from skip_conditioning.diagnostics.errors import InputError, near_matches
 from skip_conditioning.diagnostics.monitoring.monitor import Measurement
 from skip_conditioning.diagnostics.monitoring.schedule import at_steps, every
-from skip_conditioning.experiments.config.train_config import TrainConfig
+from skip_conditioning.experiments.config.train_config import TrainConfig, make_config
 from skip_conditioning.models import arms
 
 #: Where the ranking of measures of conditioning looks (``claims.features``).
@@ -167,6 +168,21 @@ _DESCRIPTIONS_AND_OPTIONS: dict[str, tuple[str, dict[str, Any]]] = {
 }
 
 PRESETS: dict[str, tuple[str, TrainConfig]] = {
-    name: (description, TrainConfig(out=tyro.MISSING, experiment=name, **options))
+    name: (description, make_config(out=tyro.MISSING, experiment=name, **options))
     for name, (description, options) in _DESCRIPTIONS_AND_OPTIONS.items()
 }
+
+
+def preset(name: str, **options: Any) -> TrainConfig:
+    """A preset, with other values of some options: ``preset("demo", out=Path("runs/quick"), lr=(0.1,), steps=10)``.
+
+    Args:
+        name: Of the preset.
+        options: As for ``TrainConfig.changed``; ``out`` has to be given before anything is run.
+
+    Raises:
+        InputError: There is no such preset or option; near matches are offered.
+    """
+    if name not in PRESETS:
+        raise InputError(f"unknown preset {name!r}; known are {', '.join(PRESETS)}.{near_matches(name, PRESETS)}")
+    return PRESETS[name][1].changed(**options)

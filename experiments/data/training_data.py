@@ -72,7 +72,7 @@ class HeldData:
 
     def __post_init__(self) -> None:
         self.num_classes, self.input_shape = self.data.num_classes, tuple(self.data.train.images.shape[1:])
-        mean, std = (self.data.mean, self.data.std) if self.config.normalise else (None, None)
+        mean, std = (self.data.mean, self.data.std) if self.config.data.normalise else (None, None)
         self._pixels = Pixels(mean, std, memory_format(self.config))
         self._train, self._test = (
             Split(split.images.to(self.device), split.labels.to(self.device))
@@ -116,10 +116,10 @@ class DecodedData:
     def __post_init__(self) -> None:
         self.num_classes = self.data.num_classes
         self.input_shape: tuple[int, ...] = (3, self.data.size, self.data.size)
-        mean, std = (self.data.mean, self.data.std) if self.config.normalise else (None, None)
+        mean, std = (self.data.mean, self.data.std) if self.config.data.normalise else (None, None)
         self._pixels = Pixels(mean, std, memory_format(self.config))
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        given = self.config.workers
+        given = self.config.data.workers
         self._workers = min(cores // processes_here(), _MOST_WORKERS) if given is None else given
 
     def __len__(self) -> int:
@@ -148,19 +148,21 @@ def open_data(config: TrainConfig, device: torch.device, ranks: Ranks) -> Traini
         InputError: The data are missing, unreadable or not what they should be, or fewer than are to be drawn.
     """
     options: dict[str, Any] = {
-        "limit_train": config.limit_train,
+        "limit_train": config.data.limit_train,
         # That a test split is there is checked also where it is never evaluated.
-        "limit_test": config.limit_test if config.evaluate_epochs else 1,
-        "skip_corrupt": config.skip_corrupt,
+        "limit_test": config.data.limit_test if config.output.evaluate_epochs else 1,
+        "skip_corrupt": config.data.skip_corrupt,
     }
-    if config.subset is not None:
-        options["draw"] = lambda count: draw_indices(count, config.subset, config.seed, SUBSET, "--subset")
+    if config.data.subset is not None:
+        options["draw"] = lambda count: draw_indices(
+            count, config.data.subset, config.optimisation.seed, SUBSET, "--subset"
+        )
     data: TrainingData
-    if find_source(config.dataset).stream:
-        data = DecodedData(open_images(config.dataset, config.data_dir, **options), config, device, ranks)
+    if find_source(config.data.dataset).stream:
+        data = DecodedData(open_images(config.data.dataset, config.data.data_dir, **options), config, device, ranks)
     else:
-        data = HeldData(load_data(config.dataset, config.data_dir, **options), config, device, ranks)
-    smallest = min(config.batch_size or len(data), len(data))
+        data = HeldData(load_data(config.data.dataset, config.data.data_dir, **options), config, device, ranks)
+    smallest = min(config.optimisation.batch_size or len(data), len(data))
     if smallest < 2 * ranks.count and ranks.count > 1:
         raise InputError(f"{ranks.count} processes need {2 * ranks.count} images a step; there are {smallest}")
     return data
@@ -168,12 +170,12 @@ def open_data(config: TrainConfig, device: torch.device, ranks: Ranks) -> Traini
 
 def batch_order(config: TrainConfig, count: int, seed: int, ranks: Ranks, device: torch.device) -> BatchOrder:
     """The order of ``count`` images in a run's batches."""
-    return BatchOrder(count, config.batch_size, seed, config.augment, device, ranks.rank, ranks.count)
+    return BatchOrder(count, config.optimisation.batch_size, seed, config.data.augment, device, ranks.rank, ranks.count)
 
 
 def memory_format(config: TrainConfig) -> torch.memory_format:
     """How images and convolutions are kept in memory."""
-    return torch.channels_last if config.channels_last else torch.contiguous_format
+    return torch.channels_last if config.optimisation.channels_last else torch.contiguous_format
 
 
 def draw_indices(count: int, size: int | None, seed: int, purpose: int, option: str) -> Tensor:

@@ -47,8 +47,8 @@ def check_out(config: TrainConfig, processes: int = 1) -> None:
         InputError: It exists and neither ``--resume`` nor ``--overwrite`` is given, holds something else than an
             experiment, cannot be written, or holds an experiment with other options.
     """
-    out = config.out
-    if config.resume and config.overwrite:
+    out = config.output.out
+    if config.output.resume and config.output.overwrite:
         raise InputError("--resume keeps what --overwrite removes; give one of them")
     place = next(parent for parent in (out, *out.absolute().parents) if parent.exists())
     if not place.is_dir():
@@ -60,9 +60,9 @@ def check_out(config: TrainConfig, processes: int = 1) -> None:
     if out.exists() and any(entry.name not in (LOCK, f".{_DESCRIPTION}.tmp") for entry in out.iterdir()):
         if not ours:
             raise InputError(f"--out {out} exists and holds no experiment; choose another directory")
-        if not (config.resume or config.overwrite):
+        if not (config.output.resume or config.output.overwrite):
             raise InputError(f"--out {out} exists; go on with it by --resume or replace it by --overwrite")
-    if config.resume and ours:
+    if config.output.resume and ours:
         _check_same(config, processes, _read_options(out / _DESCRIPTION))
 
 
@@ -80,13 +80,13 @@ def prepare_out(config: TrainConfig, probe: tuple[Tensor, Tensor], processes: in
         InputError: It cannot be made, emptied or written, another process writes one of its runs, or the data are not
             those that it was begun with.
     """
-    out = config.out
+    out = config.output.out
     check_unlocked((out / "runs").glob("*"))
-    if (out / _PROBE).exists() and not config.overwrite:
+    if (out / _PROBE).exists() and not config.output.overwrite:
         _check_same_data(out, probe)
     try:
         out.mkdir(parents=True, exist_ok=True)
-        if config.overwrite:
+        if config.output.overwrite:
             # What says that this is an experiment goes last, so that --overwrite can be repeated when interrupted.
             entries = [entry for entry in out.iterdir() if entry.name != LOCK]
             for entry in sorted(entries, key=lambda entry: entry.name == _DESCRIPTION):
@@ -153,27 +153,42 @@ def _check_same_data(out: Path, probe: tuple[Tensor, Tensor]) -> None:
 
 
 def _options(config: TrainConfig, processes: int) -> dict[str, Any]:
-    options = {
-        option.name: str(value) if isinstance(value := getattr(config, option.name), Path) else value
-        for option in dataclasses.fields(config)
-        if option.name != "measurements"
+    """What describes an experiment: its options in their groups, but the measurements, which hold functions."""
+    groups = {group.name: _plain(getattr(config, group.name)) for group in dataclasses.fields(config)}
+    return groups | {_PROCESSES: processes}
+
+
+def _plain(group: Any) -> dict[str, Any]:
+    values = {option.name: getattr(group, option.name) for option in dataclasses.fields(group)}
+    return {
+        name: str(value) if isinstance(value, Path) else value
+        for name, value in values.items()
+        if name != "measurements"
     }
-    return options | {_PROCESSES: processes}
 
 
 def _read_options(path: Path) -> dict[str, Any]:
+    """The options of the experiment that a description is of, by their own names."""
     try:
-        return dict(json.loads(path.read_text()))
-    except (OSError, ValueError, TypeError) as error:
+        return _flat(json.loads(path.read_text()))
+    except (OSError, ValueError, AttributeError) as error:
         raise InputError(f"{path} cannot be read ({error}); start anew by --overwrite or with another --out") from error
 
 
+def _flat(groups: dict[str, Any]) -> dict[str, Any]:
+    """Options by their own names, without their groups."""
+    flat = {_PROCESSES: groups.get(_PROCESSES)}
+    for group in groups.values():
+        flat |= group if isinstance(group, dict) else {}
+    return flat
+
+
 def _check_same(config: TrainConfig, processes: int, before: dict[str, Any]) -> None:
-    now = json.loads(json.dumps(_options(config, processes)))
+    now = _flat(json.loads(json.dumps(_options(config, processes))))
     changed = [name for name in now if name not in _MAY_CHANGE and now[name] != before.get(name)]
     if changed:
         differences = ", ".join(f"{name.replace('_', '-')} {before.get(name)} → {now[name]}" for name in changed)
         raise InputError(
-            f"--resume needs the options of {config.out}, which are others ({differences}); give those, or start anew "
-            "with another --out"
+            f"--resume needs the options of {config.output.out}, which are others ({differences}); give those, or "
+            "start anew with another --out"
         )

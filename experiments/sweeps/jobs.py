@@ -4,7 +4,7 @@ import importlib
 import math
 import shutil
 import time
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -101,8 +101,7 @@ class JobQueue:
         return _state(cell, status) if status.get("status") in left else CellState(cell.run_id, "queued")
 
     def _submit(self, cell: Cell) -> None:
-        config = replace(
-            self.experiment.config,
+        config = self.experiment.config.changed(
             arms=(cell.arm,),
             lr=(cell.lr,),
             trials=cell.trial + 1,
@@ -111,9 +110,9 @@ class JobQueue:
         )
         # What it tells from now on is this job's.
         clear_status(self.experiment.directory(cell))
-        folder = config.out / "jobs" / cell.run_id  # for logs and submitit's own files
+        folder = config.output.out / "jobs" / cell.run_id  # for logs and submitit's own files
         try:
-            executor = _slurm_executor(self.options, folder, gpus=0 if config.device == "cpu" else 1)
+            executor = _slurm_executor(self.options, folder, gpus=0 if config.optimisation.device == "cpu" else 1)
             job = executor.submit(_train_cell, config, cell.run_id)
         except (RuntimeError, OSError) as error:  # what submitit raises for a submission refused is a RuntimeError
             raise InputError(f"the job of {cell.run_id} cannot be submitted: {error}") from error

@@ -14,7 +14,6 @@ import time
 import traceback
 import types
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
 from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
@@ -58,7 +57,7 @@ def run_in_processes(experiment: Experiment, processes: int | None = None) -> No
         experiment.run()
         return
     with one_thread():
-        pending = _pending(experiment, anew=experiment.config.overwrite)
+        pending = _pending(experiment, anew=experiment.config.output.overwrite)
         few = processes is None and len(pending) < _FEWEST_RUNS
         count = min(usable_cores() if processes is None else processes, len(pending))
         if count < 2 or few or not _can_be_sent(experiment):
@@ -72,7 +71,7 @@ def run_in_processes(experiment: Experiment, processes: int | None = None) -> No
                 _workers(experiment.config, count) as workers,
             ):
                 _train(experiment, pending, workers, bar)
-            write_speed(experiment.config.out)
+            write_speed(experiment.config.output.out)
 
 
 def usable_cores() -> int:
@@ -87,8 +86,8 @@ def _pending(experiment: Experiment, *, anew: bool = False) -> list[Cell]:
 
 def _can_be_sent(experiment: Experiment) -> bool:
     """Whether other processes can be sent the options: they have the measurements from the preset."""
-    preset = PRESETS.get(experiment.config.experiment)
-    return preset is not None and preset[1].measurements == experiment.config.measurements
+    preset = PRESETS.get(experiment.config.output.experiment)
+    return preset is not None and preset[1].diagnostics.measurements == experiment.config.diagnostics.measurements
 
 
 class _Worker:
@@ -124,12 +123,11 @@ class _Worker:
 def _workers(config: TrainConfig, count: int) -> Iterator[list[_Worker]]:
     """So many processes, which are gone afterwards whatever happens."""
     cores_each = max(usable_cores() // count, 1)
-    config = replace(
-        config,
+    config = config.changed(
         measurements=(),
         resume=True,
         overwrite=False,
-        workers=cores_each if config.workers is None else config.workers,
+        workers=cores_each if config.data.workers is None else config.data.workers,
     )
     workers: list[_Worker] = []
     try:
@@ -221,7 +219,7 @@ def _work(config: TrainConfig, connection: Connection) -> None:
     with contextlib.suppress(EOFError, ConnectionError):  # the one that started it wants no more
         run_id = connection.recv()
         try:
-            whole = replace(config, measurements=PRESETS[config.experiment][1].measurements)
+            whole = config.changed(measurements=PRESETS[config.output.experiment][1].diagnostics.measurements)
             experiment = Experiment(whole, prepared=True)
             while True:
                 experiment.run_cell(run_id)

@@ -118,7 +118,7 @@ def estimate(config: TrainConfig) -> Estimate:
         raise InputError("--estimate times the steps of one process; give it without torchrun")
     check_out(config)
     with tempfile.TemporaryDirectory() as scratch:
-        trial = replace(config, out=Path(scratch) / "out", log=(), resume=False, overwrite=False)
+        trial = config.changed(out=Path(scratch) / "out", log=(), resume=False, overwrite=False)
         experiment, start = timed(lambda: Experiment(trial), torch.device("cpu"))
         arms: dict[str, Estimate] = {}
         with clear_memory_errors():
@@ -191,7 +191,7 @@ def _estimate_run(experiment: Experiment, cell: Cell) -> Estimate:
     places = [trainer.directory / str(i) for i in range(len(_items(experiment)))]
     measured = [_measure(experiment, trainer, *pair) for pair in zip(_items(experiment), places, strict=True)]
     wanted = sum(one.seconds * len(one.due) for one in measured)
-    share = experiment.config.max_overhead
+    share = experiment.config.diagnostics.max_overhead
     made = 1.0 if share is None or not wanted else min(1.0, share * others / wanted)
     probed = math.ceil(made * len({step for one in measured for step in one.due}))
     written = parts(training + writing + made * wanted)
@@ -223,7 +223,7 @@ def _estimate_run(experiment: Experiment, cell: Cell) -> Estimate:
 def _items(experiment: Experiment) -> list[Measurement | None]:
     """What is measured while training; None for the bounds."""
     config = experiment.config
-    return [*([None] if config.bounds else []), *measurements(config)]
+    return [*([None] if config.diagnostics.bounds else []), *measurements(config)]
 
 
 @dataclass(frozen=True, eq=False)
@@ -264,7 +264,7 @@ def _measure(experiment: Experiment, trainer: Trainer, item: Measurement | None,
         _, seconds = timed(lambda: monitor.step(1), experiment.device)
         monitor.close()
         spectra = read_rows(place / "spectra").filter(pc.field("step") == 0)
-    reason = f"would exceed max_overhead={experiment.config.max_overhead}"
+    reason = f"would exceed max_overhead={experiment.config.diagnostics.max_overhead}"
     skipped = pa.Table.from_pylist([row | named.skipped(reason, seconds)], schema=SKIPPED)
     return _Measured(named.map, seconds, late, due, spectra, skipped)
 

@@ -29,7 +29,7 @@ class Cell:
 
 def all_cells(config: TrainConfig) -> Iterator[Cell]:
     """Every run, the arms of a trial next to each other."""
-    for trial in range(config.trials):
-        for lr in config.lr:
-            for arm in config.arms:
-                yield Cell(arm, lr, trial, derive_seed(config.seed, trial))
+    for trial in range(config.optimisation.trials):
+        for lr in config.optimisation.lr:
+            for arm in config.network.arms:
+                yield Cell(arm, lr, trial, derive_seed(config.optimisation.seed, trial))

@@ -8,7 +8,7 @@ import contextlib
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import fmean, median
 from typing import TypeVar
@@ -49,7 +49,7 @@ def time_steps(trainer: Trainer) -> tuple[float, int]:
     clock = _Clock(size, -(-ahead // size))
     probe = trainer.monitor.x, trainer.monitor.y
     trainer.monitor = SpectrumMonitor(trainer.model, probe, trainer.directory, maps=(), max_overhead=None)
-    trainer.config = replace(trainer.config, evaluate_epochs=None, checkpoints=sys.maxsize)
+    trainer.config = trainer.config.changed(evaluate_epochs=None, checkpoints=sys.maxsize)
     trainer.total_steps, trainer.lr, trainer.block = sys.maxsize, 0.0, Block(size)
     with contextlib.suppress(_Enough):
         trainer.run(clock)

@@ -61,8 +61,8 @@ class Trainer:
         self.optimizer = torch.optim.SGD(
             self.model.parameters(),
             lr=self.lr,
-            momentum=self.config.momentum,
-            weight_decay=self.config.weight_decay,
+            momentum=self.config.optimisation.momentum,
+            weight_decay=self.config.optimisation.weight_decay,
         )
         self.block = Block(_BLOCK if self.device.type == "cuda" else 1)
 
@@ -73,11 +73,11 @@ class Trainer:
         self.monitor.rewind(first - 1)
         set_rng_states(self.ranks.own(load_run(self.directory, first, self.model, self.optimizer)))
         network = self.ranks.replicate(
-            self.model, self.device, self.monitor.x[:_EXAMPLE], sync_batch_norm=self.config.sync_batch_norm
+            self.model, self.device, self.monitor.x[:_EXAMPLE], sync_batch_norm=self.config.network.sync_batch_norm
         )
-        if self.config.compile:
+        if self.config.optimisation.compile:
             network = torch.compile(network, dynamic=False)  # type: ignore[assignment]
-        loggers = open_loggers(self.config.log, self.directory, first) if self.ranks.is_first else []
+        loggers = open_loggers(self.config.output.log, self.directory, first) if self.ranks.is_first else []
         self.log = StepLog(self.monitor, loggers, progress)
         try:
             for step in range(first, self.total_steps + 1):
@@ -96,25 +96,25 @@ class Trainer:
 
     def lr_at(self, step: int) -> float:
         """The learning rate of the update after a step."""
-        every, factor = self.config.decay_epochs, self.config.decay_factor
+        every, factor = self.config.optimisation.decay_epochs, self.config.optimisation.decay_factor
         decays: int = 0 if every is None else step // (every * self.batches.per_epoch)
         return self.lr * factor**decays
 
     def checkpoint_due(self, step: int) -> bool:
         """Whether a checkpoint is to be saved at a step."""
-        interval = self.config.checkpoints or self.batches.per_epoch
+        interval = self.config.output.checkpoints or self.batches.per_epoch
         return step in (0, self.total_steps) or step % interval == 0
 
     def evaluation_due(self, step: int) -> bool:
         """Whether the network is to be evaluated at a step."""
-        every = self.config.evaluate_epochs
+        every = self.config.output.evaluate_epochs
         if every is None or step == 0:
             return False
         return step == self.total_steps or step % (every * self.batches.per_epoch) == 0
 
     def kept(self, step: int) -> bool:
         """Whether the weights saved at a step stay when later ones have been saved."""
-        every = self.config.keep_epochs
+        every = self.config.output.keep_epochs
         return every is None or step % (every * self.batches.per_epoch) == 0
 
     def save(self, step: int) -> None:
@@ -188,12 +188,12 @@ class Trainer:
         logits = self._logits(network, images)
         loss = cross_entropy(logits, labels)
         whole = self.batches.size_at(step) if self.ranks.count > 1 else len(labels)
-        if self.config.skip_corrupt:  # some may have been left out
+        if self.config.data.skip_corrupt:  # some may have been left out
             whole = int(self.ranks.sum(torch.tensor(len(labels), device=self.device)))
         (loss * self.ranks.loss_scale(len(labels), whole)).backward()
         gradients = [parameter.grad for parameter in self.model.parameters() if parameter.grad is not None]
         norm = torch.nn.utils.get_total_norm(gradients)
-        if self.config.fixed_length_steps:
+        if self.config.optimisation.fixed_length_steps:
             torch._foreach_div_(gradients, unit_divisor(norm))
         return torch.cat([self._means(loss, logits, labels), norm.double()[None]])
 
@@ -209,7 +209,7 @@ class Trainer:
         return torch.cat([means, means.new_full((1,), torch.nan)])
 
     def _logits(self, network: nn.Module, images: Tensor) -> Tensor:
-        with mixed_precision(self.config.precision, self.device):
+        with mixed_precision(self.config.optimisation.precision, self.device):
             logits: Tensor = network(images)
         return logits.float() if logits.dtype == torch.bfloat16 else logits
 

@@ -12,7 +12,7 @@ import pandas as pd
 from skip_conditioning.diagnostics.errors import InputError, UnknownLayerError, near_matches
 from skip_conditioning.diagnostics.tables import STATISTICS, Experiment
 from skip_conditioning.figures.drawing.errors import NothingToDrawError
-from skip_conditioning.figures.drawing.values import weighted_quantile, with_points
+from skip_conditioning.figures.drawing.singular_values import weighted_quantile, with_points
 
 #: Measures that count something and may be zero: averaged arithmetically, drawn on a linear scale.
 COUNTS = frozenset({"rank", "effective_rank", "stable_rank"})
@@ -36,7 +36,7 @@ def in_listed_order(experiment: Experiment, directory: Path) -> Experiment:
     """
     try:
         description = json.loads((directory / "experiment.json").read_text())
-        arms = [str(arm) for arm in description["arms"]]
+        arms = [str(arm) for arm in description["network"]["arms"]]
     except (OSError, ValueError, KeyError, TypeError):  # the order is no more than a convenience
         return experiment
     places = {arm: place for place, arm in enumerate(arms)}

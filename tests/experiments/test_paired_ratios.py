@@ -28,7 +28,7 @@ def experiment(tmp_path):
     for trial in range(4):
         write_run(tmp_path, "residual", trial, [2.0, 1.0 + trial, np.nan if trial == 3 else 0.5])
         write_run(tmp_path, "chain", trial, [2.0, 2.0 + 2 * trial, 1.0])
-    (tmp_path / "experiment.json").write_text(json.dumps({"arms": ["chain", "residual"]}))
+    (tmp_path / "experiment.json").write_text(json.dumps({"network": {"arms": ["chain", "residual"]}}))
     return tmp_path
 
 
@@ -57,7 +57,7 @@ def test_interval_holds_the_ratio_and_repeats(experiment):
 def test_command_line_prints_arms_in_the_order_they_were_asked_for(experiment, capsys):
     for trial in range(4):
         write_run(experiment, "modified", trial, [2.0, 1.0, 1.0])
-    (experiment / "experiment.json").write_text(json.dumps({"arms": ["modified", "residual", "chain"]}))
+    (experiment / "experiment.json").write_text(json.dumps({"network": {"arms": ["modified", "residual", "chain"]}}))
     assert main([str(experiment), "--measures", "sigma_mean", "--loss-steps", "1"]) == 0
     heading = capsys.readouterr().out.splitlines()[0]
     assert re.search(r"residual / modified .*chain / residual .*chain / modified", heading)

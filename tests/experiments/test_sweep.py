@@ -234,7 +234,11 @@ def test_submission_that_is_refused(small, capsys, monkeypatch):
 
 def test_options_are_trainings_and_the_jobs(capsys):
     config = parse(["paper-cifar10", "--out", "o", "--steps=7", "--jobs", "3", "--lr", "0.5", "0.02"])
-    assert (config.train.steps, config.train.epochs, config.train.lr) == (7, None, (0.5, 0.02))
+    assert (config.train.optimisation.steps, config.train.optimisation.epochs, config.train.optimisation.lr) == (
+        7,
+        None,
+        (0.5, 0.02),
+    )
     assert config.jobs == JobOptions(jobs=3)
     with pytest.raises(SystemExit):
         parse(["demo", "--help"])

@@ -194,7 +194,7 @@ def test_a_deleted_run_is_refused_where_nothing_is_trained(copy, tmp_path, capsy
 
 def test_swapped_arms_change_the_verdicts(copy, done):
     (job,) = jobs(list(CLAIMS.values()), "demo", None, Place(copy))
-    for config in job.config.out.glob("runs/*/config.json"):
+    for config in job.config.output.out.glob("runs/*/config.json"):
         content = json.loads(config.read_text())
         content["arm"] = {"chain": "residual", "residual": "chain"}[content["arm"]]
         config.write_text(json.dumps(content))

@@ -38,7 +38,7 @@ class Fake:
                 for trial in range(self.trials):
                     speed.append(self._write_run(directory, rank, arm, lr, trial))
         pd.DataFrame(speed).to_parquet(directory / "speed.parquet")
-        write_json({"arms": list(self.arms)}, directory / "experiment.json")
+        write_json({"network": {"arms": list(self.arms)}}, directory / "experiment.json")
         return directory
 
     def _write_run(self, directory: Path, rank: int, arm: str, lr: float, trial: int) -> dict:

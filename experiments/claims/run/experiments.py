@@ -111,7 +111,7 @@ def reusing(found: Sequence[Job], directories: Iterable[Path]) -> list[Job]:
             raise InputError(f"{directory} holds no experiment of experiments.train; give another one by --reuse")
         refusals = []
         for place, job in enumerate(replaced):
-            config = replace(job.config, out=directory)
+            config = job.config.changed(out=directory)
             try:
                 check_out(config)
             except InputError as refusal:
@@ -134,7 +134,7 @@ def run(job: Job) -> None:
     Raises:
         InputError: Its options, data or directory are no good, or it was begun by other code.
     """
-    out = job.config.out
+    out = job.config.output.out
     if job.is_reused:
         return
     _check_code(job, {"git_revision": git_revision(), "versions": versions()})
@@ -154,7 +154,7 @@ def read(job: Job) -> dict[tuple[str, str], tables.Experiment]:
     """
     check_whole(job)
     _check_code(job)
-    found = tables.read_experiment(job.config.out)
+    found = tables.read_experiment(job.config.output.out)
     return {user: _of_plan(found, plan) for user, plan in job.users.items()}
 
 
@@ -164,7 +164,7 @@ def check_whole(job: Job) -> None:
     Raises:
         InputError: Some are not; it names them and the way out.
     """
-    out = job.config.out
+    out = job.config.output.out
     states = {
         cell.run_id: read_status(out / "runs" / cell.run_id).get("status", "missing") for cell in all_cells(job.config)
     }
@@ -182,12 +182,12 @@ def _config(plan: Plan, out: Path, place: Place) -> TrainConfig:
     arguments = [plan.preset, *plan.options, "--out", str(out), "--resume", "--device", place.device]
     arguments += ["--trials", str(plan.seeds), "--arms", *plan.arms]
     config = parse(arguments)
-    return config if place.data_dir is None else replace(config, data_dir=place.data_dir)
+    return config if place.data_dir is None else config.changed(data_dir=place.data_dir)
 
 
 def _check_code(job: Job, now: Mapping[str, str] | None = None) -> None:
     """See that all runs were made by the same code, and by that which runs now if any is given."""
-    out = job.config.out
+    out = job.config.output.out
     if not any((out / "runs").glob("*/config.json")):
         return
     runs = tables.read_experiment(out).runs

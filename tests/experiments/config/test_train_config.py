@@ -1,58 +1,88 @@
-import sys
-from dataclasses import fields, replace
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
 
 from skip_conditioning.diagnostics.errors import InputError
-from skip_conditioning.experiments.config.presets import PRESETS
-from skip_conditioning.experiments.config.train_config import TrainConfig
+from skip_conditioning.diagnostics.monitoring.monitor import Measurement
+from skip_conditioning.experiments.config import options
+from skip_conditioning.experiments.config.presets import PRESETS, preset
+from skip_conditioning.experiments.config.train_config import TrainConfig, flag, make_config, option_values
+from skip_conditioning.experiments.train import parse
 
-
-def preset(name):
-    return PRESETS[name][1]
-
-
-# The settings of the paper's released code, as PAPER.md (section 3) has them
+# The settings of the paper's released code (docs/paper.md §3)
 
 
 def test_paper_mnist():
     config = preset("paper-mnist")
-    assert (config.dataset, config.model, config.model_options) == ("mnist", "paper-mnist", ())
-    assert config.arms == ("chain", "residual", "modified")
-    assert (config.subset, config.batch_size, config.steps, config.epochs, config.trials) == (32, None, 30, None, 10)
-    assert (config.lr, config.momentum, config.weight_decay, config.decay_epochs) == ((0.1,), 0.0, 0.0, None)
-    assert (config.normalise, config.augment) == (False, "none")
-    (tail,) = config.measurements
+    assert (config.data.dataset, config.network.model, config.network.model_options) == ("mnist", "paper-mnist", ())
+    assert config.network.arms == ("chain", "residual", "modified")
+    assert (
+        config.data.subset,
+        config.optimisation.batch_size,
+        config.optimisation.steps,
+        config.optimisation.epochs,
+        config.optimisation.trials,
+    ) == (32, None, 30, None, 10)
+    assert (
+        config.optimisation.lr,
+        config.optimisation.momentum,
+        config.optimisation.weight_decay,
+        config.optimisation.decay_epochs,
+    ) == ((0.1,), 0.0, 0.0, None)
+    assert (config.data.normalise, config.data.augment) == (False, "none")
+    (tail,) = config.diagnostics.measurements
     assert (tail.map, tail.layers, tail.batch_mode) == ("tail", ("stem",), "batch")
     assert all(tail.schedule(step) for step in range(31))
-    assert (config.probe_size, config.max_overhead, config.diagnostics) == (32, None, True)
+    assert (config.diagnostics.probe_size, config.diagnostics.max_overhead, config.diagnostics.diagnostics) == (
+        32,
+        None,
+        True,
+    )
 
 
 @pytest.mark.parametrize("name", ["cifar10", "cifar100"])
 def test_paper_cifar(name):
     config = preset(f"paper-{name}")
-    assert (config.dataset, config.model, config.arms) == (name, "preact-resnet18", ("original", "modified"))
-    assert config.lr == (0.2, 0.1, 0.05, 0.02)
-    assert (config.batch_size, config.epochs, config.steps, config.trials, config.subset) == (128, 90, None, 10, None)
-    assert (config.decay_epochs, config.decay_factor) == (30, 0.2)
-    assert (config.momentum, config.weight_decay) == (0.0, 0.0)
-    assert (config.normalise, config.augment, config.evaluate_epochs) == (True, "crop", 1)
+    assert (config.data.dataset, config.network.model, config.network.arms) == (
+        name,
+        "preact-resnet18",
+        ("original", "modified"),
+    )
+    assert config.optimisation.lr == (0.2, 0.1, 0.05, 0.02)
+    assert (
+        config.optimisation.batch_size,
+        config.optimisation.epochs,
+        config.optimisation.steps,
+        config.optimisation.trials,
+        config.data.subset,
+    ) == (128, 90, None, 10, None)
+    assert (config.optimisation.decay_epochs, config.optimisation.decay_factor) == (30, 0.2)
+    assert (config.optimisation.momentum, config.optimisation.weight_decay) == (0.0, 0.0)
+    assert (config.data.normalise, config.data.augment, config.output.evaluate_epochs) == (True, "crop", 1)
 
 
 def test_paper_imagenet():
     config = preset("paper-imagenet")
-    assert (config.dataset, config.model, config.arms) == ("imagenet", "preact-resnet50", ("original", "modified"))
-    assert (config.lr, config.momentum, config.weight_decay) == ((0.1,), 0.9, 1e-4)
-    assert (config.decay_epochs, config.decay_factor) == (30, 0.1)
-    assert (config.batch_size, config.epochs, config.steps) == (256, 90, None)
-    assert (config.normalise, config.augment, config.evaluate_epochs) == (True, "resized-crop", 1)
+    assert (config.data.dataset, config.network.model, config.network.arms) == (
+        "imagenet",
+        "preact-resnet50",
+        ("original", "modified"),
+    )
+    assert (config.optimisation.lr, config.optimisation.momentum, config.optimisation.weight_decay) == (
+        (0.1,),
+        0.9,
+        1e-4,
+    )
+    assert (config.optimisation.decay_epochs, config.optimisation.decay_factor) == (30, 0.1)
+    assert (config.optimisation.batch_size, config.optimisation.epochs, config.optimisation.steps) == (256, 90, None)
+    assert (config.data.normalise, config.data.augment, config.output.evaluate_epochs) == (True, "resized-crop", 1)
 
 
 @pytest.mark.parametrize("name", PRESETS)
 def test_presets_make_sense(name):
-    preset(name).check()
-    assert preset(name).experiment == name
+    preset(name, out=Path("o")).check()
+    assert preset(name).output.experiment == name
 
 
 # What is refused
@@ -70,14 +100,14 @@ def test_presets_make_sense(name):
 )
 def test_a_number_out_of_range_is_named(option, value):
     with pytest.raises(InputError, match=f"--{option.replace('_', '-')} must be .*; it is") as caught:
-        replace(preset("demo"), **{option: value}).check()
+        preset("demo", out=Path("o"), **{option: value}).check()
     assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"epochs": 3}, "either --steps or --epochs"),
+        ({"steps": 60, "epochs": 3}, "either --steps or --epochs"),
         ({"steps": None}, "either --steps or --epochs"),
         ({"lr": ()}, "--lr must name at least one value.*empty"),
         ({"arms": ()}, "--arms must name at least one value.*empty"),
@@ -87,34 +117,77 @@ def test_a_number_out_of_range_is_named(option, value):
 )
 def test_options_that_make_no_sense_together(options, message):
     with pytest.raises(InputError, match=message):
-        replace(preset("demo"), **options).check()
+        preset("demo", out=Path("o"), **options).check()
 
 
 def test_every_option_is_documented():
-    source = (Path(__file__).parents[2] / "experiments" / "config.py").read_text()
-    for option in fields(TrainConfig):
-        after = source.partition(f"\n    {option.name}: ")[2].partition("\n")[2].lstrip()
-        assert option.name == "measurements" or after.startswith('"""'), option.name
+    source = Path(options.__file__).read_text()
+    for option in option_values(preset("demo")):
+        after = source.partition(f"\n    {option}: ")[2].partition("\n")[2].lstrip()
+        assert after.startswith('"""'), option
+
+
+def test_each_option_is_in_one_group():
+    groups = [getattr(preset("demo"), group.name) for group in fields(TrainConfig)]
+    names = [option.name for group in groups for option in fields(group)]
+    assert len(names) == len(set(names)) == len(option_values(preset("demo")))
 
 
 def test_data_directory_comes_from_the_environment(monkeypatch):
-    options = {"out": Path("out"), "experiment": "mine", "dataset": "mnist", "model": "paper-mnist"}
+    given = {"out": Path("out"), "experiment": "mine", "dataset": "mnist", "model": "paper-mnist"}
     monkeypatch.setenv("SKIP_DATA_DIR", "somewhere")
-    assert TrainConfig(**options).data_dir == Path("somewhere")
+    assert make_config(**given).data.data_dir == Path("somewhere")
     monkeypatch.setenv("SKIP_DATA_DIR", "")
-    assert TrainConfig(**options).data_dir is None
+    assert make_config(**given).data.data_dir is None
 
 
-def test_a_log_whose_package_is_missing_says_how_to_install_it(monkeypatch):
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    for name in ("tensorboard", "wandb"):
-        with pytest.raises(InputError, match=rf"--log {name} .*pip install 'skip-conditioning\[{name}\]'"):
-            replace(preset("demo"), log=(name,)).check()
+def test_without_a_preset_layers_are_measured():
+    config = make_config(out=Path("out"), experiment="mine", dataset="mnist", model="paper-mnist", lr=(0.1,))
+    assert config.diagnostics.measurements == (Measurement("layer"),)
+    assert config.optimisation.lr == (0.1,)
 
 
-def test_a_folder_named_like_a_package_is_not_that_package(tmp_path, monkeypatch):
-    (tmp_path / "wandb").mkdir()
-    monkeypatch.setattr("sys.path", [str(tmp_path)])
-    monkeypatch.delitem(sys.modules, "wandb", raising=False)
-    with pytest.raises(InputError, match="--log wandb"):
-        replace(preset("demo"), log=("wandb",)).check()
+# Changed in Python
+
+
+def test_options_are_changed_by_their_own_names():
+    config = preset("demo", lr=(0.3,), arms=("chain",), out=Path("o"), probe_size=4, subset=64)
+    assert (config.optimisation.lr, config.network.arms, config.output.out) == ((0.3,), ("chain",), Path("o"))
+    assert (config.diagnostics.probe_size, config.data.subset) == (4, 64)
+    others = {name for name, value in option_values(config).items() if value != option_values(preset("demo"))[name]}
+    assert others == {"lr", "arms", "out", "probe_size", "subset"}
+    assert config.changed() == config
+
+
+@pytest.mark.parametrize(
+    ("given", "steps", "epochs", "model_options"),
+    [
+        ({"epochs": 3}, None, 3, ("depth=16", "normaliser=batch")),
+        ({"steps": 7}, 7, None, ("depth=16", "normaliser=batch")),
+        ({"steps": 7, "epochs": 3}, 7, 3, ("depth=16", "normaliser=batch")),
+        ({"model": "residual-mlp"}, 60, None, ()),
+        ({"model": "residual-mlp", "model_options": ("depth=2",)}, 60, None, ("depth=2",)),
+    ],
+)
+def test_options_given_set_others_aside_as_on_the_command_line(given, steps, epochs, model_options):
+    config = preset("demo", **given)
+    assert (config.optimisation.steps, config.optimisation.epochs) == (steps, epochs)
+    assert config.network.model_options == model_options
+    words = []
+    for name, value in given.items():
+        words += [flag(name), *(value if isinstance(value, tuple) else [str(value)])]
+    assert parse(["demo", "--out", "o", *words]) == config.changed(out=Path("o"))
+
+
+def test_an_unknown_option_or_preset_is_named_with_its_near_matches():
+    with pytest.raises(InputError, match=r"no option 'stesp' .*Did you mean 'steps'"):
+        preset("demo", stesp=3)
+    with pytest.raises(InputError, match="no option 'learning_rate'"):
+        preset("demo").changed(learning_rate=3)
+    with pytest.raises(InputError, match=r"unknown preset 'dmeo'; known are demo, .*Did you mean 'demo'"):
+        preset("dmeo")
+
+
+def test_a_preset_needs_a_directory():
+    with pytest.raises(InputError, match="--out"):
+        preset("demo").check()

@@ -1,20 +1,19 @@
 import json
 import os
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
 from skip_conditioning.diagnostics.errors import InputError
-from skip_conditioning.experiments.config.presets import PRESETS
+from skip_conditioning.experiments.config.presets import preset
 from skip_conditioning.experiments.records.directory import check_out, is_over, prepare_out, read_probe, write_status
 
 PROBE = (torch.rand(2, 1, 4, 4), torch.tensor([3, 1]))
 
 
 def config(out, **options):
-    return replace(PRESETS["demo"][1], out=out, **options)
+    return preset("demo", out=out, **options)
 
 
 @pytest.fixture
@@ -32,12 +31,12 @@ def refusal(options):
 
 
 def refusal_in(options, processes):
-    before = contents(options.out)
+    before = contents(options.output.out)
     with pytest.raises(InputError) as caught:
         check_out(options, processes)
-    assert contents(options.out) == before
+    assert contents(options.output.out) == before
     assert "\n" not in str(caught.value)
-    assert str(options.out) in str(caught.value) or "--resume" in str(caught.value)
+    assert str(options.output.out) in str(caught.value) or "--resume" in str(caught.value)
     return str(caught.value)
 
 
@@ -58,8 +57,8 @@ def test_probe_and_options_are_kept(made):
     assert torch.equal(y, PROBE[1])
     assert torch.equal(read_probe(made / "runs" / "a")[0], x)
     options = json.loads((made / "experiment.json").read_text())
-    assert options["lr"] == [0.02, 0.1, 0.5]
-    assert options["out"] == str(made)
+    assert options["optimisation"]["lr"] == [0.02, 0.1, 0.5]
+    assert options["output"]["out"] == str(made)
 
 
 def test_existing_experiment_needs_a_word(made):
@@ -137,7 +136,7 @@ def test_resuming_discards_half_written_files(made):
         ({"seed": 3}, "seed 0 → 3"),
         ({"batch_size": 8}, "batch-size None → 8"),
         ({"model_options": ("depth=4",)}, "model-options ['depth=16', 'normaliser=batch'] → ['depth=4']"),
-        ({"experiment": "mine", "steps": 7}, "experiment demo → mine, steps 60 → 7"),
+        ({"experiment": "mine", "steps": 7}, "steps 60 → 7, experiment demo → mine"),
         ({"layers": ("head",)}, "layers None → ['head']"),
     ],
 )

@@ -2,12 +2,13 @@
 
 import json
 import struct
+import sys
 
 import pytest
 
 from skip_conditioning.diagnostics.errors import InputError
 from skip_conditioning.diagnostics.tables import read_experiment
-from skip_conditioning.experiments.records.loggers import open_loggers
+from skip_conditioning.experiments.records.loggers import check_loggers, open_loggers
 from skip_conditioning.experiments.train import main
 
 RUN = "runs/plain-lr0.1-trial00"
@@ -116,3 +117,18 @@ def test_a_missing_package_is_named(tmp_path, monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(InputError, match=r"pip install 'skip-conditioning\[tensorboard\]'"):
         open_loggers(("tensorboard",), tmp_path, 0)
+
+
+def test_a_log_whose_package_is_missing_says_how_to_install_it(monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    for name in ("tensorboard", "wandb"):
+        with pytest.raises(InputError, match=rf"--log {name} .*pip install 'skip-conditioning\[{name}\]'"):
+            check_loggers((name,))
+
+
+def test_a_folder_named_like_a_package_is_not_that_package(tmp_path, monkeypatch):
+    (tmp_path / "wandb").mkdir()
+    monkeypatch.setattr("sys.path", [str(tmp_path)])
+    monkeypatch.delitem(sys.modules, "wandb", raising=False)
+    with pytest.raises(InputError, match="--log wandb"):
+        check_loggers(("wandb",))

@@ -1,7 +1,6 @@
 """What an experiment will take, against what it took."""
 
 import time
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -56,7 +55,7 @@ def test_checkpoints_take_what_was_said_at_the_end_and_at_their_most(train, smal
 
 def test_each_arm_and_repetition_counts(nets, small):
     one = parse([*small, "--out", "o", "--momentum", "0.9"])
-    found, more = estimate(one), estimate(replace(one, arms=("plain", "shrunk"), trials=3, lr=(0.1, 1e30)))
+    found, more = estimate(one), estimate(one.changed(arms=("plain", "shrunk"), trials=3, lr=(0.1, 1e30)))
     assert (found.runs, more.runs) == (1, 12)
     for name in ("checkpoint_bytes", "table_bytes"):
         assert getattr(more, name) == pytest.approx(12 * getattr(found, name), rel=0.1)
@@ -114,19 +113,19 @@ def test_an_evaluation_is_timed_without_taking_all_images(nets, monkeypatch, wor
 
 def test_what_is_not_due_takes_nothing(nets, small):
     config = parse([*small, "--out", "o", "--no-diagnostics"])
-    found = estimate(replace(config, evaluate_epochs=None))
+    found = estimate(config.changed(evaluate_epochs=None))
     assert (found.diagnostics_seconds, found.evaluation_seconds) == (0, 0)
     assert estimate(config).evaluation_seconds > 0
-    assert estimate(replace(config, bounds=True)).diagnostics_seconds > 0
+    assert estimate(config.changed(bounds=True)).diagnostics_seconds > 0
 
 
 def test_diagnostics_are_counted_as_scheduled_and_bounded_by_their_share(nets, small):
     config = parse([*small, "--out", "o", "--steps", "300", "--layers", "1"])
-    often, seldom = (replace(config, measurements=(Measurement("tail", schedule=every(k)),)) for k in (1, 100))
+    often, seldom = (config.changed(measurements=(Measurement("tail", schedule=every(k)),)) for k in (1, 100))
     often_found, seldom_found = estimate(often), estimate(seldom)
     assert often_found.diagnostics_seconds > 15 * seldom_found.diagnostics_seconds
     assert often_found.table_bytes > seldom_found.table_bytes
-    bounded = estimate(replace(often, max_overhead=0.01))
+    bounded = estimate(often.changed(max_overhead=0.01))
     assert bounded.table_bytes < often_found.table_bytes
     others = bounded.training_seconds + bounded.evaluation_seconds + bounded.checkpoint_seconds
     assert bounded.diagnostics_seconds == pytest.approx(0.01 * others)

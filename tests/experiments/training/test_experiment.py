@@ -209,12 +209,14 @@ def test_paper_mnist_measures_the_whole_spectrum_of_the_paper(train, real_data):
     assert sorted(tables.runs["arm"]) == ["chain", "modified", "residual"]
     assert tables.spectra.groupby("run_id")["step"].apply(list).tolist() == [[0, 1, 2]] * 3
     assert (set(tables.spectra["rows"]), set(tables.spectra["cols"])) == ({320}, {32 * 5 * 12 * 12})
-    x, _ = read_probe(made.config.out)
+    x, _ = read_probe(made.config.output.out)
     assert (x.min() >= 0, x.max() <= 1) == (True, True)
     assert torch.equal(x, made.data.data.train.images / 255), "the probe is the whole training set"
     rows = tables.spectra[tables.spectra["run_id"] == "modified-lr0.1-trial00"].set_index("step")
     model = build_model("paper-mnist", arm="modified")
-    weights = load_weights(made.config.out / "runs/modified-lr0.1-trial00/checkpoints/step_000000002.safetensors")
+    weights = load_weights(
+        made.config.output.out / "runs/modified-lr0.1-trial00/checkpoints/step_000000002.safetensors"
+    )
     model.load_state_dict(weights)
     truth = torch.linalg.svdvals(jacobian_behind_stem(model.double().train(), x.double()))
     assert len(truth) == 320
@@ -268,6 +270,12 @@ def test_paper_imagenet_runs(nets, real_data):
 @pytest.mark.parametrize("name", PRESETS)
 def test_presets_measure_layers_that_their_networks_have(name):
     config = PRESETS[name][1]
-    model = build_network(config.model, config.arms[0], config.model_options, num_classes=10, input_shape=(3, 32, 32))
-    for measurement in config.measurements:
+    model = build_network(
+        config.network.model,
+        config.network.arms[0],
+        config.network.model_options,
+        num_classes=10,
+        input_shape=(3, 32, 32),
+    )
+    for measurement in config.diagnostics.measurements:
         assert measurement.layers == (TOTAL,) or select_layers(model, measurement.layers)

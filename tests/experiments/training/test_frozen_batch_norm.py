@@ -1,7 +1,5 @@
 """Batch norm with the statistics of one batch for good: its values, its spectra, its runs."""
 
-import json
-from dataclasses import replace
 from itertools import product
 
 import pytest
@@ -13,7 +11,7 @@ from skip_conditioning.diagnostics.errors import InputError
 from skip_conditioning.diagnostics.kernel.tangent_kernel import tangent_kernel
 from skip_conditioning.diagnostics.measure import spectra
 from skip_conditioning.diagnostics.tables import read_experiment
-from skip_conditioning.experiments.config.presets import PRESETS
+from skip_conditioning.experiments.config.presets import preset
 from skip_conditioning.experiments.data.batches import Batches, BatchOrder, Pixels
 from skip_conditioning.experiments.data.datasets import Split
 from skip_conditioning.experiments.records.checkpoints import load_into, read_metadata
@@ -267,13 +265,8 @@ def norm():
 """
 
 
-def test_an_experiment_begun_before_there_was_the_option_is_resumed_and_another_one_is_not(train, capsys):
-    out = train("out")
-    options = json.loads((out / "experiment.json").read_text())
-    for name in ("batch_norm", "fixed_length_steps", "spectra_dtype"):
-        del options[name]
-    (out / "experiment.json").write_text(json.dumps(options))
-    train("out", "--resume")
+def test_an_experiment_is_not_resumed_with_another_choice(train, capsys):
+    train("out")
     for option in (("--batch-norm", "frozen"), ("--fixed-length-steps",), ("--spectra-dtype", "float64")):
         assert main([*SMALL, "--out", "out", "--resume", *option]) == 2
         assert option[0].strip("-") in capsys.readouterr().err
@@ -291,5 +284,5 @@ def test_options_are_estimated(nets):
     config = parse([*SMALL, "--out", "o", *FROZEN, "--spectra-dtype", "float64", "--bounds"])
     assert estimate(config).runs == 1
     with pytest.raises(InputError, match="no batch norm"):
-        estimate(replace(config, model="nets:dropout", arms=("default",)))
-    assert PRESETS["demo"][1].batch_norm == "train"
+        estimate(config.changed(model="nets:dropout", arms=("default",)))
+    assert preset("demo").network.batch_norm == "train"

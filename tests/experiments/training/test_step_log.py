@@ -1,7 +1,5 @@
 """Steps whose numbers are fetched in blocks: the tables are those of steps fetched one by one."""
 
-from dataclasses import replace
-
 import pandas as pd
 import pytest
 import torch
@@ -10,7 +8,7 @@ from torch import nn
 from skip_conditioning.diagnostics.monitoring.monitor import Measurement, SpectrumMonitor
 from skip_conditioning.diagnostics.monitoring.schedule import every
 from skip_conditioning.diagnostics.tables import read_experiment
-from skip_conditioning.experiments.config.presets import PRESETS
+from skip_conditioning.experiments.config.presets import preset
 from skip_conditioning.experiments.data.batches import Batches, BatchOrder, HeldImages, Pixels
 from skip_conditioning.experiments.data.datasets import Split
 from skip_conditioning.experiments.training.step_log import Block, DivergedError, StepLog
@@ -35,8 +33,8 @@ def train(directory, block, *, lr=0.2, stop=-1, **options):
     torch.manual_seed(0)
     model = nn.Sequential(nn.Flatten(), nn.Linear(16, 8), nn.BatchNorm1d(8), nn.Dropout(0.3), nn.Linear(8, 3), Cube())
     options = {"batch_size": 4, "checkpoints": 4, "evaluate_epochs": 2, "momentum": 0.9, **options}
-    config = replace(PRESETS["demo"][1], out=directory, **options)
-    batches = Batches(split(12, 1), PIXELS, BatchOrder(12, config.batch_size, 3, config.augment))
+    config = preset("demo", out=directory, **options)
+    batches = Batches(split(12, 1), PIXELS, BatchOrder(12, config.optimisation.batch_size, 3, config.data.augment))
     probe = (torch.rand(2, 1, 4, 4, generator=torch.Generator().manual_seed(5)), torch.tensor([0, 2]))
     maps = [Measurement("tail", "1", schedule=every(1))]
     monitor = SpectrumMonitor(model, probe, directory, maps=maps, schedule=1, max_overhead=None, bounds=True)

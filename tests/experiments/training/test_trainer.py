@@ -1,7 +1,6 @@
 """One run, step by step, against the same training written out with plain autograd."""
 
 import json
-from dataclasses import replace
 from itertools import pairwise
 
 import pandas as pd
@@ -13,7 +12,7 @@ from torch.nn.functional import cross_entropy
 from skip_conditioning.diagnostics.monitoring.monitor import Measurement, SpectrumMonitor
 from skip_conditioning.diagnostics.monitoring.schedule import every
 from skip_conditioning.diagnostics.tables import read_experiment
-from skip_conditioning.experiments.config.presets import PRESETS
+from skip_conditioning.experiments.config.presets import preset
 from skip_conditioning.experiments.data.batches import Batches, BatchOrder, HeldImages, Pixels
 from skip_conditioning.experiments.data.datasets import Split
 from skip_conditioning.experiments.records.checkpoints import list_checkpoints, load_weights
@@ -35,9 +34,9 @@ def split(n, seed):
 
 def trainer(directory, model, *, n=12, steps=6, lr=0.2, bounds=False, **options):
     """A run of 3 batches of 4 images an epoch."""
-    config = replace(PRESETS["demo"][1], out=directory, **{"batch_size": 4, "checkpoints": None, **options})
+    config = preset("demo", out=directory, **{"batch_size": 4, "checkpoints": None, **options})
     train, test = split(n, 1), split(7, 2)
-    batches = Batches(train, PIXELS, BatchOrder(n, config.batch_size, 3, config.augment))
+    batches = Batches(train, PIXELS, BatchOrder(n, config.optimisation.batch_size, 3, config.data.augment))
     probe = (torch.rand(2, 1, 4, 4, generator=torch.Generator().manual_seed(5)), torch.tensor([0, 2]))
     maps = [Measurement("tail", "1", schedule=every(1))]
     monitor = SpectrumMonitor(model, probe, directory, maps=maps, schedule=1, max_overhead=None, bounds=bounds)

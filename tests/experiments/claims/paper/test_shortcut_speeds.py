@@ -9,6 +9,7 @@ import pytest
 from skip_conditioning.experiments.claims.paper.registry import CLAIMS, chosen
 from skip_conditioning.experiments.claims.run.experiments import Place, jobs
 from skip_conditioning.experiments.claims.verdict.claim import Evidence
+from skip_conditioning.experiments.config.train_config import option_values
 from skip_conditioning.experiments.data.image_index import open_images
 from skip_conditioning.experiments.training.networks import build_network, check_arms
 
@@ -25,56 +26,68 @@ def planned(name, size):
 
 def length(config):
     """Steps of a run."""
-    return config.epochs * math.ceil((config.subset or IMAGES[config.dataset]) / config.batch_size)
+    return config.optimisation.epochs * math.ceil(
+        (config.data.subset or IMAGES[config.data.dataset]) / config.optimisation.batch_size
+    )
 
 
 @pytest.mark.parametrize(("name", "size"), CASES)
 def test_every_plan_can_be_trained(name, size):
     for job in planned(name, size):
         job.config.check()
-        assert job.config.arms == ("original", "modified")
-        check_arms(job.config.model, job.config.arms)
+        assert job.config.network.arms == ("original", "modified")
+        check_arms(job.config.network.model, job.config.network.arms)
 
 
 @pytest.mark.parametrize(("name", "size"), CASES)
 def test_every_plan_has_seeds_to_decide(name, size):
     for job in planned(name, size):
         for (claim, plan), wanted in job.users.items():
-            assert wanted.seeds >= CLAIMS[claim].fewest_seeds(plan, size, len(job.config.lr))
+            assert wanted.seeds >= CLAIMS[claim].fewest_seeds(plan, size, len(job.config.optimisation.lr))
 
 
 @pytest.mark.parametrize(("name", "size"), CASES)
 def test_the_window_of_the_loss_is_a_small_part_of_a_run(name, size):
     for job in planned(name, size):
-        assert 1 < job.config.loss_window <= length(job.config) / 4
+        assert 1 < job.config.output.loss_window <= length(job.config) / 4
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_no_rate_decays_in_a_reduced_run(name):
-    assert all(job.config.epochs <= job.config.decay_epochs for job in planned(name, "reduced"))
+    assert all(
+        job.config.optimisation.epochs <= job.config.optimisation.decay_epochs for job in planned(name, "reduced")
+    )
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_reduced_plans_keep_the_optimiser_and_the_augmentation_of_the_paper(name):
-    papers = {job.config.dataset: job.config for job in planned(name, "cifar")}
+    papers = {job.config.data.dataset: job.config for job in planned(name, "cifar")}
     for job in planned(name, "reduced"):
-        paper = papers[job.config.dataset]
+        paper = papers[job.config.data.dataset]
         for option in ("augment", "normalise", "momentum", "weight_decay", "decay_epochs", "decay_factor"):
-            assert getattr(job.config, option) == getattr(paper, option)
-        scale = 1 if job.config.momentum == 0 else job.config.batch_size / paper.batch_size  # ImageNet's
-        assert {lr / scale for lr in job.config.lr} <= set(paper.lr)
+            assert option_values(job.config)[option] == option_values(paper)[option]
+        scale = (
+            1
+            if job.config.optimisation.momentum == 0
+            else job.config.optimisation.batch_size / paper.optimisation.batch_size
+        )  # ImageNet's
+        assert {lr / scale for lr in job.config.optimisation.lr} <= set(paper.optimisation.lr)
 
 
 def test_every_depth_of_the_paper_is_planned_for_imagenet():
     depths = (18, 34, 50, 101, 152)
-    assert [job.config.model for job in planned(NAMES[1], "cifar")] == [f"preact-resnet{depth}" for depth in depths]
+    assert [job.config.network.model for job in planned(NAMES[1], "cifar")] == [
+        f"preact-resnet{depth}" for depth in depths
+    ]
 
 
 def test_arms_of_a_reduced_plan_share_their_parameters():
     config = planned(NAMES[1], "reduced")[0].config
     networks = [
-        build_network(config.model, arm, config.model_options, num_classes=10, input_shape=(3, 224, 224))
-        for arm in config.arms
+        build_network(
+            config.network.model, arm, config.network.model_options, num_classes=10, input_shape=(3, 224, 224)
+        )
+        for arm in config.network.arms
     ]
     assert len({tuple((key, value.shape) for key, value in net.named_parameters()) for net in networks}) == 1
 
@@ -92,7 +105,7 @@ def test_a_size_without_plans_is_not_testable(name, size, tmp_path):
 
 def test_the_sample_of_imagenet_is_found_and_large_enough(real_data):
     for job in planned(NAMES[1], "reduced"):
-        data = open_images(job.config.dataset, real_data)
+        data = open_images(job.config.data.dataset, real_data)
         assert data.num_classes == 10
-        assert len(data.train.labels) >= job.config.subset
-        assert len(data.test.labels) >= job.config.limit_test
+        assert len(data.train.labels) >= job.config.data.subset
+        assert len(data.test.labels) >= job.config.data.limit_test

@@ -143,15 +143,15 @@ def test_every_claim_registers_plain_values_and_has_seeds_enough(size):
         assert registered == claim.registered(size)
         for job in jobs([claim], size, None, Place(Path("o"))):
             for (_, plan), used in job.users.items():
-                assert used.seeds >= claim.fewest_seeds(plan, size, len(job.config.lr))
+                assert used.seeds >= claim.fewest_seeds(plan, size, len(job.config.optimisation.lr))
 
 
 def test_claims_that_differ_in_arms_and_seeds_share_an_experiment(tmp_path):
     plan = Plan("demo", ("chain", "gain-2"), 12)
     other = replace(CLAIM, id="other", by_size={"demo": {"mine": plan}})
     (job,) = jobs([CLAIM, other], "demo", None, Place(tmp_path))
-    assert job.config.arms == ("chain", "residual", "gain-2")
-    assert job.config.trials == 12
+    assert job.config.network.arms == ("chain", "residual", "gain-2")
+    assert job.config.optimisation.trials == 12
     third = replace(CLAIM, id="third", by_size={"demo": {"digits": replace(plan, options=("--steps", "3"))}})
     assert [job.name for job in jobs([CLAIM, third], "demo", None, Place(tmp_path))] == ["digits", "digits-2"]
 
