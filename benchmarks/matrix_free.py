@@ -23,8 +23,7 @@ from skip_conditioning.diagnostics.jacobians.matrix_free import estimates
 from skip_conditioning.diagnostics.linalg.extremes import largest_singular_value, smallest_singular_value
 from skip_conditioning.diagnostics.linalg.sketching import randomized_svd
 from skip_conditioning.diagnostics.linalg.slq import lanczos_density
-from skip_conditioning.diagnostics.networks.isolation import State, quiet
-from skip_conditioning.diagnostics.networks.maps import build_maps
+from skip_conditioning.diagnostics.networks.measuring import measuring
 from skip_conditioning.diagnostics.spectrum import jacobian_floor
 from skip_conditioning.models import build_model
 
@@ -45,7 +44,7 @@ def accuracy(device: torch.device) -> None:
     print("| probes | steps | " + " | ".join(names) + " |\n|---|---|" + "---|" * len(names))
     for probes in (1, 2, 8):
         for steps in (8, 16, 32, 64):
-            found = lanczos_density(operator, probes=probes, steps=steps)
+            found = lanczos_density(operator, vectors=probes, steps=steps)
             floor = jacobian_floor(exact.sigma_rms * exact.cols**0.5, torch.finfo(operator.dtype).eps)
             cells = []
             for name in names:
@@ -78,8 +77,8 @@ def products(device: torch.device) -> None:
         model, x = build_model(name, **options).to(device), torch.rand(shape, device=device)
         for layer in layers:
             operator = JacobianOperator(model, x, map=map, layer=layer)
-            with quiet(model, batch_mode="batch"):
-                (one,) = build_maps(model, State(model, None), x, map, [layer])
+            with measuring(model, x) as probed:
+                (one,) = probed.maps(map, [layer])
                 v, u = (torch.randn(side, device=device) for side in reversed(operator.shape))
                 gradient = _gradient(one.function, one.point, u.view(one.output_shape))
                 tangent = v.view(one.point.shape)

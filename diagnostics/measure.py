@@ -15,8 +15,9 @@ from skip_conditioning.diagnostics.jacobians.param_spectrum import param_spectru
 from skip_conditioning.diagnostics.jacobians.rows import dense_jacobian
 from skip_conditioning.diagnostics.kernel.spectra import kernel_spectra
 from skip_conditioning.diagnostics.networks.first_process import buffers_of_first
-from skip_conditioning.diagnostics.networks.isolation import State, quiet, require_finite, unwrap
-from skip_conditioning.diagnostics.networks.maps import Map, build_maps, check_map, probe_input
+from skip_conditioning.diagnostics.networks.isolation import require_finite
+from skip_conditioning.diagnostics.networks.maps import Map, check_map
+from skip_conditioning.diagnostics.networks.measuring import measuring
 from skip_conditioning.diagnostics.spectrum import Spectrum
 from skip_conditioning.diagnostics.support.progress import progress_bar
 from skip_conditioning.diagnostics.support.sharding import deal, fails_together, together
@@ -194,13 +195,9 @@ def _measure(
     In a group whatever fails in one process, an allocation say, is an error in all before they go on.
     """
     check_map(name, batch_mode, dtype)
-    model = unwrap(model)
-    x = probe_input(x, model, dtype)
-    batches: list[tuple[int | None, Tensor]] = [(None, x)] if batch_mode == "batch" else [*enumerate(x.split(1))]
-    with quiet(model, batch_mode=batch_mode):
-        state = together(lambda: State(model, dtype), group)
-        found = []
-        for sample, batch in batches:
-            maps = together(functools.partial(build_maps, model, state, batch, name, layers), group)
-            found += [together(functools.partial(evaluate, item, sample), group) for item in maps]
-        return found
+    results: list[Result] = []
+    with measuring(model, x, batch_mode=batch_mode, dtype=dtype) as probed:
+        for part in probed.parts():
+            maps = together(functools.partial(part.maps, name, layers), group)
+            results += [together(functools.partial(evaluate, item, part.sample), group) for item in maps]
+    return results

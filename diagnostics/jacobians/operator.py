@@ -14,8 +14,9 @@ from skip_conditioning.diagnostics.errors import InputError
 from skip_conditioning.diagnostics.jacobians.forward_mode import NotLinearizableError, linearize
 from skip_conditioning.diagnostics.jacobians.rows import chunk_size, clear_autograd_errors
 from skip_conditioning.diagnostics.linalg.operators import Operator
-from skip_conditioning.diagnostics.networks.isolation import State, exact_numerics, quiet, unwrap
-from skip_conditioning.diagnostics.networks.maps import TOTAL, Map, build_maps, check_map, probe_input
+from skip_conditioning.diagnostics.networks.isolation import exact_numerics
+from skip_conditioning.diagnostics.networks.maps import TOTAL, Map, check_map
+from skip_conditioning.diagnostics.networks.measuring import measuring
 
 GIB = 2**30
 
@@ -60,15 +61,12 @@ class JacobianOperator(Operator):
             layer = TOTAL
         if layer is None and map != "network":
             raise InputError(f"the {map} map needs a layer; name one of the model's modules")
-        model = unwrap(model)
-        x = probe_input(x, model, dtype)
-        batches = [x] if batch_mode == "batch" else x.split(1)
-        with quiet(model, batch_mode=batch_mode):
-            state = State(model, dtype).snapshot()
-            found = [build_maps(model, state, batch, map, None if layer is None else [layer]) for batch in batches]
-            if len(found[0]) != 1:
-                raise InputError(f"{layer!r} stands for {len(found[0])} layers; name one of them")
-            blocks = [operator_of(maps[0], memory_budget) for maps in found]
+        with measuring(model, x, batch_mode=batch_mode, dtype=dtype) as probed:
+            parts = probed.snapshot().parts()
+            maps = [part.maps(map, None if layer is None else [layer]) for part in parts]
+            if len(maps[0]) != 1:
+                raise InputError(f"{layer!r} stands for {len(maps[0])} layers; name one of them")
+            blocks = [operator_of(of_part[0], memory_budget) for of_part in maps]
         self._inner = blocks[0] if len(blocks) == 1 else _BlockDiagonal(blocks)
         super().__init__(self._inner.shape, self._inner.dtype, self._inner.device, self._inner.name)
 

@@ -8,7 +8,7 @@ from torch.distributed import ProcessGroup
 
 from skip_conditioning.diagnostics.jacobians.rows import CACHE_BYTES
 from skip_conditioning.diagnostics.kernel.parts import Extent, Kept, Part
-from skip_conditioning.diagnostics.networks.isolation import State
+from skip_conditioning.diagnostics.networks.measuring import ProbedModel
 from skip_conditioning.diagnostics.networks.parameter_rules import Rule, rule_for
 from skip_conditioning.diagnostics.networks.parameter_units import Unit
 from skip_conditioning.diagnostics.networks.recording import Recording, Use
@@ -33,9 +33,7 @@ class Batch:
         kept_bytes: The most that a sweep has kept so far.
 
     Args:
-        model: The unwrapped module; to be used inside ``isolation.quiet``.
-        state: Its weights and buffers.
-        x: Inputs, shape ``(N, *input_shape)``.
+        probed: The model at the batch.
         units: Those that will be asked for.
         memory_budget: Bytes that a backward pass may take.
         group: Processes to share the rows among.
@@ -44,18 +42,16 @@ class Batch:
 
     def __init__(
         self,
-        model: nn.Module,
-        state: State,
-        x: Tensor,
+        probed: ProbedModel,
         units: Sequence[Unit],
         *,
         memory_budget: int,
         group: ProcessGroup | None,
         progress: Progress | None,
     ) -> None:
-        self._model, self._state, self._x, self._group = model, state, x, group
+        self._probed, self._group, x = probed, group, probed.x
         self._budget, self._progress, self._done = memory_budget, progress, 0
-        self.recording = Recording(model, state, x)
+        self.recording = probed.recording()
         self.basis = torch.eye(self.recording.logits.shape[1], dtype=self.recording.logits.dtype, device=x.device)
         self.samples, self.kept_bytes = len(x), 0
         found = {unit: self._rule(unit) for unit in units}
@@ -75,7 +71,7 @@ class Batch:
     def random_cotangent(self, seed: int) -> Tensor:
         """A random vector of kernel rows, shape ``(N·R,)``, float64; no stream of the user's is touched."""
         generator = torch.Generator().manual_seed(seed)
-        return torch.randn(self.rows, generator=generator, dtype=torch.float64).to(self._x.device)
+        return torch.randn(self.rows, generator=generator, dtype=torch.float64).to(self._probed.x.device)
 
     def gradients(self, cotangent: Tensor) -> dict[nn.Parameter, Tensor]:
         """``Jᵀ v`` by autograd, those parameters that the outputs depend on.
@@ -160,7 +156,7 @@ class Batch:
         if not kept:
             return
         for sample in self._own(range(self.samples)):
-            alone = Recording(self._model, self._state, self._x[sample : sample + 1])
+            alone = self._probed.samples()[sample].recording()
             leaves = [alone.leaves[one] for part in kept for one in part.part.unit.parameters]
             for first, found in self._pull_back(alone, leaves, len(self.basis), False, every=True):
                 parts = iter(found)

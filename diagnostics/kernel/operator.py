@@ -12,8 +12,9 @@ from skip_conditioning.diagnostics.errors import InputError, UnsupportedModelErr
 from skip_conditioning.diagnostics.jacobians.operator import operator_of
 from skip_conditioning.diagnostics.linalg.extremes import Extreme, largest_singular_value, smallest_singular_value
 from skip_conditioning.diagnostics.linalg.operators import Operator, require_precision
-from skip_conditioning.diagnostics.networks.isolation import State, exact_numerics, quiet, unwrap
-from skip_conditioning.diagnostics.networks.maps import TOTAL, Map, build_maps, check_map, probe_input
+from skip_conditioning.diagnostics.networks.isolation import exact_numerics
+from skip_conditioning.diagnostics.networks.maps import TOTAL, Map, check_map
+from skip_conditioning.diagnostics.networks.measuring import ProbedModel, measuring
 
 GIB = 2**30
 
@@ -78,17 +79,14 @@ class TangentKernelOperator(Operator):
             )
         if not isinstance(layer, str):
             raise InputError(f"the layer is {layer!r}; give the name of one module, or {TOTAL!r}")
-        model = unwrap(model)
-        x = probe_input(x, model, dtype)
         name = f"the tangent kernel of {layer!r}"
         blocks: list[Operator] = []
-        with quiet(model, batch_mode=batch_mode):
-            state = State(model, dtype).snapshot()
+        with measuring(model, x, batch_mode=batch_mode, dtype=dtype) as probed:
             point: Tensor | None = None
-            for batch in [x] if batch_mode == "batch" else x.split(1):
-                map = _map_of(model, state, batch, layer)
+            for part in probed.snapshot().parts():
+                map = _map_of(part, layer)
                 require_precision(map.point.dtype, name)
-                if outputs == "centred" and map.rows == len(batch):
+                if outputs == "centred" and map.rows == len(part.x):
                     raise InputError('centred outputs of a network with a single output are zero; use outputs="all"')
                 # The parameters are the same for all samples: one vector of them is enough.
                 point = map.point if point is None else point
@@ -180,16 +178,16 @@ class TangentKernelOperator(Operator):
         return self._apply(block)
 
 
-def _map_of(model: nn.Module, state: State, x: Tensor, layer: str) -> Map:
+def _map_of(probed: ProbedModel, layer: str) -> Map:
     """The outputs as a function of one layer's parameters."""
-    maps = build_maps(model, state, x, "kernel", [layer])
+    maps = probed.maps("kernel", [layer])
     if len(maps) != 1:
         raise InputError(f"{layer!r} stands for {len(maps)} layers; name one of them")
     shape = maps[0].output_shape
-    if not shape or shape[0] != len(x):
+    if not shape or shape[0] != len(probed.x):
         raise UnsupportedModelError(
-            f"the model returns a tensor of shape {tuple(shape)} for {len(x)} samples; a tangent kernel needs outputs "
-            "(N, O): return one row of outputs for each sample"
+            f"the model returns a tensor of shape {tuple(shape)} for {len(probed.x)} samples; a tangent kernel needs "
+            "outputs (N, O): return one row of outputs for each sample"
         )
     return maps[0]
 

@@ -19,8 +19,9 @@ from skip_conditioning.diagnostics.errors import (
 from skip_conditioning.diagnostics.kernel.batch import Batch
 from skip_conditioning.diagnostics.kernel.engine import Check, Route, UnitKernel, unit_kernels
 from skip_conditioning.diagnostics.kernel.result import TangentKernel, centred
-from skip_conditioning.diagnostics.networks.isolation import State, quiet, require_finite, unwrap
-from skip_conditioning.diagnostics.networks.maps import TOTAL, check_map, probe_input
+from skip_conditioning.diagnostics.networks.isolation import require_finite, unwrap
+from skip_conditioning.diagnostics.networks.maps import TOTAL, check_map
+from skip_conditioning.diagnostics.networks.measuring import measuring
 from skip_conditioning.diagnostics.networks.parameter_units import Unit, blocks_of, units_of
 from skip_conditioning.diagnostics.networks.recording import Recording
 from skip_conditioning.diagnostics.support.progress import progress_bar
@@ -89,21 +90,23 @@ def tangent_kernel(
         )
     model = unwrap(model)
     flags = _running_statistics(model, batch_mode)
-    inputs = [probe_input(batch, model, dtype) for batch in ((x,) if x2 is None else (x, x2))]
-    with quiet(model, batch_mode=batch_mode), progress_bar("tangent kernel", show=progress) as advance:
-        state, units = State(model, dtype), units_of(model)
+    with (
+        measuring(model, x, batch_mode=batch_mode, dtype=dtype) as probed,
+        progress_bar("tangent kernel", show=progress) as advance,
+    ):
+        units = units_of(model)
         blocks = blocks_of(model, layers, units)
         whole = layers is None or TOTAL in ([layers] if isinstance(layers, str) else layers)
         wanted = [unit for unit in units if whole or any(unit in held for held in blocks.values())]
         sides = [
-            Batch(model, state, batch, wanted, memory_budget=int(memory_budget) // 4, group=group, progress=advance)
-            for batch in inputs
+            Batch(batch, wanted, memory_budget=int(memory_budget) // 4, group=group, progress=advance)
+            for batch in ([probed] if x2 is None else [probed, probed.at(x2)])
         ]
         if len(sides[0].basis) != len(sides[-1].basis):
             counts = " and ".join(str(len(side.basis)) for side in sides)
             raise InputError(f"the outputs for x and x2 must be as many per sample; they are {counts}")
         bases = _bases(outputs, sides[0].basis)
-        sums = _Sums(blocks, [len(bases[0]) * side.samples for side in sides], x.device, int(memory_budget))
+        sums = _Sums(blocks, [len(bases[0]) * side.samples for side in sides], probed.x.device, int(memory_budget))
         kernels = functools.partial(
             unit_kernels,
             sides,

@@ -6,9 +6,8 @@ import torch
 from torch import Tensor, nn
 
 from skip_conditioning.diagnostics.loss.probe_loss import loss_gradient, probe_metrics
-from skip_conditioning.diagnostics.networks.isolation import State, quiet, unwrap
-from skip_conditioning.diagnostics.networks.maps import probe_input
-from skip_conditioning.diagnostics.networks.recording import Recording
+from skip_conditioning.diagnostics.networks.isolation import unwrap
+from skip_conditioning.diagnostics.networks.measuring import measuring
 
 
 @dataclass(frozen=True)
@@ -40,16 +39,14 @@ class Descent:
     """
 
     def __init__(self, model: nn.Module, x: Tensor, y: Tensor) -> None:
-        model = unwrap(model)
         self._x, self._y = x, y
-        with quiet(model, batch_mode="batch"):
-            state = State(model, torch.float64)
-            gradient = loss_gradient(Recording(model, state, probe_input(x, model, torch.float64)), y)
-        names = {parameter: name for name, parameter in model.named_parameters()}
+        with measuring(model, x, dtype=torch.float64) as probed:
+            gradient = loss_gradient(probed.recording(), y)
+        names = {parameter: name for name, parameter in probed.model.named_parameters()}
         self._loss, self._scale = gradient.loss, gradient.scale
         self._gradient = {names[parameter]: part for parameter, part in gradient.parameters.items()}
         # A copy also where the weights are float64 already: training will change them.
-        self._weights = {names[parameter]: state[parameter].clone() for parameter in gradient.parameters}
+        self._weights = {names[parameter]: probed.state[parameter].clone() for parameter in gradient.parameters}
 
     def until(self, model: nn.Module) -> Decrease:
         """The decrease from the state held to that of the same model now.

@@ -19,8 +19,9 @@ from skip_conditioning.diagnostics.jacobians.rows import chunk_size, clear_autog
 from skip_conditioning.diagnostics.linalg.extremes import Extreme
 from skip_conditioning.diagnostics.linalg.operators import Operator, require_precision
 from skip_conditioning.diagnostics.loss.probe_loss import loss_metrics
-from skip_conditioning.diagnostics.networks.isolation import State, exact_numerics, quiet, unwrap
-from skip_conditioning.diagnostics.networks.maps import TOTAL, build_maps, check_map, probe_input
+from skip_conditioning.diagnostics.networks.isolation import exact_numerics
+from skip_conditioning.diagnostics.networks.maps import TOTAL, check_map
+from skip_conditioning.diagnostics.networks.measuring import measuring
 
 #: A second derivative keeps the tensors of the backward pass beside those of the forward pass.
 _PASSES = 2
@@ -69,11 +70,8 @@ class HessianOperator(Operator):
         memory_budget: int = GIB,
     ) -> None:
         check_map("kernel", "batch", dtype)
-        model = unwrap(model)
-        x = probe_input(x, model, dtype)
-        with quiet(model, batch_mode="batch"):
-            state = State(model, dtype).snapshot()
-            outputs = build_maps(model, state, x, "kernel", [TOTAL])[0]
+        with measuring(model, x, dtype=dtype) as probed:
+            outputs = probed.snapshot().maps("kernel", [TOTAL])[0]
             self._map = dataclasses.replace(outputs, name="Hessian")
             self._chunk = chunk_size(outputs, memory_budget // _PASSES)
             with clear_autograd_errors(self._map):
@@ -88,7 +86,7 @@ class HessianOperator(Operator):
         )
         self.columns: dict[str, slice] = {}
         end = 0
-        for name, parameter in model.named_parameters():
+        for name, parameter in probed.model.named_parameters():
             if parameter.requires_grad:
                 self.columns[name] = slice(end, end + parameter.numel())
                 end += parameter.numel()

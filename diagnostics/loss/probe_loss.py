@@ -10,9 +10,9 @@ from torch.nn.functional import cross_entropy, mse_loss
 
 from skip_conditioning.diagnostics.errors import InputError
 from skip_conditioning.diagnostics.loss.costs import IGNORED
-from skip_conditioning.diagnostics.networks.capture import logits_of, run
-from skip_conditioning.diagnostics.networks.isolation import State, quiet, require_finite, unwrap
-from skip_conditioning.diagnostics.networks.maps import TOTAL, check_map, probe_input
+from skip_conditioning.diagnostics.networks.isolation import require_finite
+from skip_conditioning.diagnostics.networks.maps import TOTAL, check_map
+from skip_conditioning.diagnostics.networks.measuring import ProbedModel, measuring
 from skip_conditioning.diagnostics.networks.parameter_units import blocks_of, units_of
 from skip_conditioning.diagnostics.networks.recording import Recording
 
@@ -36,10 +36,8 @@ def probe_metrics(model: nn.Module, x: Tensor, y: Tensor, dtype: torch.dtype | N
     Raises:
         InputError: The targets do not fit the logits.
     """
-    model = unwrap(model)
-    x = probe_input(x, model, dtype)
-    with quiet(model, batch_mode="batch"), torch.no_grad():
-        return loss_metrics(logits_of(run(model, State(model, dtype), (x,))), y)
+    with measuring(model, x, dtype=dtype) as probed, torch.no_grad():
+        return loss_metrics(probed.logits(), y)
 
 
 def rayleigh_quotients(
@@ -72,17 +70,15 @@ def rayleigh_quotients(
         InputError: The targets do not fit the outputs.
     """
     check_map("kernel", batch_mode, dtype)
-    model = unwrap(model)
-    x = probe_input(x, model, dtype)
-    single = batch_mode == "sample"
-    with quiet(model, batch_mode=batch_mode):
-        state, units = State(model, dtype), units_of(model)
-        blocks = blocks_of(model, layers, units)
+    with measuring(model, x, batch_mode=batch_mode, dtype=dtype) as probed:
+        units = units_of(probed.model)
+        blocks = blocks_of(probed.model, layers, units)
         found = {}
-        for sample, batch in enumerate(x.split(1) if single else [x]):
-            gradient = loss_gradient(Recording(model, state, batch), y[sample : sample + 1] if single else y)
+        for part in probed.parts():
+            index = part.sample
+            targets, mark = (y, "") if index is None else (y[index : index + 1], f"[{index}]")
+            gradient = loss_gradient(part.recording(), targets)
             squares, size = gradient.squares(), float((gradient.outputs**2).sum())
-            mark = f"[{sample}]" if single else ""
             for name, held in [*blocks.items(), (TOTAL, units)]:
                 felt = sum(squares.get(one, 0.0) for unit in held for one in unit.parameters)
                 found[f"{name}{mark}"] = felt / size if size > 0 else float("nan")
@@ -136,7 +132,7 @@ def loss_gradient(recording: Recording, y: Tensor) -> LossGradient:
     )
 
 
-def gradient_rounding(model: nn.Module, x: Tensor, gradient: LossGradient, dtype: torch.dtype) -> float:
+def gradient_rounding(probed: ProbedModel, gradient: LossGradient, dtype: torch.dtype) -> float:
     """What rounding does to ``|DFᵀv|`` for a unit vector ``v``, measured in another precision along the gradient.
 
     Batch norm of few or nearly equal samples amplifies rounding far beyond what dimensions tell. How much shows in
@@ -144,16 +140,14 @@ def gradient_rounding(model: nn.Module, x: Tensor, gradient: LossGradient, dtype
     those in float64.
 
     Args:
-        model: The unwrapped module; to be used inside ``isolation.quiet``.
-        x: Probe inputs, shape ``(N, *input_shape)``.
+        probed: The model at the probe.
         gradient: The loss's, as measured.
         dtype: In which precision.
     """
     lower = dtype == torch.float64
     other = torch.float32 if lower else torch.float64
     try:
-        recording = Recording(model, State(model, other), probe_input(x, model, other))
-        found = recording.gradients(gradient.outputs.to(other))
+        found = probed.in_dtype(other).recording().gradients(gradient.outputs.to(other))
         moved = math.sqrt(sum(float(((part - found[one]) ** 2).sum()) for one, part in gradient.parameters.items()))
     except (InputError, RuntimeError):
         moved = math.nan

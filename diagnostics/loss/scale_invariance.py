@@ -14,8 +14,9 @@ from skip_conditioning.diagnostics.errors import UnknownLayerError, near_matches
 from skip_conditioning.diagnostics.jacobians.operator import GIB
 from skip_conditioning.diagnostics.jacobians.rows import dense_jacobian
 from skip_conditioning.diagnostics.linalg.operators import Operator
-from skip_conditioning.diagnostics.networks.isolation import State, quiet, unwrap
-from skip_conditioning.diagnostics.networks.maps import TOTAL, build_maps, probe_input
+from skip_conditioning.diagnostics.networks.isolation import unwrap
+from skip_conditioning.diagnostics.networks.maps import TOTAL
+from skip_conditioning.diagnostics.networks.measuring import measuring
 
 #: Up to this share, weights are taken for scale-invariant: the ε of a normaliser leaves about ``ε`` over the variance.
 INVARIANT = 1e-3
@@ -44,13 +45,11 @@ def scale_invariance(
     Raises:
         UnknownLayerError: A group names no trainable parameter.
     """
-    model = unwrap(model)
-    x = probe_input(x, model, torch.float64)
-    names = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
-    with quiet(model, batch_mode="batch"):
-        outputs = build_maps(model, State(model, torch.float64), x, "kernel", [TOTAL])[0]
+    with measuring(model, x, dtype=torch.float64) as probed:
+        outputs = probed.maps("kernel", [TOTAL])[0]
         jacobian = dense_jacobian(outputs, memory_budget)
-        sizes = [parameter.numel() for parameter in model.parameters() if parameter.requires_grad]
+        trainable = {name: one for name, one in probed.model.named_parameters() if one.requires_grad}
+        names, sizes = [*trainable], [parameter.numel() for parameter in trainable.values()]
         columns = dict(zip(names, jacobian.split(sizes, dim=1), strict=True))
         values = dict(zip(names, outputs.point.split(sizes), strict=True))
     rounding = _ROUNDING_UNITS * torch.finfo(torch.float64).eps * float(jacobian.abs().max())

@@ -13,7 +13,7 @@ from skip_conditioning.diagnostics.jacobians.exact import Plan, check_method, ch
 from skip_conditioning.diagnostics.jacobians.matrix_free import affordable_steps
 from skip_conditioning.diagnostics.jacobians.operator import operator_of
 from skip_conditioning.diagnostics.jacobians.rows import RowSource
-from skip_conditioning.diagnostics.linalg.slq import PROBES, STEPS
+from skip_conditioning.diagnostics.linalg.slq import STEPS, VECTORS
 from skip_conditioning.diagnostics.monitoring.measurement import Measurement
 from skip_conditioning.diagnostics.networks.maps import Map, check_map
 from skip_conditioning.diagnostics.networks.measuring import measuring
@@ -116,7 +116,7 @@ def spectrum_seconds(one: Map, method: str, memory_budget: int) -> float:
         operator = operator_of(one, memory_budget)
         ready = time.perf_counter()
         operator.gram_matvec(torch.ones(operator.shape[1], dtype=operator.dtype, device=operator.device))
-        return ready - start + PROBES * STEPS * (time.perf_counter() - ready)
+        return ready - start + VECTORS * STEPS * (time.perf_counter() - ready)
     source = RowSource(one, Plan.of(one, memory_budget).chunk_bytes)
     start = time.perf_counter()
     source.rows(0, source.chunk)

@@ -12,9 +12,9 @@ from torch import Tensor, nn
 from skip_conditioning.diagnostics.errors import InputError
 from skip_conditioning.diagnostics.jacobians.operator import jacobian_of
 from skip_conditioning.diagnostics.kernel.tangent_kernel import tangent_kernel
-from skip_conditioning.diagnostics.networks.isolation import State, quiet, unwrap
-from skip_conditioning.diagnostics.networks.maps import TOTAL, probe_input
-from skip_conditioning.diagnostics.networks.recording import Recording
+from skip_conditioning.diagnostics.networks.isolation import unwrap
+from skip_conditioning.diagnostics.networks.maps import TOTAL
+from skip_conditioning.diagnostics.networks.measuring import ProbedModel, measuring
 from skip_conditioning.diagnostics.theory.layered_network import Chain
 from skip_conditioning.diagnostics.theory.rounding import Precisions, gram_rounding, probe_vectors
 from skip_conditioning.diagnostics.theory.statement import Statement
@@ -70,12 +70,9 @@ def chain_rule(
         return tangent_kernel(model, x, layers=TOTAL, dtype=precision, memory_budget=memory_budget).total
 
     kernel = kernel_in(dtype)
-    with quiet(model, batch_mode="batch"):
-
-        def measured(precision: torch.dtype) -> _Sides:
-            return _Sides(model, probe_input(x, model, precision), precision, layers, int(memory_budget))
-
-        sides, again = measured(dtype), precisions.again(measured)
+    with measuring(model, x, dtype=dtype) as probed:
+        sides = _Sides(probed, layers, int(memory_budget))
+        again = precisions.again(lambda other: _Sides(probed.in_dtype(other), layers, int(memory_budget)))
         apart = {name: _Difference() for name in (*sides.layerwise.trainable, TOTAL)}
         for rows in torch.eye(len(kernel), device=kernel.device).split(sides.layerwise.rows_at_once, dim=1):
             direct, products = sides.direct(rows), sides.pull_back(rows)
@@ -84,7 +81,7 @@ def chain_rule(
             apart[TOTAL].add(kernel @ rows.double(), sides.layerwise.push_forward(products))
         vectors = probe_vectors(len(kernel)).to(kernel.device)
         rounding = _rounding(sides, again, vectors, precisions)
-        recording = Recording(model, State(model, dtype), probe_input(x, model, dtype))
+        recording = probed.recording()
         grams = [gram_rounding(recording, vector.view(recording.logits.shape)) for vector in vectors.T]
     rounding[TOTAL] += precisions.error(kernel, precisions.again(kernel_in)) + sum(grams) / len(grams)
     error = _UNITS * torch.finfo(dtype).eps * len(sides.layerwise.trainable)
@@ -124,11 +121,9 @@ class _Sides:
         layerwise: The layers' derivatives, one after another.
     """
 
-    def __init__(
-        self, model: nn.Module, x: Tensor, dtype: torch.dtype, layers: Sequence[str] | str | None, memory_budget: int
-    ) -> None:
-        chain = Chain(model, State(model, dtype), x, layers)
-        self._dtype = dtype
+    def __init__(self, probed: ProbedModel, layers: Sequence[str] | str | None, memory_budget: int) -> None:
+        chain = Chain(probed, layers)
+        self._dtype = chain.logits.dtype
         self.layerwise = _Layerwise(chain, memory_budget)
         parameters = [parameter for held in self.layerwise.trainable.values() for parameter in held]
         self._whole = jacobian_of(chain.whole(parameters), memory_budget)

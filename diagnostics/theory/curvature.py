@@ -17,8 +17,7 @@ from skip_conditioning.diagnostics.jacobians.operator import GIB
 from skip_conditioning.diagnostics.loss.costs import cost_of
 from skip_conditioning.diagnostics.loss.hessian import Eigenvalue, HessianOperator, largest_eigenvalue, spectral_norm
 from skip_conditioning.diagnostics.loss.probe_loss import loss_metrics
-from skip_conditioning.diagnostics.networks.isolation import State, quiet, unwrap
-from skip_conditioning.diagnostics.networks.maps import probe_input
+from skip_conditioning.diagnostics.networks.measuring import measuring
 from skip_conditioning.diagnostics.theory.curvature_bounds import LayerConstants, hessian_bound
 from skip_conditioning.diagnostics.theory.layered_network import Chain, Segment
 from skip_conditioning.diagnostics.theory.statement import Statement
@@ -91,11 +90,9 @@ def curvature(
         UnsupportedModelError: The layers do not form a chain, or cannot be differentiated twice.
         MemoryBudgetError: A layer's second derivative does not fit.
     """
-    dtype = torch.float64
-    module = unwrap(model)
-    hessian = HessianOperator(model, x, y, dtype=dtype, memory_budget=memory_budget)
-    with quiet(module, batch_mode="batch"):
-        chain = Chain(module, State(module, dtype), probe_input(x, module, dtype), layers)
+    hessian = HessianOperator(model, x, y, dtype=torch.float64, memory_budget=memory_budget)
+    with measuring(model, x, dtype=torch.float64) as probed:
+        chain = Chain(probed, layers)
         constants = measured_constants(chain.segments, memory_budget)
         logits = chain.logits.clone().requires_grad_()
         (slope,) = torch.autograd.grad(loss_metrics(logits, y)["loss"], logits)

@@ -25,8 +25,8 @@ from skip_conditioning.diagnostics.networks.capture import (
     split_call,
     with_first_tensor,
 )
-from skip_conditioning.diagnostics.networks.isolation import State
 from skip_conditioning.diagnostics.networks.maps import Map
+from skip_conditioning.diagnostics.networks.measuring import ProbedModel
 
 #: Name of the last layer of a chain whose logits are computed behind the last module that was named.
 LOGITS = "logits"
@@ -87,9 +87,7 @@ class Chain:
     To be built, and its functions called, inside ``isolation.quiet``.
 
     Args:
-        model: The unwrapped module.
-        state: Its weights and buffers, in the precision of the measurement.
-        x: Probe inputs as ``maps.probe_input`` returns them.
+        probed: The model at the probe.
         layers: Modules to cut behind, names or globs; None takes the blocks (of a single module, none).
 
     Attributes:
@@ -103,8 +101,8 @@ class Chain:
         UnsupportedModelError: The layers do not form a chain, or share parameters.
     """
 
-    def __init__(self, model: nn.Module, state: State, x: Tensor, layers: Sequence[str] | str | None) -> None:
-        self._model, self._state, self.x = model, state, x
+    def __init__(self, probed: ProbedModel, layers: Sequence[str] | str | None = None) -> None:
+        self._model, self._state, self.x = probed.model, probed.state, probed.x
         cuts = self._cuts(layers)
         for name, call in cuts.items():
             _real(name, call)
@@ -122,8 +120,8 @@ class Chain:
                 Segment(
                     name=name,
                     first=before is None,
-                    input=x if before is None else _real(before, cuts[before]),
-                    parameters=_flat([state[one] for one in owners[name]], self.logits),
+                    input=self.x if before is None else _real(before, cuts[before]),
+                    parameters=_flat([self._state[one] for one in owners[name]], self.logits),
                     trainable=tuple(owners[name]),
                     output_shape=output.shape,
                     widest=max(self._sizes(began, ended), output.numel()),

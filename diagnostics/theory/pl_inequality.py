@@ -15,10 +15,10 @@ from skip_conditioning.diagnostics.kernel.result import TangentKernel
 from skip_conditioning.diagnostics.kernel.tangent_kernel import GIB, tangent_kernel
 from skip_conditioning.diagnostics.loss.costs import Cost, CrossEntropy, cost_of
 from skip_conditioning.diagnostics.loss.probe_loss import class_dimension, gradient_rounding, loss_gradient
-from skip_conditioning.diagnostics.networks.isolation import State, quiet, unwrap
-from skip_conditioning.diagnostics.networks.maps import TOTAL, check_map, probe_input
+from skip_conditioning.diagnostics.networks.isolation import unwrap
+from skip_conditioning.diagnostics.networks.maps import TOTAL, check_map
+from skip_conditioning.diagnostics.networks.measuring import measuring
 from skip_conditioning.diagnostics.networks.parameter_units import units_of
-from skip_conditioning.diagnostics.networks.recording import Recording
 from skip_conditioning.diagnostics.spectrum import jacobian_floor
 from skip_conditioning.diagnostics.theory.rounding import gram_rounding
 from skip_conditioning.diagnostics.theory.statement import Relation, Statement
@@ -193,12 +193,11 @@ def pl_chain(
             ``kernel.tangent_kernel``.
     """
     check_map("kernel", "batch", dtype)
-    model = unwrap(model)
-    units_of(model)  # raises for complex parameters
-    with quiet(model, batch_mode="batch"):
-        recording = Recording(model, State(model, dtype), probe_input(x, model, dtype))
+    units_of(unwrap(model))  # raises for complex parameters
+    with measuring(model, x, dtype=dtype) as probed:
+        recording = probed.recording()
         gradient = loss_gradient(recording, y)
-        rounding = gradient_rounding(model, x, gradient, recording.logits.dtype)
+        rounding = gradient_rounding(probed, gradient, recording.logits.dtype)
         directions = (gradient.outputs, torch.randn(recording.logits.shape, generator=torch.Generator().manual_seed(0)))
         along, throughout = (gram_rounding(recording, direction) for direction in directions)
     logits = recording.logits.detach().view(recording.output_shape)

@@ -14,8 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from skip_conditioning.diagnostics.networks.isolation import State, quiet, unwrap
-from skip_conditioning.diagnostics.networks.maps import probe_input
+from skip_conditioning.diagnostics.networks.isolation import unwrap
+from skip_conditioning.diagnostics.networks.measuring import measuring
 from skip_conditioning.diagnostics.theory.chain_rule import require_trainable
 from skip_conditioning.diagnostics.theory.layered_network import Chain, Segment
 from skip_conditioning.diagnostics.theory.output_subspaces import output_basis
@@ -148,13 +148,10 @@ def regularity(
     precisions = Precisions.of(dtype)
     model = unwrap(model)
     require_trainable(model)
-    with quiet(model, batch_mode="batch"):
-
-        def measured(precision: torch.dtype) -> Chain:
-            return Chain(model, State(model, precision), probe_input(x, model, precision), layers)
-
-        chain = measured(dtype)
-        measure = LayerFactors(model, chain, precisions.again(measured), precisions, int(memory_budget))
+    with measuring(model, x, dtype=dtype) as probed:
+        chain = Chain(probed, layers)
+        again = precisions.again(lambda other: Chain(probed.in_dtype(other), layers))
+        measure = LayerFactors(model, chain, again, precisions, int(memory_budget))
         basis = output_basis(subspace, chain.x, chain.logits)
         columns = measure.shares(basis)
         return Regularity(

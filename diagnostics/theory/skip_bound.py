@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from skip_conditioning.diagnostics.errors import InputError, LayerCallError
 from skip_conditioning.diagnostics.jacobians.exact import exact_spectrum
-from skip_conditioning.diagnostics.networks.isolation import State, quiet, unwrap
-from skip_conditioning.diagnostics.networks.maps import Map, build_maps, probe_input
+from skip_conditioning.diagnostics.networks.maps import Map
+from skip_conditioning.diagnostics.networks.measuring import measuring
 from skip_conditioning.diagnostics.theory.rank_limits import rank_limit
 from skip_conditioning.diagnostics.theory.rounding import Precisions
 from skip_conditioning.diagnostics.theory.statement import Statement
@@ -55,14 +55,10 @@ def skip_bound(
     if not 0 < gain < math.inf:
         raise InputError(f"the gain of a skip must be a positive number; it is {gain!r}")
     precisions = Precisions.of(dtype)
-    model = unwrap(model)
-    with quiet(model, batch_mode="batch"):
-
-        def measured(precision: torch.dtype) -> list[Map]:
-            return build_maps(model, State(model, precision), probe_input(x, model, precision), "layer", layers)
-
-        maps = measured(dtype)
-        again: Sequence[Map | None] = precisions.again(measured) or [None] * len(maps)
+    with measuring(model, x, dtype=dtype) as probed:
+        model, maps = probed.model, probed.maps("layer", layers)
+        other_maps = precisions.again(lambda other: probed.in_dtype(other).maps("layer", layers))
+        again: Sequence[Map | None] = other_maps or [None] * len(maps)
         pairs = [(one, other) for one, other in zip(maps, again, strict=True) if one.output_shape == one.point.shape]
         if layers is not None and len(pairs) < len(maps):
             other = next(one for one in maps if one.output_shape != one.point.shape)

@@ -12,9 +12,7 @@ from tqdm import tqdm
 
 from skip_conditioning.diagnostics.loss.probe_loss import loss_gradient, loss_metrics
 from skip_conditioning.diagnostics.monitoring.monitor import SpectrumMonitor
-from skip_conditioning.diagnostics.networks.capture import logits_of, run
-from skip_conditioning.diagnostics.networks.isolation import State, quiet
-from skip_conditioning.diagnostics.networks.recording import Recording
+from skip_conditioning.diagnostics.networks.measuring import measuring
 from skip_conditioning.diagnostics.tables import write_json
 from skip_conditioning.diagnostics.theory.pl_inequality import pl_chain
 from skip_conditioning.diagnostics.theory.statement import Statement
@@ -67,9 +65,8 @@ def _gradient_flow(subject: Subject, model: nn.Module, kernel_squared: float) ->
 
     Its error is estimated from a second one with half the step, and from the rounding of the losses.
     """
-    with quiet(model, batch_mode="batch"):
-        state = State(model, torch.float64)
-        gradient = loss_gradient(Recording(model, state, subject.x), subject.y)
+    with measuring(model, subject.x, dtype=torch.float64) as probed:
+        gradient = loss_gradient(probed.recording(), subject.y)
         slope = {parameter: gradient.scale * part for parameter, part in gradient.parameters.items()}
         length = sum(float((part**2).sum()) for part in slope.values())
         if length == 0 or gradient.loss == 0:
@@ -78,9 +75,8 @@ def _gradient_flow(subject: Subject, model: nn.Module, kernel_squared: float) ->
 
         def loss(time: float) -> float:
             """After so much gradient flow, to first order; with the same dropout masks every time."""
-            moved = {parameter: state[parameter] - time * part for parameter, part in slope.items()}
-            logits = logits_of(run(model, state, (subject.x,), replaced=moved))
-            return loss_metrics(logits, subject.y)["loss"].item()
+            moved = {parameter: probed.state[parameter] - time * part for parameter, part in slope.items()}
+            return loss_metrics(probed.logits(moved), subject.y)["loss"].item()
 
         time = _CHANGE * gradient.loss / length
         whole, half = ((loss(step) - loss(-step)) / (2 * step) for step in (time, time / 2))

@@ -10,16 +10,15 @@ from skip_conditioning import spectra
 from skip_conditioning.diagnostics.errors import InputError
 from skip_conditioning.diagnostics.jacobians import exact as choice
 from skip_conditioning.diagnostics.jacobians.exact import METHODS, check_method, choose_method
-from skip_conditioning.diagnostics.networks.isolation import State, quiet
-from skip_conditioning.diagnostics.networks.maps import build_maps
+from skip_conditioning.diagnostics.networks.measuring import measuring
 
 GIB = 2**30
 
 
 def chosen(model, x, memory_budget=GIB, map="network", layers=None):
     """What is chosen for the first of a model's maps."""
-    with quiet(model, batch_mode="batch"):
-        return choose_method(build_maps(model, State(model, None), x, map, layers)[0], memory_budget)
+    with measuring(model, x) as probed:
+        return choose_method(probed.maps(map, layers)[0], memory_budget)
 
 
 def convolutions(size):
@@ -89,7 +88,7 @@ def test_the_note_of_a_spectrum_says_what_was_chosen_and_why():
     assert exact.method.startswith("exact: ")
     free = spectra(model, x, map="network", memory_budget=2**20)["network"]
     assert free.note == "auto: an exact spectrum does not fit the memory budget"
-    assert free.method == "lanczos: 2 probe vectors × 32 steps"
+    assert free.method == "lanczos: 2 random vectors × 32 steps"
 
 
 @pytest.mark.parametrize("method", ["exact", "lanczos"])

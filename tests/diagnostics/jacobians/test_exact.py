@@ -9,8 +9,7 @@ from skip_conditioning import jacobian, spectra
 from skip_conditioning.diagnostics.errors import MemoryBudgetError, NonFiniteError
 from skip_conditioning.diagnostics.jacobians import exact as engine
 from skip_conditioning.diagnostics.jacobians.exact import Plan
-from skip_conditioning.diagnostics.networks.isolation import State, quiet
-from skip_conditioning.diagnostics.networks.maps import build_maps
+from skip_conditioning.diagnostics.networks.measuring import measuring
 
 F64 = torch.float64
 
@@ -166,8 +165,8 @@ def test_sample_mode_has_a_spectrum_per_sample(make):
 
 def smallest_budget(model, x, map, layers, dtype):
     """The least memory that a plan can be made for, by bisection."""
-    with quiet(model, batch_mode="batch"):
-        (one,) = build_maps(model, State(model, dtype), x.to(dtype), map, layers)
+    with measuring(model, x, dtype=dtype) as probed:
+        (one,) = probed.maps(map, layers)
         low, high = 0, 2**32
         while high - low > 1:
             middle = (low + high) // 2

@@ -8,8 +8,7 @@ from torch import nn
 from skip_conditioning import JacobianOperator, jacobian
 from skip_conditioning.diagnostics.errors import InputError, LayerCallError, NonFiniteError, UnsupportedModelError
 from skip_conditioning.diagnostics.jacobians.operator import operator_of
-from skip_conditioning.diagnostics.networks.isolation import State, quiet
-from skip_conditioning.diagnostics.networks.maps import build_maps
+from skip_conditioning.diagnostics.networks.measuring import measuring
 
 
 def assert_same_matrix(operator, dense, about):
@@ -216,6 +215,6 @@ def test_a_channels_last_or_mixed_model_has_flat_row_major_vectors():
 
 def test_operators_inside_a_measurement_share_the_maps_errors(make):
     model, x = make("mlp")
-    with quiet(model, batch_mode="batch"):
-        (one,) = build_maps(model, State(model, None), x, "tail", ["0"])
+    with measuring(model, x) as probed:
+        (one,) = probed.maps("tail", ["0"])
         assert_same_matrix(operator_of(one, 2**30), jacobian(model, x, map="tail", layer="0"), "tail")

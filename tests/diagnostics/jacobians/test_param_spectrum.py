@@ -10,8 +10,7 @@ from torch.nn.utils import parametrizations
 from skip_conditioning import jacobian
 from skip_conditioning.diagnostics.jacobians import plain_layers as engine
 from skip_conditioning.diagnostics.jacobians.param_spectrum import METHOD, param_spectrum
-from skip_conditioning.diagnostics.networks.isolation import State, quiet
-from skip_conditioning.diagnostics.networks.maps import build_maps
+from skip_conditioning.diagnostics.networks.measuring import measuring
 from skip_conditioning.models.shortcuts import ConvolutionShortcut
 
 F32, F64 = torch.float32, torch.float64
@@ -19,8 +18,8 @@ F32, F64 = torch.float32, torch.float64
 
 def closed(model, x, layer="0", map="param", batch_mode="batch", memory_budget=2**30):
     """The closed form of one layer's map, or None."""
-    with quiet(model, batch_mode=batch_mode):
-        (item,) = build_maps(model, State(model, None), x, map, layer)
+    with measuring(model, x, batch_mode=batch_mode) as probed:
+        (item,) = probed.maps(map, layer)
         return param_spectrum(item, batch_mode=batch_mode, memory_budget=memory_budget)
 
 
@@ -374,8 +373,8 @@ def test_a_layer_beyond_any_dense_jacobian():
 
 def test_a_layer_that_writes_into_its_weights_writes_into_a_copy():
     model, x = nn.Sequential(nn.Embedding(9, 4, max_norm=0.1)), torch.randint(9, (2, 5))
-    with quiet(model, batch_mode="batch"):
-        (item,) = build_maps(model, State(model, None), x, "param", "0")
+    with measuring(model, x) as probed:
+        (item,) = probed.maps("param", "0")
         item.point.fill_(1)
         assert param_spectrum(item, batch_mode="batch", memory_budget=2**30) is None
         assert bool((item.point == 1).all())

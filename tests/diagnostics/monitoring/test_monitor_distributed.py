@@ -198,8 +198,8 @@ def failures():
     expected, step = [], 0
     memory = torch.OutOfMemoryError("no memory here")
     cases = [
-        (diagnostics.measure, "build_maps", 1, LayerCallError("never called here"), 0, {"network", "tail"}),
-        (diagnostics.measure, "build_maps", 0, memory, 1, {"tail"}),
+        (diagnostics.networks.measuring, "build_maps", 1, LayerCallError("never called here"), 0, {"network", "tail"}),
+        (diagnostics.networks.measuring, "build_maps", 0, memory, 1, {"tail"}),
         (diagnostics.jacobians.exact, "_svdvals", 1, memory, 0, {"network", "tail"}),
         (diagnostics.jacobians.exact, "_svdvals", 0, np.linalg.LinAlgError("did not converge"), 2, {"tail"}),
         (diagnostics.kernel.engine, "part_kernel", 1, memory, 0, {"kernel"}),
@@ -208,7 +208,7 @@ def failures():
         (diagnostics.kernel.engine, "_parts", 1, memory, 0, {"kernel"}),
         (diagnostics.kernel.batch, "Kept", 0, memory, 1, {"kernel", "bounds"}),
         (diagnostics.networks.first_process, "stand_in_for_buffers", 1, memory, 1, {"tail", "kernel"}),
-        (diagnostics.measure, "probe_input", 0, memory, 1, {"tail"}),
+        (diagnostics.measure, "measuring", 0, memory, 1, {"tail"}),
         (diagnostics.jacobians.exact, "_require_finite", 1, memory, 0, {"network", "tail"}),
         (diagnostics.monitoring.probe_measurements, "rayleigh_quotients", 0, InputError("no quotient"), 0, {"kernel"}),
         (diagnostics.monitoring.bounds_log, "pl_chain", 0, InputError("no chain"), 0, {"bounds"}),
@@ -222,7 +222,7 @@ def failures():
         assert gathered(sorted(found)) == [sorted(found)] * 2
         expected += [(step, name, str(case[3])) for name in sorted(failed)]
     try:
-        mend = broken(diagnostics.measure, "build_maps", 1, Odd("odd", 0))
+        mend = broken(diagnostics.networks.measuring, "build_maps", 1, Odd("odd", 0))
         shared.step(step + 1)
     except RuntimeError as error:  # no failure that is expected: it ends the training in both
         assert str(error) == "Odd: odd"

@@ -265,7 +265,7 @@ class TestWrappers:
             x = torch.randn(4, 3)
             with SpectrumMonitor(wrapped, x, tmp_path / "run", max_overhead=None) as monitor:
                 wrapped(x).sum().backward()
-                assert list(monitor.step(0)) == ["0"]
+                assert list(monitor.step(0)) == ["0", "1"]
                 assert list(spectra(wrapped, x)) == ["0", "1"]
         finally:
             torch.distributed.destroy_process_group()

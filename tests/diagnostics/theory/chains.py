@@ -5,10 +5,6 @@ from itertools import pairwise
 import torch
 from torch import nn
 
-from skip_conditioning.diagnostics.networks.isolation import State, unwrap
-from skip_conditioning.diagnostics.networks.maps import probe_input
-from skip_conditioning.diagnostics.theory.layered_network import Chain
-
 D = torch.float64
 
 
@@ -65,12 +61,6 @@ def seeded(build, shape):
     torch.manual_seed(3)
     model = build().double()
     return model, torch.randint(9, (2, 3)) if shape is None else torch.randn(shape, dtype=D)
-
-
-def chain_of(model, x, layers=None):
-    """To be used inside ``quiet``."""
-    model = unwrap(model)
-    return Chain(model, State(model, D), probe_input(x, model, D), layers)
 
 
 def everything(model):

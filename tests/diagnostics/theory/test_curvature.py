@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from skip_conditioning.diagnostics.errors import MemoryBudgetError, UnsupportedModelError
-from skip_conditioning.diagnostics.networks.isolation import State, quiet
+from skip_conditioning.diagnostics.networks.measuring import measuring
 from skip_conditioning.diagnostics.theory.curvature import curvature, measured_constants
 from skip_conditioning.diagnostics.theory.curvature_bounds import LayerConstants, hessian_bound
 from skip_conditioning.diagnostics.theory.layered_network import Chain
@@ -33,8 +33,8 @@ def scalar_chain(*weights):
 
 
 def constants_of(model, x, layers=None):
-    with quiet(model, batch_mode="batch"):
-        chain = Chain(model, State(model, torch.float64), x, layers)
+    with measuring(model, x, dtype=torch.float64) as probed:
+        chain = Chain(probed, layers)
         return measured_constants(chain.segments)
 
 

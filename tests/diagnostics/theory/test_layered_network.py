@@ -9,9 +9,11 @@ from torch.autograd.functional import jacobian
 from torch.func import functional_call
 from torch.nn import functional
 
-from skip_conditioning.diagnostics.networks.isolation import quiet, unwrap
+from skip_conditioning.diagnostics.networks.isolation import unwrap
+from skip_conditioning.diagnostics.networks.measuring import measuring
+from skip_conditioning.diagnostics.theory.layered_network import Chain
 from skip_conditioning.models import build_model
-from tests.diagnostics.theory.chains import Forward, chain_of, linear, repeated, seeded, transformer, two_names
+from tests.diagnostics.theory.chains import D, Forward, linear, repeated, seeded, transformer, two_names
 
 
 def between():
@@ -127,8 +129,8 @@ def by_hand(model, x, start, end):
 @pytest.mark.parametrize(("build", "shape", "asked", "names"), [c[1:] for c in CASES], ids=[c[0] for c in CASES])
 def test_every_layer_is_that_of_a_copy_cut_by_hand(build, shape, asked, names, nothing_changes):
     model, x = seeded(build, shape)
-    with nothing_changes(model, x), quiet(unwrap(model), batch_mode="batch"):
-        chain = chain_of(model, x, asked)
+    with nothing_changes(model, x), measuring(model, x, dtype=D) as probed:
+        chain = Chain(probed, asked)
         assert [segment.name for segment in chain.segments] == names
         own = {parameter: name for name, parameter in unwrap(model).named_parameters()}
         weights = {name: one.detach() for name, one in unwrap(model).named_parameters()}
@@ -163,8 +165,8 @@ EVERY = [*((name, build, shape, asked) for name, build, shape, asked, _ in CASES
 @pytest.mark.parametrize(("build", "shape", "asked"), [c[1:] for c in EVERY], ids=[c[0] for c in EVERY])
 def test_the_layers_one_after_another_are_the_network(build, shape, asked):
     model, x = seeded(build, shape)
-    with quiet(unwrap(model), batch_mode="batch"):
-        chain = chain_of(model, x, asked)
+    with measuring(model, x, dtype=D) as probed:
+        chain = Chain(probed, asked)
         torch.manual_seed(0)
         expected = first_of(copy.deepcopy(unwrap(model))(x.clone()))
         value = chain.x
@@ -178,22 +180,22 @@ def test_the_layers_one_after_another_are_the_network(build, shape, asked):
 
 def test_dropout_of_a_transposed_tensor_draws_the_same_mask_when_differentiated():
     model, x = seeded(lambda: transformer(0.3), (2, 3, 8))
-    with quiet(model, batch_mode="batch"):
-        segment = chain_of(model, x).segments[0]
+    with measuring(model, x, dtype=D) as probed:
+        segment = Chain(probed).segments[0]
         value = torch.func.vjp(lambda point: segment.function(point, segment.input), segment.parameters)[0]
         torch.testing.assert_close(value, segment.function(segment.parameters, segment.input))
 
 
 def test_layers_whose_values_are_equal_by_chance_stay_apart():
     model, x = seeded(lambda: nn.Sequential(nn.Linear(4, 4, bias=False), nn.Linear(4, 4, bias=False)), X)
-    with quiet(model, batch_mode="batch"):
-        assert [segment.name for segment in chain_of(model, 0 * x, "0").segments] == ["0", "logits"]
+    with measuring(model, x, dtype=D) as probed:
+        assert [segment.name for segment in Chain(probed, "0").segments] == ["0", "logits"]
 
 
 def test_the_largest_tensor_of_a_layer_is_counted():
     wide = Forward(lambda m, x: functional.linear(m.a(x), m.w).sum(1, keepdim=True), a=nn.Linear(4, 2))
     wide.w = nn.Parameter(torch.randn(50, 2))
     model, x = seeded(lambda: nn.Sequential(wide, nn.Linear(1, 2)), X)
-    with quiet(model, batch_mode="batch"):
-        first, second = chain_of(model, x).segments
+    with measuring(model, x, dtype=D) as probed:
+        first, second = Chain(probed).segments
         assert (first.widest, second.widest) == (150, 6)

@@ -7,9 +7,10 @@ import torch
 from torch import nn
 
 from skip_conditioning.diagnostics.errors import InputError, LayerCallError, UnknownLayerError, UnsupportedModelError
-from skip_conditioning.diagnostics.networks.isolation import quiet
+from skip_conditioning.diagnostics.networks.measuring import measuring
+from skip_conditioning.diagnostics.theory.layered_network import Chain
 from skip_conditioning.diagnostics.theory.regularity import regularity
-from tests.diagnostics.theory.chains import Forward, chain_of, linear, repeated, seeded
+from tests.diagnostics.theory.chains import D, Forward, linear, repeated, seeded
 
 
 def residual():
@@ -83,21 +84,24 @@ UNREAL = [("integer", lambda x: x.argmax(1)), ("none", lambda x: None), ("comple
 @pytest.mark.parametrize(("build", "layers", "error", "message"), [e[1:] for e in ERRORS], ids=[e[0] for e in ERRORS])
 def test_what_is_no_chain_is_said_with_the_way_out(build, layers, error, message, nothing_changes):
     model, x = seeded(build, (3, 4))
-    with nothing_changes(model, x), pytest.raises(error, match=message), quiet(model, batch_mode="batch"):
-        chain_of(model, x, layers)
+    with nothing_changes(model, x), pytest.raises(error, match=message), measuring(model, x, dtype=D) as probed:
+        Chain(probed, layers)
 
 
 @pytest.mark.parametrize("output", [one[1] for one in UNREAL], ids=[one[0] for one in UNREAL])
 def test_a_layer_without_a_real_output_is_named(output):
     model, x = seeded(lambda: odd(output), (3, 4))
-    with pytest.raises(UnsupportedModelError, match="'odd' returns no real tensor"), quiet(model, batch_mode="batch"):
-        chain_of(model, x, ["a", "odd"])
+    with (
+        pytest.raises(UnsupportedModelError, match="'odd' returns no real tensor"),
+        measuring(model, x, dtype=D) as probed,
+    ):
+        Chain(probed, ["a", "odd"])
 
 
 def test_default_blocks_that_are_never_called_are_left_out():
     model, x = seeded(unused, (3, 4))
-    with quiet(model, batch_mode="batch"):
-        assert [segment.name for segment in chain_of(model, x).segments] == ["used"]
+    with measuring(model, x, dtype=D) as probed:
+        assert [segment.name for segment in Chain(probed).segments] == ["used"]
 
 
 @pytest.mark.parametrize("layers", [[None], 3, {"0": 1}, [["0"]]])

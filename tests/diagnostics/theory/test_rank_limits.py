@@ -10,8 +10,7 @@ from torch import nn
 from torch.autograd.functional import jacobian
 from torch.nn import functional
 
-from skip_conditioning.diagnostics.networks.isolation import State, quiet
-from skip_conditioning.diagnostics.networks.maps import build_maps, probe_input
+from skip_conditioning.diagnostics.networks.measuring import measuring
 from skip_conditioning.diagnostics.theory.rank_limits import rank_limit
 from tests.diagnostics.theory.chains import D, Forward
 
@@ -19,8 +18,8 @@ from tests.diagnostics.theory.chains import D, Forward
 def limit_and_rank(block, x, name="layer", layer="0"):
     """The limit of a block (or a layer in it), the rank by torch, and the rows of its Jacobian."""
     model = nn.Sequential(block).double()
-    with quiet(model, batch_mode="batch"):
-        map = build_maps(model, State(model, D), probe_input(x, model, D), name, [layer])[0]
+    with measuring(model, x, dtype=D) as probed:
+        map = probed.maps(name, [layer])[0]
         dense = jacobian(map.function, map.point).reshape(map.rows, map.cols)
         return rank_limit(model, map), int(torch.linalg.matrix_rank(dense)), map.rows
 

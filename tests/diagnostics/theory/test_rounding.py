@@ -8,8 +8,7 @@ from torch import nn
 
 from skip_conditioning.diagnostics.errors import InputError, NonFiniteError, UnsupportedModelError
 from skip_conditioning.diagnostics.jacobians.rows import dense_jacobian
-from skip_conditioning.diagnostics.networks.isolation import State, quiet
-from skip_conditioning.diagnostics.networks.maps import build_maps, probe_input
+from skip_conditioning.diagnostics.networks.measuring import measuring
 from skip_conditioning.diagnostics.spectrum import jacobian_floor
 from skip_conditioning.diagnostics.theory.rounding import Precisions, probe_vectors
 from tests.diagnostics.theory.chains import D
@@ -73,10 +72,8 @@ def test_vectors_are_the_same_at_each_call_and_leave_the_random_stream(nothing_c
 
 def measured(model, x, dtype):
     """The network's Jacobian in a precision, and the bound of its rounding."""
-    with quiet(model, batch_mode="batch"):
-        maps = {
-            one: build_maps(model, State(model, one), probe_input(x, model, one), "network", None)[0] for one in (S, D)
-        }
+    with measuring(model, x) as probed:
+        maps = {precision: probed.in_dtype(precision).maps("network")[0] for precision in (S, D)}
         precisions = Precisions.of(dtype)
         bound = precisions.of_map(maps[dtype], maps[precisions.other], GIB)
         return dense_jacobian(maps[dtype], GIB), bound
