@@ -1,4 +1,4 @@
-"""Draw the figures of an experiment: ``python -m figures DIR``."""
+"""Draw the figures of an experiment: ``skip-conditioning figures DIRECTORY``."""
 
 import sys
 from collections.abc import Callable, Sequence
@@ -9,6 +9,7 @@ from typing import Annotated
 import tyro
 from matplotlib.figure import Figure
 
+from skip_conditioning.command_line import in_one_line
 from skip_conditioning.diagnostics.errors import InputError
 from skip_conditioning.diagnostics.tables import Experiment, read_experiment
 from skip_conditioning.figures.bounds_along_training import bounds_along_training
@@ -30,32 +31,31 @@ class Options:
     """Draw the figures of an experiment, or of one run, as PNG and SVG.
 
     Figures: conditioning_vs_speed, loss_curves, singular_value_histograms, singular_value_ridges (density of the
-    singular values of each layer over training), conditioning_heat_map, mean_sigma_map (the same of the mean singular
-    value), bounds_along_training (of runs with bounds logged), random_matrices. One that the tables do not suffice for
-    is skipped, with the reason.
+    singular values of each layer over training), conditioning_heat_map, mean_sigma_map (the same for the mean singular
+    value), bounds_along_training (of runs trained with --bounds), random_matrices. A figure for which the tables do
+    not suffice is skipped, and the reason printed.
 
     Attributes:
-        directory: Experiment or run written by experiments.train.
+        directory: Folder of an experiment or of one run, as training writes it.
         out: Folder to write to; by default DIRECTORY/figures.
         only: Names of the figures to draw; by default all.
         map: Derivative whose spectra are shown: tail (∂logits/∂(output of a layer)), layer, network, param or
             kernel.
-        layer: Layer in conditioning_vs_speed and singular_value_histograms, by default the first measured; the only
-            one in singular_value_ridges, by default all.
+        layer: Layer in conditioning_vs_speed and singular_value_histograms, by default the first measured; in
+            singular_value_ridges the only layer shown, by default all.
         measure: Column of the spectra table in conditioning_vs_speed and conditioning_heat_map, or sigma_q10
             for the 10 % quantile of the singular values.
-        batch_mode: Mode of the spectra, batch or sample; by default batch where it was measured.
-        steps: In conditioning_vs_speed, how many of the first measured steps to average over; 1 is
-            initialisation.
-        speed_measure: Column of speed.parquet in conditioning_vs_speed, in which less is faster.
+        batch_mode: Batch mode of the spectra, batch or sample; by default batch where it was measured.
+        steps: In conditioning_vs_speed, average over this many of the first measured steps; 1 is initialisation.
+        speed_measure: Column of speed.parquet in conditioning_vs_speed; smaller values must mean faster.
         split: Split whose loss is shown.
         lr: Learning rate in figures of singular values, bounds and heat maps; by default the largest at which no run
             diverged.
-        trial: In heat maps, show this trial instead of the average over all; in bounds, instead of the first.
-        histogram_steps: In singular_value_histograms, how many of the first measured steps to average over.
-        bins: Bins of singular_value_histograms.
-        range: Ends of these bins; by default they hold the data, and are 0 6 for paper-mnist as in the paper.
-        scale: Scale of these bins, and of singular_value_ridges: linear, log, or auto, which is log where the values
+        trial: Trial in heat maps, by default the average over all; in bounds_along_training by default the first.
+        histogram_steps: In singular_value_histograms, average over this many of the first measured steps.
+        bins: Number of bins of singular_value_histograms.
+        range: Ends of these bins; by default those of the data, or 0 and 6, as in the paper, for paper-mnist.
+        scale: Scale of these bins and of singular_value_ridges: linear, log, or auto, which is log where the values
             span orders of magnitude.
         ridge_steps: In singular_value_ridges, how many of the measured steps to show at most.
     """
@@ -80,7 +80,7 @@ class Options:
 
 
 def figure_makers(experiment: Experiment, options: Options) -> dict[str, Callable[[], Figure]]:
-    """What draws each figure, by name."""
+    """A function that draws it, for each name of a figure."""
     o = options
 
     def heat_map(measure: str) -> Figure:
@@ -109,10 +109,10 @@ def figure_makers(experiment: Experiment, options: Options) -> dict[str, Callabl
 
 
 def draw(options: Options) -> None:
-    """Draw and write figures, print their paths; those skipped are named on stderr.
+    """Draw and write figures, and print their paths; why a figure is skipped goes to stderr.
 
     Raises:
-        InputError: Bad input, or a figure asked for by ``only`` that cannot be drawn.
+        InputError: Bad input, or a figure named by ``only`` cannot be drawn.
     """
     experiment = in_listed_order(read_experiment(options.directory), options.directory)
     makers = figure_makers(experiment, options)
@@ -124,18 +124,17 @@ def draw(options: Options) -> None:
         check_option("figure", name, makers)
     out = options.out or options.directory / "figures"
     figures = {}
-    # Bounds are logged on request: most experiments have none, and nobody misses their figure.
-    wanted = [
-        name for name in makers if name != "bounds_along_training" or experiment.metrics["pl_ceiling"].notna().any()
-    ]
-    for name in options.only or wanted:
+    # Bounds are logged on request only: without them nothing is said to be skipped.
+    has_bounds = experiment.metrics["pl_ceiling"].notna().any()
+    default = [name for name in makers if name != "bounds_along_training" or has_bounds]
+    for name in options.only or default:
         try:
             figures[name] = makers[name]()
         except NothingToDrawError as reason:
             if options.only:
                 raise
             print(f"skipped {name}: {reason}", file=sys.stderr)
-    # Only now, so that a bad option leaves nothing half-written.
+    # After all are drawn, so that a bad option leaves nothing half-written.
     for name, figure in figures.items():
         for path in save(figure, out / name):
             print(path)
@@ -143,11 +142,10 @@ def draw(options: Options) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command line; returns its exit code, 2 for bad input."""
-    options = tyro.cli(Options, prog="python -m figures", args=arguments)
     try:
-        draw(options)
+        draw(in_one_line(lambda: tyro.cli(Options, prog="skip-conditioning figures", args=arguments)))
     except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print("error:", " ".join(str(error).splitlines()), file=sys.stderr)
         return 2
     return 0
 

@@ -19,14 +19,9 @@ from matplotlib.patches import Patch, Rectangle
 
 from skip_conditioning.diagnostics.errors import InputError
 from skip_conditioning.diagnostics.tables import Experiment
-from skip_conditioning.figures.drawing.axes import (
-    cell_edges,
-    cell_middles,
-    evenly_spaced,
-    narrowest_cell,
-    set_step_axis,
-)
+from skip_conditioning.figures.drawing.axes import StepAxis
 from skip_conditioning.figures.drawing.errors import NothingToDrawError
+from skip_conditioning.figures.drawing.losses import draw_losses, set_loss_limits, split_losses, windowed
 from skip_conditioning.figures.drawing.selection import (
     COUNTS,
     averaged,
@@ -48,7 +43,6 @@ from skip_conditioning.figures.drawing.style import (
     percentage,
     with_error,
 )
-from skip_conditioning.figures.loss_curves import draw_losses, set_loss_limits, split_losses, windowed
 
 _UNMEASURED = "0.88"
 _HATCH = "////"
@@ -96,13 +90,13 @@ def conditioning_heat_map(
     spectra = select_spectra(experiment, map, batch_mode).merge(runs[["run_id", "arm"]], on="run_id")
     if spectra.empty:
         raise NothingToDrawError(f"no spectra of map {map!r} were measured at {lr_label(rate)}")
-    steps = np.unique(spectra["step"])
-    losses, _ = windowed(split_losses(experiment, split), log_steps=not evenly_spaced(steps))
+    step_axis = StepAxis(np.unique(spectra["step"]))
+    losses, _ = windowed(split_losses(experiment, split), log_steps=not step_axis.linear)
     losses = losses[losses["run_id"].isin(runs["run_id"])]
     grids = {arm: layer_step_grid(spectra, arm, measure) for arm in styles if (spectra["arm"] == arm).any()}
     norm = _norm(grids, measure)
     columns = min(len(grids), 3)
-    errors = "numbers" if narrowest_cell(steps) * _MAPS_WIDTH / columns >= _ERROR_WIDTH else "dots"
+    errors = "numbers" if step_axis.narrowest_cell * _MAPS_WIDTH / columns >= _ERROR_WIDTH else "dots"
 
     figure, panels = _panels(len(grids), spectra["layer"].nunique())
     for (above, below), (arm, grid) in zip(panels, grids.items(), strict=True):
@@ -112,7 +106,7 @@ def conditioning_heat_map(
         (_write_errors if errors == "numbers" else _mark_large_errors)(below, grid, norm)
         set_loss_limits(above, losses, runs)
     panels[0][0].set_ylabel(f"{split} loss")
-    set_step_axis(panels[0][1], steps)
+    step_axis.apply(panels[0][1])
     bar = figure.colorbar(
         mesh,
         ax=[axis for pair in panels for axis in pair],
@@ -191,7 +185,7 @@ def _panels(count: int, layers: int) -> tuple[Figure, list[tuple[Axes, Axes]]]:
 def _draw_grid(axis: Axes, grid: pd.DataFrame, norm: Normalize) -> QuadMesh:
     layers, steps = grid.index.unique("layer"), grid.index.unique("step")
     shape = len(layers), len(steps)
-    x, y = cell_edges(steps.to_numpy()), np.arange(len(layers) + 1) - 0.5
+    x, y = StepAxis(steps.to_numpy()).edges, np.arange(len(layers) + 1) - 0.5
     axis.set_facecolor(_UNMEASURED)
     # Rasterised: an SVG of thousands of rectangles is slow, and viewers show hairlines between them.
     mesh = axis.pcolormesh(x, y, grid["value"].to_numpy().reshape(shape), norm=norm, cmap="viridis", rasterized=True)
@@ -211,7 +205,7 @@ def _draw_grid(axis: Axes, grid: pd.DataFrame, norm: Normalize) -> QuadMesh:
 def _write_errors(axis: Axes, grid: pd.DataFrame, norm: Normalize) -> None:
     """Write each estimate with its standard error into its cell."""
     steps = grid.index.unique("step")
-    middles = cell_middles(steps.to_numpy())
+    middles = StepAxis(steps.to_numpy()).middles
     for place, (value, error, bound) in enumerate(zip(grid["value"], grid["error"], grid["bound"], strict=True)):
         row, column = divmod(place, len(steps))
         if not error > 0:
@@ -228,7 +222,7 @@ def _write_errors(axis: Axes, grid: pd.DataFrame, norm: Normalize) -> None:
 def _mark_large_errors(axis: Axes, grid: pd.DataFrame, _: Normalize) -> None:
     """A dot in each cell whose standard error exceeds 10 % of its value."""
     steps = grid.index.unique("step")
-    middles = cell_middles(steps.to_numpy())
+    middles = StepAxis(steps.to_numpy()).middles
     for place in np.flatnonzero(grid["error"] > _LARGE_ERROR * grid["value"]):
         row, column = divmod(int(place), len(steps))
         axis.plot(middles[column], row, gid="large error", **_DOT)

@@ -15,11 +15,10 @@ from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
 
 from skip_conditioning.figures.drawing.errors import NothingToDrawError
-from skip_conditioning.figures.drawing.style import GREY, SETTINGS, log_axis, new_figure, number
-from skip_conditioning.figures.forest_plot import HOVER
+from skip_conditioning.figures.drawing.style import GREY, HOVER, PALETTE, SETTINGS, log_axis, new_figure, number
 
 _SIDES = ("mediator", "speed")
-_BLUE = "#0173b2"
+_BLUE = PALETTE[0]
 #: Stands for the logarithm of infinity, so that quantiles are defined; beyond any axis.
 _BEYOND = 300.0
 #: Gains named beside their colours at most.

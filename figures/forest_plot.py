@@ -5,7 +5,6 @@ from textwrap import fill
 import matplotlib
 import numpy as np
 import pandas as pd
-import seaborn as sns
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -13,18 +12,8 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
 from skip_conditioning.figures.drawing.errors import NothingToDrawError
-from skip_conditioning.figures.drawing.style import GREY, SETTINGS, ArmStyle, log_axis, new_figure
+from skip_conditioning.figures.drawing.style import GREY, HOVER, SETTINGS, VERDICT_STYLES, log_axis, new_figure
 
-#: A group whose id in the SVG begins so shows the rest when the pointer rests on it, where a report inlines the figure.
-HOVER = "hover: "
-
-_PALETTE = sns.color_palette("colorblind").as_hex()
-VERDICT_STYLES = {
-    "supported": ArmStyle(_PALETTE[0], "o", "-"),
-    "contradicted": ArmStyle(_PALETTE[3], "X", "-"),
-    "inconclusive": ArmStyle("#767676", "s", "-"),
-    "vacuous": ArmStyle(_PALETTE[4], "v", "-"),
-}
 _LINE_HEIGHT, _LABEL_WIDTH = 0.19, 36
 
 

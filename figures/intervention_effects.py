@@ -6,7 +6,6 @@ from typing import Any
 import matplotlib
 import numpy as np
 import pandas as pd
-import seaborn as sns
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -15,17 +14,15 @@ from matplotlib.patches import Patch
 from matplotlib.text import Text
 
 from skip_conditioning.figures.drawing.errors import NothingToDrawError
-from skip_conditioning.figures.drawing.style import GREY, SETTINGS, ArmStyle, log_axis, new_figure
-from skip_conditioning.figures.forest_plot import HOVER
+from skip_conditioning.figures.drawing.style import GREY, HOVER, PALETTE, SETTINGS, ArmStyle, log_axis, new_figure
 
-_PALETTE = sns.color_palette("colorblind").as_hex()
 #: What an intervention does, and how its arms look.
 KIND_STYLES = {
-    "better conditioning without a skip": ArmStyle(_PALETTE[0], "o", "-"),
-    "another skip": ArmStyle(_PALETTE[2], "D", "-"),
-    "skip without better conditioning": ArmStyle(_PALETTE[3], "s", "-"),
-    "skip gain": ArmStyle(_PALETTE[4], "^", "-"),
-    "skip and better conditioning": ArmStyle(_PALETTE[1], "v", "-"),
+    "better conditioning without a skip": ArmStyle(PALETTE[0], "o", "-"),
+    "another skip": ArmStyle(PALETTE[2], "D", "-"),
+    "skip without better conditioning": ArmStyle(PALETTE[3], "s", "-"),
+    "skip gain": ArmStyle(PALETTE[4], "^", "-"),
+    "skip and better conditioning": ArmStyle(PALETTE[1], "v", "-"),
     "the skip itself": ArmStyle("0.15", "P", "-"),
 }
 _Ends = tuple[float, float]

@@ -15,6 +15,7 @@ from matplotlib.ticker import FixedLocator, LogLocator, NullFormatter
 from skip_conditioning.figures.drawing.errors import NothingToDrawError
 from skip_conditioning.figures.drawing.style import (
     GREY,
+    HOVER,
     SETTINGS,
     ArmStyle,
     arm_styles,
@@ -23,7 +24,6 @@ from skip_conditioning.figures.drawing.style import (
     new_figure,
     panel_grid,
 )
-from skip_conditioning.figures.forest_plot import HOVER
 
 #: More arms than this get a panel each.
 _MOST_TOGETHER = 6

@@ -6,17 +6,15 @@ from typing import Any
 import matplotlib
 import numpy as np
 import pandas as pd
-import seaborn as sns
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from skip_conditioning.figures.drawing.errors import NothingToDrawError
-from skip_conditioning.figures.drawing.style import SETTINGS, new_figure, percentage
-from skip_conditioning.figures.forest_plot import HOVER
+from skip_conditioning.figures.drawing.style import HOVER, PALETTE, SETTINGS, new_figure, percentage
 
-_BLUE, _ORANGE = (sns.color_palette("colorblind").as_hex()[index] for index in (0, 1))
+_BLUE, _ORANGE = PALETTE[:2]
 _SIGNIFICANT = 0.05
 #: Worse than this is an arrow at the edge: how bad a useless measure is tells nothing.
 _WORST = -1.0

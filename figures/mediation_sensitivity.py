@@ -3,16 +3,14 @@
 import matplotlib
 import numpy as np
 import pandas as pd
-import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patheffects import withStroke
 
 from skip_conditioning.figures.drawing.errors import NothingToDrawError
-from skip_conditioning.figures.drawing.style import SETTINGS, new_figure
-from skip_conditioning.figures.forest_plot import HOVER
+from skip_conditioning.figures.drawing.style import HOVER, PALETTE, SETTINGS, new_figure
 
-_BLUE, _RED = (sns.color_palette("colorblind").as_hex()[index] for index in (0, 3))
+_BLUE, _RED = PALETTE[0], PALETTE[3]
 #: The curve runs off the axis beyond so many times the larger of the total and the effect without confounding.
 _REACH = 3.0
 

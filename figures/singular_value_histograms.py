@@ -28,6 +28,7 @@ from skip_conditioning.figures.drawing.selection import (
     of_layer,
     select_spectra,
 )
+from skip_conditioning.figures.drawing.singular_values import SingularValues, pooled, with_points
 from skip_conditioning.figures.drawing.style import (
     SETTINGS,
     ArmStyle,
@@ -41,7 +42,6 @@ from skip_conditioning.figures.drawing.style import (
     percentage,
     value_name,
 )
-from skip_conditioning.figures.drawing.values import Values, pooled, with_points
 
 #: The paper draws the spectra of this network on (0, 6).
 _PAPER, _PAPER_RANGE = ("paper-mnist", "tail", "stem", "batch"), (0.0, 6.0)
@@ -115,7 +115,7 @@ def singular_value_histograms(
     return figure
 
 
-def order_statistics(spectra: pd.DataFrame) -> dict[str, Values]:
+def order_statistics(spectra: pd.DataFrame) -> dict[str, SingularValues]:
     """Mean spectrum of each arm: the i-th largest singular value averaged over trials, steps and samples.
 
     A node stands for singular values in a row, so spectra are averaged piece by piece between the ranks at which
@@ -143,7 +143,7 @@ def order_statistics(spectra: pd.DataFrame) -> dict[str, Values]:
             for end, points in zip(ends, rows["points"], strict=True)
         ]
         floors = np.full(len(middles), rows["floor"].mean())
-        means[str(arm)] = Values(np.mean(pieces, axis=0), floors, np.diff(ranks))
+        means[str(arm)] = SingularValues(np.mean(pieces, axis=0), floors, np.diff(ranks))
     return means
 
 
@@ -162,7 +162,7 @@ def _as_in_the_paper(spectra: pd.DataFrame) -> bool:
     return set(spectra[["model", "map", "layer", "batch_mode"]].itertuples(index=False, name=None)) == {_PAPER}
 
 
-def _draw(axis: Axes, arms: dict[str, Values], styles: dict[str, ArmStyle], bins: Bins, *, share: bool) -> str:
+def _draw(axis: Axes, arms: dict[str, SingularValues], styles: dict[str, ArmStyle], bins: Bins, *, share: bool) -> str:
     """Draw one panel; returns lines for its axis label that say what the bins do not show."""
     beyond, unresolved = [], []
     for place, (arm, style) in enumerate(styles.items()):

@@ -26,6 +26,7 @@ from skip_conditioning.figures.drawing.selection import (
     of_layer,
     select_spectra,
 )
+from skip_conditioning.figures.drawing.singular_values import pooled, with_points
 from skip_conditioning.figures.drawing.style import (
     GREY,
     SETTINGS,
@@ -41,7 +42,6 @@ from skip_conditioning.figures.drawing.style import (
     percentage,
     value_name,
 )
-from skip_conditioning.figures.drawing.values import pooled, with_points
 
 #: Logarithmic axes come sooner than in a histogram, whose wide panels show more of a linear one.
 _LOG_RATIO = 30

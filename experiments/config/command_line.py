@@ -1,14 +1,12 @@
 """What every command line of the house shares: options from dataclasses, and bad input as one line and exit code 2."""
 
-import contextlib
-import io
-import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import tyro
 
+from skip_conditioning.command_line import in_one_line
 from skip_conditioning.diagnostics.errors import InputError, near_matches
 from skip_conditioning.experiments.processes.group import is_first_process, is_to_print
 from skip_conditioning.models import ModelOptionError
@@ -37,7 +35,7 @@ def parse_options(kind: type[Options], prog: str, args: Sequence[str] | None) ->
     Raises:
         InputError: An option or a value that does not exist, in one line.
     """
-    return _in_one_line(lambda: tyro.cli(kind, prog=prog, args=args))
+    return in_one_line(lambda: tyro.cli(kind, prog=prog, args=args))
 
 
 def parse_preset(presets: Mapping[str, tuple[str, Options]], prog: str, args: Sequence[str]) -> Options:
@@ -51,19 +49,4 @@ def parse_preset(presets: Mapping[str, tuple[str, Options]], prog: str, args: Se
     if not args[0].startswith("-") and args[0] not in presets:
         hint = near_matches(args[0], presets)
         raise InputError(f"unknown preset {args[0]!r}; known are {', '.join(presets)}.{hint}")
-    return _in_one_line(lambda: tyro.extras.overridable_config_cli(dict(presets), prog=prog, args=args))
-
-
-def _in_one_line(parse: Callable[[], Any]) -> Any:
-    """Let tyro parse; what it says in a box when it refuses becomes the message of an ``InputError``."""
-    said = io.StringIO()
-    try:
-        with contextlib.redirect_stderr(said):
-            return parse()
-    except SystemExit as stop:
-        if stop.code in (0, None):
-            raise
-        after_title = said.getvalue().partition("\n")[2]
-        first_part = re.split(r"─{5,}|For full helptext", after_title)[0]
-        words = re.sub(r"[│╭╮╰╯\s]+", " ", first_part).strip().rstrip(".")
-        raise InputError(f"{words or 'the options cannot be read'}; see --help") from None
+    return in_one_line(lambda: tyro.extras.overridable_config_cli(dict(presets), prog=prog, args=args))

@@ -7,7 +7,7 @@ import numpy as np
 
 from skip_conditioning.diagnostics.errors import InputError
 from skip_conditioning.figures.drawing.axes import SigmaAxis
-from skip_conditioning.figures.drawing.values import Values, weighted_quantile
+from skip_conditioning.figures.drawing.singular_values import SingularValues, weighted_quantile
 
 SCALES = ("auto", "linear", "log")
 #: How many times the 5 % quantile the 95 % quantile must be for logarithmic bins. A square random matrix, whose
@@ -31,7 +31,7 @@ class Bins:
 
     @classmethod
     def of(
-        cls, arms: Iterable[Values], bins: int, range: tuple[float, float] | None = None, scale: str = "auto"
+        cls, arms: Iterable[SingularValues], bins: int, range: tuple[float, float] | None = None, scale: str = "auto"
     ) -> "Bins":
         """Bins for the values of all arms.
 
@@ -63,7 +63,7 @@ class Bins:
         """The horizontal axis: linear bins need no place under the floor, as they reach 0."""
         return SigmaAxis(float(self.edges[0]), float(self.edges[-1]), self.log, self.log and self.some_unresolved)
 
-    def count(self, arm: Values) -> tuple[np.ndarray, float]:
+    def count(self, arm: SingularValues) -> tuple[np.ndarray, float]:
         """Values in each bin, and how many have the place under the floor; the rest lies beyond the axis."""
         if not self.log:
             return np.histogram(arm.values, self.edges, weights=arm.counts)[0], 0.0
@@ -71,7 +71,7 @@ class Bins:
         return np.histogram(arm.values[over], self.edges, weights=arm.counts[over])[0], arm.unresolved
 
 
-def spans_decades(arms: Iterable[Values], ratio: float = _LOG_RATIO) -> bool:
+def spans_decades(arms: Iterable[SingularValues], ratio: float = _LOG_RATIO) -> bool:
     """Whether the resolved values of all arms together spread so far that only a logarithmic axis shows them.
 
     Args:
@@ -87,7 +87,7 @@ def spans_decades(arms: Iterable[Values], ratio: float = _LOG_RATIO) -> bool:
     return bool(high > ratio * low)
 
 
-def _upper_end(arms: list[Values]) -> float:
+def _upper_end(arms: list[SingularValues]) -> float:
     """Where the data end, or where 99 % of every arm's do if the rest would squeeze them into a few bins."""
     largest = max(float(np.max(arm.values)) for arm in arms)
     bulk = max(arm.quantile(0.99) for arm in arms)

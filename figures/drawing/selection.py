@@ -96,7 +96,9 @@ def select_spectra(experiment: Experiment, map: str, batch_mode: str | None = No
     """
     spectra = experiment.spectra
     if spectra.empty:
-        raise NothingToDrawError("no spectra were measured; run experiments/spectrum_analysis.py on the checkpoints")
+        raise NothingToDrawError(
+            "no spectra were measured; those of checkpoints are, by: skip-conditioning analyse"
+        )
     of_map = spectra[spectra["map"] == map]
     modes = set(of_map["batch_mode"])
     chosen = of_map[of_map["batch_mode"] == (batch_mode or ("batch" if "batch" in modes else "sample"))]
@@ -230,7 +232,7 @@ def read_speed(directory: Path) -> pd.DataFrame:
     if not (directory / "runs").is_dir():
         raise NothingToDrawError(f"{directory} is a single run, with none to compare it with; give an experiment")
     path = directory / "speed.parquet"
-    remedy = f"make it with: python -m experiments.speed {directory}"
+    remedy = f"make it with: skip-conditioning speed {directory}"
     if not path.exists():
         raise NothingToDrawError(f"{path} is missing; {remedy}")
     try:

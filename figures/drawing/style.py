@@ -32,8 +32,13 @@ SETTINGS: dict[Any, Any] = {
     "hatch.linewidth": 0.6,
 }
 
-# Colours of seaborn's colour-blind palette that are legible as thin lines on white, as far apart as they go.
-_COLOURS = [sns.color_palette("colorblind").as_hex()[index] for index in (0, 3, 2, 1, 4, 5, 9)]
+#: An artist whose id begins so becomes a group of the SVG that shows the rest of its id under the pointer, where a
+#: report contains the figure.
+HOVER = "hover: "
+
+PALETTE = sns.color_palette("colorblind").as_hex()
+# Those that are legible as thin lines on white, as far apart as they go.
+_COLOURS = [PALETTE[index] for index in (0, 3, 2, 1, 4, 5, 9)]
 _MARKERS = "osD^vPp"
 _LINES: tuple[LineStyle, ...] = (
     "-",
@@ -53,6 +58,14 @@ class ArmStyle:
     colour: str
     marker: str
     line: LineStyle
+
+
+VERDICT_STYLES = {
+    "supported": ArmStyle(PALETTE[0], "o", "-"),
+    "contradicted": ArmStyle(PALETTE[3], "X", "-"),
+    "inconclusive": ArmStyle("#767676", "s", "-"),
+    "vacuous": ArmStyle(PALETTE[4], "v", "-"),
+}
 
 
 def arm_styles(arms: Iterable[str]) -> dict[str, ArmStyle]:

@@ -127,7 +127,7 @@ def density_row(values: np.ndarray, rng: np.random.Generator, probes: int = 2, s
 
 
 def quadrature(values: np.ndarray, steps: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-    """Nodes (σ) and weights that Lanczos finds from one probe vector for the squares of given singular values."""
+    """Nodes (σ) and weights that Lanczos finds from one random vector for the squares of given singular values."""
     probe = rng.standard_normal(len(values))
     krylov = np.vander(values**2 / np.max(values) ** 2, steps, increasing=True) * probe[:, None]
     basis, _ = np.linalg.qr(krylov / np.linalg.norm(krylov, axis=0))

@@ -11,7 +11,7 @@ from skip_conditioning.diagnostics.errors import InputError
 from skip_conditioning.diagnostics.tables import Experiment, read_experiment
 from skip_conditioning.figures import conditioning_heat_map
 from skip_conditioning.figures.conditioning_heat_map import layer_step_grid
-from skip_conditioning.figures.drawing.axes import cell_edges
+from skip_conditioning.figures.drawing.axes import StepAxis
 from skip_conditioning.figures.drawing.errors import NothingToDrawError
 from skip_conditioning.figures.drawing.selection import measured
 from skip_conditioning.figures.drawing.style import with_error
@@ -149,16 +149,8 @@ def test_loss_is_above_each_map_on_the_same_steps(fake_experiment: Experiment) -
 def test_log_spaced_steps_get_cells_of_similar_width(write_fake: Callable[..., Path]) -> None:
     steps = (0, 1, 3, 10, 30, 100, 300, 1000)
     figure = conditioning_heat_map(read_experiment(write_fake(arms=("chain",), lrs=(0.1,), trials=1, steps=steps)))
-    left, right = figure.axes[1].transData.transform([(edge, 0) for edge in cell_edges(np.array(steps))])[[0, -1], 0]
-    widths = np.diff(figure.axes[1].transData.transform([(edge, 0) for edge in cell_edges(np.array(steps))])[:, 0])
-    assert widths.min() > 0.05 * (right - left)
-
-
-@pytest.mark.parametrize(
-    ("steps", "edges"), [([5], [4.5, 5.5]), ([0, 2, 4], [-1, 1, 3, 5]), ([0, 1, 4], [-0.5, 0.5, 2.5, 4.5])]
-)
-def test_cell_edges_lie_halfway(steps: list[int], edges: list[float]) -> None:
-    np.testing.assert_allclose(cell_edges(np.array(steps)), edges)
+    edges = figure.axes[1].transData.transform([(edge, 0) for edge in StepAxis(np.array(steps)).edges])[:, 0]
+    assert np.diff(edges).min() > 0.05 * (edges[-1] - edges[0])
 
 
 def test_unknown_trial_names_those_there_are(fake_experiment: Experiment) -> None:

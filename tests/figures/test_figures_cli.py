@@ -50,7 +50,7 @@ def test_missing_speed_table_names_the_remedy(
 ) -> None:
     shutil.copytree(fake_directory / "runs", tmp_path / "runs")
     assert main([str(tmp_path), "--only", "conditioning_vs_speed"]) == 2
-    assert f"python -m experiments.speed {tmp_path}" in capsys.readouterr().err
+    assert f"skip-conditioning speed {tmp_path}" in capsys.readouterr().err
     assert not (tmp_path / "figures").exists()
 
 
@@ -66,6 +66,7 @@ def test_missing_speed_table_names_the_remedy(
         (["--layer", "blck1"], "Did you mean 'block1'"),
         (["--lr", "0.3"], "there are 0.02, 0.05, 0.1"),
         (["--only", "loss_curves", "--split", "test"], "splits: train"),
+        (["--measur", "rank"], "--measur"),
     ],
 )
 def test_bad_options_write_one_line_and_no_figure(
@@ -109,7 +110,10 @@ def test_arms_come_in_the_order_in_which_they_were_listed(
 
 
 def test_figures_do_not_load_torch() -> None:
-    program = "import sys, figures.__main__; print(sorted({'torch', 'experiments', 'models'} & set(sys.modules)))"
+    program = (
+        "import sys, skip_conditioning.figures.__main__ as _; rooms = ('experiments', 'models');"
+        "print(sorted({'torch', *(f'skip_conditioning.{room}' for room in rooms)} & set(sys.modules)))"
+    )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
     assert (done.stdout, done.stderr) == ("[]\n", "")
 

@@ -4,7 +4,8 @@ import pandas as pd
 import pytest
 from matplotlib.figure import Figure
 
-from skip_conditioning.figures.forest_plot import HOVER, VERDICT_STYLES, forest_plot
+from skip_conditioning.figures.drawing.style import HOVER, VERDICT_STYLES
+from skip_conditioning.figures.forest_plot import forest_plot
 
 NAN, INF = math.nan, math.inf
 

@@ -6,7 +6,7 @@ import pytest
 
 from skip_conditioning.figures.drawing.errors import NothingToDrawError
 from skip_conditioning.figures.drawing.saving import save
-from skip_conditioning.figures.forest_plot import HOVER
+from skip_conditioning.figures.drawing.style import HOVER
 from skip_conditioning.figures.intervention_effects import KIND_STYLES, intervention_effects
 
 

@@ -6,8 +6,7 @@ import pytest
 
 from skip_conditioning.figures.drawing.errors import NothingToDrawError
 from skip_conditioning.figures.drawing.saving import save
-from skip_conditioning.figures.drawing.style import arm_styles
-from skip_conditioning.figures.forest_plot import HOVER
+from skip_conditioning.figures.drawing.style import HOVER, arm_styles
 from skip_conditioning.figures.learning_rate_sweep import learning_rate_sweep
 
 LRS = (0.01, 0.1, 0.2, 1.0)

@@ -14,7 +14,7 @@ from skip_conditioning.diagnostics.tables import Experiment, read_experiment, sp
 from skip_conditioning.figures import singular_value_ridges
 from skip_conditioning.figures.drawing.errors import NothingToDrawError
 from skip_conditioning.figures.drawing.ridges import fitting_axis, ridge_of, spread_layers, spread_steps
-from skip_conditioning.figures.drawing.values import with_points
+from skip_conditioning.figures.drawing.singular_values import with_points
 from skip_conditioning.figures.singular_value_ridges import elided
 
 

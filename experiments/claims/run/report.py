@@ -22,7 +22,8 @@ from skip_conditioning.experiments.claims.verdict.claim import Finding
 from skip_conditioning.experiments.claims.verdict.presentation import Result, effect, pairs, verdict_table
 from skip_conditioning.experiments.claims.verdict.wording import ASIDE, rule_in_words
 from skip_conditioning.figures.drawing.saving import save
-from skip_conditioning.figures.forest_plot import HOVER, forest_plot
+from skip_conditioning.figures.drawing.style import HOVER
+from skip_conditioning.figures.forest_plot import forest_plot
 
 _REFERENCE = re.compile(r"url\(\s*['\"]?#([^)'\"]+)['\"]?\s*\)")
 #: Attributes with coordinates, in points; two decimals are as fine as any screen or printer.

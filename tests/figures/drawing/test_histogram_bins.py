@@ -4,11 +4,11 @@ from matplotlib.figure import Figure
 
 from skip_conditioning.diagnostics.errors import InputError
 from skip_conditioning.figures.drawing.histogram_bins import Bins
-from skip_conditioning.figures.drawing.values import Values
+from skip_conditioning.figures.drawing.singular_values import SingularValues
 
 
-def values(*numbers: float, floor: float = 1e-6) -> Values:
-    return Values(np.array(numbers), np.full(len(numbers), floor), np.ones(len(numbers)))
+def values(*numbers: float, floor: float = 1e-6) -> SingularValues:
+    return SingularValues(np.array(numbers), np.full(len(numbers), floor), np.ones(len(numbers)))
 
 
 def labels(bins: Bins) -> list[str]:
@@ -31,7 +31,7 @@ def labels(bins: Bins) -> list[str]:
         ([values(0.0, 0.0)], False),
     ],
 )
-def test_the_spread_of_resolved_values_chooses_the_scale(arms: list[Values], log: bool) -> None:
+def test_the_spread_of_resolved_values_chooses_the_scale(arms: list[SingularValues], log: bool) -> None:
     assert Bins.of(arms, 8).log == log
 
 
@@ -49,13 +49,13 @@ def test_logarithmic_bins_hold_every_value() -> None:
 
 
 def test_each_value_has_the_floor_of_its_own_spectrum() -> None:
-    arm = Values(np.array([1e-3, 1e-3, 1.0, 1e3]), np.array([1e-2, 1e-4, 1e-2, 1e-2]), np.ones(4))
+    arm = SingularValues(np.array([1e-3, 1e-3, 1.0, 1e3]), np.array([1e-2, 1e-4, 1e-2, 1e-2]), np.ones(4))
     counts, under = Bins.of([arm], 3).count(arm)
     assert (counts.tolist(), under) == ([1, 1, 1], 1)
 
 
 def test_a_node_counts_for_the_values_it_stands_for() -> None:
-    arm = Values(np.array([10.0, 1.0, 1e-3, 0.0]), np.full(4, 1e-6), np.array([5.0, 100.0, 0.5, 20.0]))
+    arm = SingularValues(np.array([10.0, 1.0, 1e-3, 0.0]), np.full(4, 1e-6), np.array([5.0, 100.0, 0.5, 20.0]))
     counts, under = Bins.of([arm], 2, (1e-3, 100), "log").count(arm)
     assert (counts.tolist(), under) == ([0.5, 105.0], 20.0)
     # The one node that spans decades stands for too few values to ask for a logarithmic axis.
@@ -74,7 +74,7 @@ def test_place_under_the_floor_is_marked_only_where_needed() -> None:
 @pytest.mark.parametrize(
     ("arm", "range"), [(values(1.0, 100.0), (0.0, 6.0)), (values(0.0), None)], ids=["range reaches 0", "all under"]
 )
-def test_impossible_logarithm_names_the_remedy(arm: Values, range: tuple[float, float] | None) -> None:
+def test_impossible_logarithm_names_the_remedy(arm: SingularValues, range: tuple[float, float] | None) -> None:
     with pytest.raises(InputError, match="--scale linear"):
         Bins.of([arm], 8, range, "log")
     assert not Bins.of([arm], 8, range).log

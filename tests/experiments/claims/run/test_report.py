@@ -26,7 +26,7 @@ from skip_conditioning.experiments.claims.verdict.presentation import (
 )
 from skip_conditioning.experiments.claims.verdict.wording import ASIDE
 from skip_conditioning.figures.drawing.saving import save
-from skip_conditioning.figures.forest_plot import HOVER
+from skip_conditioning.figures.drawing.style import HOVER
 
 HOSTILE = '<script>alert("no")</script> & <img src=http://example.org/x.png onerror=alert(1)> | `*_$x$_*` \\ \x07'
 LONG = "incomprehensibilities" * 12

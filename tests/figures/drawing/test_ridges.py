@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from skip_conditioning.figures.drawing.smoothing import kernel_widths, smoothed
+from skip_conditioning.figures.drawing.ridges import kernel_widths, smoothed
 
 EDGES = np.linspace(0, 2, 201)
 MIDDLES = (EDGES[1:] + EDGES[:-1]) / 2

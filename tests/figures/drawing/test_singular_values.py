@@ -3,7 +3,7 @@ import pandas as pd
 import pytest
 
 from skip_conditioning.diagnostics.tables import spectra_frame
-from skip_conditioning.figures.drawing.values import pooled, weighted_quantile, with_points
+from skip_conditioning.figures.drawing.singular_values import pooled, weighted_quantile, with_points
 
 
 def table() -> pd.DataFrame:

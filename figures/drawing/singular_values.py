@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 
 
-class Values(NamedTuple):
+class SingularValues(NamedTuple):
     """Singular values of one arm, each with the floor under which it cannot be told from zero; shapes ``(n,)``.
 
     Attributes:
@@ -58,9 +58,9 @@ def with_points(spectra: pd.DataFrame) -> pd.DataFrame:
     return kept.assign(points=points, counts=pd.Series(counts, index=kept.index, dtype=object))
 
 
-def pooled(rows: pd.DataFrame) -> Values:
+def pooled(rows: pd.DataFrame) -> SingularValues:
     """All points of some spectra, as from ``with_points``, with the floor of the spectrum each belongs to."""
-    return Values(
+    return SingularValues(
         np.concatenate(list(rows["points"])),
         np.repeat(rows["floor"].to_numpy(float), rows["points"].map(len)),
         np.concatenate(list(rows["counts"])),
