@@ -26,10 +26,15 @@ def check_choice(kind: str, value: object, valid: Iterable[object]) -> None:
     valid = list(valid)
     if value in valid:
         return
-    near = difflib.get_close_matches(str(value), [str(choice) for choice in valid])
-    hint = f" (did you mean {' or '.join(near)}?)" if near else ""
-    choices = ", ".join(str(choice) for choice in valid) or "none"
-    raise ModelOptionError(f"unknown {kind}: {value!r}{hint}; valid: {choices}")
+    choices = [str(choice) for choice in valid]
+    hint = near_matches(str(value), choices)
+    raise ModelOptionError(f"unknown {kind}: {value!r}{hint}; valid: {', '.join(choices) or 'none'}")
+
+
+def near_matches(name: str, choices: Iterable[str]) -> str:
+    """The closest choices as `` (did you mean a or b?)``, or nothing if none is close."""
+    near = difflib.get_close_matches(name, list(choices))
+    return f" (did you mean {' or '.join(near)}?)" if near else ""
 
 
 def check_count(option: str, value: object) -> None:

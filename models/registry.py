@@ -1,6 +1,5 @@
 """Networks by name: ``build_model("preact-resnet18", arm="modified", num_classes=100)``."""
 
-import importlib
 import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -12,6 +11,7 @@ from torch import nn
 from skip_conditioning.models import contractive_mlp, paper_mnist, preact_resnet, residual_mlp
 from skip_conditioning.models.arms import Arm
 from skip_conditioning.models.errors import ModelOptionError, check_choice
+from skip_conditioning.models.user_code import load_attribute
 
 
 @dataclass(frozen=True)
@@ -49,8 +49,8 @@ def build_model(name: str, *, arm: str | Arm | None = None, **options: Any) -> n
     The same seed gives the same parameters for every arm with the same initialisation, bit for bit.
 
     Args:
-        name: A name of `model_names`, or ``package.module:factory``, any callable that returns an
-            `nn.Module`.
+        name: A name of `model_names`, or ``package.module:factory`` or ``file.py:factory`` (`load_attribute`), any
+            callable that returns an `nn.Module`.
         arm: A name of `arms`, or an `Arm` of your own. By default ``residual`` or ``original``: the
             network with its usual skips. A factory is passed ``arm=`` only if one is given.
         **options: The network's options (`model_options`), or the factory's keyword arguments.
@@ -110,26 +110,26 @@ def model_options(name: str) -> dict[str, inspect.Parameter]:
 
 def _entry(name: str) -> Entry:
     """The registry's entry, or an error that offers the near matches."""
+    if name.endswith(".py"):
+        raise ModelOptionError(f"model {name!r} names a file, but no factory in it; give {name}:factory")
     check_choice("model", name, REGISTRY)
     return REGISTRY[name]
 
 
 def _load_factory(path: str) -> Callable[..., Any]:
-    """Import ``package.module:factory``.
+    """Import ``package.module:factory`` or ``file.py:factory``.
 
     Raises:
         ModelOptionError: The module cannot be imported, or has no such callable.
     """
-    module_name, _, attribute = path.partition(":")
     try:
-        module = importlib.import_module(module_name)
-    except (ImportError, TypeError, ValueError) as error:
-        raise ModelOptionError(f"model {path!r}: cannot import {module_name!r} ({error})") from error
-    factory = getattr(module, attribute, None)
+        factory = load_attribute(path)
+    except ImportError as error:
+        raise ModelOptionError(f"model {path!r}: {error}") from error
     if not callable(factory):
-        own = [k for k, v in vars(module).items() if getattr(v, "__module__", "") == module_name and callable(v)]
-        check_choice(f"factory of {module_name}", attribute, own)
-    return factory  # type: ignore[return-value]
+        kind = type(factory).__name__
+        raise ModelOptionError(f"model {path!r} is of type {kind} and cannot be called; name a factory")
+    return factory
 
 
 def _build_from_factory(path: str, options: dict[str, Any]) -> nn.Module:

@@ -30,6 +30,7 @@ TABLES = {
     "contractive-mlp": contractive_mlp.ARMS,
 }
 SMALL = list(TABLES)
+SIZE = 3
 
 
 def narrow(name: str) -> dict[str, int]:
@@ -167,9 +168,11 @@ def test_an_arm_object_is_as_good_as_a_name() -> None:
         ("preact-resnet50", {"width": 1.5}, r"option width: 1.5 is not a whole number of at least 1"),
         ("preact-resnet101", {"width": "wide"}, r"option width: 'wide' is not a whole number of at least 1"),
         ("paper-mnist", {"width": 3}, r"unknown option of paper-mnist: 'width'; valid: none$"),
-        ("no.such.module:factory", {}, r"cannot import 'no.such.module'"),
-        (".relative:factory", {}, r"cannot import '.relative'"),
+        ("no.such.module:factory", {}, r"there is no module 'no.such.module'"),
+        (".relative:factory", {}, r"'.relative' is not the name of a module"),
         (f"{__name__}:smal_factory", {}, r"'smal_factory' \(did you mean small_factory or bad_factory\?\)"),
+        (f"{__name__}:SIZE", {}, r"is of type int and cannot be called; name a factory"),
+        ("models/mynet.py", {}, r"names a file, but no factory in it; give models/mynet.py:factory"),
         (f"{__name__}:small_factory", {"depth": 3}, r"unexpected keyword argument 'depth'"),
         (f"{__name__}:bad_factory", {}, r"returned int, not an nn.Module"),
     ],

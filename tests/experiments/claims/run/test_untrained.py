@@ -80,9 +80,9 @@ def test_ones_own_claims_come_after_the_registrys(monkeypatch):
     ("name", "message"),
     [
         ("own_claims:MISSING", "has no 'MISSING'"),
-        ("own_claims:TEXT", "TEXT lacks id, statement"),
+        ("own_claims:TEXT", "own_claims:TEXT' lacks id, statement"),
         ("own_claims:TWIN", "another claim of the name 'mnist-speed-order'"),
-        ("no_such_module:X", "cannot import 'no_such_module'"),
+        ("no_such_module:X", "there is no module 'no_such_module'"),
         ("mnist-speed-oder", "Did you mean 'mnist-speed-order'"),
     ],
 )
