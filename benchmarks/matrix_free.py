@@ -112,7 +112,7 @@ def growth(device: torch.device) -> None:
 
 
 def one_size(index: int, device: torch.device) -> None:
-    """Columns, seconds of a density (2 probe vectors × 32 steps), and peak memory above that of a forward pass."""
+    """Columns, seconds of a density (2 random vectors × 32 steps), and peak memory above that of a forward pass."""
     side, count = _SIZES[index]
     model = nn.Sequential(build_model("preact-resnet18", num_classes=10).layer1[0]).to(device)
     x = torch.randn(count, 64, side, side, device=device)

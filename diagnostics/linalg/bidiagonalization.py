@@ -1,4 +1,4 @@
-"""Golub–Kahan–Lanczos bidiagonalisation of an operator: what every Lanczos estimate of its singular values is read off.
+"""Golub–Kahan–Lanczos bidiagonalisation of an operator, on which every Lanczos estimate of singular values rests.
 
 After ``k`` steps from a unit vector ``v₁``, ``A V = U B`` and ``Aᵀ U = V Bᵀ + β_k v_{k+1} e_kᵀ`` with orthonormal
 columns and ``B`` upper bidiagonal. ``BᵀB`` is the Lanczos matrix of ``AᵀA``; working with ``B`` squares no condition
@@ -17,7 +17,7 @@ from skip_conditioning.diagnostics.linalg.operators import Operator, require_pre
 #: Right vectors are allocated so many at a time: many runs end long before the last step that is allowed.
 _BLOCK = 8
 
-#: A new direction shorter than this many units of rounding of the largest coefficient is none: the space is exhausted.
+#: A new direction shorter than this many units of rounding of the largest coefficient is taken for rounding.
 _BREAKDOWN_UNITS = 100
 
 
@@ -27,9 +27,9 @@ class Bidiagonal:
 
     Attributes:
         alphas: Diagonal, shape ``(k,)``, float64.
-        betas: What links each step to the next, shape ``(k,)``: the superdiagonal, then ``β_k``. That last one is 0
-            where the Krylov space is exhausted.
-        blocks: Right vectors, one a row, some of them in each block; the last block may have rows to spare.
+        betas: Coefficients that link each step to the next, shape ``(k,)``: the superdiagonal, then ``β_k``, which is
+            0 where the Krylov space is exhausted.
+        blocks: Right vectors in the rows of some blocks; the last block may end in unused rows, which are zero.
         dropped: Length of the direction that was taken for rounding where the space is exhausted, else 0.
     """
 
@@ -50,7 +50,7 @@ class Bidiagonal:
 
     @property
     def exhausted(self) -> bool:
-        """Whether the Krylov space is invariant, so that further steps can find nothing new."""
+        """Whether the Krylov space is invariant, so that further steps add nothing."""
         return self.betas[-1] == 0
 
     def square(self) -> np.ndarray:
@@ -66,7 +66,7 @@ def golub_kahan(operator: Operator, start: Tensor, max_steps: int) -> Iterator[B
     multiplications.
 
     Args:
-        operator: Any; ``cols`` should be its smaller side.
+        operator: Any operator; ``cols`` should be its smaller side.
         start: Not zero, shape ``(cols,)``; normalised here.
         max_steps: At most so many; never more than ``cols``.
 
@@ -93,7 +93,7 @@ def golub_kahan(operator: Operator, start: Tensor, max_steps: int) -> Iterator[B
             # The left space is exhausted: a zero singular value, and nothing beyond it.
             alphas[step], right = 0.0, torch.zeros_like(vector)
         for _ in range(2):
-            for block in blocks:  # rows to spare are zero
+            for block in blocks:  # unused rows are zero
                 right = right - block.T @ (block @ right)
         beta = float(torch.linalg.vector_norm(right))
         complete = step + 1 == operator.shape[1]
@@ -104,7 +104,7 @@ def golub_kahan(operator: Operator, start: Tensor, max_steps: int) -> Iterator[B
         if exhausted:
             return
         if step + 1 < limit:
-            place = (step + 1) % _BLOCK
-            if not place:
+            row = (step + 1) % _BLOCK
+            if not row:
                 blocks.append(start.new_zeros(min(_BLOCK, limit - step - 1), operator.shape[1]))
-            vector = blocks[-1][place] = right / beta
+            vector = blocks[-1][row] = right / beta

@@ -11,7 +11,7 @@ def patchwise(matrix: Tensor, patches: int) -> np.ndarray:
     """Singular values of a map that applies one matrix to each of several disjoint patches.
 
     The map is block-diagonal up to the order of coordinates: the values of the matrix, each as often as there are
-    patches. They are exact to float64 rounding, exact zeros included, as `diagnostics.jacobian` of the whole map would
+    patches. They are exact to float64 rounding, exact zeros included, as ``measure.jacobian`` of the whole map would
     give them; that matrix is never built.
 
     Args:
@@ -32,12 +32,12 @@ def patchwise(matrix: Tensor, patches: int) -> np.ndarray:
 
 def _matrix_values(matrix: Tensor) -> np.ndarray:
     """All singular values of a matrix, descending; a triangular factor first, as that is faster and as accurate."""
-    found = np.zeros(min(matrix.shape))
-    matrix = matrix[matrix.any(dim=1)][:, matrix.any(dim=0)]  # what is not read has zeros, exactly
+    padded = np.zeros(min(matrix.shape))
+    matrix = matrix[matrix.any(dim=1)][:, matrix.any(dim=0)]  # unused rows and columns add exact zeros
     if matrix.numel() == 0:
-        return found
+        return padded
     if matrix.shape[0] < matrix.shape[1]:
         matrix = matrix.T
     values = torch.linalg.svdvals(torch.linalg.qr(matrix, mode="r").R).numpy()
-    found[: len(values)] = values
-    return found
+    padded[: len(values)] = values
+    return padded

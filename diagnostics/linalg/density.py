@@ -1,10 +1,10 @@
 """The density of singular values from several Lanczos runs, and its statistics with standard errors.
 
 A start vector ``v`` uniform on the unit sphere of dimension ``d`` sees the singular values through
-``vᵀf(JᵀJ)v = Σ wᵢ f(σᵢ)``, whose weights have the Dirichlet distribution ``(½, …, ½)``. So one probe vector has
-variance exactly ``2/(d+2) · Var(f)`` over the spectrum, which is read off the density itself: a single probe vector has
-a standard error. Nonlinear statistics follow by the delta method. The error of the quadrature comes on top
-(``diagnostics/quadrature.py``).
+``vᵀf(JᵀJ)v = Σ wᵢ f(σᵢ)``, whose weights have the Dirichlet distribution ``(½, …, ½)``. So one random vector's
+estimate has variance exactly ``2/(d+2) · Var(f)`` over the spectrum, which is read off the density itself: a single
+random vector gives a standard error. Nonlinear statistics follow by the delta method. The error of the quadrature comes
+on top (``linalg/quadrature.py``).
 """
 
 from collections.abc import Sequence
@@ -17,40 +17,40 @@ from skip_conditioning.diagnostics.linalg.quadrature import (
     Estimate,
     Function,
     Quadrature,
-    Rule,
+    QuadratureRule,
     farthest,
     identity,
 )
 
-#: What a stated interval takes of the standard error on either side.
+#: Half-width of a 95 % interval, in standard errors.
 _INTERVAL = 1.96
 
 
 class Density:
-    """The density of singular values that some probe vectors have in common.
+    """The density of singular values that the quadratures of some random vectors give together.
 
     Where one of them found as many nodes as there are singular values, these are all known, each with the same weight,
     and the statistics are exact.
 
     Args:
-        quadratures: One for each probe vector, at least one.
+        quadratures: One for each random vector, at least one.
         size: ``min(rows, cols)``, the dimension of the space that the start vectors are drawn in.
 
     Attributes:
-        probes: How many probe vectors.
-        nodes: Those of all probe vectors, descending, shape ``(k,)``, float64.
+        vectors: How many random vectors.
+        nodes: Those of all random vectors, descending, shape ``(k,)``, float64.
         weights: Share of the singular values that each node stands for; they sum to 1.
     """
 
     def __init__(self, quadratures: Sequence[Quadrature], size: int) -> None:
-        self.probes, self.size = len(quadratures), size
+        self.vectors, self.size = len(quadratures), size
         complete = [item for item in quadratures if item.steps == size]
         if complete:
-            rule = Rule(complete[0].gauss.nodes, np.full(size, 1 / size))
+            rule = QuadratureRule(complete[0].gauss.nodes, np.full(size, 1 / size))
             quadratures = [Quadrature(rule, rule, np.zeros(size), exhausted=True)]
         self._quadratures = list(quadratures)
-        # Variance of a probe vectors' mean over the variance over the spectrum, 2/(d+2)/n.
-        self._factor = 0.0 if complete else 2 / (size + 2) / self.probes
+        # Variance of the mean over random vectors over the variance over the spectrum, 2/(d+2)/n.
+        self._factor = 0.0 if complete else 2 / (size + 2) / self.vectors
         nodes = np.concatenate([item.gauss.nodes for item in self._quadratures])
         order = np.argsort(nodes, kind="stable")[::-1]
         self.nodes = nodes[order]
@@ -60,7 +60,7 @@ class Density:
         self._scale = float(self.nodes[0]) or 1.0
 
     def mean(self) -> Estimate:
-        """Arithmetic mean of σ, with a rigorous bracket for each probe vector."""
+        """Arithmetic mean of σ, with a rigorous bracket for each random vector."""
         means = [item.mean() for item in self._quadratures]
         quadrature = float(np.mean([mean.error for mean in means]))
         return Estimate(
@@ -173,8 +173,8 @@ class Density:
             certain.append(weights[nodes + item.residuals <= floor].sum())
             most.append(item.distribution_bounds(np.array([floor]), inclusive=True)[1][0])
         value, least = np.mean(up_to), np.mean(certain)
-        found = self._share(float(value), float(least), float(max(np.mean(most), value)))
-        return Estimate(self.size * (1 - found.value), self.size * found.error)
+        share = self._share(float(value), float(least), float(max(np.mean(most), value)))
+        return Estimate(self.size * (1 - share.value), self.size * share.error)
 
     def _share(self, value: float, least: float, most: float) -> Estimate:
         """A share with its bracket, which atoms fill to either end: ±1.96 standard errors cover it and sampling too."""
@@ -192,7 +192,7 @@ class Density:
         return lower - sampling, upper + sampling
 
     def _share_sampling(self, lower: np.ndarray, upper: np.ndarray) -> np.ndarray:
-        """Standard error from the probe vectors of a share between two bounds, where it is largest.
+        """Standard error from the random vectors of a share between two bounds, where it is largest.
 
         A share that is neither 0 nor 1 is one value's at least.
         """
@@ -209,10 +209,10 @@ class Density:
     @property
     def _least_share(self) -> float:
         """What the weight of a node, pooled, should come to at least: it stands for one singular value or more."""
-        return 1 / (self.size * self.probes)
+        return 1 / (self.size * self.vectors)
 
     def _sampling(self, function: Function, *, gauss: bool = False) -> float:
-        """Standard error of ``E[f(σ)]`` from the probe vectors.
+        """Standard error of ``E[f(σ)]`` from the random vectors.
 
         The variance is Radau's, which is exact for ``σ²`` after one step, or Gauss's where 0 is singular for ``f``.
         A single value's weight ``z²/d`` often comes out far too small, and with it the variance: it is raised.

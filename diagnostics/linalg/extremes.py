@@ -17,14 +17,14 @@ from skip_conditioning.diagnostics.linalg.bidiagonalization import golub_kahan
 from skip_conditioning.diagnostics.linalg.operators import Operator
 from skip_conditioning.diagnostics.linalg.sketching import gaussian_block, smaller_side
 
-#: Up to this smaller side the matrix itself is cheaper than to look for its smallest singular value.
+#: Up to this smaller side, decomposing the matrix itself is cheaper than Lanczos for the smallest singular value.
 _DENSE_SIDE = 64
 #: How much rounding in the products may add to a residual, in units of ``eps · σ_max``.
 _ROUNDING_UNITS = 4
 #: A Ritz value is settled when it has not moved since this share of the steps: a residual alone is also small where
 #: the start vector happens to hold little of the true extreme, and that little grows with each step.
 _SETTLED_SHARE = 0.5
-#: ``B`` is decomposed at every step up to this one, then once in so many per cent more steps.
+#: ``B`` is decomposed at every step up to this one, then each time the steps have grown by this factor.
 _EVERY_STEP, _SPACING = 20, 1.05
 
 
@@ -38,7 +38,7 @@ class Extreme:
         residual: Some singular value lies within this of ``value``: ``‖Aᵀu − σv‖`` of the Ritz vectors, by the
             recursion, the difference between ``value`` and the Ritz value σ, and ``4 · eps · σ_max`` for rounding.
             (``u`` computed as ``A v / value`` would lose ``eps · κ`` and its residual show nothing else.)
-        converged: Whether the residual met the tolerance and the value had settled, or nothing more can be learnt.
+        converged: Whether the residual met the tolerance and the value had settled, or more steps would add nothing.
             That the value is then the extreme one, not its neighbour, is all but certain for a random start vector.
         bound: What ``value`` is to the true extreme: ``lower`` for a largest and ``upper`` for a smallest one that has
             not converged or lies under the floor; None where it is the extreme itself, to the tolerance.
@@ -65,7 +65,7 @@ def largest_singular_value(
     side.
 
     Args:
-        operator: Any.
+        operator: Any operator.
         tolerance: Residual to reach, relative to σ_max. The value is then closer still, by the square of that over
             the gap to the next one.
         max_steps: Steps after which the value is only a lower bound.
@@ -89,12 +89,12 @@ def smallest_singular_value(
     A step costs two products; memory for ``max_products / 2`` vectors of the smaller side.
 
     Args:
-        operator: Any.
+        operator: Any operator.
         tolerance: Residual to reach, relative to σ_min.
         max_products: Products after which the value is only an upper bound.
-        floor: Size below which a value cannot be told from zero, such as ``spectrum.jacobian_floor``; the least taken
-            is the rounding of the products, ``4 · eps · σ_max``. The search ends under it: ``converged`` (nothing more
-            can be learnt) with the bound ``upper`` and the value as computed.
+        floor: Size below which a value cannot be told from zero, such as ``spectrum.jacobian_floor``; the least used
+            is the rounding of the products, ``4 · eps · σ_max``. The search ends under it: ``converged`` (more steps
+            would add nothing) with the bound ``upper`` and the value as computed.
         seed: Of the start vector.
 
     Raises:
@@ -123,12 +123,12 @@ def _lanczos_end(operator: Operator, end: int, tolerance: float, max_steps: int,
     generator = torch.Generator().manual_seed(seed)
     vector = gaussian_block(counted.shape[1], 1, counted, generator)[:, 0]
     history: list[tuple[int, float]] = []
-    check = 1.0
+    next_check = 1.0
     for bidiagonal in golub_kahan(counted, vector, max(max_steps, 1)):
         steps = bidiagonal.steps
-        if steps < check and steps < max_steps and not bidiagonal.exhausted:
+        if steps < next_check and steps < max_steps and not bidiagonal.exhausted:
             continue
-        check = steps * _SPACING if steps >= _EVERY_STEP else steps + 1
+        next_check = steps * _SPACING if steps >= _EVERY_STEP else steps + 1
         left, values, right = np.linalg.svd(bidiagonal.square())
         ritz, rounding = float(values[end]), _rounding(counted, values[0])
         # What the recursion leaves: Aᵀu − σv = β_k p_k v_{k+1}, with p the left vector of B.

@@ -8,10 +8,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-#: Columns that are converted to float64 at a time.
+#: Columns converted to float64 at a time.
 CONVERTED_COLUMNS = 2048
 
-#: A symmetric product is computed in this many panels of rows, 5/8 of the work of all of it.
+#: Panels of rows in which a symmetric product is computed: 5/8 of the work of the whole.
 _PANELS = 4
 
 
@@ -63,15 +63,15 @@ def eigenvalues(gram: Tensor, notes: list[str]) -> np.ndarray:
 
     Args:
         gram: Shape ``(size, size)``, float64.
-        notes: Told when the device's solver failed and scipy's was used instead.
+        notes: Where the device's solver fails and scipy's is used instead, a note of that is appended.
     """
     try:
-        found = torch.linalg.eigvalsh(gram).cpu().numpy()
+        values = torch.linalg.eigvalsh(gram).cpu().numpy()
     except (torch.linalg.LinAlgError, RuntimeError) as error:
         reason = str(error).strip().splitlines()[0]
         notes.append(f"eigvalsh failed on {gram.device} ({reason}); scipy on the CPU instead")
-        found = _scipy_eigvalsh(gram.cpu().numpy())
-    return found[::-1]
+        values = _scipy_eigvalsh(gram.cpu().numpy())
+    return values[::-1]
 
 
 def _scipy_eigvalsh(matrix: np.ndarray) -> np.ndarray:

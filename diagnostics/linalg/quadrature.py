@@ -34,7 +34,7 @@ class Estimate:
 
 
 @dataclass(frozen=True, eq=False)
-class Rule:
+class QuadratureRule:
     """A quadrature rule.
 
     Attributes:
@@ -46,7 +46,7 @@ class Rule:
     weights: np.ndarray
 
     @classmethod
-    def of(cls, matrix: np.ndarray) -> "Rule":
+    def of(cls, matrix: np.ndarray) -> "QuadratureRule":
         """Singular values of a matrix and the squares of its right singular vectors' first components.
 
         Args:
@@ -72,18 +72,18 @@ class Rule:
 
 @dataclass(frozen=True, eq=False)
 class Quadrature:
-    """What one probe vector knows of the density.
+    """The density as one random vector sees it.
 
     Attributes:
         gauss: Gauss's rule, ``k`` nodes.
         radau: Gauss–Radau's with a node prescribed at 0, ``k + 1`` nodes.
         residuals: Some singular value lies within this of each of Gauss's nodes, shape ``(k,)``.
-        exhausted: Whether the Krylov space was, so that Gauss's rule is exact for this probe vector.
+        exhausted: Whether the Krylov space was, so that Gauss's rule is exact for this random vector.
         coarse: The quadrature after two thirds of the steps; None after a single step.
     """
 
-    gauss: Rule
-    radau: Rule
+    gauss: QuadratureRule
+    radau: QuadratureRule
     residuals: np.ndarray
     exhausted: bool
     coarse: "Quadrature | None" = None
@@ -103,7 +103,7 @@ class Quadrature:
         square = np.diag(alphas) + np.diag(betas[:-1], 1)
         extended = np.hstack([square, betas[-1] * np.eye(len(alphas))[:, -1:]])
         residuals = betas[-1] * np.abs(np.linalg.svd(square)[0][-1, ::-1].copy())
-        return cls(Rule.of(square), Rule.of(extended), residuals, bool(betas[-1] == 0))
+        return cls(QuadratureRule.of(square), QuadratureRule.of(extended), residuals, bool(betas[-1] == 0))
 
     @property
     def steps(self) -> int:
@@ -111,11 +111,11 @@ class Quadrature:
         return len(self.gauss.nodes)
 
     def bracket(self, function: Function) -> np.ndarray:
-        """Bounds of an integral by Gauss and Gauss–Radau, where these are bounds, and its likely value between them.
+        """An integral by Gauss and by Gauss–Radau, bounds for ``√x`` and the like, and its likely value between them.
 
         Where in the bracket the truth lies depends on the density at 0: a third from Gauss's end where that is finite,
         at it where there is none, at the other where many values are 0. Steps narrow the bracket and hardly move that
-        place, so that the coarse bracket tells it: measured, to a fifth of the width or better.
+        position, so that it is estimated from the coarse bracket: measured, to a fifth of the width or better.
 
         Returns:
             Shape ``(3,)``: Gauss's, the likely one, Radau's.
@@ -123,15 +123,15 @@ class Quadrature:
         gauss, radau = self.gauss.integral(function), self.radau.integral(function)
         if self.exhausted:
             return np.full(3, gauss)
-        place = 0.5
+        position = 0.5
         if self.coarse is not None:
             before = self.coarse.gauss.integral(function)
             shrunk = (before - self.coarse.radau.integral(function)) - (gauss - radau)
-            place = float(np.clip((before - gauss) / shrunk, 0.0, 1.0)) if shrunk else 0.5
-        return np.array([gauss, gauss + place * (radau - gauss), radau])
+            position = float(np.clip((before - gauss) / shrunk, 0.0, 1.0)) if shrunk else 0.5
+        return np.array([gauss, gauss + position * (radau - gauss), radau])
 
     def mean(self) -> Estimate:
-        """This probe vector's own mean of σ; the error is the quadrature's alone."""
+        """This random vector's own mean of σ; the error is the quadrature's alone."""
         bounds = self.bracket(identity)
         return Estimate(float(bounds[1]), farthest(bounds[1], bounds) / UNIFORM)
 
@@ -165,8 +165,8 @@ class Quadrature:
         """The share of σ at or below each point (or below it): interpolated between steps of the bounds."""
         nodes, weights = self.gauss.nodes, self.gauss.weights
         if self.exhausted:
-            found = np.searchsorted(nodes, points, side="right" if inclusive else "left")
-            return np.minimum(np.append(0.0, np.cumsum(weights))[found], 1.0)
+            counts = np.searchsorted(nodes, points, side="right" if inclusive else "left")
+            return np.minimum(np.append(0.0, np.cumsum(weights))[counts], 1.0)
         middles = np.cumsum(weights) - weights / 2
         return np.interp(points, np.append(0.0, nodes), np.append(0.0, middles), right=1.0)
 

@@ -84,7 +84,7 @@ def randomized_svd(
     3`` blocks, and memory for two blocks of ``l`` vectors on either side.
 
     Args:
-        operator: Any.
+        operator: Any operator.
         rank: Triplets wanted, ``k``.
         oversampling: Vectors beyond ``rank``; more make the last triplets more accurate.
         power_iterations: Each multiplies the decay of the spectrum by itself twice more, for ``2 l`` products.
@@ -133,7 +133,7 @@ def frobenius_norm(operator: Operator, *, vectors: int = 10, seed: int = 0) -> N
     is summed exactly, for one product per column.
 
     Args:
-        operator: Any; its smaller side is sampled.
+        operator: Any operator; its smaller side is sampled.
         vectors: Random vectors for the basis, and again for the rest; at least 2.
         seed: Of the random vectors.
 

@@ -1,4 +1,4 @@
-"""Stochastic Lanczos quadrature: the density of an operator's singular values from a few random probe vectors.
+"""Stochastic Lanczos quadrature: the density of an operator's singular values from a few random vectors.
 
 Golub & Meurant, *Matrices, Moments and Quadrature*; Ubaru, Chen & Saad (SIAM J. Matrix Anal. Appl. 38, 2017).
 """
@@ -21,27 +21,27 @@ from skip_conditioning.diagnostics.linalg.sketching import smaller_side
 from skip_conditioning.diagnostics.support.progress import Progress
 from skip_conditioning.diagnostics.support.sharding import deal, fails_together
 
-#: Probe vectors and steps of a density for which no accuracy is asked.
-PROBES, STEPS = 2, 32
+#: Random vectors and steps of each, where no tolerance is given.
+VECTORS, STEPS = 2, 32
 
-#: However lax the tolerance, it takes so many steps to tell the ends of a spectrum and the shape of its density.
+#: However lax the tolerance: fewer steps do not show the ends of a spectrum and the shape of its density.
 _LEAST_STEPS = 16
 
-#: Keeps probe vectors apart from weights or data drawn with the same seed: one that repeats them is not random.
+#: Keeps random vectors apart from weights or data drawn with the same seed.
 _STREAM = 0x51_0A_D5
 
-#: Share of the tolerance that each probe vector's quadrature error may take.
+#: Share of the tolerance that each random vector's quadrature error may take.
 _QUADRATURE_SHARE = 0.5
-#: The quadrature is computed at every step up to this one, then once in so many per cent more steps.
+#: The quadrature is computed at every step up to this one, then each time the steps have grown by this factor.
 _EVERY_STEP, _SPACING = 20, 1.05
 
 
 @dataclass(frozen=True, eq=False)
-class Probe:
-    """What one probe vector found.
+class VectorQuadrature:
+    """The quadrature that one random vector gives, and what it took.
 
     Attributes:
-        quadrature: Its rules.
+        quadrature: The rules.
         steps: Lanczos steps taken.
         products: Vectors the operator or its adjoint was applied to.
     """
@@ -58,10 +58,10 @@ class Lanczos:
     Attributes:
         density: The density; ``nodes`` and ``weights`` have shape ``(k,)``, k the sum of ``steps`` (or the smaller side
             of the operator, where all singular values were found).
-        steps: Lanczos steps of each probe vector, length ``density.probes``.
-        products: Vectors the operator or its adjoint was applied to, by all probe vectors.
-        converged: Whether the tolerance was met, or none was asked for.
-        sigma_max: Largest Ritz value of all probe vectors, a lower bound of the largest singular value.
+        steps: Lanczos steps of each random vector, length ``density.vectors``.
+        products: Vectors the operator or its adjoint was applied to, by all random vectors.
+        converged: Whether the tolerance was met, or none was given.
+        sigma_max: Largest Ritz value of all random vectors, a lower bound of the largest singular value.
         residual: Some singular value lies within this of ``sigma_max``.
         sigma_min: Smallest Ritz value, an upper bound of the smallest singular value.
         seconds: Time it took.
@@ -82,9 +82,9 @@ def lanczos_density(
     operator: Operator,
     *,
     tolerance: float | None = None,
-    probes: int = PROBES,
+    vectors: int = VECTORS,
     steps: int = STEPS,
-    max_probes: int = 32,
+    max_vectors: int = 32,
     max_steps: int = 256,
     seed: int = 0,
     progress: Progress | None = None,
@@ -92,22 +92,23 @@ def lanczos_density(
 ) -> Lanczos:
     """The density of an operator's singular values, on its smaller side.
 
-    Without a tolerance exactly ``probes`` vectors take ``steps`` steps each. With one, each takes steps (16 at least)
-    until its bracket is narrow enough, and then as many vectors are added as the variance over the spectrum calls for.
+    Without a tolerance exactly ``vectors`` random vectors take ``steps`` steps each. With one, each takes steps (16 at
+    least) until its bracket is narrow enough, and then as many vectors are added as the variance over the spectrum
+    calls for.
     Nothing depends on the clock or on the number of processes, so that a measurement repeats.
 
     Cost: two products a step. Memory: as many vectors of the smaller side as steps, at most ``max_steps``.
 
     Args:
-        operator: Any.
+        operator: Any operator.
         tolerance: Relative standard error of the mean singular value to reach; None for a fixed number of both.
-        probes: Probe vectors, to begin with.
+        vectors: How many random vectors, to begin with.
         steps: Lanczos steps of each where no tolerance is given.
-        max_probes: Limit on the probe vectors that a tolerance may call for.
+        max_vectors: Limit on the random vectors that a tolerance may call for.
         max_steps: Limit on the steps of each.
-        seed: Of the probe vectors.
+        seed: Of the random vectors.
         progress: Called after every step with the steps taken and those expected, in this process.
-        group: Processes to deal the probe vectors to; all have to call, and all get the same result (not ``seconds``).
+        group: Processes to deal the random vectors to; all have to call, and all get the same result (not ``seconds``).
 
     Raises:
         InputError: An option is out of range.
@@ -115,40 +116,41 @@ def lanczos_density(
     """
     if tolerance is not None and not 0 < tolerance < math.inf:
         raise InputError(f"tolerance must be a positive relative error such as 0.01, or None; it is {tolerance!r}")
-    if min(probes, steps, max_probes, max_steps) < 1:
-        raise InputError("probes, steps, max_probes and max_steps must be 1 or more")
+    if min(vectors, steps, max_vectors, max_steps) < 1:
+        raise InputError("vectors, steps, max_vectors and max_steps must be 1 or more")
     begin = time.perf_counter()
     side = smaller_side(operator)
     limit = min(max_steps if tolerance is not None else min(steps, max_steps), side.shape[1])
     advance = _Advance(progress, limit)
 
-    def work(index: int) -> Probe:
-        return probe_quadrature(side, index, limit, seed=seed, tolerance=tolerance, step_taken=advance.step_taken)
+    def work(index: int) -> VectorQuadrature:
+        return vector_quadrature(side, index, limit, seed=seed, tolerance=tolerance, step_taken=advance.step_taken)
 
-    found: list[Probe] = []
-    wanted = probes if tolerance is None else min(probes, max_probes)
-    while wanted > len(found):
-        indices = range(len(found), wanted)
+    results: list[VectorQuadrature] = []
+    wanted = vectors if tolerance is None else min(vectors, max_vectors)
+    while wanted > len(results):
+        indices = range(len(results), wanted)
         advance.expect(len(indices) if group is None else -(-len(indices) // group.size()))
-        found += deal(indices, work, group)
-        density = Density([probe.quadrature for probe in found], side.shape[1])
-        wanted = len(found) if tolerance is None else min(_probes_needed(density, found, tolerance), max_probes)
+        results += deal(indices, work, group)
+        density = Density([result.quadrature for result in results], side.shape[1])
+        wanted = len(results) if tolerance is None else min(_vectors_needed(density, results, tolerance), max_vectors)
     mean = density.mean()
-    tops = [(float(probe.quadrature.gauss.nodes[-1]), float(probe.quadrature.residuals[-1])) for probe in found]
+    quadratures = [result.quadrature for result in results]
+    tops = [(float(item.gauss.nodes[-1]), float(item.residuals[-1])) for item in quadratures]
     sigma_max, residual = max(tops, key=lambda top: top[0])
     return Lanczos(
         density=density,
-        steps=tuple(probe.steps for probe in found),
-        products=sum(probe.products for probe in found),
+        steps=tuple(result.steps for result in results),
+        products=sum(result.products for result in results),
         converged=tolerance is None or mean.error <= tolerance * mean.value,
         sigma_max=sigma_max,
         residual=residual,
-        sigma_min=min(float(probe.quadrature.gauss.nodes[0]) for probe in found),
+        sigma_min=min(float(item.gauss.nodes[0]) for item in quadratures),
         seconds=time.perf_counter() - begin,
     )
 
 
-def probe_quadrature(
+def vector_quadrature(
     operator: Operator,
     index: int,
     max_steps: int,
@@ -156,27 +158,27 @@ def probe_quadrature(
     seed: int = 0,
     tolerance: float | None = None,
     step_taken: Callable[[int], None] | None = None,
-) -> Probe:
-    """The quadrature of one probe vector: it depends on nothing but its index and the operator.
+) -> VectorQuadrature:
+    """The quadrature of one random vector: it depends on nothing but its index and the operator.
 
     Args:
-        operator: Any, ``cols`` its smaller side.
-        index: Which probe vector.
+        operator: Any operator, ``cols`` its smaller side.
+        index: Of the random vector, from 0.
         max_steps: Steps to take, or with a tolerance to take at most.
-        seed: Of all probe vectors.
+        seed: Of all random vectors.
         tolerance: Relative standard error of the mean singular value; half of it is the quadrature's.
         step_taken: Called with the step's number.
     """
-    check = 1.0
+    next_check = 1.0
     for bidiagonal in golub_kahan(operator, start_vector(operator, seed, index), max_steps):
         if step_taken is not None:
             step_taken(bidiagonal.steps)
-        if tolerance is not None and bidiagonal.steps >= max(check, _LEAST_STEPS):
-            check = bidiagonal.steps * _SPACING if bidiagonal.steps >= _EVERY_STEP else bidiagonal.steps + 1
+        if tolerance is not None and bidiagonal.steps >= max(next_check, _LEAST_STEPS):
+            next_check = bidiagonal.steps * _SPACING if bidiagonal.steps >= _EVERY_STEP else bidiagonal.steps + 1
             mean = Quadrature.of(bidiagonal).mean()
             if mean.error <= _QUADRATURE_SHARE * tolerance * mean.value:
                 break
-    return Probe(Quadrature.of(bidiagonal), bidiagonal.steps, _products(bidiagonal))
+    return VectorQuadrature(Quadrature.of(bidiagonal), bidiagonal.steps, _products(bidiagonal))
 
 
 def start_vector(operator: Operator, seed: int, index: int) -> torch.Tensor:
@@ -191,14 +193,15 @@ def _products(bidiagonal: Bidiagonal) -> int:
     return 2 * bidiagonal.steps - int(bidiagonal.alphas[-1] == 0)
 
 
-def _probes_needed(density: Density, found: Sequence[Probe], tolerance: float) -> int:
-    """How many probe vectors meet the tolerance in all; those found if they do, or if no number can."""
-    mean, asked = density.mean(), tolerance * density.mean().value
-    quadrature = float(np.mean([probe.quadrature.mean().error for probe in found]))
-    if mean.error <= asked or quadrature >= asked:
-        return len(found)
-    sampling = (mean.error**2 - quadrature**2) * len(found)
-    return max(math.ceil(sampling / (asked**2 - quadrature**2)), len(found) + 1)
+def _vectors_needed(density: Density, results: Sequence[VectorQuadrature], tolerance: float) -> int:
+    """How many random vectors meet the tolerance in all: no more than there are if these do, or if no number can."""
+    mean = density.mean()
+    allowed = tolerance * mean.value
+    quadrature = float(np.mean([result.quadrature.mean().error for result in results]))
+    if mean.error <= allowed or quadrature >= allowed:
+        return len(results)
+    sampling = (mean.error**2 - quadrature**2) * len(results)
+    return max(math.ceil(sampling / (allowed**2 - quadrature**2)), len(results) + 1)
 
 
 class _Advance:
@@ -208,8 +211,8 @@ class _Advance:
         self._progress, self._limit = progress, limit
         self._done = self._expected = 0
 
-    def expect(self, probes: int) -> None:
-        self._expected = self._done + probes * self._limit
+    def expect(self, vectors: int) -> None:
+        self._expected = self._done + vectors * self._limit
 
     def step_taken(self, step: int) -> None:
         self._done += 1

@@ -41,7 +41,7 @@ def operator_of(values):
 
 
 def quadrature_of(values, steps, seed=0):
-    """A probe vector's quadrature, and the exact weights with which it sees each singular value."""
+    """A random vector's quadrature, and the exact weights with which it sees each singular value."""
     operator = operator_of(values)
     start = start_vector(operator, seed, 0)
     *_, bidiagonal = golub_kahan(operator, start, steps)
@@ -82,7 +82,7 @@ def values(request):
 
 
 def test_weights_sum_to_one_and_nodes_descend(values):
-    density = lanczos_density(operator_of(values), probes=3, steps=9).density
+    density = lanczos_density(operator_of(values), vectors=3, steps=9).density
     assert density.weights.sum() == pytest.approx(1, rel=1e-14)
     assert (np.diff(density.nodes) <= 0).all()
     quadrature, _ = quadrature_of(values, 9)
@@ -120,13 +120,13 @@ def test_the_bounds_of_the_distribution_hold(values, steps):
 
 # Measured, in per cent of 200 seeds, of a nominal 95: mean 91.5 to 100, other statistics 91 or more, quantiles and
 # shares of continuous spectra 99 or 100. One falls short and has a limit of its own: the effective rank of two values,
-# 87.5 by one probe vector and 90 by two, as the delta method leaves out its curvature near a flat spectrum.
-@pytest.mark.parametrize(("probes", "steps"), [(1, 8), (2, 16)], ids=["1 × 8", "2 × 16"])
-def test_intervals_cover_the_truth_at_their_stated_rate(values, probes, steps):
+# 87.5 by one random vector and 90 by two, as the delta method leaves out its curvature near a flat spectrum.
+@pytest.mark.parametrize(("vectors", "steps"), [(1, 8), (2, 16)], ids=["1 × 8", "2 × 16"])
+def test_intervals_cover_the_truth_at_their_stated_rate(values, vectors, steps):
     truth, rounding = truths(values), 1e-12 * max(values.max(), 1)
     covered = dict.fromkeys(truth, 0)
     for seed in range(SEEDS):
-        density = lanczos_density(operator_of(values), probes=probes, steps=steps, seed=seed).density
+        density = lanczos_density(operator_of(values), vectors=vectors, steps=steps, seed=seed).density
         for name, estimate in estimates(density, values.max()).items():
             assert np.isfinite([estimate.value, estimate.error]).all()
             covered[name] += abs(estimate.value - truth[name]) <= 1.96 * estimate.error + rounding
@@ -141,30 +141,30 @@ def test_stated_errors_are_as_large_as_true_ones(spectrum):
     truth, names = truths(values), ("mean", "rms")
     scores = []
     for seed in range(SEEDS):
-        density = lanczos_density(operator_of(values), probes=4, steps=24, seed=seed).density
+        density = lanczos_density(operator_of(values), vectors=4, steps=24, seed=seed).density
         found = {name: getattr(density, name)() for name in names}
         scores.append([(found[name].value - truth[name]) / found[name].error for name in names])
     spread = np.sqrt(np.mean(np.square(scores), axis=0))
     assert ((spread > 0.8) & (spread < 1.2)).all(), spread  # 4 standard errors of it, 1 / √(2 · 200), either way
 
 
-def test_the_variance_of_a_probe_vector_is_as_stated():
+def test_the_variance_of_a_random_vector_is_as_stated():
     values = SPECTRA["geometric"]
     seen = [quadrature_of(values, 1, seed)[1] @ values for seed in range(4000)]
     assert np.var(seen) == pytest.approx(2 / (N + 2) * values.var(), rel=0.1)
 
 
-def test_more_probe_vectors_reduce_the_error_as_one_over_their_root():
+def test_more_random_vectors_reduce_the_error_as_one_over_their_root():
     values = SPECTRA["wishart tall"]
     means = {
-        probes: [
-            lanczos_density(operator_of(values), probes=probes, steps=12, seed=seed).density.mean()
+        vectors: [
+            lanczos_density(operator_of(values), vectors=vectors, steps=12, seed=seed).density.mean()
             for seed in range(60)
         ]
-        for probes in (1, 16)
+        for vectors in (1, 16)
     }
-    stated = [np.mean([mean.error for mean in means[probes]]) for probes in (1, 16)]
-    true = [np.sqrt(np.mean([(mean.value - values.mean()) ** 2 for mean in means[probes]])) for probes in (1, 16)]
+    stated = [np.mean([mean.error for mean in means[vectors]]) for vectors in (1, 16)]
+    true = [np.sqrt(np.mean([(mean.value - values.mean()) ** 2 for mean in means[vectors]])) for vectors in (1, 16)]
     assert stated[0] / stated[1] == pytest.approx(4, rel=0.1)
     assert true[0] / true[1] == pytest.approx(4, rel=0.5)  # of 60 seeds
 
@@ -199,7 +199,7 @@ def test_a_zero_that_is_found_counts_as_one():
 
 
 def test_an_orthogonal_matrix_has_no_error_at_all():
-    density = lanczos_density(operator_of(np.ones(9)), probes=1).density
+    density = lanczos_density(operator_of(np.ones(9)), vectors=1).density
     for name, value in {"mean": 1, "rms": 1, "gmean": 1, "median": 1, "effective_rank": 9, "rank": 9}.items():
         estimate = estimates(density, 1.0)[name]
         assert (estimate.value, estimate.error) == (pytest.approx(value), pytest.approx(0, abs=1e-7)), name
@@ -207,7 +207,7 @@ def test_an_orthogonal_matrix_has_no_error_at_all():
 
 @pytest.mark.parametrize("size", [1, 2, 3, 50])
 def test_a_zero_operator_has_zero_statistics(size):
-    density = lanczos_density(operator_of(np.zeros(size)), probes=1).density
+    density = lanczos_density(operator_of(np.zeros(size)), vectors=1).density
     found = estimates(density, 0.0)
     assert (found["gmean"].value, found["gmean"].error) == (pytest.approx(FLOOR), 0)
     for name in ("mean", "rms", "median", "effective_rank", "stable_rank", "rank"):
@@ -219,7 +219,7 @@ def test_a_zero_operator_has_zero_statistics(size):
     [([2.0], 1), ([2.0], 3), ([2.0, 1.0], 1), ([2.0, 2.0], 2), ([2.0, 0.0], 1), ([2.0, 0.0], 3), ([2.0, 1.0, 0.0], 2)],
 )
 def test_tiny_dimensions_give_finite_numbers(values, steps):
-    density = lanczos_density(operator_of(np.array(values)), probes=1, steps=steps).density
+    density = lanczos_density(operator_of(np.array(values)), vectors=1, steps=steps).density
     for estimate in estimates(density, 2.0).values():
         assert np.isfinite([estimate.value, estimate.error]).all()
         assert estimate.error >= 0

@@ -6,7 +6,7 @@ import torch
 
 from skip_conditioning.diagnostics.errors import InputError, NonFiniteError
 from skip_conditioning.diagnostics.linalg.operators import MatrixOperator
-from skip_conditioning.diagnostics.linalg.slq import PROBES, STEPS, lanczos_density, probe_quadrature, start_vector
+from skip_conditioning.diagnostics.linalg.slq import STEPS, VECTORS, lanczos_density, start_vector, vector_quadrature
 
 N = 120
 RNG = np.random.default_rng(0)
@@ -45,7 +45,7 @@ def values(request):
 def test_as_many_steps_as_values_find_them_all(shape):
     matrix = np.random.default_rng(1).normal(size=shape)
     true = np.linalg.svd(matrix, compute_uv=False)
-    found = lanczos_density(MatrixOperator(torch.from_numpy(matrix)), probes=2, steps=50)
+    found = lanczos_density(MatrixOperator(torch.from_numpy(matrix)), vectors=2, steps=50)
     np.testing.assert_allclose(found.density.nodes, true, rtol=1e-10)
     np.testing.assert_allclose(found.density.weights, 1 / 12)
     mean = found.density.mean()
@@ -55,12 +55,12 @@ def test_as_many_steps_as_values_find_them_all(shape):
     assert found.residual == 0
 
 
-def test_exactly_the_probe_vectors_and_steps_asked_for_are_taken():
+def test_exactly_the_random_vectors_and_steps_asked_for_are_taken():
     counting = Counting(operator_of(SPECTRA["wishart tall"]).matrix)
-    found = lanczos_density(counting, probes=3, steps=7)
-    assert (found.steps, found.density.probes, found.converged) == ((7, 7, 7), 3, True)
+    found = lanczos_density(counting, vectors=3, steps=7)
+    assert (found.steps, found.density.vectors, found.converged) == ((7, 7, 7), 3, True)
     assert found.products == counting.products == 42
-    assert lanczos_density(counting).steps == (STEPS,) * PROBES
+    assert lanczos_density(counting).steps == (STEPS,) * VECTORS
 
 
 def test_products_are_counted_where_the_space_is_exhausted(values):
@@ -79,7 +79,7 @@ def test_the_largest_ritz_value_bounds_and_the_residual_holds(values):
 
 @pytest.mark.parametrize("tolerance", [0.1, 0.02])
 def test_a_tolerance_met_is_met_in_truth(values, tolerance):
-    needed = 2 / (N + 2) * values.var() / values.mean() ** 2 / (0.75 * tolerance**2)  # of the 32 probe vectors at most
+    needed = 2 / (N + 2) * values.var() / values.mean() ** 2 / (0.75 * tolerance**2)  # of the 32 random vectors at most
     for seed in range(10):
         found = lanczos_density(operator_of(values), tolerance=tolerance, seed=seed)
         mean = found.density.mean()
@@ -91,19 +91,19 @@ def test_a_tolerance_met_is_met_in_truth(values, tolerance):
 
 def test_a_limit_reached_is_said():
     operator = operator_of(SPECTRA["geometric"])
-    few_probes = lanczos_density(operator, tolerance=0.01, max_probes=3)
-    assert (few_probes.density.probes, few_probes.converged) == (3, False)
-    # No number of probe vectors mends a bracket too wide: none is added.
+    few_vectors = lanczos_density(operator, tolerance=0.01, max_vectors=3)
+    assert (few_vectors.density.vectors, few_vectors.converged) == (3, False)
+    # No number of random vectors mends a bracket too wide: none is added.
     few_steps = lanczos_density(operator, tolerance=0.001, max_steps=4)
     assert (few_steps.steps, few_steps.converged) == ((4, 4), False)
 
 
-def test_a_finer_tolerance_takes_more_steps_and_then_more_probe_vectors():
+def test_a_finer_tolerance_takes_more_steps_and_then_more_random_vectors():
     operator = operator_of(SPECTRA["geometric"])
-    coarse, fine = (lanczos_density(operator, tolerance=tolerance, max_probes=2) for tolerance in (0.3, 0.005))
+    coarse, fine = (lanczos_density(operator, tolerance=tolerance, max_vectors=2) for tolerance in (0.3, 0.005))
     assert max(coarse.steps) < min(fine.steps)
     few, many = (lanczos_density(operator, tolerance=tolerance) for tolerance in (0.3, 0.1))
-    assert few.density.probes < many.density.probes
+    assert few.density.vectors < many.density.vectors
 
 
 def test_a_lax_tolerance_still_takes_the_least_steps_unless_the_space_is_exhausted():
@@ -119,7 +119,7 @@ def test_the_same_seed_gives_the_same_bits(values, options):
     assert np.array_equal(one.density.weights, two.density.weights)
 
 
-def test_a_probe_vector_depends_on_its_index_and_the_seed_alone():
+def test_a_random_vector_depends_on_its_index_and_the_seed_alone():
     operator = operator_of(SPECTRA["wishart square"])
     vectors = [start_vector(operator, seed, index) for seed in (0, 1) for index in (0, 1)]
     gram = torch.stack(vectors) @ torch.stack(vectors).T
@@ -127,13 +127,13 @@ def test_a_probe_vector_depends_on_its_index_and_the_seed_alone():
     assert gram.fill_diagonal_(0).abs().max() < 0.5
     single = start_vector(operator_of(SPECTRA["wishart square"], torch.float32), 0, 0)
     assert torch.equal(single, vectors[0].float())
-    pooled = lanczos_density(operator, probes=3, steps=5, seed=1).density
-    apart = [probe_quadrature(operator, index, 5, seed=1).quadrature.gauss.nodes for index in range(3)]
+    pooled = lanczos_density(operator, vectors=3, steps=5, seed=1).density
+    apart = [vector_quadrature(operator, index, 5, seed=1).quadrature.gauss.nodes for index in range(3)]
     assert np.array_equal(pooled.nodes, np.sort(np.concatenate(apart))[::-1])
 
 
 @pytest.mark.parametrize("seed", [0, 7])
-def test_a_probe_vector_is_independent_of_data_drawn_with_the_same_seed(seed):
+def test_a_random_vector_is_independent_of_data_drawn_with_the_same_seed(seed):
     # An index of 0 appended to the entropy would leave numpy's stream as it is.
     data = np.random.default_rng(seed).standard_normal(4000)
     seen = start_vector(operator_of(data), seed, 0).numpy() ** 2 @ data**2
@@ -158,7 +158,7 @@ def test_progress_counts_every_step():
     assert seen == [(step, 8) for step in range(1, 9)]
 
 
-@pytest.mark.parametrize("options", [{"tolerance": 0.0}, {"tolerance": float("nan")}, {"probes": 0}, {"steps": 0}])
+@pytest.mark.parametrize("options", [{"tolerance": 0.0}, {"tolerance": float("nan")}, {"vectors": 0}, {"steps": 0}])
 def test_options_out_of_range_are_named(options):
     with pytest.raises(InputError, match=next(iter(options))):
         lanczos_density(operator_of(np.ones(3)), **options)
