@@ -229,7 +229,7 @@ def test_products_that_are_not_finite(side):
 
 @pytest.mark.parametrize("seed", range(3))
 def test_a_direction_taken_for_rounding_counts_in_the_residual(seed):
-    """Two values as close as a hundred roundings of σ_max are one to the recursion, which ends and lies between them."""
+    """Two values closer than a hundred roundings of σ_max are one to the recursion, which ends between them."""
     matrix = matrix_of(np.repeat([1, 0.5 + 2e-6, 0.5 - 2e-6], 40), (120, 120), F32, seed)
     found = smallest_singular_value(MatrixOperator(matrix), seed=seed)
     distance = np.abs(exact(matrix) - found.value).min()
