@@ -54,7 +54,7 @@ class Spectrum:
         rows: ``N·d_out``, or ``d_out`` in ``sample`` mode.
         cols: ``N·d_in``, or ``d_in`` in ``sample`` mode.
         floor: Size below which a value cannot be told from zero.
-        method: How it was obtained, such as ``exact: svd`` or ``lanczos: 2 probe vectors × 32 steps``.
+        method: How it was obtained, such as ``exact: svd`` or ``lanczos: 2 random vectors × 32 steps``.
         dtype: Precision in which the Jacobian was computed.
         seconds: Time it took.
         peak_bytes: Largest memory the engine planned for its temporaries and matrices.

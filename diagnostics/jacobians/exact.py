@@ -25,7 +25,7 @@ from skip_conditioning.diagnostics.support.progress import Progress
 
 METHODS = ("auto", "exact", "lanczos")
 
-#: Products that a matrix-free measurement takes, about: a few probe vectors with a few dozen steps of two each, run
+#: Products that a matrix-free measurement takes, about: a few random vectors with a few dozen steps of two each, run
 #: singly, which makes them several times slower than rows in chunks.
 _MATRIX_FREE_PRODUCTS = 1000
 

@@ -40,7 +40,7 @@ def matrix_free_spectrum(
     Ritz value, an upper bound, so the condition number is a lower bound and ``resolved`` False;
     ``extremes.smallest_singular_value`` looks for it in earnest.
 
-    Cost: one forward pass and one in forward mode, then two products for each step of each probe vector; memory for the
+    Cost: one forward pass and one in forward mode, then two products for each step of each vector; memory for the
     activations twice and for as many vectors of the smaller side as there are steps.
 
     Args:
@@ -48,11 +48,11 @@ def matrix_free_spectrum(
         batch_mode: Recorded in the result.
         memory_budget: Bytes for the Lanczos vectors, which limits the steps, and for temporaries.
         sample: Recorded in the result.
-        tolerance: Relative standard error of the mean σ to reach by more steps and probe vectors; None for a fixed
+        tolerance: Relative standard error of the mean σ to reach by more steps and random vectors; None for a fixed
             number of both.
-        seed: Of the probe vectors.
+        seed: Of the random vectors.
         progress: Called after every step.
-        group: Processes to deal the probe vectors to; all have to call, and all get the same result.
+        group: Processes to deal the random vectors to; all have to call, and all get the same result.
         note: Recorded in the result.
 
     Raises:
@@ -77,7 +77,7 @@ def matrix_free_spectrum(
         weights=found.density.weights,
         estimates=estimates(found, floor),
         floor=floor,
-        method=f"lanczos: {found.density.probes} probe vectors × {max(found.steps)} steps",
+        method=f"lanczos: {found.density.vectors} random vectors × {max(found.steps)} steps",
         dtype=str(map.point.dtype).removeprefix("torch."),
         seconds=time.perf_counter() - start,
         peak_bytes=max(found.steps) * _vector_bytes(map),

@@ -184,7 +184,7 @@ def test_a_tolerance_out_of_reach_of_the_budget_is_said_beside_the_choice():
 def test_the_steps_fit_the_budget(steps):
     model, x = made(attention)  # 80×80, 8 bytes each
     found = measured(model, x, memory_budget=steps * 80 * 8 + 100)["1"]
-    assert found.method == f"lanczos: 2 probe vectors × {steps} steps"
+    assert found.method == f"lanczos: 2 random vectors × {steps} steps"
     assert found.peak_bytes <= steps * 80 * 8 + 100
 
 
