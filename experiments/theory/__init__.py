@@ -1,4 +1,5 @@
-"""The theory's statements, checked on networks that train: ``python -m experiments.theory [NAME…] --out DIR``.
+"""The theory's statements, checked on networks that train: ``skip-conditioning theory [NAME…] --out DIR``.
 
-One module for each experiment; ``setting`` holds what all of them share, ``__main__`` the command line.
+The experiments are in `layers` (chain rule, regularity, skips), `random_matrices`, `pl_along_training`,
+`curvature_growth` and `convergence`; `networks` holds the networks, `options` and `report` what goes in and comes out.
 """

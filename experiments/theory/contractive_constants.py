@@ -151,7 +151,7 @@ def regularities(family: ContractiveClass, spectra: Spectra) -> Tensor:
     ``λ(Df_l) = γ² σ_min(DŴ_l)² σ_min(Φ_{l−1})²``, ``λ(Jf_j) ≥ (s − γ‖Ŵ_j‖)₊²``; the head has ``σ_min(H_B)²`` and
     ``σ_min(W_L)²``.
 
-    Source: PAPER.md, inequality 2.
+    Source: docs/paper.md §2.2.
     """
     low = spectra.features[0]
     shrinks = (family.skip - family.gain * _weight(family, spectra)).clamp(min=0).square()

@@ -1,7 +1,7 @@
 """Convergence to an optimum at infinity: gradient descent with steps of 1/β, on the class for which it is proved.
 
 Sixteen images are fitted from good and bad initialisations, with cross-entropy, whose optimum is at infinity, and with
-the mean square. Beside the normalised residual class are a chain and plain weights, for which nothing is promised
+the mean square. Beside the normalised residual class are a chain and plain weights, for which nothing is guaranteed
 beforehand; what their own constants guarantee step by step is checked as well.
 
 The class has ε = 1, so that ``‖DŴ‖ ≤ 1``, and comes twice: with γ = 1/2, where blocks do something and λ(DF) is bounded
@@ -20,7 +20,8 @@ from skip_conditioning.experiments.data.datasets import load_data
 from skip_conditioning.experiments.theory.contractive_constants import ContractiveClass, gain_with_floor
 from skip_conditioning.experiments.theory.convergence_analysis import checks_of, curve_of, fits_of
 from skip_conditioning.experiments.theory.convergence_training import Problem, Weights, train
-from skip_conditioning.experiments.theory.setting import Check, Setting, write_table
+from skip_conditioning.experiments.theory.options import TheoryOptions
+from skip_conditioning.experiments.theory.report import Check, write_table
 from skip_conditioning.models import build_model
 
 SAMPLES, DEPTH, CLASSES = 16, 2, 10
@@ -28,7 +29,7 @@ GAIN, EPS = 0.5, 1.0
 #: Images from which the samples are drawn and whose mean is taken off; averaged over patches of 4×4 pixels.
 _POOL_OF_IMAGES, _PATCH = 1000, 4
 
-#: What is trained from; two draws of PyTorch's own weights, and variants of the first. ``× 30`` scales all weights.
+#: Two draws of PyTorch's own weights, and variants of the first; ``× 30`` scales all weights.
 INITIALISATIONS = ("default", "another draw", "zero head", "weights × 30", "weights × 0.001", "wrong classes")
 #: Logit by which the head of ``wrong classes`` prefers the class after the right one, were the blocks the identity.
 _WRONG_LOGIT = 10.0
@@ -42,8 +43,8 @@ class Case:
         dataset: ``digits`` or ``mnist``.
         cost: ``cross-entropy`` or ``mean square``.
         arm: Of ``contractive-mlp``.
-        steps: Of gradient descent.
-        certified: Whether γ is the one that bounds λ(DF) at all weights, instead of 1/2.
+        steps: Steps of gradient descent.
+        certified: Whether γ is so small that λ(DF) is bounded below at all weights; otherwise it is 1/2.
     """
 
     dataset: str
@@ -53,58 +54,58 @@ class Case:
     certified: bool = False
 
 
-def run(setting: Setting) -> list[Check]:
-    """Train all arms; write ``convergence.parquet`` and ``convergence_fits.parquet``, and return what was checked.
+def check_convergence(options: TheoryOptions) -> list[Check]:
+    """Train all arms, write ``convergence.parquet`` and ``convergence_fits.parquet``, and return every check.
 
-    MNIST takes part where ``setting.data_dir`` has it; else it is missing from the tables.
+    MNIST takes part where ``options.data_dir`` has it; else it is missing from the tables.
     """
     checks: list[Check] = []
     curves, fits = [], []
-    for case in cases(setting):
-        problem, start, keys = prepared(case, setting)
+    for case in training_cases(options):
+        problem, start, keys = prepared(case, options)
         name = ", ".join(f"γ = {value:.3g}" if key == "gain" else str(value) for key, value in keys.items())
-        found = train(problem, start, case.steps, title=name)
-        curve = curve_of(found, INITIALISATIONS)
+        trajectory = train(problem, start, case.steps, title=name)
+        curve = curve_of(trajectory, INITIALISATIONS)
         fit = fits_of(curve)
         curves.append(curve.assign(**keys))
         fits.append(fit.assign(**keys))
-        measured = list(INITIALISATIONS) if not setting.quick else list(INITIALISATIONS[:1])
-        checks += checks_of(name, problem, found, curve, fit, measured)
+        measured = list(INITIALISATIONS) if not options.quick else list(INITIALISATIONS[:1])
+        checks += checks_of(name, problem, trajectory, curve, fit, measured)
     order = ["dataset", "cost", "arm", "gain", "initialisation"]
     for frames, file in ((curves, "convergence"), (fits, "convergence_fits")):
         frame = pd.concat(frames, ignore_index=True)
         frame = frame[[*order, *(column for column in frame if column not in order)]]
-        write_table(frame, setting.out / f"{file}.parquet")
+        write_table(frame, options.out / f"{file}.parquet")
     return checks
 
 
-def cases(setting: Setting) -> list[Case]:
-    """What is trained, the longest first."""
-    if setting.quick:
+def training_cases(options: TheoryOptions) -> list[Case]:
+    """What is trained."""
+    if options.quick:
         short = [Case("digits", "cross-entropy", arm, 300) for arm in ("residual", "chain", "unnormalised")]
         certified = Case("digits", "cross-entropy", "residual", 300, certified=True)
         return [*short, certified, Case("digits", "mean square", "residual", 300)]
-    found = [Case("digits", "cross-entropy", "residual", 100_000)]
-    found += [Case("digits", "cross-entropy", arm, 10_000) for arm in ("chain", "unnormalised")]
-    found += [Case("digits", "mean square", arm, 5_000) for arm in ("residual", "chain", "unnormalised")]
-    found.append(Case("digits", "cross-entropy", "residual", 10_000, certified=True))
-    found.append(Case("digits", "mean square", "residual", 5_000, certified=True))
-    if setting.data_dir is not None and (setting.data_dir / "mnist").is_dir():
-        found.append(Case("mnist", "cross-entropy", "residual", 10_000))
-        found.append(Case("mnist", "mean square", "residual", 5_000))
-    return found
+    cases = [Case("digits", "cross-entropy", "residual", 100_000)]
+    cases += [Case("digits", "cross-entropy", arm, 10_000) for arm in ("chain", "unnormalised")]
+    cases += [Case("digits", "mean square", arm, 5_000) for arm in ("residual", "chain", "unnormalised")]
+    cases.append(Case("digits", "cross-entropy", "residual", 10_000, certified=True))
+    cases.append(Case("digits", "mean square", "residual", 5_000, certified=True))
+    if options.data_dir is not None and (options.data_dir / "mnist").is_dir():
+        cases.append(Case("mnist", "cross-entropy", "residual", 10_000))
+        cases.append(Case("mnist", "mean square", "residual", 5_000))
+    return cases
 
 
-def prepared(case: Case, setting: Setting) -> tuple[Problem, Weights, dict[str, str | float]]:
-    """The problem, the stacked initial weights, and the columns that say which case it is."""
-    inputs, labels = images(case.dataset, setting)
+def prepared(case: Case, options: TheoryOptions) -> tuple[Problem, Weights, dict[str, str | float]]:
+    """The problem, the stacked initial weights, and the columns that identify the case."""
+    inputs, labels = images(case.dataset, options)
     gain = gain_with_floor(inputs, DEPTH) if case.certified else GAIN
-    options = {"width": inputs.shape[1], "depth": DEPTH, "num_classes": CLASSES, "gain": gain, "eps": EPS}
+    model_options = {"width": inputs.shape[1], "depth": DEPTH, "num_classes": CLASSES, "gain": gain, "eps": EPS}
     draws = []
-    for seed in (setting.seed, setting.seed + 1):
+    for seed in (options.seed, options.seed + 1):
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            draws.append(build_model("contractive-mlp", arm=case.arm, **options).double())
+            draws.append(build_model("contractive-mlp", arm=case.arm, **model_options).double())
     one_hot = functional.one_hot(labels, CLASSES).double()
     targets = labels if case.cost == "cross-entropy" else one_hot
     eps = None if case.arm == "unnormalised" else EPS
@@ -115,17 +116,17 @@ def prepared(case: Case, setting: Setting) -> tuple[Problem, Weights, dict[str, 
     return problem, initial_weights(draws, inputs, one_hot), keys
 
 
-def images(dataset: str, setting: Setting) -> tuple[Tensor, Tensor]:
+def images(dataset: str, options: TheoryOptions) -> tuple[Tensor, Tensor]:
     """Images of few pixels, less the mean image, each of length √d; and their classes.
 
     Returns:
         Shapes ``(16, 49)``, float64, and ``(16,)``.
     """
     data = load_data(
-        dataset, None if dataset == "digits" else setting.data_dir, limit_train=_POOL_OF_IMAGES, limit_test=1
+        dataset, None if dataset == "digits" else options.data_dir, limit_train=_POOL_OF_IMAGES, limit_test=1
     )
     pixels = functional.avg_pool2d(data.train.images.double(), _PATCH).flatten(1)
-    chosen = torch.randperm(len(pixels), generator=torch.Generator().manual_seed(setting.seed))[:SAMPLES]
+    chosen = torch.randperm(len(pixels), generator=torch.Generator().manual_seed(options.seed))[:SAMPLES]
     centred = (pixels - pixels.mean(dim=0))[chosen]
     return centred / centred.norm(dim=1, keepdim=True) * math.sqrt(pixels.shape[1]), data.train.labels[chosen]
 

@@ -1,4 +1,4 @@
-"""What trajectories of gradient descent say: their curves, fits of the last decade, and the statements they test."""
+"""Trajectories of gradient descent: their curves, fits of the last decade of steps, and the statements they test."""
 
 import copy
 import math
@@ -12,20 +12,20 @@ from skip_conditioning.diagnostics.kernel.tangent_kernel import tangent_kernel
 from skip_conditioning.diagnostics.loss.hessian import HessianOperator, spectral_norm
 from skip_conditioning.diagnostics.theory.statement import Statement
 from skip_conditioning.experiments.theory.convergence_training import Problem, Trajectory
-from skip_conditioning.experiments.theory.setting import Check
+from skip_conditioning.experiments.theory.report import Check
 
 
-def curve_of(found: Trajectory, initialisations: Sequence[str]) -> pd.DataFrame:
+def curve_of(trajectory: Trajectory, initialisations: Sequence[str]) -> pd.DataFrame:
     """The logged rows, one for each initialisation and step."""
     rows = []
-    for logged in found.rows:
+    for logged in trajectory.rows:
         columns = {name: np.broadcast_to(np.asarray(value), len(initialisations)) for name, value in logged.items()}
         rows.append(pd.DataFrame({"initialisation": list(initialisations), **columns}))
     return pd.concat(rows, ignore_index=True)
 
 
 def fits_of(curve: pd.DataFrame) -> pd.DataFrame:
-    """What the last decade of steps looks like, for each initialisation.
+    """Fits to the last decade of steps, for each initialisation.
 
     ``exponent`` is p of ``ℓ ~ t^−p`` and ``rate`` is r of ``ℓ ~ e^{−rt}``, by ordinary least squares over the logged
     steps from ``first_step`` to ``last_step``; the standard errors take the residuals to be independent, which those of
@@ -60,65 +60,73 @@ def fits_of(curve: pd.DataFrame) -> pd.DataFrame:
 
 
 def checks_of(
-    network: str, problem: Problem, found: Trajectory, curve: pd.DataFrame, fits: pd.DataFrame, measured: Sequence[str]
+    network: str,
+    problem: Problem,
+    trajectory: Trajectory,
+    curve: pd.DataFrame,
+    fits: pd.DataFrame,
+    measured: Sequence[str],
 ) -> Iterator[Check]:
     """Every statement on one arm: of all steps of each initialisation, and of single states measured directly.
 
     Args:
-        network: What the network is, in words.
-        problem: What was trained.
-        found: The runs.
+        network: A description of the network.
+        problem: The network and what it was fitted to.
+        trajectory: Its runs.
         curve: Of `curve_of`.
         fits: Of `fits_of`, in the order of the runs.
-        measured: Initialisations of which the last state is measured; of the first of them the first state too.
+        measured: Initialisations whose last state is measured; of the first of them the initial state too.
     """
     for run, fit in enumerate(_records(fits)):
         start, last = fit["initialisation"], fit["last_step"]
-        for statement in _of_all_steps(found, run, fit):
+        for statement in _of_all_steps(trajectory, run, fit):
             yield Check(network, statement, last, start)
         if problem.is_classification:
             yield Check(network, _growth(fit, len(problem.inputs)), last, start)
-    states = [(measured[0], min(found.weights)), *((initialisation, max(found.weights)) for initialisation in measured)]
+    states = [
+        (measured[0], min(trajectory.weights)),
+        *((initialisation, max(trajectory.weights)) for initialisation in measured),
+    ]
     for initialisation, step in states:
         (row,) = _records(curve[(curve["initialisation"] == initialisation) & (curve["step"] == step)])
         run = fits["initialisation"].tolist().index(initialisation)
-        for statement in _of_a_state(problem, found, run, row):
+        for statement in _of_a_state(problem, trajectory, run, row):
             yield Check(network, statement, step, initialisation)
 
 
-def _of_all_steps(found: Trajectory, run: int, fit: dict[str, Any]) -> Iterator[Statement]:
+def _of_all_steps(trajectory: Trajectory, run: int, fit: dict[str, Any]) -> Iterator[Statement]:
     """The guarantees and the regularity along a run."""
     yield Statement(
         name="decrease per step",
         formula="max_t ℓ_{t+1} − ℓ_t + η_t/2·λ_t|∇c_t|² − rounding ≤ 0",
-        left=float(found.worst_step[run]),
+        left=float(trajectory.worst_step[run]),
         relation="<=",
         right=0.0,
         error=0.0,
-        note=f"{int(found.violations[run])} of {fit['last_step']} steps gained less",
+        note=f"{int(trajectory.violations[run])} of {fit['last_step']} steps gained less",
     )
     yield Statement(
         name="cumulative guarantee",
         formula="max_t ℓ_t − G_t − rounding ≤ 0",
-        left=float(found.worst_total[run]),
+        left=float(trajectory.worst_total[run]),
         relation="<=",
         right=0.0,
         error=0.0,
         note=(
-            f"G of {'λ₀, for all weights' if found.prior else 'λ_t along the path'}; fitted ℓ ~ t^−p, "
+            f"G of {'λ₀, for all weights' if trajectory.prior else 'λ_t along the path'}; fitted ℓ ~ t^−p, "
             f"p = {fit['exponent']:.4f} ± {fit['exponent_se']:.4f} over steps {fit['first_step']} to {fit['last_step']}"
         ),
     )
-    least = float(found.least_regularity[run])
+    least = float(trajectory.least_regularity[run])
     yield Statement(
         name="regularity along the path",
-        formula="min_t λ_t ≥ λ₀" if found.prior else "min_t λ_t > 0",
+        formula="min_t λ_t ≥ λ₀" if trajectory.prior else "min_t λ_t > 0",
         left=least,
         relation=">=",
-        right=found.prior,
+        right=trajectory.prior,
         error=1e-12 * least,
         cause="" if least > 0 else "the layers do not bound λ(DF) away from 0",
-        note="" if found.prior else "a condition, no bound: λ₀ = 0 before training",
+        note="" if trajectory.prior else "a condition, no bound: λ₀ = 0 before training",
     )
 
 
@@ -138,10 +146,10 @@ def _growth(fit: dict[str, Any], samples: int) -> Statement:
     )
 
 
-def _of_a_state(problem: Problem, found: Trajectory, run: int, row: dict[str, Any]) -> Iterator[Statement]:
+def _of_a_state(problem: Problem, trajectory: Trajectory, run: int, row: dict[str, Any]) -> Iterator[Statement]:
     """The bounds of one state against the tangent kernel and the Hessian themselves."""
     network = copy.deepcopy(problem.network)
-    network.load_state_dict({name: weight[run] for name, weight in found.weights[int(row["step"])].items()})
+    network.load_state_dict({name: weight[run] for name, weight in trajectory.weights[int(row["step"])].items()})
     kernel = tangent_kernel(network, problem.inputs).spectrum()
     yield Statement(
         name="regularity of the layers",

@@ -38,11 +38,11 @@ Weights = dict[str, Tensor]
 
 @dataclass(frozen=True)
 class Problem:
-    """A network and what it is to fit.
+    """A network and the data that it is trained to fit.
 
     Attributes:
         network: A ``contractive-mlp``, for the shape of its computation; its own weights are not used.
-        family: Its class.
+        family: The class of its weights.
         inputs: ``H_0``, shape ``(N, d)``, float64.
         targets: Class indices or real outputs, as for ``costs.cost_of``.
     """
@@ -64,8 +64,8 @@ class Trajectory:
 
     Attributes:
         prior: λ₀, the lower bound of λ(DF) at all weights of the class; 0 where it says nothing.
-        rows: At the logged steps: ``step`` and, by name, what there was.
-        weights: At the steps where they are kept, stacked.
+        rows: One for each logged step: ``step`` and the quantities logged, by name.
+        weights: By step, stacked; kept at a few steps.
         violations: Steps that gained less than guaranteed, by more than rounding.
         worst_step: The greatest ``ℓ_{t+1} − ℓ_t + η/2·λ|∇c|²`` less rounding.
         worst_total: The greatest ``ℓ_t − G_t`` less rounding.
@@ -94,7 +94,7 @@ def train(problem: Problem, start: Weights, steps: int, *, title: str, per_decad
         per_decade: How many steps of each decade are logged; weights are kept at its ends.
     """
     depth = len(start) - 1
-    found = Trajectory(prior=regularity_floor(problem.family, problem.inputs, depth))
+    trajectory = Trajectory(prior=regularity_floor(problem.family, problem.inputs, depth))
     logged, kept = set(log_spaced(steps, per_decade)), set(log_spaced(steps, 1))
     descent = _Descent(problem, start)
     before, guarantee = None, torch.empty(0)
@@ -105,22 +105,22 @@ def train(problem: Problem, start: Weights, steps: int, *, title: str, per_decad
         else:
             decrease = guaranteed_decrease(before.lr, before.regularity, before.cost_gradient_squared)
             gained_less = state.loss - before.loss + decrease - state.rounding
-            found.violations = found.violations + (gained_less > 0)
-            found.worst_step = torch.maximum(found.worst_step, gained_less)
-            floor = before.regularity.clamp(max=found.prior) if found.prior else before.regularity
+            trajectory.violations = trajectory.violations + (gained_less > 0)
+            trajectory.worst_step = torch.maximum(trajectory.worst_step, gained_less)
+            floor = before.regularity.clamp(max=trajectory.prior) if trajectory.prior else before.regularity
             guarantee = next_guarantee(guarantee, before.lr, floor, descent.cost)
-            found.worst_total = torch.maximum(found.worst_total, state.loss - guarantee - state.rounding)
-        found.least_regularity = torch.minimum(found.least_regularity, state.regularity)
+            trajectory.worst_total = torch.maximum(trajectory.worst_total, state.loss - guarantee - state.rounding)
+        trajectory.least_regularity = torch.minimum(trajectory.least_regularity, state.regularity)
         if step in logged:
-            found.rows.append(
-                {"step": step, **descent.row(state), "guarantee": guarantee, "violations": found.violations}
+            trajectory.rows.append(
+                {"step": step, **descent.row(state), "guarantee": guarantee, "violations": trajectory.violations}
             )
         if step in kept:
-            found.weights[step] = {name: weight.detach().clone() for name, weight in descent.weights.items()}
+            trajectory.weights[step] = {name: weight.detach().clone() for name, weight in descent.weights.items()}
         if step < steps:
             descent.move(state.lr)
             before = state
-    return found
+    return trajectory
 
 
 def log_spaced(steps: int, per_decade: int) -> list[int]:
@@ -163,7 +163,7 @@ class _Region:
         self.blocks_regularity = regularities(family, nearby)[:-1].sum(dim=0)
 
     def beta(self, steepest: Tensor, cost: Cost) -> Tensor:
-        """Upper bound of ``‖∇²ℓ‖`` where ``|∇c|`` is at most ``steepest`` (PAPER.md, inequality 5)."""
+        """Upper bound of ``‖∇²ℓ‖`` where ``|∇c|`` is at most ``steepest`` (docs/paper.md §2.5)."""
         return self.lipschitz * steepest + cost.curvature * self.jacobian.square()
 
 

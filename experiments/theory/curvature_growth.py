@@ -2,7 +2,7 @@
 
 The parameters of a small residual network are scaled by r, all of them or only the hidden weights, which are those that
 weight and batch norm normalise; the norm of the Hessian is measured at each r, and the exponent of ``r^p`` fitted
-(PAPER.md §2.5 and §4).
+(docs/paper.md §2.5 and §4).
 
 A Hessian also falls, as ``1/|w|²``, for weights whose length the network does not feel; so it is measured a second time
 in units of that length (see ``diagnostics.loss.scale_invariance``).
@@ -24,7 +24,8 @@ from skip_conditioning.diagnostics.loss.scale_invariance import INVARIANT, Resca
 from skip_conditioning.diagnostics.theory.curvature import curvature
 from skip_conditioning.diagnostics.theory.statement import Statement
 from skip_conditioning.experiments.data.datasets import load_data, to_float
-from skip_conditioning.experiments.theory.setting import Check, Setting, write_table
+from skip_conditioning.experiments.theory.options import TheoryOptions
+from skip_conditioning.experiments.theory.report import Check, write_table
 from skip_conditioning.models.residual_mlp import ActivationName, NormaliserName, build_residual_mlp
 
 NORMALISERS: tuple[NormaliserName | None, ...] = ("weight", "batch", None)
@@ -57,22 +58,22 @@ class Fit:
     error: float
 
 
-def run(setting: Setting) -> list[Check]:
+def check_curvature(options: TheoryOptions) -> list[Check]:
     """Measure and fit, write ``curvature_growth.parquet`` and ``curvature_growth_fits.parquet``, check the statements.
 
     Of the networks that are normalised the claim is ``p ≤ 0``, of the others ``p ≥ 0``; it fails by more than two
     standard errors of p, 0.02 at least.
     """
-    activations = ACTIVATIONS[: 1 if setting.quick else None]
-    factors = np.logspace(0, math.log10(_LARGEST), 5 if setting.quick else 10)
+    activations = ACTIVATIONS[: 1 if options.quick else None]
+    factors = np.logspace(0, math.log10(_LARGEST), 5 if options.quick else 10)
     cases = list(itertools.product(NORMALISERS, activations))
-    rows = [row for case in cases for row in _growth(*case, factors, setting)]
+    rows = [row for case in cases for row in _growth(*case, factors, options)]
     table = pd.DataFrame(rows)
     fits = fitted(table)
-    write_table(table, setting.out / "curvature_growth.parquet")
-    write_table(fits, setting.out / "curvature_growth_fits.parquet")
+    write_table(table, options.out / "curvature_growth.parquet")
+    write_table(fits, options.out / "curvature_growth_fits.parquet")
     checks = [check for fit in fits.to_dict("records") for check in _growth_checks(fit)]
-    return [*checks, *(check for case in cases for check in _pointwise_checks(*case, setting))]
+    return [*checks, *(check for case in cases for check in _pointwise_checks(*case, options))]
 
 
 def power_law(factors: Sequence[float], norms: Sequence[float]) -> Fit:
@@ -117,12 +118,12 @@ def fitted(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def _growth(
-    normaliser: NormaliserName | None, activation: ActivationName, factors: np.ndarray, setting: Setting
+    normaliser: NormaliserName | None, activation: ActivationName, factors: np.ndarray, options: TheoryOptions
 ) -> Iterator[dict[str, Any]]:
     """The rows of one network: the norms at every factor, cost and choice of what is scaled."""
-    x, labels = _digits(_IMAGES, _SIDE, setting)
-    depth = _QUICK_DEPTH if setting.quick else _DEPTH
-    model = _network(normaliser, activation, x, _WIDTH, depth, setting)
+    x, labels = _digits(_IMAGES, _SIDE, options)
+    depth = _QUICK_DEPTH if options.quick else _DEPTH
+    model = _network(normaliser, activation, x, _WIDTH, depth, options)
     start = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
     groups = _invariant_groups(model, x)
     for cost, scaled, factor in itertools.product(COSTS, SCALED, factors):
@@ -155,8 +156,8 @@ def _invariant_groups(model: nn.Module, x: Tensor) -> dict[str, list[str]]:
     alone = {name: [name] for name in _hidden(model, "weight")}
     together = {"hidden layers": _hidden(model, "weight") + _hidden(model, "bias")}
     shares = scale_invariance(model, x, alone | together)
-    found = {name: members for name, members in alone.items() if shares[name] < INVARIANT}
-    return found or {name: members for name, members in together.items() if shares[name] < INVARIANT}
+    invariant = {name: members for name, members in alone.items() if shares[name] < INVARIANT}
+    return invariant or {name: members for name, members in together.items() if shares[name] < INVARIANT}
 
 
 def _hidden(model: nn.Module, kind: str) -> list[str]:
@@ -196,18 +197,18 @@ def _inconclusive(exponent: float, chance: float) -> str:
 
 
 def _pointwise_checks(
-    normaliser: NormaliserName | None, activation: ActivationName, setting: Setting
+    normaliser: NormaliserName | None, activation: ActivationName, options: TheoryOptions
 ) -> Iterator[Check]:
     """The layer-wise bound at the initialisation of a tiny network."""
-    x, labels = _digits(_TINY_IMAGES, _TINY_SIDE, setting)
-    model = _network(normaliser, activation, x, _TINY_WIDTH, _TINY_DEPTH, setting)
+    x, labels = _digits(_TINY_IMAGES, _TINY_SIDE, options)
+    model = _network(normaliser, activation, x, _TINY_WIDTH, _TINY_DEPTH, options)
     for cost in COSTS:
         network = _described(f"residual-mlp {_TINY_WIDTH}×{_TINY_DEPTH}", normaliser or "none", activation, cost)
         yield Check(network, curvature(model, x, _targets(cost, labels)).statement)
 
 
-def _digits(count: int, side: int, setting: Setting) -> tuple[Tensor, Tensor]:
-    data = load_data("digits", setting.data_dir, limit_train=count, image_size=side)
+def _digits(count: int, side: int, options: TheoryOptions) -> tuple[Tensor, Tensor]:
+    data = load_data("digits", options.data_dir, limit_train=count, image_size=side)
     return to_float(data.train.images, dtype=torch.float64), data.train.labels
 
 
@@ -216,11 +217,16 @@ def _targets(cost: str, labels: Tensor) -> Tensor:
 
 
 def _network(
-    normaliser: NormaliserName | None, activation: ActivationName, x: Tensor, width: int, depth: int, setting: Setting
+    normaliser: NormaliserName | None,
+    activation: ActivationName,
+    x: Tensor,
+    width: int,
+    depth: int,
+    options: TheoryOptions,
 ) -> nn.Module:
     """The network in float64, in train mode; networks of one seed differ by nothing else."""
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(setting.seed)
+        torch.manual_seed(options.seed)
         return build_residual_mlp(
             in_features=x[0].numel(), width=width, depth=depth, normaliser=normaliser, activation=activation
         ).double()

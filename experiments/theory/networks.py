@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn.functional import avg_pool2d, cross_entropy
 
 from skip_conditioning.experiments.data.datasets import load_data, to_float
-from skip_conditioning.experiments.theory.setting import Setting
+from skip_conditioning.experiments.theory.options import TheoryOptions
 from skip_conditioning.experiments.training.networks import ONLY_ARM, build_network, check_network
 
 #: Images at the quick size.
@@ -18,12 +18,12 @@ LR = 0.1
 
 
 @dataclass(frozen=True)
-class Subject:
-    """A network to check, with its data.
+class CheckedNetwork:
+    """A network to check, and the data on which it is trained and checked.
 
     Attributes:
-        name: In words short enough for a table.
-        build: Makes it, freshly initialised with the setting's seed, in train mode.
+        name: A description short enough for a table.
+        build: Makes it, newly initialised with the seed of the options, in train mode.
         x: Images, float64, shape ``(N, C, H, W)``.
         y: Their classes, shape ``(N,)``.
     """
@@ -34,23 +34,25 @@ class Subject:
     y: Tensor
 
 
-def subjects(setting: Setting) -> list[Subject]:
-    """The user's network where one is given; otherwise residual MLPs with and without what the theory asks for.
+def networks_to_check(options: TheoryOptions) -> list[CheckedNetwork]:
+    """The user's network if there is one; otherwise residual MLPs that meet the conditions of the theory and others.
 
-    Images are averaged down to 7×7 for the MLPs, whose layers are as wide as is measured in seconds.
+    Images are averaged down to 7×7 for the MLPs, whose layers are small enough to be measured in seconds.
     """
-    data = load_data(setting.dataset, setting.data_dir, limit_train=512, limit_test=1)
-    drawn = torch.randperm(len(data.train), generator=torch.Generator().manual_seed(setting.seed))[: setting.samples]
-    x, y = to_float(data.train.images[drawn], dtype=torch.float64), data.train.labels[drawn]
-    if setting.model is not None:
-        build = _builder(setting, setting.model, ONLY_ARM, x, *setting.model_options, classes=data.num_classes)
-        check_network(setting.model, build(), x, data.num_classes)
-        return [Subject(setting.model, build, x, y)]
-    images = avg_pool2d(x, x.shape[-1] // 7)[: _QUICK_SAMPLES if setting.quick else None]
-    size = ("width=10", "depth=2") if setting.quick else ("width=24", "depth=4")
+    data = load_data(options.dataset, options.data_dir, limit_train=512, limit_test=1)
+    chosen = torch.randperm(len(data.train), generator=torch.Generator().manual_seed(options.seed))[: options.samples]
+    x, y = to_float(data.train.images[chosen], dtype=torch.float64), data.train.labels[chosen]
+    if options.model is not None:
+        build = _builder(options, options.model, ONLY_ARM, x, *options.model_options, classes=data.num_classes)
+        check_network(options.model, build(), x, data.num_classes)
+        return [CheckedNetwork(options.model, build, x, y)]
+    images = avg_pool2d(x, x.shape[-1] // 7)[: _QUICK_SAMPLES if options.quick else None]
+    size = ("width=10", "depth=2") if options.quick else ("width=24", "depth=4")
 
-    def mlp(name: str, arm: str, *options: str) -> Subject:
-        return Subject(name, _builder(setting, "residual-mlp", arm, images, *size, *options), images, y[: len(images)])
+    def mlp(name: str, arm: str, *arguments: str) -> CheckedNetwork:
+        return CheckedNetwork(
+            name, _builder(options, "residual-mlp", arm, images, *size, *arguments), images, y[: len(images)]
+        )
 
     return [
         mlp("skip, weight norm, tanh", "residual", "normaliser=weight", "activation=tanh", "eps=0.1"),
@@ -61,18 +63,22 @@ def subjects(setting: Setting) -> list[Subject]:
     ]
 
 
-def paper_network(setting: Setting) -> Subject:
-    """The paper's MNIST network, modified arm, on two images: all that its dense Jacobians leave time for."""
+def paper_network(options: TheoryOptions) -> CheckedNetwork:
+    """The paper's MNIST network, modified arm, on two images, as its dense Jacobians take long."""
     x, y = _first_digits(2)
-    return Subject("paper-mnist, modified", _builder(setting, "paper-mnist", "modified", x), x, y)
+    return CheckedNetwork("paper-mnist, modified", _builder(options, "paper-mnist", "modified", x), x, y)
 
 
-def contractive_network(setting: Setting) -> Subject:
+def contractive_network(options: TheoryOptions) -> CheckedNetwork:
     """The class whose skips are stronger than its branches by construction, with γ = 1/2, on images of 7×7."""
     x, y = _first_digits(8)
     x = avg_pool2d(x, 4)
-    options = ("width=49", "depth=2", "gain=0.5")
-    return Subject("skip, contractive, tanh", _builder(setting, "contractive-mlp", "residual", x, *options), x, y)
+    return CheckedNetwork(
+        "skip, contractive, tanh",
+        _builder(options, "contractive-mlp", "residual", x, "width=49", "depth=2", "gain=0.5"),
+        x,
+        y,
+    )
 
 
 def _first_digits(count: int) -> tuple[Tensor, Tensor]:
@@ -81,26 +87,26 @@ def _first_digits(count: int) -> tuple[Tensor, Tensor]:
 
 
 def _builder(
-    setting: Setting, model: str, arm: str, x: Tensor, *options: str, classes: int = 10
+    options: TheoryOptions, model: str, arm: str, x: Tensor, *arguments: str, classes: int = 10
 ) -> Callable[[], nn.Module]:
-    """Makes a network for some images, the same at every call."""
+    """A function that makes a network for these images, the same at every call."""
 
     def build() -> nn.Module:
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(setting.seed)
+            torch.manual_seed(options.seed)
             shape = tuple(x.shape[1:])
-            return build_network(model, arm, options, num_classes=classes, input_shape=shape).double()
+            return build_network(model, arm, arguments, num_classes=classes, input_shape=shape).double()
 
     return build
 
 
-def train(subject: Subject, steps: int) -> Iterator[tuple[int, nn.Module]]:
-    """Train by gradient descent on the probe's cross-entropy; yields the network before each step and at the end."""
-    model = subject.build()
+def train(network: CheckedNetwork, steps: int) -> Iterator[tuple[int, nn.Module]]:
+    """Train by gradient descent on cross-entropy; yields the step and the network, before each step and at the end."""
+    model = network.build()
     optimizer = torch.optim.SGD(model.parameters(), lr=LR)
     for step in range(steps + 1):
         yield step, model
         if step < steps:
             optimizer.zero_grad(set_to_none=True)
-            cross_entropy(model(subject.x), subject.y).backward()
+            cross_entropy(model(network.x), network.y).backward()
             optimizer.step()

@@ -16,8 +16,9 @@ from skip_conditioning.diagnostics.networks.measuring import measuring
 from skip_conditioning.diagnostics.tables import write_json
 from skip_conditioning.diagnostics.theory.pl_inequality import pl_chain
 from skip_conditioning.diagnostics.theory.statement import Statement
-from skip_conditioning.experiments.theory.networks import LR, Subject, subjects, train
-from skip_conditioning.experiments.theory.setting import Check, Setting
+from skip_conditioning.experiments.theory.networks import LR, CheckedNetwork, networks_to_check, train
+from skip_conditioning.experiments.theory.options import TheoryOptions
+from skip_conditioning.experiments.theory.report import Check
 
 _FLOW = "dℓ/dt = −∇cᵀ K ∇c"
 
@@ -25,48 +26,48 @@ _FLOW = "dℓ/dt = −∇cᵀ K ∇c"
 _CHANGE = 1e-5
 
 
-def check_pl_chain(setting: Setting) -> list[Check]:
+def check_pl_chain(options: TheoryOptions) -> list[Check]:
     """Train every network with the chain logged at each step, and check its statements at some of them."""
-    steps, interval = (12, 6) if setting.quick else (200, 20)
+    steps, interval = (12, 6) if options.quick else (200, 20)
     checks: list[Check] = []
-    for subject in tqdm(subjects(setting), desc="PŁ along training", leave=False):
-        states = train(subject, steps)
+    for network in tqdm(networks_to_check(options), desc="PŁ along training", leave=False):
+        states = train(network, steps)
         step, model = next(states)
-        with _monitor(subject, model, setting.out / "pl") as monitor:
+        with _monitor(network, model, options.out / "pl") as monitor:
             while True:
                 monitor.step(step)
                 if step % interval == 0:
-                    checks += [Check(subject.name, one, step) for one in _statements(subject, model)]
+                    checks += [Check(network.name, statement, step) for statement in _statements(network, model)]
                 if step == steps:
                     break
                 step, model = next(states)
     return checks
 
 
-def _monitor(subject: Subject, model: nn.Module, out: Path) -> SpectrumMonitor:
+def _monitor(network: CheckedNetwork, model: nn.Module, out: Path) -> SpectrumMonitor:
     """A monitor of the chain at every step, its tables empty, and the run's ``config.json`` beside them."""
-    directory = out / "runs" / re.sub(r"\W+", "-", subject.name).strip("-")
+    directory = out / "runs" / re.sub(r"\W+", "-", network.name).strip("-")
     monitor = SpectrumMonitor(
-        model, (subject.x, subject.y), directory, maps=(), bounds=True, schedule=1, max_overhead=None
+        model, (network.x, network.y), directory, maps=(), bounds=True, schedule=1, max_overhead=None
     )
     monitor.rewind(-1)
-    config = {"experiment": "theory", "model": subject.name, "arm": subject.name, "trial": 0, "lr": LR}
+    config = {"experiment": "theory", "model": network.name, "arm": network.name, "trial": 0, "lr": LR}
     write_json(config, directory / "config.json")
     return monitor
 
 
-def _statements(subject: Subject, model: nn.Module) -> list[Statement]:
-    chain = pl_chain(model, subject.x, subject.y)
-    return [*chain.statements, _gradient_flow(subject, model, chain.kernel_squared)]
+def _statements(network: CheckedNetwork, model: nn.Module) -> list[Statement]:
+    chain = pl_chain(model, network.x, network.y)
+    return [*chain.statements, _gradient_flow(network, model, chain.kernel_squared)]
 
 
-def _gradient_flow(subject: Subject, model: nn.Module, kernel_squared: float) -> Statement:
+def _gradient_flow(network: CheckedNetwork, model: nn.Module, kernel_squared: float) -> Statement:
     """``dℓ/dt = −∇cᵀ K ∇c`` along ``−∇ℓ``: on the left by a central difference, which knows nothing of derivatives.
 
     Its error is estimated from a second one with half the step, and from the rounding of the losses.
     """
-    with measuring(model, subject.x, dtype=torch.float64) as probed:
-        gradient = loss_gradient(probed.recording(), subject.y)
+    with measuring(model, network.x, dtype=torch.float64) as probed:
+        gradient = loss_gradient(probed.recording(), network.y)
         slope = {parameter: gradient.scale * part for parameter, part in gradient.parameters.items()}
         length = sum(float((part**2).sum()) for part in slope.values())
         if length == 0 or gradient.loss == 0:
@@ -76,7 +77,7 @@ def _gradient_flow(subject: Subject, model: nn.Module, kernel_squared: float) ->
         def loss(time: float) -> float:
             """After so much gradient flow, to first order; with the same dropout masks every time."""
             moved = {parameter: probed.state[parameter] - time * part for parameter, part in slope.items()}
-            return loss_metrics(probed.logits(moved), subject.y)["loss"].item()
+            return loss_metrics(probed.logits(moved), network.y)["loss"].item()
 
         time = _CHANGE * gradient.loss / length
         whole, half = ((loss(step) - loss(-step)) / (2 * step) for step in (time, time / 2))

@@ -10,7 +10,8 @@ import numpy as np
 
 from skip_conditioning.diagnostics.linalg.limit_laws import SingularValueLaw
 from skip_conditioning.diagnostics.theory.statement import Relation, Statement
-from skip_conditioning.experiments.theory.setting import Check, Setting
+from skip_conditioning.experiments.theory.options import TheoryOptions
+from skip_conditioning.experiments.theory.report import Check
 
 _SCALE = 1 / math.sqrt(3)
 
@@ -21,13 +22,13 @@ _NORMS = (0.25, 0.5, 0.9)
 _DRAWS = 4
 
 
-def run(setting: Setting) -> list[Check]:
+def check_random_matrices(options: TheoryOptions) -> list[Check]:
     """The bound and the limit laws for a matrix of 500×500 (quick: 200×200), and the bound where ``‖A‖ < 1``.
 
     The matrix is that of ``figures.random_matrices`` with the same size and seed.
     """
-    size = 200 if setting.quick else 500
-    random = np.random.default_rng(setting.seed)
+    size = 200 if options.quick else 500
+    random = np.random.default_rng(options.seed)
     matrix = uniform_matrix(size, random)
     name = f"A {size}×{size}"
     checks = [Check(name, _bound(matrix)), *(Check(name, _edge(matrix, shift)) for shift in (1, 0))]
@@ -98,16 +99,16 @@ def _distances(sizes: list[int], random: np.random.Generator) -> list[Check]:
     checks = []
     for shift in (0, 1):
         law = SingularValueLaw(shift, _SCALE)
-        found = np.array(
+        distances = np.array(
             [
                 [kolmogorov_distance(_shifted_values(uniform_matrix(size, random), shift), law) for _ in range(_DRAWS)]
                 for size in sizes
             ]
         )
-        exponent = np.polyfit(np.log(sizes), np.log(found.mean(axis=1)), 1)[0]
+        exponent = np.polyfit(np.log(sizes), np.log(distances.mean(axis=1)), 1)[0]
         checks += [
-            Check(f"A {size}×{size}", _distance(float(distances.max()), size, shift, float(exponent)))
-            for size, distances in zip(sizes, found, strict=True)
+            Check(f"A {size}×{size}", _distance(float(of_size.max()), size, shift, float(exponent)))
+            for size, of_size in zip(sizes, distances, strict=True)
         ]
     return checks
 

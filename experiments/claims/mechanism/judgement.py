@@ -40,7 +40,7 @@ from skip_conditioning.experiments.claims.mechanism.secondary import (
 from skip_conditioning.experiments.claims.statistics.mediation import mediation, sensitivity
 from skip_conditioning.experiments.claims.verdict.claim import Evidence, Finding, Rule, Verdict
 from skip_conditioning.experiments.claims.verdict.presentation import words
-from skip_conditioning.experiments.theory.setting import write_table
+from skip_conditioning.experiments.theory.report import write_table
 from skip_conditioning.figures.dose_response import dose_response as draw_doses
 from skip_conditioning.figures.drawing.errors import NothingToDrawError
 from skip_conditioning.figures.drawing.saving import save

@@ -33,7 +33,7 @@ from skip_conditioning.experiments.claims.verdict.rules import combine, judge_co
 from skip_conditioning.experiments.data.datasets import load_data, to_float
 from skip_conditioning.experiments.processes.threads import one_thread
 from skip_conditioning.experiments.theory.random_matrices import uniform_matrix
-from skip_conditioning.experiments.theory.setting import write_table
+from skip_conditioning.experiments.theory.report import write_table
 from skip_conditioning.experiments.training.networks import build_network
 from skip_conditioning.figures.random_matrices import random_matrices
 

@@ -13,13 +13,12 @@ from skip_conditioning.experiments.claims.verdict.claim_figures import draw
 from skip_conditioning.experiments.claims.verdict.presentation import MISSING
 from skip_conditioning.experiments.claims.verdict.wording import ASIDE
 from skip_conditioning.experiments.processes.threads import one_thread
-from skip_conditioning.experiments.theory.convergence import run as check_convergence
-from skip_conditioning.experiments.theory.curvature_growth import run as check_curvature
-from skip_conditioning.experiments.theory.figures import FIGURES
+from skip_conditioning.experiments.theory.convergence import check_convergence
+from skip_conditioning.experiments.theory.curvature_growth import check_curvature
 from skip_conditioning.experiments.theory.layers import check_regularity
+from skip_conditioning.experiments.theory.options import TheoryOptions
 from skip_conditioning.experiments.theory.pl_along_training import check_pl_chain
-from skip_conditioning.experiments.theory.report import statement_rows
-from skip_conditioning.experiments.theory.setting import Check, Setting, write_table
+from skip_conditioning.experiments.theory.report import FIGURES, Check, statement_rows, write_table
 
 #: Of the checks of one statement: more than this share without content make it vacuous; of a claim that may come out
 #: either way, at least this share failing contradicts it.
@@ -41,7 +40,7 @@ class TheoryClaim:
         counted: Pattern of the networks that the claim is about; others are shown and decide nothing.
         decides: Pattern of the statements that it consists of; others, such as what proofs use, likewise.
         part: Pattern of the part of a network's description that findings are told apart by.
-        figure: The experiment of ``experiments.theory.figures`` whose figure is shown; empty for none.
+        figure: The experiment of ``experiments.theory.report`` whose figure is shown; empty for none.
     """
 
     id: str
@@ -49,7 +48,7 @@ class TheoryClaim:
     source: str
     predicted: str
     controls: tuple[str, ...]
-    check: Callable[[Setting], Iterable[Check]]
+    check: Callable[[TheoryOptions], Iterable[Check]]
     counted: str = ""
     decides: str = ""
     part: str = ".*"
@@ -99,14 +98,14 @@ class TheoryClaim:
 
     def _checked(self, evidence: Evidence, size: Size) -> pd.DataFrame:
         """A row for each check of a statement; at the demo size on the bundled digits only."""
-        setting = Setting(
+        options = TheoryOptions(
             out=evidence.directory,
             quick=size == "demo",
             seed=evidence.seed,
             data_dir=None if size == "demo" else evidence.data_dir,
         )
         with one_thread():
-            rows = statement_rows({self.id: list(self.check(setting))})
+            rows = statement_rows({self.id: list(self.check(options))})
         return pd.DataFrame(rows).astype({"step": "Int64"})
 
 
@@ -184,10 +183,10 @@ def _change(verdict: Verdict, size: Size) -> str:
     return f"{more}; a single failing check of a theorem would contradict it."
 
 
-def _convergence(setting: Setting) -> Iterator[Check]:
+def _convergence(options: TheoryOptions) -> Iterator[Check]:
     """The statements of ``experiments.theory.convergence``, and whether the loss still falls at the end, as a power."""
-    yield from check_convergence(setting)
-    fits = pd.read_parquet(setting.out / "convergence_fits.parquet")
+    yield from check_convergence(options)
+    fits = pd.read_parquet(options.out / "convergence_fits.parquet")
     for fit in fits[fits["cost"] == "cross-entropy"].to_dict("records"):
         network = f"{fit['dataset']}, cross-entropy, {fit['arm']}, γ = {fit['gain']:.3g}"
         statement = Statement(

@@ -31,7 +31,7 @@ from skip_conditioning.experiments.theory.contractive_constants import (
 )
 from skip_conditioning.experiments.theory.convergence_analysis import fits_of
 from skip_conditioning.experiments.theory.convergence_training import Problem, Trajectory, log_spaced, train
-from skip_conditioning.experiments.theory.setting import Setting
+from skip_conditioning.experiments.theory.options import TheoryOptions
 from skip_conditioning.models import build_model
 
 FAMILIES = {
@@ -186,7 +186,7 @@ def test_a_power_law_has_its_exponent() -> None:
 @pytest.fixture(scope="module")
 def quick(tmp_path_factory: pytest.TempPathFactory) -> tuple[list, Path]:
     out = tmp_path_factory.mktemp("convergence")
-    return convergence.run(Setting(out, quick=True, seed=0, data_dir=None)), out
+    return convergence.check_convergence(TheoryOptions(out, quick=True, seed=0, data_dir=None)), out
 
 
 def test_no_statement_is_violated_and_few_are_vacuous(quick: tuple[list, Path]) -> None:
@@ -215,8 +215,8 @@ def test_tables_hold_every_initialisation_of_every_arm(quick: tuple[list, Path])
 
 
 def test_mnist_takes_part_only_where_it_is(tmp_path: Path) -> None:
-    setting = Setting(tmp_path, quick=False, seed=0, data_dir=tmp_path)
-    assert {case.dataset for case in convergence.cases(setting)} == {"digits"}
+    options = TheoryOptions(tmp_path, quick=False, seed=0, data_dir=tmp_path)
+    assert {case.dataset for case in convergence.training_cases(options)} == {"digits"}
     (tmp_path / "mnist").mkdir()
-    assert {case.dataset for case in convergence.cases(setting)} == {"digits", "mnist"}
-    assert {case.dataset for case in convergence.cases(replace(setting, data_dir=None))} == {"digits"}
+    assert {case.dataset for case in convergence.training_cases(options)} == {"digits", "mnist"}
+    assert {case.dataset for case in convergence.training_cases(replace(options, data_dir=None))} == {"digits"}

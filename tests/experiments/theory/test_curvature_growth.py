@@ -7,8 +7,8 @@ import pandas as pd
 import pytest
 
 from skip_conditioning.experiments.theory import curvature_growth
-from skip_conditioning.experiments.theory.curvature_growth import fitted, power_law, run
-from skip_conditioning.experiments.theory.setting import Setting
+from skip_conditioning.experiments.theory.curvature_growth import check_curvature, fitted, power_law
+from skip_conditioning.experiments.theory.options import TheoryOptions
 
 R = np.logspace(0, 3, 10)
 
@@ -50,7 +50,7 @@ def test_norms_that_are_rounding_are_left_out_and_counted():
 @pytest.fixture(scope="module")
 def quick(tmp_path_factory):
     out = tmp_path_factory.mktemp("curvature")
-    return out, run(Setting(out, quick=True, seed=0, data_dir=None))
+    return out, check_curvature(TheoryOptions(out, quick=True, seed=0, data_dir=None))
 
 
 def test_the_tables_hold_every_curve(quick):

@@ -4,14 +4,15 @@ import numpy as np
 import pytest
 
 from skip_conditioning.diagnostics.linalg.limit_laws import SingularValueLaw
-from skip_conditioning.experiments.theory.random_matrices import kolmogorov_distance, run
-from skip_conditioning.experiments.theory.setting import Check, Setting
+from skip_conditioning.experiments.theory.options import TheoryOptions
+from skip_conditioning.experiments.theory.random_matrices import check_random_matrices, kolmogorov_distance
+from skip_conditioning.experiments.theory.report import Check
 from skip_conditioning.figures.random_matrices import random_matrix_spectra
 
 
 @pytest.fixture(scope="module")
 def checks() -> list[Check]:
-    return run(Setting(out=Path("unused"), quick=True, seed=5, data_dir=None))
+    return check_random_matrices(TheoryOptions(out=Path("unused"), quick=True, seed=5, data_dir=None))
 
 
 def named(checks: list[Check], name: str) -> list[Check]:
@@ -59,8 +60,8 @@ def test_distances_fall_with_size(checks: list[Check]) -> None:
 
 
 def test_the_seed_decides(checks: list[Check]) -> None:
-    setting = Setting(out=Path("unused"), quick=True, seed=5, data_dir=None)
-    assert run(setting) == checks
+    options = TheoryOptions(out=Path("unused"), quick=True, seed=5, data_dir=None)
+    assert check_random_matrices(options) == checks
 
 
 def test_kolmogorov_distance_of_quantiles_is_half_a_step() -> None:

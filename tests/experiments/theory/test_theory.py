@@ -9,9 +9,11 @@ from skip_conditioning.diagnostics.tables import read_experiment
 from skip_conditioning.diagnostics.theory.statement import Statement
 from skip_conditioning.experiments.theory import __main__ as theory
 from skip_conditioning.experiments.theory import layers
-from skip_conditioning.experiments.theory.networks import subjects, train
-from skip_conditioning.experiments.theory.report import print_checks, print_conclusion, statement_rows
-from skip_conditioning.experiments.theory.setting import Check, Setting
+from skip_conditioning.experiments.theory.networks import networks_to_check, train
+from skip_conditioning.experiments.theory.options import TheoryOptions
+from skip_conditioning.experiments.theory.report import Check, print_checks, print_conclusion, statement_rows
+
+HERE = "tests.experiments.theory.test_theory"
 
 FIGURES = (
     "bounds_along_training",
@@ -130,11 +132,11 @@ def test_a_run_repeats(quick, tmp_path):
 
 
 def test_a_network_of_the_users_own(tmp_path, capsys):
-    arguments = ["--out", str(tmp_path), "--quick", "--model", "tests.experiments.test_theory:user_network"]
+    arguments = ["--out", str(tmp_path), "--quick", "--model", f"{HERE}:user_network"]
     assert theory.main(arguments) == 0
     table = pd.read_parquet(tmp_path / "theory.parquet")
     assert set(table["experiment"]) == {"chain-rule", "regularity", "pl"}
-    assert set(table["network"]) == {"tests.experiments.test_theory:user_network"}
+    assert set(table["network"]) == {f"{HERE}:user_network"}
     printed = capsys.readouterr().out
     assert "0 are violated" in printed
     assert "Sequential has no block whose output has the shape of its input" in printed
@@ -142,7 +144,7 @@ def test_a_network_of_the_users_own(tmp_path, capsys):
 
 @pytest.mark.parametrize("factory", ["partly_frozen", "with_dropout"])
 def test_the_gradient_flow_moves_what_is_trained_with_the_masks_of_the_chain(tmp_path, factory):
-    arguments = ["pl", "--out", str(tmp_path), "--quick", "--model", f"tests.experiments.test_theory:{factory}"]
+    arguments = ["pl", "--out", str(tmp_path), "--quick", "--model", f"{HERE}:{factory}"]
     assert theory.main([*arguments, "--samples", "4"]) == 0
     flow = pd.read_parquet(tmp_path / "theory.parquet").query("statement == 'gradient flow'")
     assert set(flow["verdict"]) == {"holds"}
@@ -150,7 +152,7 @@ def test_the_gradient_flow_moves_what_is_trained_with_the_masks_of_the_chain(tmp
 
 
 def test_a_network_that_is_no_chain_has_everything_else_checked(tmp_path, capsys):
-    model = "tests.experiments.test_theory:uncut"
+    model = f"{HERE}:uncut"
     assert theory.main(["--out", str(tmp_path), "--quick", "--samples", "4", "--model", model]) == 0
     assert "chain-rule: not checked: the layers are no chain" in capsys.readouterr().out
     assert set(pd.read_parquet(tmp_path / "theory.parquet")["experiment"]) == {"skips", "pl"}
@@ -162,27 +164,37 @@ def test_a_network_that_is_no_chain_has_everything_else_checked(tmp_path, capsys
 
 
 def test_a_violation_is_a_finding_with_its_numbers_and_not_an_error(tmp_path, capsys):
-    arguments = ["pl", "--out", str(tmp_path), "--quick", "--model", "tests.experiments.test_theory:wrong_network"]
+    arguments = [
+        "pl",
+        "--out",
+        str(tmp_path),
+        "--quick",
+        "--model",
+        f"{HERE}:wrong_network",
+    ]
     assert theory.main(arguments) == 0
     table = pd.read_parquet(tmp_path / "theory.parquet")
     wrong = table[table["verdict"] == "violated"]
     assert set(wrong["statement"]) == {"gradient flow"}
     printed = capsys.readouterr().out
     assert f"{wrong['left'].iloc[0]:.17g}" in printed
-    assert "repeat with: python -m experiments.theory pl" in printed
+    assert "repeat with: skip-conditioning theory pl" in printed
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (["regularty"], "Did you mean 'regularity'?"),
-        (["convergence", "--model", "residual-mlp"], "convergence is about networks of our own"),
+        (["convergence", "--model", "residual-mlp"], "convergence checks networks of our own"),
         (["--dataset", "mnist"], "name it by --model"),
         (["pl", "--samples", "0", "--model", "residual-mlp"], "--samples is 0"),
         (["pl", "--model", "resnet"], "resnet"),
         (["pl", "--model", "nowhere:nothing"], "cannot import 'nowhere'"),
-        (["pl", "--model", "tests.experiments.test_theory:tuple_network"], "must return logits of shape"),
-        (["regularity", "--model", "tests.experiments.test_theory:user_network", "--layers", "3"], "has 0, 1, 2"),
+        (["pl", "--model", f"{HERE}:tuple_network"], "must return logits of shape"),
+        (
+            ["regularity", "--model", f"{HERE}:user_network", "--layers", "3"],
+            "has 0, 1, 2",
+        ),
         (["--layers", "blocks.*"], "name it by --model"),
         (["--sed", "1"], "--sed"),
     ],
@@ -235,11 +247,11 @@ def test_rows_hold_both_sides():
 
 
 def test_networks_of_one_seed_are_the_same_and_training_lowers_the_loss():
-    subject = subjects(Setting(None, quick=True))[0]
-    first, last = ([model(subject.x).detach() for _, model in train(subject, 5)][step] for step in (0, -1))
-    assert torch.equal(first, subject.build()(subject.x))
+    network = networks_to_check(TheoryOptions(None, quick=True))[0]
+    first, last = ([model(network.x).detach() for _, model in train(network, 5)][step] for step in (0, -1))
+    assert torch.equal(first, network.build()(network.x))
     loss = nn.functional.cross_entropy
-    assert loss(last, subject.y) < loss(first, subject.y)
+    assert loss(last, network.y) < loss(first, network.y)
 
 
 def test_a_layer_left_out_of_the_chain_rule_is_noticed(monkeypatch, tmp_path):
@@ -252,5 +264,5 @@ def test_a_layer_left_out_of_the_chain_rule_is_noticed(monkeypatch, tmp_path):
         return whole(self, rows)
 
     monkeypatch.setattr(_Layerwise, "pull_back", without_one)
-    found = layers.check_chain_rule(Setting(tmp_path, quick=True))
+    found = layers.check_chain_rule(TheoryOptions(tmp_path, quick=True))
     assert any(check.statement.verdict == "violated" for check in found)

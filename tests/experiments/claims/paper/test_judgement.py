@@ -14,7 +14,7 @@ from skip_conditioning.experiments.claims.paper.skip_shifts_spectrum import SKIP
 from skip_conditioning.experiments.claims.paper.theory_claims import TheoryClaim
 from skip_conditioning.experiments.claims.verdict.claim import Contrast, Evidence, Finding, Plan
 from skip_conditioning.experiments.claims.verdict.paired_claim import PairedClaim, change
-from skip_conditioning.experiments.theory.setting import Check, write_table
+from skip_conditioning.experiments.theory.report import Check, write_table
 
 ARMS, SEEDS = ("chain", "residual"), 7
 SPEED = Contrast("loss_at_step_2", "residual", "chain", "smaller")
