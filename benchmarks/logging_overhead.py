@@ -21,7 +21,7 @@ from benchmarks.environment import environment
 from skip_conditioning.diagnostics.tables import read_experiment
 from skip_conditioning.experiments.data.datasets import load_data
 from skip_conditioning.experiments.train import parse
-from skip_conditioning.experiments.training.experiment import Experiment
+from skip_conditioning.experiments.training.runner import Runner
 from skip_conditioning.models import build_model
 
 
@@ -40,11 +40,11 @@ def bare(steps: int) -> float:
 
 
 def logged(steps: int, *options: str) -> float:
-    """Seconds of a run of ``experiments.train``, without diagnostics."""
+    """Seconds of a run of ``skip-conditioning train``, without diagnostics."""
     with tempfile.TemporaryDirectory() as scratch:
         args = ["demo", "--out", f"{scratch}/out", "--arms", "residual", "--lr", "0.1", "--trials", "1"]
         args += ["--steps", str(steps), "--checkpoints", "1000000", "--no-diagnostics", "--device", "cpu", *options]
-        Experiment(parse(args)).run()
+        Runner(parse(args)).run_all()
         return float(read_experiment(Path(scratch) / "out").runs["seconds"].iloc[0])
 
 

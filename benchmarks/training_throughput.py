@@ -23,7 +23,7 @@ from torch.utils.data import DataLoader, Dataset
 from benchmarks.environment import environment
 from skip_conditioning.experiments.data.datasets import Split, load_data
 from skip_conditioning.experiments.train import parse
-from skip_conditioning.experiments.training.experiment import Experiment
+from skip_conditioning.experiments.training.runner import Runner
 from skip_conditioning.models import build_model
 
 
@@ -74,13 +74,13 @@ def plain_seconds(options: argparse.Namespace, device: torch.device, steps: int)
 
 
 def own_seconds(options: argparse.Namespace, device: torch.device, steps: int) -> float:
-    """Seconds that a run of ``experiments.train`` takes, without diagnostics."""
+    """Seconds that a run of ``skip-conditioning train`` takes, without diagnostics."""
     with tempfile.TemporaryDirectory() as scratch:
         args = ["paper-cifar10", "--out", f"{scratch}/out", "--arms", "modified", "--lr", "0.05", "--trials", "1"]
         args += ["--steps", str(steps), "--limit-train", str(options.images), "--device", device.type]
         args += ["--batch-size", str(options.batch_size), "--model-options", f"width={options.width}"]
         args += ["--no-diagnostics", "--evaluate-epochs", "None", "--checkpoints", "1000000", *options.options]
-        Experiment(parse(args)).run()
+        Runner(parse(args)).run_all()
         status = next(Path(scratch).glob("out/runs/*/status.json"))
         return float(json.loads(status.read_text())["seconds"])
 

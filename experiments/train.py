@@ -1,4 +1,4 @@
-"""Train an experiment with diagnostics on: ``python -m experiments.train PRESET --out DIR``.
+"""Train an experiment with diagnostics on: ``skip-conditioning train PRESET --out DIR``.
 
 ``--help`` lists the presets, ``PRESET --help`` every option with its default.
 """
@@ -14,34 +14,34 @@ from skip_conditioning.experiments.processes.group import choose_device, everywh
 from skip_conditioning.experiments.processes.ranks import Ranks, clear_rank_errors
 from skip_conditioning.experiments.summary import print_summary
 from skip_conditioning.experiments.sweeps.workers import run_in_processes
-from skip_conditioning.experiments.training.estimate import estimate, print_estimate
-from skip_conditioning.experiments.training.experiment import Experiment
+from skip_conditioning.experiments.training.estimate import estimate, in_words
+from skip_conditioning.experiments.training.runner import Runner
 
 
 def train(config: TrainConfig) -> None:
     """Check everything, train every run, and print what came of it; or only what it would take."""
     if config.output.estimate:
-        print_estimate(estimate(config))
+        print(in_words(estimate(config)))
         return
     with process_group(choose_device(config.optimisation.device)) as group, clear_rank_errors():
         ranks = Ranks(group)
-        experiment = everywhere(lambda: _experiment(config, ranks), group)
+        runner = everywhere(lambda: _runner(config, ranks), group)
         if config.optimisation.processes > 1:
-            run_in_processes(experiment, config.optimisation.processes)
+            run_in_processes(runner, config.optimisation.processes)
         else:
-            experiment.run()
+            runner.run_all()
         if ranks.is_first:
             print_summary(config.output.out)
 
 
-def _experiment(config: TrainConfig, ranks: Ranks) -> Experiment:
+def _runner(config: TrainConfig, ranks: Ranks) -> Runner:
     processes = config.optimisation.processes
     if processes > 1 and ranks.count > 1:
         raise InputError(
             f"--processes {processes} trains {processes} runs at once, and torchrun each run in {ranks.count} "
             "processes; choose one of them"
         )
-    return Experiment(config, ranks=ranks)
+    return Runner(config, ranks=ranks)
 
 
 def parse(args: Sequence[str]) -> TrainConfig:
@@ -50,7 +50,7 @@ def parse(args: Sequence[str]) -> TrainConfig:
     Raises:
         InputError: A preset, an option or a value that does not exist.
     """
-    return with_given(parse_preset(PRESETS, "python -m experiments.train", args), args)
+    return with_given(parse_preset(PRESETS, "skip-conditioning train", args), args)
 
 
 def main(args: Sequence[str] | None = None) -> int:

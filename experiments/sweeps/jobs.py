@@ -1,4 +1,4 @@
-"""The jobs of a sweep: cells handed to a Slurm cluster by submitit, so many at a time, and how they stand."""
+"""The jobs of a sweep: runs handed to a Slurm cluster by submitit, so many at a time, and how they stand."""
 
 import importlib
 import math
@@ -13,28 +13,29 @@ import torch
 from skip_conditioning.diagnostics.errors import InputError
 from skip_conditioning.experiments.config.train_config import TrainConfig
 from skip_conditioning.experiments.records.directory import clear_status, read_status
-from skip_conditioning.experiments.sweeps.live_table import CellState, LiveTable
-from skip_conditioning.experiments.training.experiment import Cell, Experiment
+from skip_conditioning.experiments.sweeps.live_table import LiveTable, RunState
+from skip_conditioning.experiments.training.runner import Runner
+from skip_conditioning.experiments.training.runs import Run
 
-#: Seconds between two looks at the jobs.
-_LOOK_EVERY = 2.0
+#: Seconds between two checks of the jobs.
+_CHECK_EVERY = 2.0
 
 
 @dataclass(frozen=True)
 class JobOptions:
-    """How the cells of a sweep are run."""
+    """How the runs of a sweep are handed to the cluster."""
 
     jobs: int | None = None
     """Jobs at a time; None for all."""
 
     retry: bool = False
-    """Go on as with --resume, and also take up cells again that failed."""
+    """Go on as with --resume, and train runs that failed again too."""
 
     partition: str | None = None
     """Partition of the cluster; None for its default."""
 
     hours: float = 24.0
-    """Time limit of a job on the cluster; a cell that reaches it has failed and can go on by --retry."""
+    """Time limit of a job on the cluster; a run that reaches it has failed, and goes on by --retry."""
 
     def check(self) -> None:
         """Raise ``InputError`` for options that make no sense."""
@@ -52,29 +53,28 @@ def check_cluster() -> None:
         raise InputError("a sweep needs submitit; install it by pip install skip-conditioning[sweep]") from error
     if shutil.which("srun") is None:
         raise InputError(
-            "a sweep needs Slurm, whose srun is not found; run it on the cluster, or experiments.train here, with "
-            "--processes for several runs at once"
+            "a sweep needs Slurm, whose srun is not found; run it on the cluster, or skip-conditioning train here, "
+            "with --processes for several runs at once"
         )
 
 
 class JobQueue:
-    """Runs cells as jobs, so many at a time; one that fails does not stop the others.
+    """Trains runs as jobs, so many at a time; one that fails does not stop the others.
 
     Args:
-        experiment: Within its ``prepared()``.
-        options: How to run them.
+        runner: Of the experiment, whose directory it holds.
+        options: How to hand the runs to the cluster.
     """
 
-    def __init__(self, experiment: Experiment, options: JobOptions) -> None:
-        self.experiment, self.options = experiment, options
-        self.cells = list(experiment.cells)
-        self.limit = options.jobs or len(self.cells)
-        self.states = {cell.run_id: self._found(cell) for cell in self.cells}
-        self.waiting = [cell for cell in self.cells if self.states[cell.run_id].status == "queued"]
-        self.jobs: dict[Cell, _Job] = {}
+    def __init__(self, runner: Runner, options: JobOptions) -> None:
+        self.runner, self.options = runner, options
+        self.limit = options.jobs or len(runner.runs)
+        self.states = {run.run_id: self._state_before(run) for run in runner.runs}
+        self.waiting = [run for run in runner.runs if self.states[run.run_id].status == "queued"]
+        self.jobs: dict[Run, _Job] = {}
 
-    def run(self, table: LiveTable) -> list[CellState]:
-        """Run all cells to their ends, showing how they stand; return how they stand then.
+    def run(self, table: LiveTable) -> list[RunState]:
+        """Train all runs to their ends, showing how they stand; return how they stand then.
 
         Raises:
             InputError: A job cannot be submitted; those that were are cancelled, as they are by Ctrl-C.
@@ -84,9 +84,9 @@ class JobQueue:
             while self.waiting or self.jobs:
                 while self.waiting and len(self.jobs) < self.limit:
                     self._submit(self.waiting.pop(0))
-                time.sleep(_LOOK_EVERY)
-                for cell in list(self.jobs):
-                    self._look_at(cell)
+                time.sleep(_CHECK_EVERY)
+                for run in list(self.jobs):
+                    self._update(run)
                 table.show(list(self.states.values()))
         except BaseException:
             for job in self.jobs.values():
@@ -94,49 +94,49 @@ class JobQueue:
             raise
         return list(self.states.values())
 
-    def _found(self, cell: Cell) -> CellState:
-        """How a cell stands before the sweep: what is over stays, and what failed waits for ``--retry``."""
-        status = read_status(self.experiment.directory(cell))
+    def _state_before(self, run: Run) -> RunState:
+        """How a run stands before the sweep: what is over stays, and what failed waits for ``--retry``."""
+        status = read_status(self.runner.directory.of(run))
         left = ("finished", "diverged") if self.options.retry else ("finished", "diverged", "failed")
-        return _state(cell, status) if status.get("status") in left else CellState(cell.run_id, "queued")
+        return _state(run, status) if status.get("status") in left else RunState(run.run_id, "queued")
 
-    def _submit(self, cell: Cell) -> None:
-        config = self.experiment.config.changed(
-            arms=(cell.arm,),
-            lr=(cell.lr,),
-            trials=cell.trial + 1,
+    def _submit(self, run: Run) -> None:
+        config = self.runner.config.changed(
+            arms=(run.arm,),
+            lr=(run.lr,),
+            trials=run.trial + 1,
             resume=True,
             overwrite=False,
         )
-        # What it tells from now on is this job's.
-        clear_status(self.experiment.directory(cell))
-        folder = config.output.out / "jobs" / cell.run_id  # for logs and submitit's own files
+        # From now on its status is written by this job.
+        clear_status(self.runner.directory.of(run))
+        folder = config.output.out / "jobs" / run.run_id  # for logs and submitit's own files
         try:
             executor = _slurm_executor(self.options, folder, gpus=0 if config.optimisation.device == "cpu" else 1)
-            job = executor.submit(_train_cell, config, cell.run_id)
+            job = executor.submit(_train_run, config, run.run_id)
         except (RuntimeError, OSError) as error:  # what submitit raises for a submission refused is a RuntimeError
-            raise InputError(f"the job of {cell.run_id} cannot be submitted: {error}") from error
-        self.jobs[cell] = _Job(job)
+            raise InputError(f"the job of {run.run_id} cannot be submitted: {error}") from error
+        self.jobs[run] = _Job(job)
 
-    def _look_at(self, cell: Cell) -> None:
-        """See how a cell that has a job stands now."""
-        job, status = self.jobs[cell], read_status(self.experiment.directory(cell))
+    def _update(self, run: Run) -> None:
+        """Record how a run that has a job stands now."""
+        job, status = self.jobs[run], read_status(self.runner.directory.of(run))
         if job.submitted.done():
-            self.states[cell.run_id] = self._ended(cell, job)
-            del self.jobs[cell]
+            self.states[run.run_id] = self._ended(run, job)
+            del self.jobs[run]
         elif status.get("status") == "running":
             job.began = job.began or time.monotonic()
-            self.states[cell.run_id] = _state(cell, {**status, "seconds": time.monotonic() - job.began})
+            self.states[run.run_id] = _state(run, {**status, "seconds": time.monotonic() - job.began})
 
-    def _ended(self, cell: Cell, job: "_Job") -> CellState:
-        directory = self.experiment.directory(cell)
+    def _ended(self, run: Run, job: "_Job") -> RunState:
+        directory = self.runner.directory.of(run)
         job.submitted.exception()  # waits until the files that the job wrote are seen here too
         if read_status(directory).get("status") not in ("finished", "diverged"):
             try:
-                self.experiment.record_failure(cell, _last_words(job.submitted))
+                self.runner.record_failure(run, _last_words(job.submitted))
             except InputError as error:
-                return CellState(cell.run_id, "failed", reason=str(error))
-        return _state(cell, read_status(directory))
+                return RunState(run.run_id, "failed", reason=str(error))
+        return _state(run, read_status(directory))
 
 
 @dataclass
@@ -158,15 +158,15 @@ def _slurm_executor(options: JobOptions, folder: Path, gpus: int) -> Any:
     return executor
 
 
-def _train_cell(config: TrainConfig, run_id: str) -> None:
+def _train_run(config: TrainConfig, run_id: str) -> None:
     """What a job does, in a process of its own, on one thread."""
     torch.set_num_threads(1)
-    Experiment(config, prepared=True).run_cell(run_id)
+    Runner(config, is_child=True).run_one(run_id)
 
 
-def _state(cell: Cell, status: dict[str, Any]) -> CellState:
+def _state(run: Run, status: dict[str, Any]) -> RunState:
     known = {name: status[name] for name in ("status", "step", "seconds", "reason") if name in status}
-    return CellState(cell.run_id, **known)
+    return RunState(run.run_id, **known)
 
 
 def _last_words(job: Any) -> str:

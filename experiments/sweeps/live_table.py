@@ -1,4 +1,4 @@
-"""The live table of a sweep: how each cell stands, redrawn in place on a terminal, else a line for each change."""
+"""The live table of a sweep: how each run stands, redrawn in place on a terminal, else a line for each change."""
 
 import shutil
 from collections import Counter
@@ -6,16 +6,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TextIO
 
-#: How a cell may stand, in the order in which a table too long for the terminal prefers them.
+#: How a run may stand, in the order in which a table too long for the terminal prefers them.
 STATUSES = ("failed", "running", "diverged", "finished", "queued")
 
 
 @dataclass(frozen=True)
-class CellState:
-    """How a cell stands.
+class RunState:
+    """How a run stands.
 
     Attributes:
-        run_id: Name of its run.
+        run_id: Its name.
         status: One of ``STATUSES``.
         step: The latest step known of a running one.
         seconds: How long it has run, or took.
@@ -30,7 +30,7 @@ class CellState:
 
 
 class LiveTable:
-    """Shows how cells stand, whenever asked to.
+    """Shows how runs stand, whenever asked to.
 
     Args:
         stream: Where to.
@@ -42,7 +42,7 @@ class LiveTable:
         self._drawn = 0
         self._before: dict[str, str] | None = None
 
-    def show(self, states: Sequence[CellState]) -> None:
+    def show(self, states: Sequence[RunState]) -> None:
         """Redraw the table, or print what has changed since the last time."""
         if self.stream.isatty():
             self._redraw(states)
@@ -50,7 +50,7 @@ class LiveTable:
             self._print_changes(states)
         self.stream.flush()
 
-    def _redraw(self, states: Sequence[CellState]) -> None:
+    def _redraw(self, states: Sequence[RunState]) -> None:
         columns, height = shutil.get_terminal_size()
         lines = [count_line(states), *self._rows(states, height - 3)]
         # Up to the first line of the last table, then clear from there to the end of the screen.
@@ -58,7 +58,7 @@ class LiveTable:
         self.stream.write(back + "".join(f"{line[: columns - 1]}\n" for line in lines))
         self._drawn = len(lines)
 
-    def _rows(self, states: Sequence[CellState], most: int) -> list[str]:
+    def _rows(self, states: Sequence[RunState], most: int) -> list[str]:
         shown = list(states)
         if len(shown) > most:
             preferred = sorted(shown, key=lambda state: STATUSES.index(state.status))[: max(most, 0)]
@@ -67,7 +67,7 @@ class LiveTable:
         width = max((len(state.run_id) for state in shown), default=0)
         return [self._row(state, width) for state in shown] + ([f"… and {more} more"] if more else [])
 
-    def _print_changes(self, states: Sequence[CellState]) -> None:
+    def _print_changes(self, states: Sequence[RunState]) -> None:
         if self._before is None:
             self.stream.write(f"{count_line(states)}\n")
         else:
@@ -75,15 +75,15 @@ class LiveTable:
             self.stream.writelines(f"{self._row(state, 0)}\n" for state in changed)
         self._before = {state.run_id: state.status for state in states}
 
-    def _row(self, state: CellState, width: int) -> str:
+    def _row(self, state: RunState, width: int) -> str:
         step = "" if state.step is None else f"step {state.step}/{self.total_steps}"
         seconds = "" if state.seconds is None else f"{state.seconds:.1f} s"
         parts = [state.run_id.ljust(width), state.status.ljust(8 if width else 0), step, seconds, state.reason]
         return "  ".join(part for part in parts if part)
 
 
-def count_line(states: Sequence[CellState]) -> str:
-    """How many cells stand how, such as ``4 cells: 1 running, 3 queued``."""
+def count_line(states: Sequence[RunState]) -> str:
+    """How many runs stand how, such as ``4 runs: 1 running, 3 queued``."""
     counts = Counter(state.status for state in states)
     listed = ", ".join(f"{counts[status]} {status}" for status in STATUSES if counts[status])
-    return f"{len(states)} cells: {listed}"
+    return f"{len(states)} runs: {listed}"

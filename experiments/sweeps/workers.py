@@ -25,10 +25,9 @@ from skip_conditioning.diagnostics.errors import InputError
 from skip_conditioning.experiments.config.presets import PRESETS
 from skip_conditioning.experiments.config.train_config import TrainConfig
 from skip_conditioning.experiments.processes.threads import one_thread
-from skip_conditioning.experiments.records.directory import is_over
 from skip_conditioning.experiments.records.speed import write_speed
-from skip_conditioning.experiments.training.experiment import Experiment
-from skip_conditioning.experiments.training.runs import Cell
+from skip_conditioning.experiments.training.runner import Runner
+from skip_conditioning.experiments.training.runs import Run
 
 #: Fewer runs may be over before other processes have imported torch.
 _FEWEST_RUNS = 4
@@ -38,40 +37,40 @@ _MOST = 16
 _PATIENCE = 3.0
 
 
-def run_in_processes(experiment: Experiment, processes: int | None = None) -> None:
+def run_in_processes(runner: Runner, processes: int | None = None) -> None:
     """Train every run that is not over yet, several at once on a CPU, then write the speed table.
 
-    Tables and weights are those of ``experiment.run()`` on one thread, to the bit. On a GPU it is that; so it
-    is, on one thread, for a few runs unless a number of processes is given, and for measurements that are not the
-    preset's, as their schedules cannot be sent to other processes.
+    Tables and weights are those of ``runner.run_all()`` on one thread, to the bit. This process trains alone on a GPU;
+    for a few runs, unless a number of processes is given; and for measurements that are not the preset's, as their
+    schedules cannot be sent to other processes.
 
     Args:
-        experiment: Not within its ``prepared()``.
+        runner: Of the experiment, whose directory is not held yet.
         processes: How many; None for one a core, 16 at most.
 
     Raises:
-        InputError: As ``experiment.run()`` does; or a run failed, or a process was killed. Runs that are over are kept.
-        KeyboardInterrupt: Like that meanwhile, when all processes have ended.
+        InputError: As ``runner.run_all()`` does; or a run failed, or a process was killed. Runs that are over are kept.
+        KeyboardInterrupt: Interrupted meanwhile; all processes have ended.
     """
-    if experiment.device.type != "cpu":
-        experiment.run()
+    if runner.device.type != "cpu":
+        runner.run_all()
         return
     with one_thread():
-        pending = _pending(experiment, anew=experiment.config.output.overwrite)
-        few = processes is None and len(pending) < _FEWEST_RUNS
-        count = min(usable_cores() if processes is None else processes, len(pending))
-        if count < 2 or few or not _can_be_sent(experiment):
-            experiment.run()
+        unfinished = runner.runs if runner.config.output.overwrite else runner.directory.unfinished(runner.runs)
+        few = processes is None and len(unfinished) < _FEWEST_RUNS
+        count = min(usable_cores() if processes is None else processes, len(unfinished))
+        if count < 2 or few or not _can_be_sent(runner.config):
+            runner.run_all()
             return
-        with experiment.prepared():
-            pending = _pending(experiment)
-            total = len(experiment.cells)
+        with runner.held():
+            unfinished = runner.directory.unfinished(runner.runs)
+            total = len(runner.runs)
             with (
-                tqdm(total=total, initial=total - len(pending), unit="run", dynamic_ncols=True) as bar,
-                _workers(experiment.config, count) as workers,
+                tqdm(total=total, initial=total - len(unfinished), unit="run", dynamic_ncols=True) as bar,
+                _workers(runner.config, count) as workers,
             ):
-                _train(experiment, pending, workers, bar)
-            write_speed(experiment.config.output.out)
+                _train(runner, unfinished, workers, bar)
+            write_speed(runner.config.output.out)
 
 
 def usable_cores() -> int:
@@ -80,14 +79,10 @@ def usable_cores() -> int:
     return min(cores, _MOST)
 
 
-def _pending(experiment: Experiment, *, anew: bool = False) -> list[Cell]:
-    return [cell for cell in experiment.cells if anew or not is_over(experiment.directory(cell))]
-
-
-def _can_be_sent(experiment: Experiment) -> bool:
-    """Whether other processes can be sent the options: they have the measurements from the preset."""
-    preset = PRESETS.get(experiment.config.output.experiment)
-    return preset is not None and preset[1].diagnostics.measurements == experiment.config.diagnostics.measurements
+def _can_be_sent(config: TrainConfig) -> bool:
+    """Whether other processes can be sent the options: they take the measurements from the preset."""
+    preset = PRESETS.get(config.output.experiment)
+    return preset is not None and preset[1].diagnostics.measurements == config.diagnostics.measurements
 
 
 class _Worker:
@@ -100,10 +95,10 @@ class _Worker:
         with theirs, _without_main():
             self.process.start()
 
-    def begin(self, cell: Cell) -> None:
+    def begin(self, run: Run) -> None:
         """Let it train a run."""
         with contextlib.suppress(OSError):  # it has ended, which is seen when its reply is read
-            self.connection.send(cell.run_id)
+            self.connection.send(run.run_id)
 
     def reply(self) -> tuple[str, str] | None:
         """Why its run failed, in a line and as a traceback; None if it did not.
@@ -140,39 +135,40 @@ def _workers(config: TrainConfig, count: int) -> Iterator[list[_Worker]]:
             _stop(workers)
 
 
-def _train(experiment: Experiment, pending: Sequence[Cell], workers: Sequence[_Worker], bar: tqdm) -> None:
+def _train(runner: Runner, unfinished: Sequence[Run], workers: Sequence[_Worker], bar: tqdm) -> None:
     """Hand the runs to the workers, one after another, until all are over."""
-    waiting, free = list(reversed(pending)), list(workers)
-    busy: dict[_Worker, Cell] = {}
+    waiting, free = list(reversed(unfinished)), list(workers)
+    busy: dict[_Worker, Run] = {}
     while waiting or busy:
         while waiting and free:
-            worker, cell = free.pop(), waiting.pop()
-            worker.begin(cell)
-            busy[worker] = cell
-            bar.set_description(cell.arm)
+            worker, run = free.pop(), waiting.pop()
+            worker.begin(run)
+            busy[worker] = run
+            bar.set_description(run.arm)
         ready = wait([handle for worker in busy for handle in (worker.connection, worker.process.sentinel)])
-        for worker in [one for one in busy if one.connection in ready or one.process.sentinel in ready]:
+        answered = [worker for worker in busy if worker.connection in ready or worker.process.sentinel in ready]
+        for worker in answered:
             try:
                 failure = worker.reply()
             except EOFError:
                 worker.process.join(_PATIENCE)
-                raise _killed(experiment, busy) from None
-            cell = busy.pop(worker)
+                raise _killed(runner, busy) from None
+            run = busy.pop(worker)
             if failure is not None:
                 reason, trace = failure
-                error = InputError(f"run {cell.run_id} failed: {reason}; runs that are over are kept")
+                error = InputError(f"run {run.run_id} failed: {reason}; runs that are over are kept")
                 error.add_note(trace)
                 raise error
             free.append(worker)
             bar.update()
 
 
-def _killed(experiment: Experiment, busy: Mapping[_Worker, Cell]) -> InputError:
-    """What to say of processes that ended without a word, whose runs are marked as failed."""
-    ended = {cell: worker.process.exitcode for worker, cell in busy.items() if not worker.process.is_alive()}
-    for cell, code in ended.items():
-        experiment.record_failure(cell, f"its process ended without a word (exit code {code})")
-    runs = ", ".join(sorted(f"{cell.run_id} (exit code {code})" for cell, code in ended.items()))
+def _killed(runner: Runner, busy: Mapping[_Worker, Run]) -> InputError:
+    """The error for processes that ended without a reply; their runs are marked as failed."""
+    ended = {run: worker.process.exitcode for worker, run in busy.items() if not worker.process.is_alive()}
+    for run, code in ended.items():
+        runner.record_failure(run, f"its process ended without a reply (exit code {code})")
+    runs = ", ".join(sorted(f"{run.run_id} (exit code {code})" for run, code in ended.items()))
     return InputError(
         f"the processes that trained {runs} were killed, maybe for want of memory; repeat the command, if need be with "
         "fewer processes: runs that are over are kept"
@@ -220,9 +216,9 @@ def _work(config: TrainConfig, connection: Connection) -> None:
         run_id = connection.recv()
         try:
             whole = config.changed(measurements=PRESETS[config.output.experiment][1].diagnostics.measurements)
-            experiment = Experiment(whole, prepared=True)
+            runner = Runner(whole, is_child=True)
             while True:
-                experiment.run_cell(run_id)
+                runner.run_one(run_id)
                 connection.send(None)
                 run_id = connection.recv()
         except Exception as error:

@@ -1,35 +1,30 @@
-"""What an experiment will take, before it starts: ``python -m experiments.train PRESET --out DIR --estimate``.
+"""What an experiment will take, before it starts: ``skip-conditioning train PRESET --out DIR --estimate``.
 
-A run of each arm trains for a few steps in a temporary directory, with the trainer and monitor of the real ones. The
-learning rate is 0 there, so that no run diverges; a step takes as long as any. Once each: the beginning, a checkpoint,
-the first batches of an evaluation and a measurement, unless its forecast is too long. These times are multiplied by how
-often each is due.
+One run of each arm trains for a few steps in a temporary directory, with the trainer and monitor of the real runs. The
+learning rate is 0 there, so that no run diverges; a step takes no less time for it. Timed once each: the beginning, a
+checkpoint, the first batches of an evaluation, and each measurement, unless its forecast is too long. These times are
+multiplied by how often each is due.
 """
 
 import math
 import resource
 import sys
 import tempfile
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pyarrow as pa
-import pyarrow.compute as pc
 import torch
 
 from skip_conditioning.diagnostics.errors import InputError
-from skip_conditioning.diagnostics.measure import GIB
-from skip_conditioning.diagnostics.monitoring.measurement import Measurement, scheduled
-from skip_conditioning.diagnostics.monitoring.monitor import SpectrumMonitor
 from skip_conditioning.diagnostics.monitoring.run_tables import longest_wait
-from skip_conditioning.diagnostics.monitoring.schedule import as_schedule, log_spaced
-from skip_conditioning.diagnostics.monitoring.time_budget import forecast
-from skip_conditioning.diagnostics.tables import SKIPPED, SPECTRA
-from skip_conditioning.experiments.config.train_config import TrainConfig, measurements, spectra_dtype
+from skip_conditioning.experiments.config.train_config import TrainConfig
 from skip_conditioning.experiments.processes.group import processes
 from skip_conditioning.experiments.records.directory import check_out
-from skip_conditioning.experiments.training.experiment import Experiment, clear_memory_errors
-from skip_conditioning.experiments.training.runs import Cell
+from skip_conditioning.experiments.training.measurement_costs import MeasurementCost, measurement_costs
+from skip_conditioning.experiments.training.runner import Runner, clear_memory_errors
+from skip_conditioning.experiments.training.runs import Run
 from skip_conditioning.experiments.training.timing import (
     checkpoint_bytes,
     read_rows,
@@ -38,10 +33,6 @@ from skip_conditioning.experiments.training.timing import (
     time_steps,
     timed,
 )
-from skip_conditioning.experiments.training.trainer import Trainer
-
-#: A measurement is made if its forecast is no longer than this, in seconds; otherwise the forecast stands.
-_MEASURED_SECONDS = 5.0
 
 
 @dataclass(frozen=True)
@@ -110,6 +101,12 @@ _SUMMED = (
 def estimate(config: TrainConfig) -> Estimate:
     """Time a few steps of each arm, and what else a run does; nothing is written to ``--out``.
 
+    Args:
+        config: The options.
+
+    Returns:
+        What all runs of the experiment will take.
+
     Raises:
         InputError: Whatever would keep the experiment from starting; or this is one of several processes.
     """
@@ -118,155 +115,138 @@ def estimate(config: TrainConfig) -> Estimate:
         raise InputError("--estimate times the steps of one process; give it without torchrun")
     check_out(config)
     with tempfile.TemporaryDirectory() as scratch:
-        trial = config.changed(out=Path(scratch) / "out", log=(), resume=False, overwrite=False)
-        experiment, start = timed(lambda: Experiment(trial), torch.device("cpu"))
+        elsewhere = config.changed(out=Path(scratch) / "out", log=(), resume=False, overwrite=False)
+        runner, start = timed(lambda: Runner(elsewhere), torch.device("cpu"))
         arms: dict[str, Estimate] = {}
         with clear_memory_errors():
-            for cell in experiment.cells:
-                if cell.arm not in arms:
-                    arms[cell.arm] = _estimate_run(experiment, cell)
-        found = [arms[cell.arm] for cell in experiment.cells]
-    whole = {name: sum(getattr(one, name) for one in found) for name in _SUMMED}
+            for run in runner.runs:
+                if run.arm not in arms:
+                    arms[run.arm] = _estimate_run(runner, run)
+        return _sum([arms[run.arm] for run in runner.runs], start)
+
+
+def in_words(estimate: Estimate) -> str:
+    """What an experiment will take, the largest contributions first, and how it was estimated."""
+    total = 3600 * estimate.hours
+    runs = f"{estimate.runs} runs of {estimate.steps} steps, one after another"
+    lines = [f"{runs}: about {_time(total)} ({estimate.hours:.3g} hours)"]
+    lines += [
+        f"  {name:<12}{_time(seconds):>10}{seconds / total:>6.0%}"
+        for name, seconds in estimate.seconds.items()
+        if seconds
+    ]
+    where = "allocated on the GPU" if estimate.on_gpu else "on the host"
+    peak = _size(estimate.checkpoint_bytes_peak)
+    lines += [
+        f"memory: {_size(estimate.peak_bytes)} at most {where}",
+        f"disk: {_size(estimate.checkpoint_bytes)} of checkpoints at the end ({peak} at most before)",
+        f"      {_size(estimate.table_bytes)} of tables",
+        f"A step takes {estimate.step_seconds:.3g} s, by {estimate.timed} steps of each arm after the first ones. "
+        "Starting, checkpoints, evaluation and diagnostics were timed too.",
+    ]
+    if estimate.forecast:
+        lines.append(
+            f"Not timed but forecast, and not in the memory and the tables: measuring {', '.join(estimate.forecast)}."
+        )
+    return "\n".join(lines)
+
+
+def _sum(runs: Sequence[Estimate], start: float) -> Estimate:
+    """What several runs will take, one after another, and the seconds until the first starts."""
+    whole = {name: sum(getattr(run, name) for run in runs) for name in _SUMMED}
     whole["start_seconds"] += start
     left = most = 0
-    for one in found:
-        most, left = max(most, left + one.checkpoint_bytes_peak), left + one.checkpoint_bytes
+    for run in runs:
+        most, left = max(most, left + run.checkpoint_bytes_peak), left + run.checkpoint_bytes
     return replace(
-        found[-1],
+        runs[-1],
         **whole,
-        step_seconds=sum(one.step_seconds for one in found) / len(found),
-        timed=min(one.timed for one in found),
-        forecast=tuple(dict.fromkeys(name for one in found for name in one.forecast)),
-        peak_bytes=max(one.peak_bytes for one in found),
+        step_seconds=sum(run.step_seconds for run in runs) / len(runs),
+        timed=min(run.timed for run in runs),
+        forecast=tuple(dict.fromkeys(name for run in runs for name in run.forecast)),
+        peak_bytes=max(run.peak_bytes for run in runs),
         checkpoint_bytes_peak=most,
     )
 
 
-def print_estimate(found: Estimate) -> None:
-    """Print what an experiment will take, the largest contributions first, and how it was found."""
-    total = 3600 * found.hours
-    runs = f"{found.runs} runs of {found.steps} steps, one after another"
-    print(f"{runs}: about {_time(total)} ({found.hours:.3g} hours)")
-    for name, seconds in found.seconds.items():
-        if seconds:
-            print(f"  {name:<12}{_time(seconds):>10}{seconds / total:>6.0%}")
-    print(f"memory: {_size(found.peak_bytes)} at most {'allocated on the GPU' if found.on_gpu else 'on the host'}")
-    peak = _size(found.checkpoint_bytes_peak)
-    print(f"disk: {_size(found.checkpoint_bytes)} of checkpoints at the end ({peak} at most before)")
-    print(f"      {_size(found.table_bytes)} of tables")
-    print(
-        f"A step takes {found.step_seconds:.3g} s, by {found.timed} steps of each arm after the first ones. "
-        "Starting, checkpoints, evaluation and diagnostics were timed too."
-    )
-    if found.forecast:
-        print(f"Not timed but forecast, and not in the memory and the tables: measuring {', '.join(found.forecast)}.")
-
-
-def _estimate_run(experiment: Experiment, cell: Cell) -> Estimate:
+def _estimate_run(runner: Runner, run: Run) -> Estimate:
     """What a run will take."""
-    device = experiment.device
-    trainer, start = timed(lambda: experiment._trainer(cell), device)
+    device = runner.device
+    trainer, start = timed(lambda: runner.factory.trainer(run, runner.directory.of(run)), device)
     every_step = range(trainer.total_steps + 1)
     saves = [step for step in every_step if trainer.checkpoint_due(step)]
     evaluations = sum(map(trainer.evaluation_due, every_step))
-    fetched = trainer.block.size
-    seconds, count = time_steps(trainer)
-    _, flush = timed(trainer.monitor.flush, device)
+    block = trainer.block.size
+    step_seconds, timed_steps = time_steps(trainer)
+    _, flush_seconds = timed(trainer.monitor.flush, device)
     metrics = read_rows(trainer.directory / "metrics")
-    _, save = timed(lambda: trainer.save(trainer.total_steps), device)
-    left, most = checkpoint_bytes(trainer.directory, saves, trainer.kept)
-    training = len(every_step) * seconds
+    _, save_seconds = timed(lambda: trainer.save(trainer.total_steps), device)
+    bytes_left, bytes_peak = checkpoint_bytes(trainer.directory, saves, trainer.kept)
+    training = len(every_step) * step_seconds
     evaluation = evaluations * time_evaluation(trainer) if evaluations else 0.0
 
     def parts(seconds: float) -> int:
-        # The monitor writes what waits at every checkpoint, and in between after a step that ends late enough.
-        step, passed, written = max(fetched * seconds / len(every_step), 1e-9), 0.0, len(saves)
-        while (passed := passed + step * math.ceil(longest_wait(passed) / step)) < seconds:
-            written += 1
-        return written
+        return len(saves) + _parts_between(seconds, block * seconds / len(every_step))
 
-    writing = len(saves) * save
-    writing += parts(training + writing) * flush
-    others = training + evaluation + writing
-    places = [trainer.directory / str(i) for i in range(len(_items(experiment)))]
-    measured = [_measure(experiment, trainer, *pair) for pair in zip(_items(experiment), places, strict=True)]
-    wanted = sum(one.seconds * len(one.due) for one in measured)
-    share = experiment.config.diagnostics.max_overhead
-    made = 1.0 if share is None or not wanted else min(1.0, share * others / wanted)
-    probed = math.ceil(made * len({step for one in measured for step in one.due}))
-    written = parts(training + writing + made * wanted)
-    tables = table_bytes(metrics, len(every_step) + evaluations + probed, written)
-    for one in measured:
-        times = math.ceil(made * len(one.due))
-        skipped = len(one.due) - times
-        tables += table_bytes(one.spectra, times * len(one.spectra), min(times, written))
-        tables += table_bytes(one.skipped, skipped, min(skipped, written))
+    writing = len(saves) * save_seconds
+    writing += parts(training + writing) * flush_seconds
+    costs = measurement_costs(runner, trainer)
+    diagnostics = sum(cost.seconds * len(cost.due) for cost in costs)
+    largest_share = runner.config.diagnostics.max_overhead
+    made = 1.0
+    if largest_share is not None and diagnostics:
+        made = min(1.0, largest_share * (training + evaluation + writing) / diagnostics)
+    written = parts(training + writing + made * diagnostics)
+    probed = math.ceil(made * len({step for cost in costs for step in cost.due}))
     return Estimate(
         runs=1,
         steps=trainer.total_steps,
-        step_seconds=seconds,
-        timed=count,
+        step_seconds=step_seconds,
+        timed=timed_steps,
         start_seconds=start,
         training_seconds=training,
         evaluation_seconds=evaluation,
-        diagnostics_seconds=made * wanted,
+        diagnostics_seconds=made * diagnostics,
         checkpoint_seconds=writing,
-        forecast=tuple(one.name for one in measured if one.forecast),
+        forecast=tuple(cost.map for cost in costs if cost.is_forecast),
         peak_bytes=_peak(device),
         on_gpu=device.type == "cuda",
-        checkpoint_bytes=left,
-        checkpoint_bytes_peak=most,
-        table_bytes=tables,
+        checkpoint_bytes=bytes_left,
+        checkpoint_bytes_peak=bytes_peak,
+        table_bytes=_table_bytes(metrics, len(every_step) + evaluations + probed, costs, made, written),
     )
 
 
-def _items(experiment: Experiment) -> list[Measurement | None]:
-    """What is measured while training; None for the bounds."""
-    config = experiment.config
-    return [*([None] if config.diagnostics.bounds else []), *measurements(config)]
+def _parts_between(seconds: float, block: float) -> int:
+    """Parts that the monitor writes between checkpoints: after a block of steps that ends late enough.
 
-
-@dataclass(frozen=True, eq=False)
-class _Measured:
-    """A measurement: its map, its seconds (or their forecast), the steps at which it is due, and its rows.
-
-    Attributes:
-        spectra: Rows of one; none of one that was not made.
-        skipped: The row of one that cannot be afforded.
+    Args:
+        seconds: Of the whole run.
+        block: Seconds of steps whose numbers are fetched at once.
     """
-
-    name: str
-    seconds: float
-    forecast: bool
-    due: list[int]
-    spectra: pa.Table
-    skipped: pa.Table
+    block, passed, written = max(block, 1e-9), 0.0, 0
+    while (passed := passed + block * math.ceil(longest_wait(passed) / block)) < seconds:
+        written += 1
+    return written
 
 
-def _measure(experiment: Experiment, trainer: Trainer, item: Measurement | None, place: Path) -> _Measured:
-    """Make a measurement twice and time the second; or only forecast it, if that says that it would be too long."""
-    model, probe, dtype = trainer.model, experiment.probe, spectra_dtype(experiment.config)
-    named = scheduled(item or Measurement("bounds"), None, log_spaced())
-    schedule = as_schedule(named.schedule)  # type: ignore[arg-type]
-    due = [step for step in range(trainer.total_steps + 1) if schedule(step)]
-    row = {"run_id": trainer.directory.name, "step": 0}
-    seconds = 0.0
-    if item is not None:
-        seconds = forecast(model, probe[0], item, method="auto", tolerance=None, dtype=dtype, memory_budget=GIB)
-    late = seconds > _MEASURED_SECONDS
-    spectra = SPECTRA.empty_table()
-    if not late:
-        maps = () if item is None else (replace(item, schedule=1),)
-        monitor = SpectrumMonitor(
-            model, probe, place, maps=maps, schedule=1, max_overhead=None, dtype=dtype, bounds=item is None
-        )
-        monitor.step(0)
-        _, seconds = timed(lambda: monitor.step(1), experiment.device)
-        monitor.close()
-        spectra = read_rows(place / "spectra").filter(pc.field("step") == 0)
-    reason = f"would exceed max_overhead={experiment.config.diagnostics.max_overhead}"
-    skipped = pa.Table.from_pylist([row | named.skipped(reason, seconds)], schema=SKIPPED)
-    return _Measured(named.map, seconds, late, due, spectra, skipped)
+def _table_bytes(metrics: pa.Table, rows: int, costs: Sequence[MeasurementCost], made: float, parts: int) -> int:
+    """Bytes of all tables of a run.
+
+    Args:
+        metrics: Some rows of the table of metrics.
+        rows: Rows that it will have.
+        costs: What is measured.
+        made: Share of the measurements due that ``max_overhead`` allows.
+        parts: Parts that each table is written in, if each has a row.
+    """
+    size = table_bytes(metrics, rows, parts)
+    for cost in costs:
+        times = math.ceil(made * len(cost.due))
+        skipped = len(cost.due) - times
+        size += table_bytes(cost.spectra, times * len(cost.spectra), min(times, parts))
+        size += table_bytes(cost.skipped, skipped, min(skipped, parts))
+    return size
 
 
 def _peak(device: torch.device) -> int:

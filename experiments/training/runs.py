@@ -8,10 +8,13 @@ from skip_conditioning.experiments.data.batches import derive_seed
 
 
 @dataclass(frozen=True)
-class Cell:
-    """One run: an arm at a learning rate in a trial.
+class Run:
+    """An arm at a learning rate in a trial.
 
     Attributes:
+        arm: Variant of the model.
+        lr: Learning rate at the start.
+        trial: Number of the trial, from 0.
         seed: The trial's; all its arms and learning rates share initialisation and data order.
     """
 
@@ -27,9 +30,10 @@ class Cell:
         return f"{self.arm}-lr{short if float(short) == self.lr else repr(self.lr)}-trial{self.trial:02d}"
 
 
-def all_cells(config: TrainConfig) -> Iterator[Cell]:
+def all_runs(config: TrainConfig) -> Iterator[Run]:
     """Every run, the arms of a trial next to each other."""
-    for trial in range(config.optimisation.trials):
-        for lr in config.optimisation.lr:
+    options = config.optimisation
+    for trial in range(options.trials):
+        for lr in options.lr:
             for arm in config.network.arms:
-                yield Cell(arm, lr, trial, derive_seed(config.optimisation.seed, trial))
+                yield Run(arm, lr, trial, derive_seed(options.seed, trial))

@@ -1,4 +1,4 @@
-"""A sweep by real processes in place of Slurm's: the tables of training, whatever becomes of single cells."""
+"""A sweep by real processes in place of Slurm's: the tables of training, whatever becomes of single runs."""
 
 import io
 import os
@@ -17,7 +17,7 @@ from skip_conditioning.experiments.records.directory import write_status
 from skip_conditioning.experiments.records.locks import LOCK, check_unlocked
 from skip_conditioning.experiments.sweep import JobOptions, main, parse
 from skip_conditioning.experiments.sweeps import jobs as sweep_jobs
-from skip_conditioning.experiments.sweeps.live_table import CellState, LiveTable
+from skip_conditioning.experiments.sweeps.live_table import LiveTable, RunState
 from skip_conditioning.experiments.train import main as train_main
 
 SLURM_EXECUTOR = sweep_jobs._slurm_executor
@@ -99,7 +99,7 @@ def test_tables_are_those_of_training_and_finished_cells_are_not_repeated(small,
     assert printed.partition("diagnostics took")[0] in out
     changes = [line.split()[:2] for line in err.splitlines() if line.startswith("shrunk-lr1e+30")]
     assert changes[-1] == ["shrunk-lr1e+30-trial00", "diverged"]
-    assert "2 cells: 1 finished, 1 queued" in err
+    assert "2 runs: 1 finished, 1 queued" in err
     assert train_main([*small, *options, "--out", "swept", "--resume"]) == 0, "training goes on with a sweep"
     assert main([*small, *options, "--out", "swept", "--resume"]) == 0, "nothing left to do"
     assert len(logs("swept")) == 2
@@ -184,8 +184,8 @@ def test_no_more_jobs_at_a_time_than_asked_for(fragile, capsys, monkeypatch):
         (["demo"], ["--out"]),
         (["demo", "--out", "o", "--jobs", "0"], ["--jobs must be at least 1; it is 0"]),
         (["demo", "--out", "o", "--hours", "-1"], ["--hours must be a positive number; it is -1"]),
-        (["demo", "--out", "o", "--processes", "2"], ["--processes", "experiments.train"]),
-        (["demo", "--out", "o", "--estimate"], ["--estimate", "experiments.train"]),
+        (["demo", "--out", "o", "--processes", "2"], ["--processes", "skip-conditioning train"]),
+        (["demo", "--out", "o", "--estimate"], ["--estimate", "skip-conditioning train"]),
         (["demo", "--out", "o", "--arms", "chian"], ["'chian'", "Did you mean 'chain'"]),
         (["demo", "--out", "o", "--retry", "--overwrite"], ["--overwrite", "one of them"]),
         (["demo", "--out", "o", "--steps", "3", "--epochs", "2"], ["either --steps or --epochs"]),
@@ -209,7 +209,7 @@ def test_missing_submitit(nets, capsys, monkeypatch):
 def test_without_a_cluster(nets, capsys, monkeypatch):
     monkeypatch.setenv("PATH", "")
     assert main(["demo", "--out", "o"]) == 2
-    assert re.search("needs Slurm, .*srun.* experiments.train here, with --processes", capsys.readouterr().err)
+    assert re.search("needs Slurm, .*srun.* skip-conditioning train here, with --processes", capsys.readouterr().err)
     assert not Path("o").exists()
 
 
@@ -252,7 +252,7 @@ class Terminal(io.StringIO):
         return True
 
 
-STATES = [CellState("a", "finished", seconds=2.5), CellState("bb", "running", step=3), CellState("c", "queued")]
+STATES = [RunState("a", "finished", seconds=2.5), RunState("bb", "running", step=3), RunState("c", "queued")]
 
 
 def test_table_is_redrawn_in_place_on_a_terminal(monkeypatch):
@@ -263,7 +263,7 @@ def test_table_is_redrawn_in_place_on_a_terminal(monkeypatch):
     table.show(STATES)
     first = stream.getvalue()
     assert first.splitlines() == [
-        "3 cells: 1 running,",
+        "3 runs: 1 running,",
         "a   finished  2.5 s",
         "bb  running   step "[:19],
         "c   queued  ",
@@ -276,9 +276,9 @@ def test_table_longer_than_the_terminal_shows_what_matters(monkeypatch):
     monkeypatch.setenv("COLUMNS", "80")
     monkeypatch.setenv("LINES", "5")
     stream = Terminal()
-    LiveTable(stream, 9).show([*STATES, CellState("d", "failed", reason="no luck")])
+    LiveTable(stream, 9).show([*STATES, RunState("d", "failed", reason="no luck")])
     assert [line.split() for line in stream.getvalue().splitlines()] == [
-        ["4", "cells:", "1", "failed,", "1", "running,", "1", "finished,", "1", "queued"],
+        ["4", "runs:", "1", "failed,", "1", "running,", "1", "finished,", "1", "queued"],
         ["bb", "running", "step", "3/9"],
         ["d", "failed", "no", "luck"],
         ["…", "and", "2", "more"],
@@ -288,6 +288,6 @@ def test_table_longer_than_the_terminal_shows_what_matters(monkeypatch):
 def test_elsewhere_it_prints_changes_only():
     stream = io.StringIO()
     table = LiveTable(stream, 9)
-    for states in (STATES, STATES, [*STATES[:2], CellState("c", "failed", reason="no luck")]):
+    for states in (STATES, STATES, [*STATES[:2], RunState("c", "failed", reason="no luck")]):
         table.show(states)
-    assert stream.getvalue() == "3 cells: 1 running, 1 finished, 1 queued\nc  failed  no luck\n"
+    assert stream.getvalue() == "3 runs: 1 running, 1 finished, 1 queued\nc  failed  no luck\n"

@@ -24,7 +24,7 @@ from skip_conditioning.experiments.claims.verdict.claim import Contrast, Evidenc
 from skip_conditioning.experiments.claims.verdict.paired_claim import PairedClaim
 from skip_conditioning.experiments.processes.threads import one_thread
 from skip_conditioning.experiments.train import main as train
-from skip_conditioning.experiments.training import experiment
+from skip_conditioning.experiments.training import run_factory
 
 PLAN = Plan(
     "demo",
@@ -49,7 +49,7 @@ def stub(patch):
     """Two claims on digits that take seconds; the code stays what it is although this checkout may be committed to."""
     for module in (registry, verify):
         patch.setattr(module, "CLAIMS", CLAIMS)
-    for module in (preregistration, running, experiment, verify):
+    for module in (preregistration, running, run_factory, verify):
         patch.setattr(module, "git_revision", lambda: "a1b2c3")
 
 
@@ -113,16 +113,16 @@ def test_repeated_it_trains_nothing_and_says_the_same(copy):
 def test_interrupted_it_goes_on(tmp_path, done, monkeypatch, capsys):
     out = tmp_path / "out"
     trained = []
-    original = running.Experiment._run
+    original = running.Runner._train
 
-    def stops(self, group, progress):
+    def stops(self, run, progress):
         if len(trained) == 5:
             raise KeyboardInterrupt
-        trained.extend(cell.run_id for cell in group)
-        original(self, group, progress)
+        trained.append(run.run_id)
+        original(self, run, progress)
 
     with monkeypatch.context() as patch:
-        patch.setattr(running.Experiment, "_run", stops)
+        patch.setattr(running.Runner, "_train", stops)
         assert run(out) == 130
     said = capsys.readouterr().err.splitlines()[-1]
     assert said == "interrupted; to go on, repeat the command: runs that are over are kept"

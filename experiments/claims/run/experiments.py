@@ -18,8 +18,8 @@ from skip_conditioning.experiments.records.provenance import git_revision, versi
 from skip_conditioning.experiments.records.speed import SPEED, write_speed
 from skip_conditioning.experiments.sweeps.workers import run_in_processes
 from skip_conditioning.experiments.train import parse
-from skip_conditioning.experiments.training.experiment import Experiment
-from skip_conditioning.experiments.training.runs import all_cells
+from skip_conditioning.experiments.training.runner import Runner
+from skip_conditioning.experiments.training.runs import all_runs
 
 _FOLDER = "experiments"
 _NAMED = 6
@@ -139,11 +139,11 @@ def run(job: Job) -> None:
         return
     _check_code(job, {"git_revision": git_revision(), "versions": versions()})
     check_out(job.config)
-    if all(is_over(out / "runs" / cell.run_id) for cell in all_cells(job.config)):
+    if all(is_over(out / "runs" / run.run_id) for run in all_runs(job.config)):
         if not (out / SPEED).exists():
             write_speed(out)
         return
-    run_in_processes(Experiment(job.config), job.processes)
+    run_in_processes(Runner(job.config), job.processes)
 
 
 def read(job: Job) -> dict[tuple[str, str], tables.Experiment]:
@@ -166,7 +166,7 @@ def check_whole(job: Job) -> None:
     """
     out = job.config.output.out
     states = {
-        cell.run_id: read_status(out / "runs" / cell.run_id).get("status", "missing") for cell in all_cells(job.config)
+        run.run_id: read_status(out / "runs" / run.run_id).get("status", "missing") for run in all_runs(job.config)
     }
     open_runs = [f"{run} ({state})" for run, state in states.items() if state not in ("finished", "diverged")]
     if open_runs:

@@ -17,7 +17,7 @@ from skip_conditioning.experiments.records.locks import LOCK, check_unlocked
 from skip_conditioning.experiments.sweeps import workers as parallel
 from skip_conditioning.experiments.sweeps.workers import run_in_processes
 from skip_conditioning.experiments.train import main, parse
-from skip_conditioning.experiments.training.experiment import Experiment
+from skip_conditioning.experiments.training.runner import Runner
 
 FRAGILE = """
 import multiprocessing, os, signal, time
@@ -45,12 +45,12 @@ net.arms = ("sound", "fragile")
 SCRIPT = """
 import signal
 from skip_conditioning.experiments.config.command_line import run_command
-from skip_conditioning.experiments.training.experiment import Experiment
+from skip_conditioning.experiments.training.runner import Runner
 from skip_conditioning.experiments.sweeps.workers import run_in_processes
 from skip_conditioning.experiments.train import parse
 
 signal.signal(signal.SIGINT, signal.default_int_handler)
-raise SystemExit(run_command(lambda config: run_in_processes(Experiment(config), 2), parse))
+raise SystemExit(run_command(lambda config: run_in_processes(Runner(config), 2), parse))
 """
 
 RUNS = ("--arms", "plain", "shrunk", "--lr", "0.1", "1e30", "--trials", "2", "--steps", "3")
@@ -85,7 +85,7 @@ def script(fragile):
 
 
 def run(options, processes=2):
-    run_in_processes(Experiment(parse([*options, "--out", "o"])), processes)
+    run_in_processes(Runner(parse([*options, "--out", "o"])), processes)
 
 
 def statuses():
@@ -179,5 +179,5 @@ def test_processes_end_when_the_one_that_started_them_is_killed(script):
 )
 def test_otherwise_this_process_trains(small, monkeypatch, options, processes, changes):
     monkeypatch.setattr(parallel, "_Worker", None)
-    run_in_processes(Experiment(parse([*small, *options, "--out", "o"]).changed(**changes)), processes)
+    run_in_processes(Runner(parse([*small, *options, "--out", "o"]).changed(**changes)), processes)
     assert set(statuses().values()) <= {"finished", "diverged"}

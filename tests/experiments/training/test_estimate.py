@@ -11,7 +11,7 @@ from skip_conditioning.diagnostics.monitoring.monitor import Measurement
 from skip_conditioning.diagnostics.monitoring.schedule import every
 from skip_conditioning.experiments.data.batches import EvaluationBatches
 from skip_conditioning.experiments.train import main, parse
-from skip_conditioning.experiments.training.estimate import estimate, print_estimate
+from skip_conditioning.experiments.training.estimate import estimate, in_words
 from skip_conditioning.experiments.training.timing import time_evaluation
 from skip_conditioning.experiments.training.trainer import Trainer
 
@@ -131,12 +131,11 @@ def test_diagnostics_are_counted_as_scheduled_and_bounded_by_their_share(nets, s
     assert bounded.diagnostics_seconds == pytest.approx(0.01 * others)
 
 
-def test_a_measurement_that_is_too_long_is_forecast_and_said_to_be(nets, small, monkeypatch, capsys):
-    monkeypatch.setattr("skip_conditioning.experiments.training.estimate.forecast", lambda *_, **__: 100.0)
+def test_a_measurement_that_is_too_long_is_forecast_and_said_to_be(nets, small, monkeypatch):
+    monkeypatch.setattr("skip_conditioning.experiments.training.measurement_costs.forecast", lambda *_, **__: 100.0)
     found = estimate(parse([*small, "--out", "o"]))
     assert (found.forecast, found.diagnostics_seconds) == (("tail",), 700)
-    print_estimate(found)
-    printed = capsys.readouterr().out
+    printed = in_words(found)
     assert "Not timed but forecast, and not in the memory and the tables: measuring tail" in printed
     assert printed.splitlines()[1].split()[0] == "diagnostics"
 

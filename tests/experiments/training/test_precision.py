@@ -5,7 +5,7 @@ import torch
 
 from skip_conditioning.diagnostics.tables import read_experiment
 from skip_conditioning.experiments.train import parse
-from skip_conditioning.experiments.training.experiment import Experiment
+from skip_conditioning.experiments.training.runner import Runner
 from skip_conditioning.experiments.training.trainer import is_half
 
 
@@ -34,8 +34,8 @@ def test_auto_is_bfloat16_on_a_gpu_alone(precision, device, half):
 
 def test_channels_last_is_a_matter_of_memory_only(train, small):
     options = ("--model", "paper-mnist", "--arms", "modified", "--layers", "stem", "--augment", "crop")
-    made = Experiment(parse([*small, *options, "--channels-last", "--out", "o"]))
-    model = made._model(made.cells[0])
+    made = Runner(parse([*small, *options, "--channels-last", "--out", "o"]))
+    model = made.factory.network(made.runs[0])
     weight = model.block1.branch[0].weight
     assert weight.is_contiguous(memory_format=torch.channels_last)
     images, _ = made.data.batches(0).at(0)

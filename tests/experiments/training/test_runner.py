@@ -16,8 +16,8 @@ from skip_conditioning.experiments.processes.group import choose_device
 from skip_conditioning.experiments.records.checkpoints import load_weights
 from skip_conditioning.experiments.records.directory import read_probe
 from skip_conditioning.experiments.train import parse
-from skip_conditioning.experiments.training.experiment import Experiment
 from skip_conditioning.experiments.training.networks import build_network
+from skip_conditioning.experiments.training.runner import Runner
 from skip_conditioning.models import build_model
 
 PAPER_NET = ("--model", "paper-mnist", "--arms", "chain", "residual", "--layers", "stem")
@@ -68,7 +68,7 @@ def test_bounds_are_logged_on_request_and_change_nothing(train):
 def test_resuming_needs_the_same_bounds(train, small):
     train("out", "--bounds", "--no-diagnostics")
     with pytest.raises(InputError, match="bounds True → False"):
-        Experiment(parse([*small, "--out", "out", "--no-diagnostics", "--resume"]))
+        Runner(parse([*small, "--out", "out", "--no-diagnostics", "--resume"]))
 
 
 def test_a_seeded_experiment_repeats(train, same_results):
@@ -99,13 +99,13 @@ def test_arms_and_learning_rates_of_a_trial_share_initialisation_and_trials_do_n
 
 
 def test_data_order_is_the_trials(small):
-    made = Experiment(parse([*small, "--out", "out", "--trials", "2", "--arms", "plain", "shrunk"]))
-    orders = {(cell.arm, cell.trial): made.data.batches(cell.seed).at(4)[1].tolist() for cell in made.cells}
+    made = Runner(parse([*small, "--out", "out", "--trials", "2", "--arms", "plain", "shrunk"]))
+    orders = {(run.arm, run.trial): made.data.batches(run.seed).at(4)[1].tolist() for run in made.runs}
     assert orders["plain", 0] == orders["shrunk", 0] != orders["plain", 1] == orders["shrunk", 1]
 
 
 def test_subset_and_probe_are_drawn_once(small):
-    parts = [Experiment(parse([*small, "--out", "out", *more])) for more in ((), ("--lr", "0.3"), ("--seed", "1"))]
+    parts = [Runner(parse([*small, "--out", "out", *more])) for more in ((), ("--lr", "0.3"), ("--seed", "1"))]
     subsets = [made.data.data.train.images for made in parts]
     assert torch.equal(subsets[0], subsets[1])
     assert not torch.equal(subsets[0], subsets[2])
@@ -197,14 +197,14 @@ def test_device_that_is_not_there(name):
 
 
 def preset(name, *options):
-    return Experiment(parse([name, "--out", "out", "--device", "cpu", *options]))
+    return Runner(parse([name, "--out", "out", "--device", "cpu", *options]))
 
 
 def test_paper_mnist_measures_the_whole_spectrum_of_the_paper(train, real_data):
     options = ("paper-mnist", "--trials", "1", "--steps", "2", "--out", "out", "--data-dir", str(real_data))
-    made = Experiment(parse(options))
+    made = Runner(parse(options))
     assert made.data.data.train.images.shape == (32, 1, 28, 28)
-    made.run()
+    made.run_all()
     tables = read_experiment("out")
     assert sorted(tables.runs["arm"]) == ["chain", "modified", "residual"]
     assert tables.spectra.groupby("run_id")["step"].apply(list).tolist() == [[0, 1, 2]] * 3
@@ -240,7 +240,7 @@ def test_paper_cifar_runs(nets, real_data, name):
     )
     images, _ = made.data.probe(torch.arange(16))
     assert images.min() < -1, "pixels are normalised"
-    made.run()
+    made.run_all()
     tables = read_experiment("out")
     metrics = tables.metrics.set_index(["split", "step"])
     assert metrics.loc["train", "loss"].notna().sum() == 3
@@ -262,8 +262,8 @@ def test_paper_imagenet_runs(nets, real_data):
         *("--arms", "modified", "--no-diagnostics"),
     )
     assert made.probe[0].shape == (1, 3, 224, 224)
-    assert made._model(made.cells[0]).stem[0].kernel_size == (7, 7)
-    made.run()
+    assert made.factory.network(made.runs[0]).stem[0].kernel_size == (7, 7)
+    made.run_all()
     assert read_experiment("out").runs["status"].tolist() == ["finished"]
 
 
