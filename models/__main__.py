@@ -1,8 +1,11 @@
-"""``python -m models``: list the networks, their arms, parameter counts and options."""
+"""``skip-conditioning models``: list the networks, their arms, parameter counts and options."""
 
+import argparse
 import inspect
+import sys
 import textwrap
-from typing import get_args
+from collections.abc import Sequence
+from typing import NoReturn, get_args
 
 import torch
 
@@ -16,7 +19,7 @@ def parameter_count(name: str) -> int:
 
 
 def describe_option(option: inspect.Parameter) -> str:
-    """An option with its default, and its choices if it has a few: ``stem=cifar (cifar|imagenet)``."""
+    """An option with its default and, where it is one of several names, these: ``stem=cifar (cifar|imagenet)``."""
     choices = [c for part in (option.annotation, *get_args(option.annotation)) for c in get_args(part)]
     names = [c for c in choices if isinstance(c, str)]
     optional = ["None"] if type(None) in choices else []
@@ -24,12 +27,12 @@ def describe_option(option: inspect.Parameter) -> str:
 
 
 def wrap(row: str, indent: int) -> list[str]:
-    """A row of a table as lines, all but the first indented to its last column."""
+    """A row of a table, in lines of 100 characters; all but the first are indented."""
     return textwrap.wrap(row, 100, subsequent_indent=" " * indent, break_on_hyphens=False)
 
 
 def listing() -> str:
-    """The whole list, aligned, as printed."""
+    """The text that the command prints."""
     names = model_names()
     width = max(len(name) for name in names)
     lines = [f"{'model':{width}}  {'parameters':>10}  arms (* default)"]
@@ -43,5 +46,24 @@ def listing() -> str:
     return "\n".join(lines)
 
 
-if __name__ == "__main__":
+class _Parser(argparse.ArgumentParser):
+    """A parser that refuses bad input in one line."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"error: {message}; see --help\n")
+
+
+def main(args: Sequence[str] | None = None) -> int:
+    """Print the list; returns the exit code.
+
+    Raises:
+        SystemExit: ``--help`` (code 0), or an argument that does not exist (code 2).
+    """
+    description = "List the networks: their arms, parameter counts, and options with their defaults."
+    _Parser(prog="skip-conditioning models", description=description).parse_args(args)
     print(listing())
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,6 +1,6 @@
 """Arms: the variants of one network that are compared.
 
-An arm is a shortcut factory, an initialisation and an output gain, no more. To add one, add an entry to a
+An arm consists of a shortcut factory, an initialisation and an output gain. To add one, add an entry to a
 network's table, or pass an `Arm` of your own where a name is asked for:
 
     def only_the_pool(in_channels, out_channels, stride):
@@ -44,7 +44,7 @@ class Arm:
     Attributes:
         shortcut: Makes each block's shortcut from ``(in_channels, out_channels, stride)``.
         initialisation: Name of the initialisation, see `models.initialisation`.
-        output_gain: What every block multiplies its output by, whether its shortcut is an identity or not.
+        output_gain: Factor of the output of every block, whether or not its shortcut is an identity.
     """
 
     shortcut: ShortcutFactory
@@ -86,7 +86,7 @@ def residual_shortcut(in_channels: int, out_channels: int, stride: int, *, bias:
 def modified_shortcut(in_channels: int, out_channels: int, stride: int, *, bias: bool = False) -> nn.Module:
     """As `residual_shortcut`, plus ``s·AvgPool_s``, zero-padded on channels, where the map down-samples.
 
-    Down-sampling means ``stride > 1`` (PAPER.md §3). A convolution that only changes the channels, as in the
+    Down-sampling means ``stride > 1`` (docs/paper.md §3). A convolution that only changes the channels, as in the
     first block of a bottleneck network, is left as it is; the authors' released code adds the zero-padded
     identity there too.
     """

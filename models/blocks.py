@@ -8,8 +8,7 @@ from torch import Tensor, nn
 class PreActivationBlock(nn.Module):
     r"""``y = c · (branch(o) + shortcut(z))`` with ``o = preactivation(x)`` and ``z = x`` or ``z = o``.
 
-    A single-input, single-output module. Which shortcut it has is the arm's choice; the block does not
-    know.
+    A single-input, single-output module. The arm chooses its shortcut.
 
     Source: He et al. 2016, *Identity mappings in deep residual networks*.
 
@@ -19,7 +18,7 @@ class PreActivationBlock(nn.Module):
         shortcut: The shortcut; its output has the branch's shape.
         shortcut_reads: What the shortcut acts on: the block's ``"input"`` x (blocks that keep the shape)
             or its ``"preactivation"`` o (blocks that change it).
-        output_gain: c, fixed; at 1 nothing is multiplied.
+        output_gain: c, fixed.
     """
 
     def __init__(

@@ -59,7 +59,7 @@ def build_contractive_mlp(
     All parameters may have leading dimensions, and the outputs then have them too: with stacked weights of shapes
     ``(R, …)``, `torch.func.functional_call` evaluates R networks on one batch, ``(N, …)`` to ``(R, N, num_classes)``.
 
-    Source: PAPER.md §2.7.
+    Source: docs/paper.md §2.7.
 
     Args:
         arm: ``residual`` (s = 1), ``chain`` (s = 0), ``unnormalised`` (s = 1, ``W`` in place of ``Ŵ``), or an `Arm`,

@@ -1,4 +1,4 @@
-r"""Shortcuts of the interventions of PAPER.md §4, by which conditioning and skips are changed one without the other.
+r"""Shortcuts of the interventions of docs/paper.md §4, which change conditioning or skips, each without the other.
 
 Factories as in `models.arms`, with the same promise: nothing is drawn from the global random stream but what every
 other arm draws too, and all parameters have the same names and shapes. The networks' tables of arms say which network
@@ -47,7 +47,7 @@ be made equal to it by a gain. Take a branch g of batch norm, ReLU and a linear 
 
 Batch norm makes the network blind to a common scale of branch and skip, so other output gains that are the same in all
 blocks change the balance of the two, not this gap. With other normalisers, activations, or convolutions for a shortcut
-the variance too is matched approximately at best. Look at the measured ‖J‖_F of both arms before comparing them.
+the variance too is matched approximately at best. Compare the measured ‖J‖_F of both arms first.
 """
 
 

@@ -1,4 +1,4 @@
-"""The small convolutional network of the paper's MNIST experiment (PAPER.md §3)."""
+"""The small convolutional network of the paper's MNIST experiment (docs/paper.md §3)."""
 
 from collections import OrderedDict
 from functools import partial
@@ -36,7 +36,7 @@ ARMS: dict[str, Arm] = {
     "isometry": Arm(partial(isometry_shortcut, bias=True)),
     "orthogonal-conv": Arm(partial(orthogonal_convolution_shortcut, bias=True)),
 }
-"""The arms: the paper's three, then the interventions of PAPER.md §4.
+"""The arms: the paper's three, then the interventions of docs/paper.md §4.
 
 - ``chain``: no skip; ``residual``: the identity in ``block1``, a convolution in ``block2``; ``modified``: the same with
   ``3·AvgPool3(o)`` added to the convolution.

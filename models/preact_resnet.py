@@ -1,4 +1,4 @@
-"""Pre-activation ResNets for CIFAR and ImageNet (PAPER.md §3)."""
+"""Pre-activation ResNets for CIFAR and ImageNet (docs/paper.md §3)."""
 
 from collections import OrderedDict
 from collections.abc import Callable
@@ -34,7 +34,7 @@ ARMS: dict[str, Arm] = {
     "orthogonal-conv": Arm(orthogonal_convolution_shortcut),
     "chain": Arm(chain_shortcut),
 }
-"""The arms: the paper's two, then interventions of PAPER.md §4.
+"""The arms: the paper's two, then interventions of docs/paper.md §4.
 
 - ``original``: identity and 1×1 convolution shortcuts; ``modified``: the same, the down-sampling ones plus
   ``s·AvgPool_s``.

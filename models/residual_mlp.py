@@ -1,4 +1,4 @@
-"""A residual multilayer perceptron of any depth and width: the laboratory animal for theory."""
+"""A residual multilayer perceptron of any depth and width, small enough to check the theory on."""
 
 from collections import OrderedDict
 from functools import partial
@@ -34,14 +34,14 @@ ACTIVATIONS: dict[ActivationName, type[nn.Module]] = {
 
 
 def arms_with_gain(skip_gain: float) -> dict[str, Arm]:
-    """The arms, made anew for each network: the random maps of the last two are numbered by its blocks.
+    """The arms, made anew for each network, as the random maps of the last two are numbered by its blocks.
 
     - ``chain``: no skips; ``residual``: skips ``α·x`` of the given gain α.
     - ``gain-0.25``, ``gain-0.5``, ``gain-2``: skips of these gains, whatever ``skip_gain`` is.
     - ``chain-…``, ``residual-…``: these two with the initialisation ``orthogonal``, ``dirac`` or ``looks-linear``. The
-      last needs an even width; for what is wrong with ``dirac`` see `models.interventions`.
-    - ``rescaled``: ``(g(x) + x)/√2``, a skip with the chain's variance of activations; how near it comes to the chain's
-      Jacobian, see `models.interventions.RESCALED_GAIN`.
+      last needs an even width; `models.interventions` says why ``dirac`` conditions badly.
+    - ``rescaled``: ``(g(x) + x)/√2``, a skip with the chain's variance of activations;
+      `models.interventions.RESCALED_GAIN` says how near its Jacobian comes to the chain's.
     - ``orthogonal``: a fixed random orthogonal map in place of the identity, another in each block.
     - ``rank-deficient``: a fixed random partial isometry of an eighth of the width in its place.
     """
@@ -84,10 +84,10 @@ def build_residual_mlp(
 
     The stem flattens its input and is linear; block l is ``x ↦ W_l φ(norm(x)) + b_l + α x``; the head is
     ``W φ(norm(x)) + b``. With ``normaliser="weight"`` there is no norm, the stem and the blocks are
-    `WeightNormLinear` and the last layer is unbounded, as in the class of PAPER.md §2.7.
+    `WeightNormLinear` and the last layer is unbounded, as in the class of docs/paper.md §2.7.
 
     Args:
-        arm: ``chain`` (α = 0), ``residual`` (α = ``skip_gain``), an intervention of PAPER.md §4 (`arms_with_gain`
+        arm: ``chain`` (α = 0), ``residual`` (α = ``skip_gain``), an intervention of docs/paper.md §4 (`arms_with_gain`
             describes them all), or an `Arm`.
         in_features: Entries of one flattened input.
         width: Width of all hidden layers.
@@ -142,7 +142,7 @@ class WeightNormLinear(nn.Linear):
     No effective row is longer than 1, and its derivative in ``w`` is at most ``ε^{-1/2}``, however large
     ``w`` is. Unlike `torch.nn.utils.parametrizations.weight_norm` it has no trainable length.
 
-    Source: PAPER.md §2.5.
+    Source: docs/paper.md §2.5.
 
     Args:
         in_features: Columns of the weight.

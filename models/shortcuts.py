@@ -2,8 +2,8 @@ r"""Shortcuts: what a block adds to its branch, each a module of its own.
 
 A shortcut maps the features of a block, of shape ``(N, C_in, H, W)`` (or ``(N, C_in)``), to the shape of
 the branch's output, ``(N, C_out, H / s, W / s)`` (or ``(N, C_out)``). All are linear in their input.
-Blocks are given them by a *factory*, ``(in_channels, out_channels, stride) -> nn.Module``, so a shortcut
-of your own needs nothing but a function of those three numbers.
+Blocks get them from a *factory*, ``(in_channels, out_channels, stride) -> nn.Module``, so a shortcut
+of your own is a function of those three numbers.
 
 Parameters live in `ConvolutionShortcut` alone. The fixed random maps are buffers, drawn from a seed of
 their own: they take nothing from the global random stream, and they are *not* part of the state dict, so
@@ -115,13 +115,13 @@ class ConvolutionShortcut(nn.Conv2d):
 
 
 class PooledIdentityShortcut(nn.Module):
-    r"""``s · AvgPool_s``, zero-padded on channels: the identity's nearest kin where the shape changes.
+    r"""``s · AvgPool_s``, zero-padded on channels: the closest to an identity where the shape changes.
 
     Averages over disjoint patches of ``s × s`` pixels have all singular values ``1/s``; times ``s``, all
     are exactly 1 (on ``C_in · HW/s²`` dimensions). The new channels are zero. With ``s = 1`` it is the
     identity, zero-padded.
 
-    Source: PAPER.md §3 (arms ``modified``).
+    Source: docs/paper.md §3 (arms ``modified``).
 
     Args:
         in_channels: Channels of the input.

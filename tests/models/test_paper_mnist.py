@@ -1,4 +1,4 @@
-"""The MNIST network against PAPER.md §3, written out by hand with torch.nn.functional."""
+"""The MNIST network against docs/paper.md §3, written out by hand with torch.nn.functional."""
 
 import pytest
 import torch
