@@ -1,14 +1,16 @@
-"""Test the claims of the paper: ``python -m experiments.verify [CLAIM…] --out DIR --size demo|mnist|reduced|cifar``.
+"""Test the claims of the paper: ``skip-conditioning verify [CLAIM…] --out DIR --size demo|mnist|reduced|cifar``.
 
-Writes down what will be decided and how, trains what is needed, decides, and writes ``DIR/report.html``. Repeat the
-command after an interruption: nothing that is over is trained again. ``--help`` lists the claims.
+Writes down what is decided and how, trains the experiments needed, judges, and writes ``DIR/report.html``. Repeat the
+command after an interruption: runs that are over are kept. ``--help`` lists the claims.
 """
 
 import os
 import platform
 import shlex
+import shutil
 import sys
-from collections.abc import Sequence
+import textwrap
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated
@@ -18,14 +20,21 @@ from tqdm import tqdm
 
 from skip_conditioning.diagnostics.errors import InputError
 from skip_conditioning.diagnostics.tables import Experiment, clear_disk_errors
-from skip_conditioning.experiments.claims.paper.registry import CLAIMS, chosen
-from skip_conditioning.experiments.claims.run import experiments as running
+from skip_conditioning.experiments.claims.paper.registry import CLAIMS, chosen_claims
+from skip_conditioning.experiments.claims.run.experiments import (
+    Resources,
+    SharedExperiment,
+    read_tables,
+    shared_experiments,
+    train,
+    with_reused,
+)
 from skip_conditioning.experiments.claims.run.preregistration import FILE, Registration, Request, register
 from skip_conditioning.experiments.claims.run.report import write_report
-from skip_conditioning.experiments.claims.run.untrained import judging_alone
-from skip_conditioning.experiments.claims.verdict.claim import Claim, Evidence, Judgement, Size
-from skip_conditioning.experiments.claims.verdict.presentation import Result, print_verdicts
-from skip_conditioning.experiments.claims.verdict.repeated_looks import Repeatable
+from skip_conditioning.experiments.claims.run.untrained_claims import untrained_judgements
+from skip_conditioning.experiments.claims.run.verdict_table import ClaimResult, counts
+from skip_conditioning.experiments.claims.verdict.claim import Claim, ClaimInputs, Judgement, Size, TrainedClaim
+from skip_conditioning.experiments.claims.verdict.formatting import SYMBOLS, effect_and_pairs, printable
 from skip_conditioning.experiments.config.command_line import parse_options, run_command
 from skip_conditioning.experiments.processes.group import choose_device
 from skip_conditioning.experiments.records.provenance import device_name, git_revision, versions
@@ -39,16 +48,16 @@ class VerifyOptions:
     """Directory for the registration, the experiments, the tables and the report."""
 
     names: Annotated[tyro.conf.Positional[tuple[str, ...]], tyro.conf.arg(metavar="[CLAIM ...]")] = ()
-    """Claims to test; by default all."""
+    """Claims to test, by default all; your own as package.module:NAME or file.py:NAME."""
 
     size: Size = "demo"
     """demo (digits, 2 min), mnist (real, half an hour), reduced (small CIFAR and ImageNet) or cifar (for a GPU)."""
 
-    seeds: int | None = None
-    """Seeds of every experiment that is trained; by default each claim's own number. Repeat with more to add some."""
+    trials: int | None = None
+    """Trials of every experiment; by default each claim's own number. Repeat with a larger number to add trials."""
 
     reuse: tuple[Path, ...] = ()
-    """Finished experiments of experiments.train that are read instead of being trained again."""
+    """Directories of finished experiments (of the train command), read instead of training them again."""
 
     data_dir: Path | None = field(
         default_factory=lambda: Path(os.environ["SKIP_DATA_DIR"]) if os.environ.get("SKIP_DATA_DIR") else None
@@ -59,85 +68,97 @@ class VerifyOptions:
     """cpu, cuda, cuda:1 and so on; auto for a GPU if there is one."""
 
     processes: int | None = None
-    """Processes that train runs at once on a CPU, each on one thread; by default one a core. On a GPU it is one."""
+    """Processes that train at once on a CPU, each with one thread; by default one a core. On a GPU there is one."""
 
 
-def verify(options: VerifyOptions) -> list[Result]:
+def verify(options: VerifyOptions) -> list[ClaimResult]:
     """Register, train, judge, and write the report.
 
     Raises:
-        InputError: Whatever is wrong with the options, the registration, the data or the tables.
+        InputError: The options, the registration, the data or the tables are wrong.
     """
-    claims = chosen(options.names)
-    if options.seeds is not None and options.seeds < 1:
-        raise InputError(f"--seeds is {options.seeds}; it must be at least 1")
+    claims = chosen_claims(options.names)
+    if options.trials is not None and options.trials < 1:
+        raise InputError(f"--trials is {options.trials}; it must be at least 1")
     if options.processes is not None and options.processes < 1:
         raise InputError(f"--processes is {options.processes}; it must be at least 1")
-    place = running.Place(options.out, options.data_dir, options.device, options.processes)
-    running.reusing(running.jobs(claims, options.size, options.seeds, place), options.reuse)  # refused before anything
-    request = Request(claims, options.size, options.seeds, {f"{n}": str(d) for n, d in enumerate(options.reuse)})
-    _check_seeds(claims, options.size, options.seeds, place, 1)
+    _experiments(claims, options, options.trials, look=1)  # whatever is wrong is refused before anything is written
     with clear_disk_errors(options.out):
         options.out.mkdir(parents=True, exist_ok=True)
-    registration = register(options.out, request)
+    reused = {f"{number}": str(directory) for number, directory in enumerate(options.reuse)}
+    registration = register(options.out, Request(claims, options.size, options.trials, reused))
     print(f"registered in {options.out / FILE}, SHA-256 {registration.sha256}")
+    trials = options.trials if options.trials is not None else registration.trials
+    experiments = _experiments(claims, options, trials, registration.looks)
     claims = [at_look(claim, registration.looks) for claim in claims]
-    seeds = options.seeds if options.seeds is not None else registration.seeds
-    _check_seeds(claims, options.size, seeds, place, registration.looks)
-    jobs = running.reusing(running.jobs(claims, options.size, seeds, place), options.reuse)
-    with judging_alone(claims, options.size, options.out, options.data_dir, options.processes) as judgements_alone:
-        for number, job in enumerate(jobs, 1):
-            used_by = " ".join(sorted({user[0] for user in job.users}))
-            print(f"experiment {number} of {len(jobs)}: {job.name}, for {used_by}")
-            running.run(job)
-        judgements = judgements_alone()
-    found = {user: tables for job in jobs for user, tables in running.read(job).items()}
-    results = []
+    with untrained_judgements(claims, options.size, options.out, options.data_dir, options.processes) as wait:
+        for number, experiment in enumerate(experiments, 1):
+            used_by = " ".join(sorted({claim_id for claim_id, _ in experiment.plans}))
+            print(f"experiment {number} of {len(experiments)}: {experiment.name}, for {used_by}")
+            train(experiment)
+        judgements = wait()
+    tables = {key: own for experiment in experiments for key, own in read_tables(experiment).items()}
+    results: list[ClaimResult] = []
     try:
         for claim in tqdm(claims, desc="judging", unit="claim", dynamic_ncols=True, leave=False):
-            results.append(_result(claim, options, registration, found, judgements.get(claim.id)))
+            judgement = judgements.get(claim.id) or _judge(claim, options, tables)
+            results.append(_result(claim, options, registration, judgement))
     finally:
-        write_report(options.out, results)  # of what was decided, should one of them fail
-    print()
-    print_verdicts(results)
-    print(f"report: {options.out / 'report.html'}")
+        write_report(options.out, results)  # of the claims judged, if one of them fails
     return results
 
 
 def at_look(claim: Claim, look: int) -> Claim:
     """The claim at a later look at its verdict, which spends less of the level."""
-    return claim.at_look(look) if isinstance(claim, Repeatable) else claim
+    return claim.at_look(look) if isinstance(claim, TrainedClaim) else claim
 
 
-def _check_seeds(claims: Sequence[Claim], size: Size, seeds: int | None, place: running.Place, look: int) -> None:
-    """Refuse so few seeds that nothing could come of them, before anything is trained."""
-    for job in running.jobs(claims, size, seeds, place):
-        for (claim_id, name), plan in job.users.items():
-            claim = next(one for one in claims if one.id == claim_id)
-            if not isinstance(claim, Repeatable):
+def print_verdicts(results: Sequence[ClaimResult]) -> None:
+    """Print a line per claim, with its main effect, and its summary below."""
+    width = max((len(result.id) for result in results), default=0)
+    columns = shutil.get_terminal_size((120, 24)).columns
+    for result in results:
+        verdict, main_finding = result.judgement.verdict, result.main
+        line = f"{result.id.ljust(width)}  {SYMBOLS[verdict]} {verdict.ljust(12)}"
+        if main_finding is not None:
+            line += f"  {main_finding.what}: {effect_and_pairs(main_finding)}"
+        print(" ".join(printable(line).splitlines()))
+        for paragraph in printable(result.judgement.summary).splitlines():
+            print(textwrap.indent(textwrap.fill(paragraph, max(columns - width - 2, 40)), " " * (width + 2)))
+    print(counts(results))
+
+
+def _experiments(
+    claims: Sequence[Claim], options: VerifyOptions, trials: int | None, look: int
+) -> list[SharedExperiment]:
+    """The experiments of the claims; so few trials that nothing could be decided are refused."""
+    resources = Resources(options.out, options.data_dir, options.device, options.processes)
+    experiments = with_reused(shared_experiments(claims, options.size, trials, resources), options.reuse)
+    by_id = {claim.id: claim for claim in claims}
+    for experiment in experiments:
+        for (claim_id, name), plan in experiment.plans.items():
+            claim = by_id[claim_id]
+            if not isinstance(claim, TrainedClaim):
                 continue
-            fewest = claim.at_look(look).fewest_seeds(name, size, len(job.config.optimisation.lr))
-            if plan.seeds < fewest:
+            fewest = claim.at_look(look).fewest_trials(name, options.size, len(experiment.config.optimisation.lr))
+            if plan.trials < fewest:
                 raise InputError(
-                    f"{plan.seeds} seeds are too few for {claim_id}: even if all agreed nothing could be decided; give "
-                    f"--seeds {fewest} or more"
+                    f"{plan.trials} trials are too few for {claim_id}: even if all agreed nothing could be decided; "
+                    f"give --trials {fewest} or more"
                 )
+    return experiments
 
 
-def _result(
-    claim: Claim,
-    options: VerifyOptions,
-    registration: Registration,
-    found: dict[tuple[str, str], Experiment],
-    judgement: Judgement | None,
-) -> Result:
+def _judge(claim: Claim, options: VerifyOptions, tables: Mapping[tuple[str, str], Experiment]) -> Judgement:
     directory = options.out / claim.id
     with clear_disk_errors(directory):
         directory.mkdir(parents=True, exist_ok=True)
-    if judgement is None:
-        own = {name: found[claim.id, name] for name in claim.plans(options.size)}
-        judgement = claim.judge(Evidence(own, directory, data_dir=options.data_dir), options.size)
-    return Result(
+    own = {name: tables[claim.id, name] for name in claim.plans(options.size)}
+    return claim.judge(ClaimInputs(own, directory, data_dir=options.data_dir), options.size)
+
+
+def _result(claim: Claim, options: VerifyOptions, registration: Registration, judgement: Judgement) -> ClaimResult:
+    return ClaimResult(
         id=claim.id,
         statement=claim.statement,
         source=claim.source,
@@ -156,14 +177,14 @@ def _result(
 
 
 def _reused(options: VerifyOptions) -> list[str]:
-    """What a reader must know of experiments that had been seen before their verdict was registered."""
-    return [f"read from {directory}, an experiment run before this registration" for directory in options.reuse]
+    """What the report says of experiments that could be seen before their claims were registered."""
+    return [f"read from {directory}, an experiment trained before this registration" for directory in options.reuse]
 
 
 def _command(options: VerifyOptions) -> str:
-    """What repeats the whole, so that all claims registered together are judged together."""
-    words = ["python", "-m", "experiments.verify", *options.names, "--out", str(options.out), "--size", options.size]
-    words += ["--seeds", str(options.seeds)] if options.seeds is not None else []
+    """The command that repeats this one for all claims registered together."""
+    words = ["skip-conditioning", "verify", *options.names, "--out", str(options.out), "--size", options.size]
+    words += ["--trials", str(options.trials)] if options.trials is not None else []
     words += ["--reuse", *map(str, options.reuse)] if options.reuse else []
     return shlex.join(words)
 
@@ -181,11 +202,14 @@ def main(args: Sequence[str] | None = None) -> int:
 
     def run(options: VerifyOptions) -> None:
         try:
-            verify(options)
+            results = verify(options)
         except KeyboardInterrupt:
             raise KeyboardInterrupt("to go on, repeat the command: runs that are over are kept") from None
+        print()
+        print_verdicts(results)
+        print(f"report: {options.out / 'report.html'}")
 
-    return run_command(run, lambda: parse_options(VerifyOptions, "python -m experiments.verify", given))
+    return run_command(run, lambda: parse_options(VerifyOptions, "skip-conditioning verify", given))
 
 
 if __name__ == "__main__":

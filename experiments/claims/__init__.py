@@ -1,1 +1,11 @@
-"""The claims of the paper, each an object that says beforehand how it will be decided."""
+"""The paper's claims, each with its prediction and decision rule fixed beforehand; and what your own is written with.
+
+The rooms: statistics (arrays in, numbers out), verdict (from tables to a verdict), mechanism (does conditioning explain
+speed?), paper (the claims) and run (registration, training, report).
+"""
+
+from skip_conditioning.experiments.claims.verdict.claim import Comparison as Comparison
+from skip_conditioning.experiments.claims.verdict.claim import DecisionRule as DecisionRule
+from skip_conditioning.experiments.claims.verdict.claim import Plan as Plan
+from skip_conditioning.experiments.claims.verdict.paired_claim import PairedClaim as PairedClaim
+from skip_conditioning.experiments.config.presets import preset as preset

@@ -16,32 +16,38 @@ from skip_conditioning.diagnostics.errors import InputError
 from skip_conditioning.experiments import verify
 from skip_conditioning.experiments.claims.paper import registry
 from skip_conditioning.experiments.claims.paper.theory_claims import decide, decide_statement
-from skip_conditioning.experiments.claims.run import experiments as running
-from skip_conditioning.experiments.claims.run import preregistration
-from skip_conditioning.experiments.claims.run.experiments import Place, jobs, read
+from skip_conditioning.experiments.claims.run import experiments, preregistration
+from skip_conditioning.experiments.claims.run.experiments import Resources, read_tables, shared_experiments
 from skip_conditioning.experiments.claims.run.preregistration import FILE
-from skip_conditioning.experiments.claims.verdict.claim import Contrast, Evidence, Plan
+from skip_conditioning.experiments.claims.verdict.claim import ClaimInputs, Comparison, Plan
 from skip_conditioning.experiments.claims.verdict.paired_claim import PairedClaim
+from skip_conditioning.experiments.config.presets import preset
 from skip_conditioning.experiments.processes.threads import one_thread
 from skip_conditioning.experiments.train import main as train
 from skip_conditioning.experiments.training import run_factory
 
 PLAN = Plan(
-    "demo",
-    ("chain", "residual"),
-    7,
-    ("--lr", "0.1", "--steps", "5", "--subset", "64", "--model-options", "depth=2", "width=16", "--layers", "stem"),
+    preset(
+        "demo",
+        arms=("chain", "residual"),
+        trials=7,
+        lr=(0.1,),
+        steps=5,
+        subset=64,
+        model_options=("depth=2", "width=16"),
+        layers=("stem",),
+    )
 )
 
 
-def claim(name, *contrasts):
-    return PairedClaim(name, f"{name}.", "nowhere", "so", (), {"demo": {"digits": PLAN}}, contrasts)
+def claim(name, *comparisons):
+    return PairedClaim(name, f"{name}.", "nowhere", "so", (), {"demo": {"digits": PLAN}}, comparisons)
 
 
 #: One of which any network would be, and one of conditioning.
 CLAIMS = {
-    "speed": claim("speed", Contrast("loss_at_step_5", "residual", "chain", "smaller")),
-    "spectrum": claim("spectrum", Contrast("sigma_mean", "residual", "chain", "larger")),
+    "speed": claim("speed", Comparison("loss_at_step_5", "residual", "chain", "smaller")),
+    "spectrum": claim("spectrum", Comparison("sigma_mean", "residual", "chain", "larger")),
 }
 
 
@@ -49,7 +55,7 @@ def stub(patch):
     """Two claims on digits that take seconds; the code stays what it is although this checkout may be committed to."""
     for module in (registry, verify):
         patch.setattr(module, "CLAIMS", CLAIMS)
-    for module in (preregistration, running, run_factory, verify):
+    for module in (preregistration, experiments, run_factory, verify):
         patch.setattr(module, "git_revision", lambda: "a1b2c3")
 
 
@@ -113,7 +119,7 @@ def test_repeated_it_trains_nothing_and_says_the_same(copy):
 def test_interrupted_it_goes_on(tmp_path, done, monkeypatch, capsys):
     out = tmp_path / "out"
     trained = []
-    original = running.Runner._train
+    original = experiments.Runner._train
 
     def stops(self, run, progress):
         if len(trained) == 5:
@@ -122,7 +128,7 @@ def test_interrupted_it_goes_on(tmp_path, done, monkeypatch, capsys):
         original(self, run, progress)
 
     with monkeypatch.context() as patch:
-        patch.setattr(running.Runner, "_train", stops)
+        patch.setattr(experiments.Runner, "_train", stops)
         assert run(out) == 130
     said = capsys.readouterr().err.splitlines()[-1]
     assert said == "interrupted; to go on, repeat the command: runs that are over are kept"
@@ -149,9 +155,9 @@ def test_killed_it_goes_on(tmp_path, done):
     assert verdicts(out)["ratio"].tolist() == verdicts(done)["ratio"].tolist()
 
 
-def test_more_seeds_keep_the_runs_that_are_there(copy):
+def test_more_trials_keep_the_runs_that_are_there(copy):
     before = written(copy)
-    assert run(copy, "--seeds", "12") == 0
+    assert run(copy, "--trials", "12") == 0
     after = written(copy)
     assert {path: after[path] for path in before} == before
     assert set(verdicts(copy)["pairs"]) == {12}
@@ -165,7 +171,7 @@ def test_an_edited_registration_is_refused(copy, capsys):
 
 def test_processes_are_handed_on_and_not_registered(tmp_path, monkeypatch):
     asked = []
-    monkeypatch.setattr(running, "run_in_processes", lambda _, processes: asked.append(processes))
+    monkeypatch.setattr(experiments, "run_in_processes", lambda _, processes: asked.append(processes))
     for processes in ("3", "2"):
         assert run(tmp_path / "out", "--processes", processes) == 2  # as nothing was trained
     assert asked == [3, 2]
@@ -173,16 +179,16 @@ def test_processes_are_handed_on_and_not_registered(tmp_path, monkeypatch):
 
 
 def test_a_deleted_run_is_refused_as_incomplete(copy):
-    (job,) = jobs(list(CLAIMS.values()), "demo", None, Place(copy))
+    (shared,) = shared_experiments(list(CLAIMS.values()), "demo", None, Resources(copy))
     run_directory = copy / "experiments/digits/runs/residual-lr0.1-trial03"
     status = json.loads((run_directory / "status.json").read_text()) | {"status": "diverged"}
     (run_directory / "status.json").write_text(json.dumps(status))
-    tables = read(job)["speed", "digits"]  # a diverged run counts, as the slowest
-    numbers = CLAIMS["speed"].judge(Evidence({"digits": tables}, copy), "demo").findings[0].numbers
+    tables = read_tables(shared)["speed", "digits"]  # a diverged run counts, as the slowest
+    numbers = CLAIMS["speed"].judge(ClaimInputs({"digits": tables}, copy), "demo").findings[0].numbers
     assert numbers["infinite"] == 1
     shutil.rmtree(run_directory)
     with pytest.raises(InputError, match=r"1 of 14 runs are not over: residual-lr0.1-trial03 \(missing\)"):
-        read(job)
+        read_tables(shared)
 
 
 def test_a_deleted_run_is_refused_where_nothing_is_trained(copy, tmp_path, capsys):
@@ -193,13 +199,13 @@ def test_a_deleted_run_is_refused_where_nothing_is_trained(copy, tmp_path, capsy
 
 
 def test_swapped_arms_change_the_verdicts(copy, done):
-    (job,) = jobs(list(CLAIMS.values()), "demo", None, Place(copy))
-    for config in job.config.output.out.glob("runs/*/config.json"):
+    (shared,) = shared_experiments(list(CLAIMS.values()), "demo", None, Resources(copy))
+    for config in shared.config.output.out.glob("runs/*/config.json"):
         content = json.loads(config.read_text())
         content["arm"] = {"chain": "residual", "residual": "chain"}[content["arm"]]
         config.write_text(json.dumps(content))
-    tables = read(job)["spectrum", "digits"]
-    swapped = CLAIMS["spectrum"].judge(Evidence({"digits": tables}, copy), "demo").findings[0].numbers["ratio"]
+    tables = read_tables(shared)["spectrum", "digits"]
+    swapped = CLAIMS["spectrum"].judge(ClaimInputs({"digits": tables}, copy), "demo").findings[0].numbers["ratio"]
     table = verdicts(done)
     assert np.isclose(swapped, 1 / table.loc[table["claim"] == "spectrum", "ratio"].item())
 
@@ -213,7 +219,8 @@ def test_a_finished_experiment_is_read_where_it_is(done, tmp_path, capsys):
 
 
 def test_another_experiment_is_not_taken_for_a_finished_one(tmp_path, capsys):
-    options = (*PLAN.options, "--steps", "2", "--trials", "1", "--device", "cpu", "--arms", *PLAN.arms)
+    options = ("--lr", "0.1", "--steps", "2", "--subset", "64", "--model-options", "depth=2", "width=16")
+    options += ("--layers", "stem", "--trials", "1", "--device", "cpu", "--arms", "chain", "residual")
     assert train(["demo", "--out", str(tmp_path / "other"), *options]) == 0
     assert "steps 2 → 5" in refusal(capsys, tmp_path / "out", "--reuse", str(tmp_path / "other"))
 
@@ -232,9 +239,9 @@ def test_runs_of_different_code_are_refused(copy, capsys, column):
     [
         (["sped"], ["unknown claim 'sped'", "Did you mean 'speed'"]),
         (["--size", "huge"], ["--size", "huge"]),
-        (["--seeds", "0"], ["--seeds is 0"]),
+        (["--trials", "0"], ["--trials is 0"]),
         (["--processes", "0"], ["--processes is 0"]),
-        (["--seeds", "3"], ["3 seeds are too few for speed", "--seeds 6"]),
+        (["--trials", "3"], ["3 trials are too few for speed", "--trials 6"]),
         (["--reuse", "nowhere"], ["nowhere holds no experiment"]),
     ],
 )
@@ -249,11 +256,11 @@ def test_help_lists_the_claims(capsys):
         verify.main(["--help"])
     said = capsys.readouterr().out
     assert "speed" in said
-    assert "--seeds" in said
+    assert "--trials" in said
 
 
 def test_a_size_that_trains_nothing_cannot_tell(tmp_path):
-    judgement = CLAIMS["speed"].judge(Evidence({}, tmp_path), "mnist")
+    judgement = CLAIMS["speed"].judge(ClaimInputs({}, tmp_path), "mnist")
     assert judgement.verdict == "inconclusive"
     assert "--size demo" in judgement.change
 

@@ -1,1 +1,1 @@
-"""Whether conditioning explains speed: interventions compared, dose and response, mediation, rankings."""
+"""Does conditioning explain speed? Interventions, dose–response, mediation, ranking of measures."""

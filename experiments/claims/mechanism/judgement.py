@@ -1,6 +1,6 @@
-"""One experiment on the mechanism, judged whole: its comparisons, dose–response, mediation, ranking of measures.
+"""The verdict on the mechanism in one experiment: comparisons, dose–response, mediation, ranking of measures.
 
-All tables that the findings rest on are written beside the figures.
+The tables that the findings rest on are written into the folder of the figures.
 """
 
 from collections.abc import Mapping, Sequence
@@ -13,17 +13,9 @@ import pandas as pd
 
 from skip_conditioning.diagnostics.errors import InputError
 from skip_conditioning.diagnostics.tables import Experiment, clear_disk_errors
-from skip_conditioning.experiments.claims.mechanism.comparisons import (
-    BETTER,
-    SENSES,
-    Comparison,
-    Design,
-    Effects,
-    dose_response,
-    dose_table,
-    factorial_table,
-    verdict_of,
-)
+from skip_conditioning.experiments.claims.mechanism.design import MEDIATORS, Design
+from skip_conditioning.experiments.claims.mechanism.dose_response import dose_response, dose_table, factorial_table
+from skip_conditioning.experiments.claims.mechanism.interventions import Effects, Outcome, mechanism_verdict
 from skip_conditioning.experiments.claims.mechanism.learning_rates import (
     after_pilots,
     best_rates,
@@ -31,15 +23,16 @@ from skip_conditioning.experiments.claims.mechanism.learning_rates import (
     learning_rate_sweep,
 )
 from skip_conditioning.experiments.claims.mechanism.secondary import (
-    at_each_rate,
-    best_measure,
-    partial,
+    best_measure_sentence,
+    findings_at_each_rate,
+    partial_correlation_finding,
+    rank_conditioning_measures,
     ranking_findings,
-    ranking_of,
 )
 from skip_conditioning.experiments.claims.statistics.mediation import mediation, sensitivity
-from skip_conditioning.experiments.claims.verdict.claim import Evidence, Finding, Rule, Verdict
-from skip_conditioning.experiments.claims.verdict.presentation import words
+from skip_conditioning.experiments.claims.verdict.claim import ClaimInputs, DecisionRule, Finding, Verdict
+from skip_conditioning.experiments.claims.verdict.formatting import words
+from skip_conditioning.experiments.claims.verdict.run_measures import NAMES
 from skip_conditioning.experiments.theory.report import write_table
 from skip_conditioning.figures.dose_response import dose_response as draw_doses
 from skip_conditioning.figures.drawing.errors import NothingToDrawError
@@ -49,106 +42,113 @@ from skip_conditioning.figures.learning_rate_sweep import learning_rate_sweep as
 from skip_conditioning.figures.measure_ranking import measure_ranking
 from skip_conditioning.figures.mediation_sensitivity import mediation_sensitivity
 
-#: Correlations of errors in the figure of sensitivity.
+#: Correlations of errors in the figure of the mediation's sensitivity.
 _RHO = np.linspace(-0.95, 0.95, 77)
 
 
 @dataclass(frozen=True)
-class Judged:
-    """What became of one experiment.
+class ExperimentJudgement:
+    """The verdicts on the mechanism in one experiment.
 
     Attributes:
-        verdicts: On the mechanism in it, by sense of conditioning.
+        verdicts: By mediator.
         findings: What the verdicts rest on.
-        beside: What is shown and decides nothing.
+        secondary: Findings for information, which do not decide.
         summary: One or two sentences.
         figures: SVG files.
     """
 
     verdicts: Mapping[str, Verdict]
     findings: tuple[Finding, ...]
-    beside: tuple[Finding, ...]
+    secondary: tuple[Finding, ...]
     summary: str
     figures: tuple[Path, ...]
 
 
-def judge_experiment(tables: Experiment, design: Design, pilots: int, rule: Rule, evidence: Evidence) -> Judged:
-    """The verdict on the mechanism from one experiment.
+def judge_experiment(
+    tables: Experiment, design: Design, pilots: int, rule: DecisionRule, inputs: ClaimInputs
+) -> ExperimentJudgement:
+    """The verdicts on the mechanism from one experiment.
 
     Args:
         tables: All runs of all arms, learning rates and trials.
         design: What is compared.
-        pilots: The first so many trials choose the learning rates and are not compared.
-        rule: Its level is shared by the senses, and by comparisons, dose–response and mediation of each.
-        evidence: The folder for tables and figures, and the seed of bootstraps and permutations.
+        pilots: Number of pilot trials, the first ones, which choose the learning rates and are not compared.
+        rule: Its level is shared by the mediators, and by comparisons, dose–response and mediation of each.
+        inputs: The folder for tables and figures, and the seed of bootstraps and permutations.
 
     Raises:
         InputError: Runs are missing, or there are too few trials.
     """
     check_balanced(tables, design.arms)
-    with clear_disk_errors(evidence.directory):
-        evidence.directory.mkdir(parents=True, exist_ok=True)
+    with clear_disk_errors(inputs.directory):
+        inputs.directory.mkdir(parents=True, exist_ok=True)
     rates = best_rates(tables, design.speed, pilots)
     compared = after_pilots(tables, pilots)
     if not len(compared.runs):
-        raise InputError(f"all of {pilots} trials choose learning rates and none is left to compare; give more --seeds")
-    figures = _Figures(evidence.directory)
+        raise InputError(f"all {pilots} trials choose learning rates and none is left to compare; give more --trials")
+    figures = _Figures(inputs.directory)
     effects = Effects(compared, design)
-    by_sense = [_sense(effects, sense, rates, rule, figures, evidence.seed) for sense in design.senses]
+    results = [_judge_mediator(effects, mediator, rates, rule, figures, inputs.seed) for mediator in design.mediators]
     sweep = learning_rate_sweep(compared, design.speed)
     sweep["is_best"] = [rates[arm] == lr for arm, lr in zip(sweep["arm"], sweep["lr"], strict=True)]
     figures.keep("learning_rates", sweep, draw_sweep, measure=words(design.speed))
-    ranking = ranking_of(compared, design, rates, evidence.seed)
+    ranking = rank_conditioning_measures(compared, design, rates, inputs.seed)
     figures.keep("measure_ranking", ranking, measure_ranking)
-    beside = [finding for one in by_sense for finding in one.beside] + ranking_findings(ranking, rule.level)
-    beside.append(_bracketed(rates, sorted(sweep["lr"].unique())))
-    return Judged(
-        {sense: one.verdict for sense, one in zip(design.senses, by_sense, strict=True)},
-        tuple(finding for one in by_sense for finding in one.findings),
-        tuple(beside),
-        f"{'; '.join(one.summary for one in by_sense)}. {best_measure(ranking)}".strip(),
+    secondary = [finding for result in results for finding in result.secondary]
+    secondary += [*ranking_findings(ranking, rule.level), _rates_inside_sweep(rates, sorted(sweep["lr"].unique()))]
+    return ExperimentJudgement(
+        {mediator: result.verdict for mediator, result in zip(design.mediators, results, strict=True)},
+        tuple(finding for result in results for finding in result.findings),
+        tuple(secondary),
+        f"{'; '.join(result.summary for result in results)}. {best_measure_sentence(ranking)}".strip(),
         tuple(figures.drawn),
     )
 
 
 @dataclass(frozen=True)
-class _Sense:
-    """What became of one sense of conditioning in one experiment; as ``Judged``."""
+class _MediatorResult:
+    """The verdict on one mediator in one experiment, with the fields of ``ExperimentJudgement``."""
 
     verdict: Verdict
     findings: tuple[Finding, ...]
-    beside: tuple[Finding, ...]
+    secondary: tuple[Finding, ...]
     summary: str
 
 
-def _sense(
-    effects: Effects, sense: str, rates: Mapping[str, float], rule: Rule, figures: "_Figures", seed: int
-) -> _Sense:
+def _judge_mediator(
+    effects: Effects, mediator: str, rates: Mapping[str, float], rule: DecisionRule, figures: "_Figures", seed: int
+) -> _MediatorResult:
     tables, design = effects.tables, effects.design
     share = replace(rule, level=rule.level / design.shares)
-    comparisons = effects.compare(sense, rates, share, seed)
+    outcomes = effects.compare(mediator, rates, share, seed)
     others = []
     figures.keep(
-        f"{sense}_interventions",
-        _effects(design, comparisons),
+        f"{mediator}_interventions",
+        _effect_table(design, outcomes),
         intervention_effects,
-        mediator=SENSES[sense],
-        equivalent=rule.equivalent,
-        smaller_is_better=BETTER[sense] == "smaller",
+        mediator=NAMES[mediator],
+        equivalent=rule.equivalence_margin,
+        smaller_is_better=MEDIATORS[mediator] == "smaller",
     )
     if design.doses:
-        others.append(dose_response(tables, design, sense, rates, share.level))
-        figures.keep(f"{sense}_doses", dose_table(tables, design, sense, rates), draw_doses, mediator=SENSES[sense])
+        others.append(dose_response(tables, design, mediator, rates, share.level))
+        doses = dose_table(tables, design, mediator, rates)
+        figures.keep(f"{mediator}_doses", doses, draw_doses, mediator=NAMES[mediator])
     if design.factorial:
-        others.append(_mediation(factorial_table(tables, design, sense, rates), design, sense, share, figures, seed))
-    verdict = verdict_of(comparisons, others)
-    beside = (*at_each_rate(effects, sense, share, seed), partial(tables, design, sense, seed))
-    findings = (*(one.finding for one in comparisons), *others)
-    return _Sense(verdict, findings, beside, _summary(sense, verdict, comparisons, others))
+        runs = factorial_table(tables, design, mediator, rates)
+        others.append(_mediation(runs, design, mediator, share, figures, seed))
+    verdict = mechanism_verdict(outcomes, others)
+    secondary = (
+        *findings_at_each_rate(effects, mediator, share, seed),
+        partial_correlation_finding(tables, design, mediator, seed),
+    )
+    findings = (*(outcome.finding for outcome in outcomes), *others)
+    return _MediatorResult(verdict, findings, secondary, _summary(mediator, verdict, outcomes, others))
 
 
 class _Figures:
-    """Tables and the figures drawn from them, in one folder; a figure with nothing to draw is left out."""
+    """Writes tables and the figures drawn from them into one folder; a figure with nothing to draw is left out."""
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory
@@ -164,21 +164,21 @@ class _Figures:
         self.drawn += save(figure, self.directory / name, ["svg"])
 
 
-def _effects(design: Design, comparisons: Sequence[Comparison]) -> pd.DataFrame:
-    """The arms against the base, as the figure of interventions wants them."""
+def _effect_table(design: Design, outcomes: Sequence[Outcome]) -> pd.DataFrame:
+    """The arms against the base, as the figure of interventions reads them."""
     rows = []
-    for one in comparisons:
-        if one.other != design.base:
+    for outcome in outcomes:
+        if outcome.other != design.base:
             continue
-        numbers = one.finding.numbers
+        numbers = outcome.finding.numbers
         rows.append(
             {
-                "arm": one.arm,
-                "kind": design.interventions.get(one.arm, "the skip itself"),
-                **{f"mediator_{name.removeprefix('ratio_')}": one.conditioning[name] for name in _ENDS},
+                "arm": outcome.arm,
+                "kind": design.interventions.get(outcome.arm, "the skip itself"),
+                **{f"mediator_{name.removeprefix('ratio_')}": outcome.conditioning[name] for name in _ENDS},
                 **{f"speed_{name.removeprefix('ratio_')}": numbers[name] for name in _ENDS},
-                "mediator_is_bound": one.conditioning["bounded"] > 0,
-                "verdict": one.finding.verdict,
+                "mediator_is_bound": outcome.conditioning["bounded"] > 0,
+                "verdict": outcome.finding.verdict,
             }
         )
     return pd.DataFrame(rows)
@@ -187,33 +187,37 @@ def _effects(design: Design, comparisons: Sequence[Comparison]) -> pd.DataFrame:
 _ENDS = ("ratio", "ratio_low", "ratio_high")
 
 
-def _mediation(runs: pd.DataFrame, design: Design, sense: str, rule: Rule, figures: "_Figures", seed: int) -> Finding:
-    """How much of the skip's effect passes through conditioning; vacuous where that cannot be told."""
-    what = f"mediation: more than {100 * design.share:g} % of the skip's effect on speed passes through {SENSES[sense]}"
+def _mediation(
+    runs: pd.DataFrame, design: Design, mediator: str, rule: DecisionRule, figures: "_Figures", seed: int
+) -> Finding:
+    """The share of the skip's effect that passes through the mediator; vacuous where it cannot be estimated."""
+    what = (
+        f"mediation: more than {100 * design.share:g} % of the skip's effect on speed passes through {NAMES[mediator]}"
+    )
     try:
-        found = mediation(runs, seed=seed, confidence=1 - rule.level)
+        result = mediation(runs, seed=seed, confidence=1 - rule.level)
         curve = sensitivity(runs, _RHO)
     except InputError as error:  # conditioning that was not measured in every run, say
         return Finding(what, "vacuous", {}, str(error))
-    figures.keep(f"{sense}_mediation_sensitivity", curve, mediation_sensitivity, total=found.total)
+    figures.keep(f"{mediator}_mediation_sensitivity", curve, mediation_sensitivity, total=result.total)
     verdict: Verdict = "inconclusive"
-    if found.total_low <= 0 <= found.total_high:
+    if result.total_low <= 0 <= result.total_high:
         verdict = "vacuous"
-    elif found.share_low > design.share:
+    elif result.share_low > design.share:
         verdict = "supported"
-    elif found.share_high < design.share:
+    elif result.share_high < design.share:
         verdict = "contradicted"
     names = ("share", "total", "direct", "indirect")
-    numbers = {f"{name}{end}": getattr(found, f"{name}{end}") for name in names for end in ("", "_low", "_high")}
+    numbers = {f"{name}{end}": getattr(result, f"{name}{end}") for name in names for end in ("", "_low", "_high")}
     if verdict == "vacuous":  # a share of nothing
         numbers = {name: value for name, value in numbers.items() if not name.startswith("share")}
-    numbers |= {"p_indirect": found.p_indirect, "rho_zero": found.rho_zero, "runs": float(found.runs)}
-    numbers |= {"diverged": float(found.diverged)}
-    return Finding(what, verdict, numbers, found.note)
+    numbers |= {"p_indirect": result.p_indirect, "rho_zero": result.rho_zero, "runs": float(result.runs)}
+    numbers |= {"diverged": float(result.diverged)}
+    return Finding(what, verdict, numbers, result.note)
 
 
-def _bracketed(rates: Mapping[str, float], tried: Sequence[float]) -> Finding:
-    """Each arm's learning rate, and whether the sweep ends there, so that a better one may lie outside."""
+def _rates_inside_sweep(rates: Mapping[str, float], tried: Sequence[float]) -> Finding:
+    """Each arm's learning rate, and whether it is at an end of the sweep, so that a better one may lie outside."""
     inside = [arm for arm, lr in rates.items() if tried[0] < lr < tried[-1]]
     chosen = ", ".join(f"{arm} {lr:g}" for arm, lr in rates.items())
     verdict: Verdict = "supported" if len(inside) == len(rates) else "inconclusive"
@@ -225,13 +229,13 @@ def _bracketed(rates: Mapping[str, float], tried: Sequence[float]) -> Finding:
     )
 
 
-def _summary(sense: str, verdict: Verdict, comparisons: Sequence[Comparison], others: Sequence[Finding]) -> str:
-    premise, *rest = comparisons
+def _summary(mediator: str, verdict: Verdict, outcomes: Sequence[Outcome], others: Sequence[Finding]) -> str:
+    premise, *rest = outcomes
     if premise.finding.verdict != "supported":
-        return f"{SENSES[sense]}: {verdict}, as of {premise.finding.what}: {premise.finding.verdict}"
-    verdicts = [one.finding.verdict for one in rest]
+        return f"{NAMES[mediator]}: {verdict}, because of {premise.finding.what}: {premise.finding.verdict}"
+    verdicts = [outcome.finding.verdict for outcome in rest]
     kinds = "".join(f", {finding.what.partition(':')[0]} {finding.verdict}" for finding in others)
     return (
-        f"{SENSES[sense]}: {verdict} ({verdicts.count('supported')} of {len(rest)} interventions as predicted, "
+        f"{NAMES[mediator]}: {verdict} ({verdicts.count('supported')} of {len(rest)} interventions as predicted, "
         f"{verdicts.count('contradicted')} not{kinds})"
     )

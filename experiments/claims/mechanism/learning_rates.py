@@ -1,26 +1,26 @@
-"""Each arm at its own best learning rate, chosen on trials that take no part in any comparison."""
+"""The best learning rate of each arm, chosen on pilot trials that take no part in any comparison."""
 
 import numpy as np
 import pandas as pd
 
 from skip_conditioning.diagnostics.errors import InputError
 from skip_conditioning.diagnostics.tables import Experiment
-from skip_conditioning.experiments.claims.verdict.measures import MEASURES
-from skip_conditioning.experiments.claims.verdict.paired_claim import with_runs
+from skip_conditioning.experiments.claims.verdict.pairs import with_runs
+from skip_conditioning.experiments.claims.verdict.run_measures import MEASURES
 
 _NAMED = 6
 
 
 def best_rates(tables: Experiment, measure: str, pilots: int) -> dict[str, float]:
-    """The learning rate of each arm with the smallest median over the first trials; of equals the smallest.
+    """The learning rate of each arm with the smallest median over the pilot trials; of equal ones the smallest.
 
     Args:
         tables: The experiment.
-        measure: A name in ``measures.MEASURES``, less being better; a diverged run is the worst.
-        pilots: How many trials choose.
+        measure: A name in ``run_measures.MEASURES`` of which less is better; a diverged run is the worst.
+        pilots: Number of pilot trials, the first ones.
 
     Raises:
-        InputError: An arm was measured in none of them.
+        InputError: An arm was measured in none of the pilot trials.
     """
     sweep = learning_rate_sweep(tables, measure, pilots)
     for arm, rows in sweep.groupby("arm", sort=False):
@@ -35,8 +35,8 @@ def learning_rate_sweep(tables: Experiment, measure: str, pilots: int | None = N
 
     Args:
         tables: The experiment.
-        measure: A name in ``measures.MEASURES``.
-        pilots: Only the first so many trials; None for all.
+        measure: A name in ``run_measures.MEASURES``.
+        pilots: Number of trials, the first ones; None for all.
 
     Returns:
         Columns ``arm, lr, median, low, high`` (of the measure, not its logarithm), ``runs, diverged``.
@@ -46,7 +46,7 @@ def learning_rate_sweep(tables: Experiment, measure: str, pilots: int | None = N
     rows = []
     for (arm, rate), group in runs.groupby(["arm", "lr"], sort=False):
         values = logs.reindex(group["run_id"]).dropna().to_numpy(float)
-        # Order statistics, as an interpolation between a number and infinity is none.
+        # Order statistics: between a number and infinity there is nothing to interpolate.
         low, median, high = np.quantile(values, [0.25, 0.5, 0.75], method="higher") if len(values) else [np.nan] * 3
         diverged = int((group["status"] == "diverged").sum())
         ends = {name: float(np.exp(end)) for name, end in (("median", median), ("low", low), ("high", high))}
@@ -55,7 +55,7 @@ def learning_rate_sweep(tables: Experiment, measure: str, pilots: int | None = N
 
 
 def after_pilots(tables: Experiment, pilots: int) -> Experiment:
-    """The trials that are compared: all but the first."""
+    """The trials that are compared: all but the pilots, which are the first."""
     runs = tables.runs
     return with_runs(tables, set(runs.loc[runs["trial"].astype(int) >= pilots, "run_id"]))
 
@@ -68,24 +68,24 @@ def at_rates(tables: Experiment, rates: dict[str, float]) -> Experiment:
 
 
 def check_balanced(tables: Experiment, arms: tuple[str, ...]) -> None:
-    """See that every arm has a run, over, of every trial at every learning rate: the slow ones are not to be left out.
+    """Check that every arm has a finished or diverged run of every trial at every learning rate.
 
     Raises:
-        InputError: Some are not there or not over.
+        InputError: Some are missing or not over.
     """
     runs = tables.runs
     rates = sorted(runs["lr"].astype(float).unique())
     trials = range(int(runs["trial"].astype(int).max()) + 1) if len(runs) else range(0)
     over = runs[runs["status"].isin(["finished", "diverged"])]
-    there = {(arm, float(lr), int(t)) for arm, lr, t in over[["arm", "lr", "trial"]].itertuples(index=False)}
+    present = {(arm, float(lr), int(t)) for arm, lr, t in over[["arm", "lr", "trial"]].itertuples(index=False)}
     absent = [
         f"{arm} at {lr:g}, trial {trial}"
         for arm in arms for lr in rates for trial in trials
-        if (arm, lr, trial) not in there
+        if (arm, lr, trial) not in present
     ]  # fmt: skip
     if absent or not len(runs):
         more = f" and {len(absent) - _NAMED} more" if len(absent) > _NAMED else ""
         raise InputError(
-            f"runs are not there or not over: {', '.join(absent[:_NAMED]) or 'all'}{more}; finish the experiment by "
+            f"runs are missing or not over: {', '.join(absent[:_NAMED]) or 'all'}{more}; finish the experiment by "
             "the command that began it"
         )

@@ -1,1 +1,1 @@
-"""The paper's claims, one module each, and the registry that lists them."""
+"""The paper's claims, and the registry that lists them."""

@@ -1,4 +1,4 @@
-"""A skip moves the singular values away from 0 (PAPER.md, sections 3 and 4); nothing is trained for it.
+"""Claim: a skip moves the singular values away from 0 (docs/paper.md §3 and §4). Nothing is trained for it.
 
 Random matrices A against I + A at several sizes, and the Jacobians of residual blocks with the skip on and off, at the
 same weights and the same input of the block: only the block measured loses its skip, those before it keep theirs.
@@ -11,25 +11,26 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
-from scipy import stats
 from torch import Tensor, nn
 
 from skip_conditioning.diagnostics.measure import spectra
 from skip_conditioning.diagnostics.spectrum import Spectrum
 from skip_conditioning.diagnostics.tables import Experiment, empty_frame, spectra_frame
+from skip_conditioning.experiments.claims.statistics.median_intervals import exact_interval
 from skip_conditioning.experiments.claims.verdict.claim import (
-    Contrast,
-    Evidence,
+    ClaimInputs,
+    Comparison,
+    DecisionRule,
     Finding,
     Judgement,
     Plan,
-    Rule,
     Size,
     Verdict,
 )
-from skip_conditioning.experiments.claims.verdict.claim_figures import draw
+from skip_conditioning.experiments.claims.verdict.comparisons import judge_comparisons
+from skip_conditioning.experiments.claims.verdict.decision import combine
+from skip_conditioning.experiments.claims.verdict.figures import draw_figures
 from skip_conditioning.experiments.claims.verdict.paired_claim import change, summary
-from skip_conditioning.experiments.claims.verdict.rules import combine, judge_contrasts
 from skip_conditioning.experiments.data.datasets import load_data, to_float
 from skip_conditioning.experiments.processes.threads import one_thread
 from skip_conditioning.experiments.theory.random_matrices import uniform_matrix
@@ -38,8 +39,8 @@ from skip_conditioning.experiments.training.networks import build_network
 from skip_conditioning.figures.random_matrices import random_matrices
 
 _ON, _OFF = "skip on", "skip off"
-_CONTRAST = Contrast("sigma_min", _ON, _OFF, "larger")
-#: σ_min ~ n^p counts as bounded away from 0 for p above this, and as going to 0 below.
+_COMPARISON = Comparison("sigma_min", _ON, _OFF, "larger")
+#: σ_min ~ n^p counts as bounded away from 0 if p is above this, and as tending to 0 if it is below.
 _BOUNDED = -0.25
 _TABLE = "smallest_singular_values.parquet"
 
@@ -52,8 +53,8 @@ class _Network:
         name: In words.
         model: In ``models``; its arm is ``residual``.
         options: Of the model.
-        blocks: Those with an identity skip.
-        images: In the probe.
+        blocks: Its blocks with an identity skip.
+        images: Number of images in the probe.
     """
 
     name: str
@@ -63,7 +64,7 @@ class _Network:
     images: int
 
 
-_MLP, _MLP_BLOCKS = "residual-mlp", tuple(f"blocks.{place}" for place in range(4))
+_MLP, _MLP_BLOCKS = "residual-mlp", tuple(f"blocks.{number}" for number in range(4))
 _NETWORKS: tuple[_Network, ...] = (
     _Network("residual MLP, no norm, tanh", _MLP, ("width=32", "depth=4", "activation=tanh"), _MLP_BLOCKS, 4),
     _Network("residual MLP, batch norm, ReLU", _MLP, ("width=32", "depth=4", "normaliser=batch"), _MLP_BLOCKS, 8),
@@ -73,10 +74,17 @@ _NETWORKS: tuple[_Network, ...] = (
 
 @dataclass(frozen=True)
 class _Scale:
-    """How much is measured: networks, their initialisations, random matrices of each size, and these sizes."""
+    """How much is measured.
+
+    Attributes:
+        networks: The networks.
+        trials: Initialisations of each.
+        draws: Random matrices of each size.
+        sizes: Numbers of rows of random matrices.
+    """
 
     networks: tuple[_Network, ...]
-    seeds: int
+    trials: int
     draws: int
     sizes: tuple[int, ...]
 
@@ -94,27 +102,27 @@ class SkipShiftsSpectrum:
     statement: str = (
         "The singular values of a map with an identity skip, I + A, are bounded away from 0; those of A are not."
     )
-    source: str = "MacDonald et al. 2023, section 5 and the histogram of random matrices; PAPER.md, section 3"
+    source: str = "MacDonald et al. 2023, section 5 and the histogram of random matrices; docs/paper.md §3"
     predicted: str = (
         "σ_min(I + A) tends to a positive number and σ_min(A) to 0 as random matrices grow; the smallest singular "
         "value of a block is larger with its skip than without"
     )
     controls: tuple[str, ...] = (
         "same weights and same input of the block, with the skip and without",
-        "batch norm and none, smooth and not",
-        "several sizes of random matrices, each draw its own pair",
+        "with and without batch norm, smooth and not",
+        "several sizes of random matrices; each draw is a pair",
     )
-    rule: Rule = field(default_factory=Rule)
+    rule: DecisionRule = field(default_factory=DecisionRule)
 
     def plans(self, size: Size) -> dict[str, Plan]:
-        """Nothing is trained."""
+        """No experiments: nothing is trained."""
         return {}
 
     def registered(self, size: Size) -> dict[str, Any]:
-        """What is drawn and measured, and the rule."""
+        """The random matrices and networks measured, and the rule."""
         return {
             "measured": asdict(_scale(size)),
-            "contrast": asdict(_CONTRAST),
+            "comparison": asdict(_COMPARISON),
             "rule": asdict(self.rule),
             "combined": "random matrices by size, and each network, get an equal share of the level; contradicted "
             "where one is, supported where all are, vacuous where all are, inconclusive otherwise. A network's σ_min "
@@ -123,26 +131,26 @@ class SkipShiftsSpectrum:
             f"for I + A and below for A; contradicted where either lies wholly on the other side",
         }
 
-    def judge(self, evidence: Evidence, size: Size) -> Judgement:
-        """The verdict from singular values measured for it; their table is written beside it.
+    def judge(self, inputs: ClaimInputs, size: Size) -> Judgement:
+        """The verdict from singular values, which are measured now; their table is written into the claim's folder.
 
         Raises:
             InputError: The table cannot be written.
         """
-        table = _measured(size, evidence.seed)
-        write_table(table, evidence.directory / _TABLE)
+        table = _measured(size, inputs.seed)
+        write_table(table, inputs.directory / _TABLE)
         networks = _scale(size).networks
         rule = replace(self.rule, level=self.rule.level / (1 + len(networks)))
         findings = [_growth(table[table["what"] == "random matrices"], rule)]
         verdicts: list[Verdict] = [findings[0].verdict]
         for network in networks:
             tables = _as_experiment(table[table["what"] == network.name])
-            verdict, found = judge_contrasts(tables, (_CONTRAST,), rule, evidence.seed)
+            verdict, network_findings = judge_comparisons(tables, (_COMPARISON,), rule, inputs.seed)
             verdicts.append(verdict)
-            findings += [replace(finding, what=f"{finding.what}, {network.name}") for finding in found]
+            findings += [replace(finding, what=f"{finding.what}, {network.name}") for finding in network_findings]
         whole = combine(verdicts)
         largest = max(_scale(size).sizes)
-        figures = draw(evidence.directory, {"random_matrices": lambda: random_matrices(largest, evidence.seed)})
+        figures = draw_figures(inputs.directory, {"random_matrices": lambda: random_matrices(largest, inputs.seed)})
         return Judgement(whole, tuple(findings), summary(findings), change(whole, findings, 0), figures)
 
 
@@ -159,7 +167,7 @@ def _measured(size: Size, seed: int) -> pd.DataFrame:
 
 
 def _rows(size: Size, seed: int) -> Iterator[dict[str, Any]]:
-    """One row per map: what, arm, trial, place (a size or a block's number) and its spectrum's statistics."""
+    """One row per map: what, arm, trial, index (a matrix's size or a block's number), and its spectrum's statistics."""
     scale, random = _scale(size), np.random.default_rng(seed)
     for trial in range(scale.draws):
         for count in scale.sizes:
@@ -167,14 +175,14 @@ def _rows(size: Size, seed: int) -> Iterator[dict[str, Any]]:
             for arm, shift in ((_ON, 1), (_OFF, 0)):
                 yield _row("random matrices", arm, trial, count, _matrix_spectrum(matrix + shift * np.eye(count)))
     for network in scale.networks:
-        for trial in range(scale.seeds):
+        for trial in range(scale.trials):
             yield from _block_rows(network, trial, seed)
 
 
-def _row(what: str, arm: str, trial: int, place: int, spectrum: Spectrum) -> dict[str, Any]:
-    # All values are in the statistics that are kept; the lists would make most of the file.
+def _row(what: str, arm: str, trial: int, index: int, spectrum: Spectrum) -> dict[str, Any]:
+    # The statistics are all that is used; the lists of values would be most of the file.
     row = spectrum.as_row() | {"values": None, "nodes": None, "weights": None}
-    return {"what": what, "arm": arm, "trial": trial, "place": place, **row}
+    return {"what": what, "arm": arm, "trial": trial, "index": index, **row}
 
 
 def _matrix_spectrum(matrix: np.ndarray) -> Spectrum:
@@ -186,27 +194,27 @@ def _matrix_spectrum(matrix: np.ndarray) -> Spectrum:
 
 def _block_rows(network: _Network, trial: int, seed: int) -> Iterator[dict[str, Any]]:
     model, x = _built(network, seed + trial)
-    for place, block in enumerate(network.blocks):
-        yield _row(network.name, _ON, trial, place, _block_spectrum(model, x, block))
+    for index, block in enumerate(network.blocks):
+        yield _row(network.name, _ON, trial, index, _block_spectrum(model, x, block))
         module = model.get_submodule(block)
         shortcut = module.shortcut
-        module.shortcut = _Nothing()
+        module.shortcut = _NoSkip()
         try:
-            yield _row(network.name, _OFF, trial, place, _block_spectrum(model, x, block))
+            yield _row(network.name, _OFF, trial, index, _block_spectrum(model, x, block))
         finally:
             module.shortcut = shortcut
 
 
-class _Nothing(nn.Module):
-    """What is left of an identity skip that is switched off."""
+class _NoSkip(nn.Module):
+    """A skip that is switched off."""
 
     def forward(self, x: Tensor) -> Tensor:
-        """Zeros."""
+        """Zeros of the shape of x."""
         return torch.zeros_like(x)
 
 
 def _built(network: _Network, seed: int) -> tuple[nn.Module, Tensor]:
-    """The network in float64 and its probe, digits drawn by the seed."""
+    """The network in float64 and its probe, digits drawn with the seed."""
     images = load_data("digits", limit_test=1).train.images
     drawn = torch.randperm(len(images), generator=torch.Generator().manual_seed(seed))[: network.images]
     x = to_float(images[drawn], dtype=torch.float64)
@@ -217,29 +225,29 @@ def _built(network: _Network, seed: int) -> tuple[nn.Module, Tensor]:
 
 
 def _block_spectrum(model: nn.Module, x: Tensor, block: str) -> Spectrum:
-    (found,) = spectra(model, x, map="layer", layers=[block]).values()
-    return found
+    (spectrum,) = spectra(model, x, map="layer", layers=[block]).values()
+    return spectrum
 
 
 def _as_experiment(rows: pd.DataFrame) -> Experiment:
-    """Rows as tables for paired comparisons: arms are the skip, and a block's number takes the place of the step."""
+    """Rows as tables for paired comparisons: the arms are skip on and off, and a block's number stands for the step."""
     ids = rows["arm"] + "-" + rows["trial"].astype(str)
     runs = pd.DataFrame({"run_id": ids, "arm": rows["arm"], "trial": rows["trial"]}).drop_duplicates(ignore_index=True)
     runs = runs.assign(lr=0.0, status="finished", seed=runs["trial"])
     columns = [name for name in empty_frame("spectra") if name in rows]
-    frame = rows[columns].assign(layer="blocks", run_id=ids, step=rows["place"])
+    frame = rows[columns].assign(layer="blocks", run_id=ids, step=rows["index"])
     measured = spectra_frame({str(name): value for name, value in row.items()} for row in frame.to_dict("records"))
     return Experiment(runs, empty_frame("metrics"), measured, empty_frame("skipped"))
 
 
-def _growth(rows: pd.DataFrame, rule: Rule) -> Finding:
-    """How the smallest singular values of random matrices go with their size."""
+def _growth(rows: pd.DataFrame, rule: DecisionRule) -> Finding:
+    """How the smallest singular value of a random matrix depends on its size."""
     numbers: dict[str, float] = {}
     sides: list[tuple[float, float]] = []
     for name, arm in (("with_skip", _ON), ("without", _OFF)):
-        values = rows[rows["arm"] == arm].pivot(index="trial", columns="place", values="sigma_min")
+        values = rows[rows["arm"] == arm].pivot(index="trial", columns="index", values="sigma_min")
         slopes = np.polyfit(np.log(values.columns.to_numpy(float)), np.log(values.to_numpy().T), 1)[0]
-        low, high = _median_interval(slopes, 1 - rule.level)
+        low, high = exact_interval(slopes, 1 - rule.level)
         largest = values.columns.max()
         numbers |= {f"exponent_{name}": float(np.median(slopes)), f"exponent_{name}_low": low}
         numbers |= {f"exponent_{name}_high": high, f"smallest_{name}": float(values[largest].min())}
@@ -250,12 +258,5 @@ def _growth(rows: pd.DataFrame, rule: Rule) -> Finding:
         verdict = "supported"
     elif on_high < _BOUNDED or off_low > _BOUNDED:
         verdict = "contradicted"
-    note = f"σ_min ~ n^p at n from {rows['place'].min()} to {rows['place'].max()}, {rows['trial'].nunique()} draws"
+    note = f"σ_min ~ n^p at n from {rows['index'].min()} to {rows['index'].max()}, {rows['trial'].nunique()} draws"
     return Finding("σ_min(I + A) and σ_min(A) of random matrices by size", verdict, numbers, note)
-
-
-def _median_interval(values: np.ndarray, confidence: float) -> tuple[float, float]:
-    """Exact interval of the median between two order statistics; infinite where there are too few values."""
-    interval = stats.quantile_test(values, q=0.0, p=0.5).confidence_interval(confidence)
-    low, high = float(interval.low), float(interval.high)
-    return (-np.inf if np.isnan(low) else low), (np.inf if np.isnan(high) else high)

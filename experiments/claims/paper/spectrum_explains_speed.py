@@ -1,22 +1,32 @@
-"""The mechanism: conditioning, not the skip as such, drives speed (PAPER.md, section 4).
+"""Claim: conditioning, not the skip as such, drives speed (docs/paper.md §4).
 
-Arms that change the conditioning without a skip, that skip without better conditioning, other skips and doses of the
-skip; the claim's own measure of conditioning decides, and all others are ranked by how well they predict speed.
+Arms change the conditioning without a skip, have a skip without better conditioning, other skips, or doses of the skip.
+A few measures of conditioning decide; all others are ranked by how well they predict speed.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Final
 
 from skip_conditioning.diagnostics.errors import InputError
-from skip_conditioning.experiments.claims.mechanism.comparisons import Design, Kind
-from skip_conditioning.experiments.claims.mechanism.judgement import Judged, judge_experiment
-from skip_conditioning.experiments.claims.verdict import repeated_looks as looks
-from skip_conditioning.experiments.claims.verdict.claim import Evidence, Finding, Judgement, Plan, Rule, Size, Verdict
+from skip_conditioning.experiments.claims.mechanism.design import Design, Kind
+from skip_conditioning.experiments.claims.mechanism.judgement import ExperimentJudgement, judge_experiment
+from skip_conditioning.experiments.claims.statistics.alpha_spending import level_at
+from skip_conditioning.experiments.claims.statistics.paired_tests import fewest_pairs
+from skip_conditioning.experiments.claims.verdict.claim import (
+    LOOKS,
+    ClaimInputs,
+    DecisionRule,
+    Finding,
+    Judgement,
+    Plan,
+    Size,
+    Verdict,
+)
+from skip_conditioning.experiments.claims.verdict.decision import combine
 from skip_conditioning.experiments.claims.verdict.paired_claim import change
-from skip_conditioning.experiments.claims.verdict.pairs import fewest_pairs
-from skip_conditioning.experiments.claims.verdict.rules import combine
-from skip_conditioning.experiments.claims.verdict.wording import ASIDE
+from skip_conditioning.experiments.config.presets import preset
+from skip_conditioning.experiments.config.train_config import TrainConfig
 
 _GAINS: Final = {"gain-0.25": 0.25, "gain-0.5": 0.5, "residual": 1.0, "gain-2": 2.0}
 _MLP_INTERVENTIONS: Final[dict[str, Kind]] = {
@@ -52,7 +62,7 @@ _DEMO = replace(
     },
     doses={"chain": 0.0, "gain-0.5": 0.5, "residual": 1.0},
     factorial=(_FACTORIAL[0], _FACTORIAL[3]),
-    senses=("effective_rank",),
+    mediators=("effective_rank",),
 )
 _PAPER = Design(
     "chain",
@@ -82,14 +92,14 @@ _CIFAR = Design(
 
 
 @dataclass(frozen=True)
-class Planned:
+class MechanismExperiment:
     """One experiment of the claim.
 
     Attributes:
         plan: What is trained.
         design: What is compared.
-        pilots: The first so many trials choose each arm's learning rate and take no part in the comparisons.
-        decides: Whether the verdict rests on it, or it is a control that is shown beside.
+        pilots: Number of pilot trials, the first ones, which choose each arm's learning rate and are not compared.
+        decides: Whether the verdict rests on it; otherwise it is a control, whose findings are secondary.
     """
 
     plan: Plan
@@ -97,34 +107,48 @@ class Planned:
     pilots: int
     decides: bool = True
 
+    def registered(self) -> dict[str, Any]:
+        """All of it as plain JSON values."""
+        return {
+            "plan": self.plan.registered(),
+            "design": asdict(self.design),
+            "pilots": self.pilots,
+            "decides": self.decides,
+        }
 
-def _planned(preset: str, design: Design, seeds: int, pilots: int, *options: str, decides: bool = True) -> Planned:
-    return Planned(Plan(preset, design.arms, seeds, options), design, pilots, decides)
+
+def _experiment(
+    config: TrainConfig, design: Design, trials: int, pilots: int, *, decides: bool = True
+) -> MechanismExperiment:
+    return MechanismExperiment(Plan(config.changed(arms=design.arms, trials=trials)), design, pilots, decides)
 
 
-_MNIST = ("--dataset", "mnist")
-_SMALL = (
-    *("--model-options", "depth=8", "width=32", "normaliser=batch"),
-    *("--lr", "0.1", "0.5", "--steps", "20", "--measure-until", "0"),
+_SMALL: Final = preset(
+    "interventions",
+    model_options=("depth=8", "width=32", "normaliser=batch"),
+    lr=(0.1, 0.5),
+    steps=20,
+    measure_until=0,
 )
-#: Controls decide nothing, have fewer trials and are measured at initialisation alone. Their learning rates and the
-#: preset's lie where an exploratory sweep with other seeds had the arms' best (docs/claims.md).
-_CONTROLS = {
-    "residual-mlp-fixed-length-steps": ("--lr", "0.3", "1", "--fixed-length-steps"),
-    "residual-mlp-frozen-batch-norm": ("--lr", "0.003", "0.01", "0.03", "--batch-norm", "frozen"),
-    "residual-mlp-no-batch-norm": ("--lr", "0.05", "1", "--model-options", "depth=16", "width=32"),
+_MNIST: Final = preset("interventions", dataset="mnist")
+#: Controls do not decide, have fewer trials and are measured at initialisation only. Their learning rates and the
+#: preset's are around the arms' best ones in an exploratory sweep with other seeds (docs/claims.md).
+_CONTROLS: Final[dict[str, dict[str, Any]]] = {
+    "residual-mlp-fixed-length-steps": {"lr": (0.3, 1.0), "fixed_length_steps": True},
+    "residual-mlp-frozen-batch-norm": {"lr": (0.003, 0.01, 0.03), "batch_norm": "frozen"},
+    "residual-mlp-no-batch-norm": {"lr": (0.05, 1.0), "model_options": ("depth=16", "width=32")},
 }
-_PLANS: dict[Size, dict[str, Planned]] = {
-    "demo": {"residual-mlp": _planned("interventions", _DEMO, 14, 2, *_SMALL)},
+_EXPERIMENTS: Final[dict[Size, dict[str, MechanismExperiment]]] = {
+    "demo": {"residual-mlp": _experiment(_SMALL, _DEMO, 14, 2)},
     "mnist": {
-        "residual-mlp": _planned("interventions", _MLP, 33, 3, *_MNIST),
-        "paper-network": _planned("paper-network-interventions", _PAPER, 33, 3, *_MNIST),
+        "residual-mlp": _experiment(_MNIST, _MLP, 33, 3),
+        "paper-network": _experiment(preset("paper-network-interventions", dataset="mnist"), _PAPER, 33, 3),
         **{
-            name: _planned("interventions", _CONTROL, 14, 2, *_MNIST, "--measure-until", "0", *options, decides=False)
+            name: _experiment(_MNIST.changed(measure_until=0, **options), _CONTROL, 14, 2, decides=False)
             for name, options in _CONTROLS.items()
         },
     },
-    "cifar": {"cifar10": _planned("paper-cifar10", _CIFAR, 16, 2)},
+    "cifar": {"cifar10": _experiment(preset("paper-cifar10"), _CIFAR, 16, 2)},
 }
 
 
@@ -137,127 +161,136 @@ class SpectrumExplainsSpeed:
         "Skip connections speed training because they improve the conditioning of the layers' Jacobians: conditioning, "
         "not the skip as such, drives speed."
     )
-    source: str = "MacDonald et al. 2023, sections 1, 5 and 6; PAPER.md, section 4"
+    source: str = "MacDonald et al. 2023, sections 1, 5 and 6; docs/paper.md §4"
     predicted: str = (
         "an arm that is better conditioned than another trains faster, with a skip or without; a skip that does not "
         "improve conditioning does not speed training; over doses of the skip, conditioning and speed go together; "
         "most of the skip's effect on speed passes through conditioning"
     )
     controls: tuple[str, ...] = (
-        "images and their order equal for the arms of a trial, and initialisation where the arm does not change it",
+        "images and their order equal for the arms of a trial, and so is initialisation unless the arm changes it",
         "learning rate: each arm at its own best, chosen on pilot trials that are not compared; the whole sweep shown",
-        "scale invariance under batch norm: training by fixed-length steps, with frozen batch norm, and with none",
+        "scale invariance under batch norm: training by fixed-length steps, with frozen batch norm, and without any",
         "output scale: a residual arm rescaled towards the chain's ‖J‖_F; partial correlations given learning rate, "
         "‖J‖_F and gradient norm",
         "what a strided 1×1 convolution throws away: isometric, orthogonal and rank-deficient shortcuts in its place",
         "diverged runs count as the slowest",
         "not controlled: an initialisation may act on speed otherwise than through conditioning, which the mediation "
-        "takes not to be so; its sensitivity is shown",
+        "assumes that it does not; the sensitivity to this is shown",
     )
-    by_size: Mapping[Size, Mapping[str, Planned]] = field(default_factory=lambda: _PLANS)
-    rule: Rule = field(default_factory=Rule)
+    by_size: Mapping[Size, Mapping[str, MechanismExperiment]] = field(default_factory=lambda: _EXPERIMENTS)
+    rule: DecisionRule = field(default_factory=DecisionRule)
     look: int = 1
 
     def plans(self, size: Size) -> dict[str, Plan]:
-        """What is trained; empty where the size cannot test it."""
-        return {name: one.plan for name, one in self.by_size.get(size, {}).items()}
+        """The experiments to train for it; empty if the claim cannot be tested at this size."""
+        return {name: experiment.plan for name, experiment in self.by_size.get(size, {}).items()}
 
     def registered(self, size: Size) -> dict[str, Any]:
         """Plans, designs and the rule."""
         return {
-            "experiments": {name: asdict(one) for name, one in self.by_size.get(size, {}).items()},
+            "experiments": {name: experiment.registered() for name, experiment in self.by_size.get(size, {}).items()},
             "rule": asdict(self.rule),
             "comparisons": "paired sign tests, each arm at its own learning rate, Holm's correction over all of an "
-            "experiment: first of conditioning (better, worse, alike to within the design's bound, or open), then of "
-            "speed: better has to be faster, worse slower, alike within the rule's bound; open predicts nothing",
+            "experiment: first of conditioning (better, worse, alike to within the design's margin, or unclear), then "
+            "of speed: better has to be faster, worse slower, alike within the rule's margin; unclear predicts nothing",
             "dose-response": "sign test of Kendall's τ between conditioning and slowness over the doses of a trial",
             "mediation": "share of the skip's effect that passes through conditioning, over initialisations with and "
             "without the skip: supported where the interval of the share lies above the design's, contradicted where "
             "below, vacuous where the skip has no effect there",
-            "level": "split evenly over the experiments that decide, the senses of conditioning, then comparisons and, "
-            "where there are any, dose-response and mediation; half of the comparisons' for conditioning, half for "
-            "speed; a control, which decides nothing, is judged at the whole level",
+            "level": "split evenly over the experiments that decide, the mediators (measures of conditioning), then "
+            "comparisons and, where there are any, dose-response and mediation; half of the comparisons' for "
+            "conditioning, half for speed; a control, which does not decide, is judged at the whole level",
             "combined": "an experiment is vacuous where the skip is surely not better conditioned or not faster than "
-            "the chain, contradicted where any test is, supported where all that say something are, inconclusive "
-            "otherwise; so is each sense of conditioning over the experiments, vacuous ones left aside; the claim is "
-            "supported where any sense is, contradicted where all that say something are, inconclusive otherwise",
-            "looks": looks.WORDS,
+            "the chain, contradicted where any test is, supported where all that are not vacuous are, inconclusive "
+            "otherwise; the verdicts on each mediator combine likewise over the experiments that are not vacuous; the "
+            "claim is supported where any mediator is, contradicted where all that are not vacuous are, inconclusive "
+            "otherwise",
+            "looks": LOOKS,
         }
 
     def at_look(self, look: int) -> "SpectrumExplainsSpeed":
         """The same claim at a later look."""
         return replace(self, look=look)
 
-    def fewest_seeds(self, name: str, size: Size, rates: int) -> int:
-        """The fewest trials, pilots among them, with which every comparison of an experiment could come out."""
-        planned = self.by_size[size][name]
-        if not planned.decides:
-            return planned.pilots + self.rule.fewest_seeds
-        pairs = fewest_pairs(len(planned.design.comparisons), self._level(size) / planned.design.shares / 2)
-        return planned.pilots + max(self.rule.fewest_seeds, pairs)
+    def fewest_trials(self, name: str, size: Size, rates: int) -> int:
+        """The fewest trials, pilots among them, with which every comparison of an experiment could be significant.
 
-    def judge(self, evidence: Evidence, size: Size) -> Judgement:
+        Args:
+            name: Of the plan.
+            size: Of the experiments.
+            rates: Number of learning rates in it.
+        """
+        experiment = self.by_size[size][name]
+        if not experiment.decides:
+            return experiment.pilots + self.rule.min_pairs
+        pairs = fewest_pairs(len(experiment.design.comparisons), self._level(size) / experiment.design.shares / 2)
+        return experiment.pilots + max(self.rule.min_pairs, pairs)
+
+    def judge(self, inputs: ClaimInputs, size: Size) -> Judgement:
         """The verdict from the tables of the plans.
 
         Raises:
-            InputError: Tables or runs are missing, or there are too few seeds.
+            InputError: Tables or runs are missing, or there are too few trials.
         """
-        planned = self.by_size.get(size, {})
-        if not planned:
-            sizes = ", ".join(f"--size {one}" for one in self.by_size)
+        experiments = self.by_size.get(size, {})
+        if not experiments:
+            sizes = ", ".join(f"--size {other}" for other in self.by_size)
             return Judgement(
-                "inconclusive", (), f"Not testable at size {size}: nothing of it is trained there.", f"One of {sizes}."
-            )
-        missing = [name for name in planned if name not in evidence.experiments]
+                "inconclusive", (), f"Not testable at size {size}, at which nothing is trained for it.",
+                f"Another size: {sizes}.",
+            )  # fmt: skip
+        missing = [name for name in experiments if name not in inputs.experiments]
         if missing:
             raise InputError(f"{self.id} needs the tables of {', '.join(missing)}; repeat the command to train them")
         deciding = replace(self.rule, level=self._level(size))
-        judged: dict[str, Judged] = {}
-        for name, one in planned.items():
-            where = replace(evidence, directory=evidence.directory / name)
+        judgements: dict[str, ExperimentJudgement] = {}
+        for name, one in experiments.items():
+            folder = replace(inputs, directory=inputs.directory / name)
             rule = deciding if one.decides else self.rule
-            judged[name] = judge_experiment(evidence.experiments[name], one.design, one.pilots, rule, where)
-        verdict = _over_senses([judged[name] for name, one in planned.items() if one.decides])
+            judgements[name] = judge_experiment(inputs.experiments[name], one.design, one.pilots, rule, folder)
+        verdict = _combine_mediators([judgements[name] for name, one in experiments.items() if one.decides])
         findings: list[Finding] = []
-        aside: list[Finding] = []
-        for name, one in planned.items():
-            shown = [_named(name, finding) for finding in judged[name].findings]
-            (findings if one.decides else aside).extend(shown)
-            aside.extend(_named(name, finding) for finding in judged[name].beside)
-        aside = [replace(finding, what=f"{ASIDE}{finding.what}") for finding in aside]
+        secondary: list[Finding] = []
+        for name, one in experiments.items():
+            (findings if one.decides else secondary).extend(_named(name, judgements[name].findings))
+            secondary.extend(_named(name, judgements[name].secondary))
         return Judgement(
             verdict,
-            (*findings, *aside),
-            "\n".join(f"{name}: {judged[name].summary}" for name, one in planned.items() if one.decides),
+            (*findings, *(replace(finding, decides=False) for finding in secondary)),
+            "\n".join(f"{name}: {judgements[name].summary}" for name, one in experiments.items() if one.decides),
             change(verdict, findings, self.look),
-            tuple(path for one in judged.values() for path in one.figures),
+            tuple(path for judgement in judgements.values() for path in judgement.figures),
         )
 
     def _level(self, size: Size) -> float:
         """The error rate of each experiment that decides."""
         deciding = sum(one.decides for one in self.by_size[size].values())
-        return looks.level_at(self.rule.level, self.look) / deciding
+        return level_at(self.rule.level, self.look) / deciding
 
 
-def _over_senses(judged: list[Judged]) -> Verdict:
-    """The verdict over experiments and senses of conditioning; see ``registered``."""
-    senses = dict.fromkeys(sense for one in judged for sense in one.verdicts)
-    verdicts = [_over_experiments([one.verdicts[sense] for one in judged if sense in one.verdicts]) for sense in senses]
-    telling = [verdict for verdict in verdicts if verdict != "vacuous"]
-    if not telling:
+def _combine_mediators(judgements: Sequence[ExperimentJudgement]) -> Verdict:
+    """The verdict from those on each mediator in each experiment; see ``registered``."""
+    mediators = dict.fromkeys(mediator for judgement in judgements for mediator in judgement.verdicts)
+    verdicts = [
+        _combine_experiments([judgement.verdicts[name] for judgement in judgements if name in judgement.verdicts])
+        for name in mediators
+    ]
+    verdicts = [verdict for verdict in verdicts if verdict != "vacuous"]
+    if not verdicts:
         return "vacuous"
-    if "supported" in telling:
+    if "supported" in verdicts:
         return "supported"
-    return "contradicted" if all(verdict == "contradicted" for verdict in telling) else "inconclusive"
+    return "contradicted" if all(verdict == "contradicted" for verdict in verdicts) else "inconclusive"
 
 
-def _over_experiments(verdicts: list[Verdict]) -> Verdict:
-    telling = [verdict for verdict in verdicts if verdict != "vacuous"]
-    return combine(telling) if telling else "vacuous"
+def _combine_experiments(verdicts: Sequence[Verdict]) -> Verdict:
+    verdicts = [verdict for verdict in verdicts if verdict != "vacuous"]
+    return combine(verdicts) if verdicts else "vacuous"
 
 
-def _named(experiment: str, finding: Finding) -> Finding:
-    return replace(finding, what=f"{experiment}: {finding.what}")
+def _named(experiment: str, findings: Sequence[Finding]) -> list[Finding]:
+    return [replace(finding, what=f"{experiment}: {finding.what}") for finding in findings]
 
 
 SPECTRUM_EXPLAINS_SPEED = SpectrumExplainsSpeed()

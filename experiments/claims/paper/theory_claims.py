@@ -1,27 +1,26 @@
-"""The claims about inequalities, decided by the statements that ``experiments.theory`` checks on training networks."""
+"""Claims about the theory, decided by the statements that ``experiments.theory`` checks on training networks."""
 
 import re
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pandas as pd
 
 from skip_conditioning.diagnostics.theory.statement import Statement
-from skip_conditioning.experiments.claims.verdict.claim import Evidence, Finding, Judgement, Plan, Size, Verdict
-from skip_conditioning.experiments.claims.verdict.claim_figures import draw
-from skip_conditioning.experiments.claims.verdict.presentation import MISSING
-from skip_conditioning.experiments.claims.verdict.wording import ASIDE
+from skip_conditioning.experiments.claims.verdict.claim import ClaimInputs, Finding, Judgement, Plan, Size, Verdict
+from skip_conditioning.experiments.claims.verdict.figures import draw_figures
+from skip_conditioning.experiments.claims.verdict.formatting import MISSING
 from skip_conditioning.experiments.processes.threads import one_thread
 from skip_conditioning.experiments.theory.convergence import check_convergence
 from skip_conditioning.experiments.theory.curvature_growth import check_curvature
 from skip_conditioning.experiments.theory.layers import check_regularity
 from skip_conditioning.experiments.theory.options import TheoryOptions
 from skip_conditioning.experiments.theory.pl_along_training import check_pl_chain
-from skip_conditioning.experiments.theory.report import FIGURES, Check, statement_rows, write_table
+from skip_conditioning.experiments.theory.report import FIGURES, Check, TheoryExperiment, statement_rows, write_table
 
-#: Of the checks of one statement: more than this share without content make it vacuous; of a claim that may come out
-#: either way, at least this share failing contradicts it.
+#: A statement is vacuous if more than this share of its checks is vacuous. One that may come out either way is
+#: contradicted if at least this share of its other checks fails.
 _SHARE = 0.5
 _STATEMENTS = "statements.parquet"
 
@@ -33,14 +32,15 @@ class TheoryClaim:
     Attributes:
         id: Its name on the command line.
         statement: What is claimed.
-        source: Where.
+        source: Where it is claimed.
         predicted: What is expected if it is true.
-        controls: What is varied beside it.
+        controls: What is varied.
         check: Checks the statements; an experiment of ``experiments.theory``.
-        counted: Pattern of the networks that the claim is about; others are shown and decide nothing.
-        decides: Pattern of the statements that it consists of; others, such as what proofs use, likewise.
-        part: Pattern of the part of a network's description that findings are told apart by.
-        figure: The experiment of ``experiments.theory.report`` whose figure is shown; empty for none.
+        counted: Pattern of the networks that the claim is about; findings on others are secondary.
+        decides: Pattern of the statements that the claim consists of; findings on others, such as steps of proofs, are
+            secondary.
+        part: Pattern of the part of a network's description that has its own findings.
+        figure: The experiment of ``experiments.theory`` whose figure is shown; empty without one.
     """
 
     id: str
@@ -48,18 +48,18 @@ class TheoryClaim:
     source: str
     predicted: str
     controls: tuple[str, ...]
-    check: Callable[[TheoryOptions], Iterable[Check]]
+    check: TheoryExperiment
     counted: str = ""
     decides: str = ""
     part: str = ".*"
     figure: str = ""
 
     def plans(self, size: Size) -> dict[str, Plan]:
-        """Nothing of ``experiments.train``: the networks here are trained by the check itself."""
+        """No experiments: the check itself trains its networks."""
         return {}
 
     def registered(self, size: Size) -> dict[str, Any]:
-        """The check, which networks count, and the rule."""
+        """The check, the networks and statements that count, and the rule."""
         return {
             "check": f"{self.check.__module__}.{self.check.__name__}",
             "quick": size == "demo",
@@ -69,40 +69,40 @@ class TheoryClaim:
             "rule": {
                 "a theorem": "contradicted where any check is violated",
                 "a statement that may come out either way": f"contradicted where at least {_SHARE:g} of the checks "
-                "that say something fail, supported where all hold, inconclusive otherwise",
-                "either of them": f"vacuous where more than {_SHARE:g} of the checks say nothing and none fails",
+                "that are not vacuous fail, supported where all hold, inconclusive otherwise",
+                "either of them": f"vacuous where more than {_SHARE:g} of the checks are vacuous and none fails",
             },
-            "combined": "contradicted where a statement that counts is, else inconclusive where one is; vacuous where "
-            f"more than {_SHARE:g} of the statements are, supported otherwise",
+            "combined": "contradicted where a statement that counts is, or else inconclusive where one is; vacuous "
+            f"where more than {_SHARE:g} of the statements are; supported otherwise",
         }
 
-    def judge(self, evidence: Evidence, size: Size) -> Judgement:
-        """The verdict from statements checked for it; their table is written beside it.
+    def judge(self, inputs: ClaimInputs, size: Size) -> Judgement:
+        """The verdict from the statements, which are checked now; their table is written into the claim's folder.
 
         Raises:
             InputError: The table cannot be written.
         """
-        table = self._checked(evidence, size)
-        write_table(table, evidence.directory / _STATEMENTS)
+        table = self._checked(inputs, size)
+        write_table(table, inputs.directory / _STATEMENTS)
         counts = table["network"].str.contains(self.counted, regex=True)
         counts &= table["statement"].str.contains(self.decides, regex=True)
         findings = list(_findings(table[counts], self.part))
-        others = [_aside(finding) for finding in _findings(table[~counts], self.part)]
+        others = [replace(finding, decides=False) for finding in _findings(table[~counts], self.part)]
         verdict = decide([finding.verdict for finding in findings])
         makers = {}
         if self.figure:
             name, make = FIGURES[self.figure]
-            makers[name] = lambda: make(evidence.directory)
-        figures = draw(evidence.directory, makers)
+            makers[name] = lambda: make(inputs.directory)
+        figures = draw_figures(inputs.directory, makers)
         return Judgement(verdict, (*findings, *others), _summary(findings), _change(verdict, size), figures)
 
-    def _checked(self, evidence: Evidence, size: Size) -> pd.DataFrame:
-        """A row for each check of a statement; at the demo size on the bundled digits only."""
+    def _checked(self, inputs: ClaimInputs, size: Size) -> pd.DataFrame:
+        """A row for each check of a statement; at size demo on the bundled digits only."""
         options = TheoryOptions(
-            out=evidence.directory,
+            out=inputs.directory,
             quick=size == "demo",
-            seed=evidence.seed,
-            data_dir=None if size == "demo" else evidence.data_dir,
+            seed=inputs.seed,
+            data_dir=None if size == "demo" else inputs.data_dir,
         )
         with one_thread():
             rows = statement_rows({self.id: list(self.check(options))})
@@ -118,13 +118,20 @@ def decide(verdicts: list[Verdict]) -> Verdict:
 
 
 def decide_statement(holds: int, violated: int, vacuous: int, *, is_claim: bool) -> Verdict:
-    """The verdict on one statement from the numbers of its checks that came out each way."""
-    telling = holds + violated
-    if violated and (not is_claim or violated >= _SHARE * telling):
+    """The verdict on one statement.
+
+    Args:
+        holds: Number of checks in which it holds.
+        violated: Number of checks in which it is violated.
+        vacuous: Number of checks in which it is vacuous.
+        is_claim: Whether it may come out either way; otherwise it is a theorem.
+    """
+    decided = holds + violated
+    if violated and (not is_claim or violated >= _SHARE * decided):
         return "contradicted"
     if violated:
         return "inconclusive"
-    return "vacuous" if vacuous > _SHARE * (telling + vacuous) or not telling else "supported"
+    return "vacuous" if vacuous > _SHARE * (decided + vacuous) or not decided else "supported"
 
 
 def _findings(table: pd.DataFrame, part: str) -> Iterator[Finding]:
@@ -132,8 +139,8 @@ def _findings(table: pd.DataFrame, part: str) -> Iterator[Finding]:
     kinds = table["network"].map(lambda network: _part(part, network))
     for (name, kind), rows in table.groupby([table["statement"], kinds], sort=False):
         counts = {verdict: int((rows["verdict"] == verdict).sum()) for verdict in ("holds", "violated", "vacuous")}
-        telling = counts["holds"] + counts["violated"]
-        share = counts["holds"] / telling if telling else float("nan")
+        decided = counts["holds"] + counts["violated"]
+        share = counts["holds"] / decided if decided else float("nan")
         causes = [cause.split("; ")[0] for cause in rows["cause"] if cause]
         failed = rows[rows["verdict"] == "violated"]
         note = rows["formula"].iloc[0]
@@ -149,13 +156,13 @@ def _findings(table: pd.DataFrame, part: str) -> Iterator[Finding]:
 
 
 def _side(value: float) -> str:
-    """A side of a statement to four digits; infinite or unknown as a sign."""
+    """A side of a statement to four digits; ∞ if infinite, a dash if unknown."""
     return f"{value:.4g}".replace("inf", "∞").replace("nan", MISSING)
 
 
 def _part(pattern: str, network: str) -> str:
-    found = re.search(pattern, network)
-    return found[0] if found else network
+    match = re.search(pattern, network)
+    return match[0] if match else network
 
 
 def _tightness(rows: pd.DataFrame) -> float:
@@ -165,26 +172,22 @@ def _tightness(rows: pd.DataFrame) -> float:
     return float((sides.min(axis=1) / sides.max(axis=1)).median()) if len(positive) else float("nan")
 
 
-def _aside(finding: Finding) -> Finding:
-    return Finding(f"{ASIDE}{finding.what}", finding.verdict, finding.numbers, finding.note)
-
-
 def _summary(findings: list[Finding]) -> str:
-    total = {name: int(sum(one.numbers[name] for one in findings)) for name in ("holds", "violated", "vacuous")}
-    failing = [one.what for one in findings if one.verdict == "contradicted"]
-    text = f"{total['holds']} checks hold, {total['violated']} fail, {total['vacuous']} say nothing."
+    total = {name: int(sum(each.numbers[name] for each in findings)) for name in ("holds", "violated", "vacuous")}
+    failing = [finding.what for finding in findings if finding.verdict == "contradicted"]
+    text = f"{total['holds']} checks hold, {total['violated']} fail, {total['vacuous']} are vacuous."
     return text + (f" Failing: {'; '.join(failing[:3])}{' and others' if len(failing) > 3 else ''}." if failing else "")
 
 
 def _change(verdict: Verdict, size: Size) -> str:
     if verdict == "contradicted":
-        return "An error in the check: a counterexample stays one. It is printed to all digits by experiments.theory."
+        return "Only an error in the check: a counterexample remains one. experiments.theory prints it to all digits."
     more = "--size mnist checks larger networks for longer" if size == "demo" else "Other networks, or longer training"
     return f"{more}; a single failing check of a theorem would contradict it."
 
 
 def _convergence(options: TheoryOptions) -> Iterator[Check]:
-    """The statements of ``experiments.theory.convergence``, and whether the loss still falls at the end, as a power."""
+    """The statements of ``experiments.theory.convergence``, and that the loss still falls as a power at the end."""
     yield from check_convergence(options)
     fits = pd.read_parquet(options.out / "convergence_fits.parquet")
     for fit in fits[fits["cost"] == "cross-entropy"].to_dict("records"):
@@ -207,8 +210,8 @@ _SMOOTH = "weight norm, tanh"
 REGULARITY_BOUND = TheoryClaim(
     id="regularity-bound",
     statement="λ(DF) is at least the sum over layers of the products of their λ (inequality 2).",
-    source="MacDonald et al. 2023, theorem on regularity; PAPER.md, section 2",
-    predicted="holds at every step, and says something, on smooth, width-preserving, weight-normalised networks",
+    source="MacDonald et al. 2023, theorem on regularity; docs/paper.md §2",
+    predicted="holds at every step, and is not vacuous, on smooth, width-preserving, weight-normalised networks",
     controls=("with and without skips", "batch norm, weight norm and none", "restricted to the data's subspaces"),
     check=check_regularity,
     counted=_SMOOTH,
@@ -218,8 +221,8 @@ REGULARITY_BOUND = TheoryClaim(
 PL_ALONG_TRAINING = TheoryClaim(
     id="pl-along-training",
     statement="λ(DF)|∇c|² ≤ |∇ℓ|² ≤ ‖DF‖²|∇c|² along the trajectory (inequality 3).",
-    source="MacDonald et al. 2023, the Polyak–Łojasiewicz inequality; PAPER.md, section 2",
-    predicted="holds at every step, and says something",
+    source="MacDonald et al. 2023, the Polyak–Łojasiewicz inequality; docs/paper.md §2",
+    predicted="holds at every step, and is not vacuous",
     controls=("with and without skips", "batch norm, weight norm and none"),
     check=check_pl_chain,
     decides="^PŁ",
@@ -230,15 +233,15 @@ NORMALISATION_BOUNDS_CURVATURE = TheoryClaim(
     id="normalisation-bounds-curvature",
     statement="The curvature of the loss is bounded while the parameters grow with batch or weight norm, and grows "
     "without bound with neither.",
-    source="MacDonald et al. 2023, section 4; PAPER.md, section 2.5",
+    source="MacDonald et al. 2023, section 4; docs/paper.md §2.5",
     predicted="exponent p of ‖∇²ℓ‖ ~ |θ|^p at most 0 with a normaliser, at least 0 without",
     controls=(
-        "scaled are all parameters, or the hidden weights only",
-        "also in units of the length that scale-invariant weights do not feel",
+        "all parameters scaled, or the hidden weights only",
+        "also with the length of scale-invariant weights divided out",
         "cross-entropy and mean square; tanh and (full size) ReLU",
     ),
     check=check_curvature,
-    # The table of PAPER.md, section 4, asks for the Hessian's own top eigenvalue.
+    # docs/paper.md §4 names the Hessian's own top eigenvalue.
     decides="^curvature (?:bounded|grows)",
     part=r"\w+ norm",
     figure="curvature",
@@ -248,10 +251,10 @@ CONVERGES_AT_INFINITY = TheoryClaim(
     id="converges-at-infinity",
     statement="From any initialisation gradient descent takes cross-entropy to 0 on the normalised residual class, "
     "with |θ| → ∞ and λ(DF) bounded below.",
-    source="MacDonald et al. 2023, theorem on convergence; PAPER.md, section 2.7",
+    source="MacDonald et al. 2023, theorem on convergence; docs/paper.md §2.7",
     predicted="the loss still falls as a power of the steps at the end, |θ − θ₀| is largest at the end, λ along the "
-    "path stays above 0, and every step gains what is guaranteed",
-    controls=("six initialisations, bad ones among them", "chain and unnormalised arms", "mean square as the cost"),
+    "path stays above 0, and every step lowers the loss by what is guaranteed",
+    controls=("six initialisations, bad ones among them", "chain and unnormalised arms", "mean square cost"),
     check=_convergence,
     counted="cross-entropy, residual",
     decides="loss tends|optimum at infinity|along the path|decrease per step|cumulative",

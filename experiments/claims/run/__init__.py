@@ -1,1 +1,1 @@
-"""A set of claims tested: registered, trained for, judged and reported."""
+"""Testing a set of claims: registration, training of their experiments, judgement, report."""

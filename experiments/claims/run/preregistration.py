@@ -1,8 +1,8 @@
-"""What is written down before the first training step, and cannot be changed unseen afterwards.
+"""What is written down before the first training step, and cannot be changed unnoticed afterwards.
 
-``DIR/preregistration.json`` is a list of entries. The first says all that decides the verdicts; each later one is an
-amendment, which may only raise the number of seeds. The SHA-256 of an entry covers its content and the hash before it,
-so that an entry that was edited, dropped or inserted by hand shows.
+``DIR/preregistration.json`` is a list of entries. The first holds all that decides the verdicts; each later one is an
+amendment, which may only raise the number of trials. The SHA-256 of an entry covers its content and the hash before it,
+so that it shows if an entry is edited, dropped or inserted by hand.
 """
 
 import hashlib
@@ -20,10 +20,10 @@ from skip_conditioning.experiments.records.locks import locked
 from skip_conditioning.experiments.records.provenance import git_revision, versions
 
 FILE = "preregistration.json"
-#: Differences that a message names; it says how many there are besides.
+#: Number of differences that a message names.
 _NAMED = 3
-#: What differs from one call to the next and decides nothing.
-_INCIDENTAL = ("written", "seeds")
+#: Fields of a registration in which an amendment may differ.
+_AMENDABLE = ("written", "trials")
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class Entry:
     """One entry of a registration.
 
     Attributes:
-        content: Plain JSON values: claims, size, seeds, code.
+        content: Plain JSON values: claims, size, trials, code.
         sha256: Of the content and the hash before it, in hexadecimal digits.
     """
 
@@ -51,40 +51,40 @@ class Registration:
 
     @property
     def content(self) -> dict[str, Any]:
-        """What holds now: the last entry."""
+        """The content of the last entry, which is in force."""
         return self.entries[-1].content
 
     @property
     def sha256(self) -> str:
-        """Hash of the last entry, which covers all before it."""
+        """Hash of the last entry, which covers all entries."""
         return self.entries[-1].sha256
 
     @property
     def looks(self) -> int:
-        """How often the verdicts may have been looked at, with this time: once for each entry."""
+        """Number of looks at the verdicts, this one included: one for each entry."""
         return len(self.entries)
 
     @property
-    def seeds(self) -> int | None:
-        """The number of seeds that was asked for; None for each plan's own."""
-        seeds = self.content["seeds"]
-        return None if seeds is None else int(seeds)
+    def trials(self) -> int | None:
+        """The number of trials registered; None for each plan's own."""
+        trials = self.content["trials"]
+        return None if trials is None else int(trials)
 
 
 @dataclass(frozen=True)
 class Request:
-    """What is asked for now.
+    """What is to be registered, or compared with the registration.
 
     Attributes:
         claims: In the order of the report.
         size: Of the experiments.
-        seeds: Their number; None for what is registered, or else each plan's own.
-        reused: Directories of finished experiments, by what they are used for.
+        trials: Their number of trials; None for the one registered, or else each plan's own.
+        reused: Directories of finished experiments that are reused, by their number.
     """
 
     claims: Sequence[Claim]
     size: Size
-    seeds: int | None = None
+    trials: int | None = None
     reused: Mapping[str, str] = field(default_factory=dict)
 
     def content(self) -> dict[str, Any]:
@@ -92,7 +92,7 @@ class Request:
         content = {
             "written": datetime.now(UTC).isoformat(timespec="seconds"),
             "size": self.size,
-            "seeds": self.seeds,
+            "trials": self.trials,
             "git_revision": git_revision(),
             "versions": versions(),
             "reused": dict(self.reused),
@@ -108,15 +108,15 @@ def described(claim: Claim, size: Size) -> dict[str, Any]:
 
 
 def register(directory: Path, request: Request) -> Registration:
-    """Write down what is asked, or see that it is what was written down; more seeds become an amendment.
+    """Write a registration, or check that the one written before is the same; more trials become an amendment.
 
     Args:
         directory: Where the verdicts go; made if missing.
-        request: What is asked for.
+        request: What is to be registered.
 
     Raises:
-        InputError: The directory holds a registration that was edited by hand, cannot be read, or says something else,
-            or asked are fewer seeds than registered; or it holds something else, or cannot be written.
+        InputError: The directory holds a registration that was edited by hand, cannot be read, differs, or has more
+            trials; or it holds something else, or cannot be written.
     """
     with locked(directory):
         path = directory / FILE
@@ -124,28 +124,28 @@ def register(directory: Path, request: Request) -> Registration:
             others = sorted(entry.name for entry in directory.iterdir() if not entry.name.startswith("."))
             if others:
                 raise InputError(
-                    f"{directory} holds {others[0]} and no {FILE}: nothing that was registered; choose another --out"
+                    f"{directory} holds {others[0]} but no {FILE}, so it was not registered; choose another --out"
                 )
             return _write(path, [], request.content())
-        found = read(directory)
-        asked = request.content()
-        _check_same(directory, found.content, asked)
-        if asked["seeds"] is None or asked["seeds"] == found.seeds:
-            return found
-        smallest = found.seeds or max(planned_seeds(request), default=0)
-        if asked["seeds"] < smallest:
+        registration = read(directory)
+        content = request.content()
+        _check_same(directory, registration.content, content)
+        if content["trials"] is None or content["trials"] == registration.trials:
+            return registration
+        smallest = registration.trials or max(planned_trials(request), default=0)
+        if content["trials"] < smallest:
             raise InputError(
-                f"--seeds {asked['seeds']} is fewer than the {smallest} registered in {path}: runs are not dropped "
-                "afterwards; give more, leave --seeds out, or choose another --out"
+                f"--trials {content['trials']} is fewer than the {smallest} registered in {path}: runs are not dropped "
+                "afterwards; give more, leave --trials out, or choose another --out"
             )
-        return _write(path, list(found.entries), asked)
+        return _write(path, list(registration.entries), content)
 
 
 def read(directory: Path) -> Registration:
     """The registration of a directory.
 
     Raises:
-        InputError: There is none, it cannot be read, or it is not as it was written.
+        InputError: There is none, it cannot be read, or it was changed after it was written.
     """
     path = directory / FILE
     try:
@@ -167,9 +167,9 @@ def read(directory: Path) -> Registration:
     return Registration(tuple(entries))
 
 
-def planned_seeds(request: Request) -> list[int]:
-    """The number of seeds of every plan."""
-    return [plan.seeds for claim in request.claims for plan in claim.plans(request.size).values()]
+def planned_trials(request: Request) -> list[int]:
+    """The number of trials of every plan."""
+    return [plan.trials for claim in request.claims for plan in claim.plans(request.size).values()]
 
 
 def _write(path: Path, before: list[Entry], content: dict[str, Any]) -> Registration:
@@ -185,29 +185,29 @@ def _hash(content: Mapping[str, Any], before: str) -> str:
     return hashlib.sha256(f"{before}\n{text}".encode()).hexdigest()
 
 
-def _check_same(directory: Path, registered: Mapping[str, Any], asked: Mapping[str, Any]) -> None:
-    claims, now = registered.get("claims", {}), asked["claims"]
+def _check_same(directory: Path, registered: Mapping[str, Any], content: Mapping[str, Any]) -> None:
+    claims, now = registered.get("claims", {}), content["claims"]
     if set(claims) != set(now):
         raise InputError(
-            f"{directory} is registered for {' '.join(claims)} and asked now is {' '.join(now)}; name the same claims "
+            f"{directory} is registered for {' '.join(claims)}, not for {' '.join(now)}; name the same claims "
             "(none may be added or left out once there are results), or choose another --out"
         )
-    before = dict(_leaves({name: value for name, value in registered.items() if name not in _INCIDENTAL}))
-    after = dict(_leaves({name: value for name, value in asked.items() if name not in _INCIDENTAL}))
+    before = dict(_leaves({name: value for name, value in registered.items() if name not in _AMENDABLE}))
+    after = dict(_leaves({name: value for name, value in content.items() if name not in _AMENDABLE}))
     changed = [name for name in dict.fromkeys((*before, *after)) if before.get(name) != after.get(name)]
     if changed:
         named = [f"{name} {before.get(name, 'none')} → {after.get(name, 'none')}" for name in changed[:_NAMED]]
         more = f" and {len(changed) - _NAMED} more" if len(changed) > _NAMED else ""
         raise InputError(
-            f"{directory / FILE} registers something else than is asked now ({', '.join(named)}{more}); give what it "
-            "says, with the code that it names, or choose another --out"
+            f"{directory / FILE} differs from what this command would register ({', '.join(named)}{more}); give the "
+            "options and use the code registered there, or choose another --out"
         )
 
 
 def _leaves(value: Any, path: str = "") -> list[tuple[str, Any]]:
-    """Plain JSON values with the paths that lead to them."""
+    """Plain JSON values with their paths."""
     if isinstance(value, Mapping) and value:
         return [leaf for name, inner in value.items() for leaf in _leaves(inner, f"{path}.{name}" if path else name)]
     if isinstance(value, list) and any(isinstance(inner, Mapping | list) for inner in value):
-        return [leaf for place, inner in enumerate(value) for leaf in _leaves(inner, f"{path}.{place}")]
+        return [leaf for number, inner in enumerate(value) for leaf in _leaves(inner, f"{path}.{number}")]
     return [(path, value)]

@@ -1,1 +1,1 @@
-"""Statistics: arrays in, arrays out; nothing here knows of an experiment."""
+"""Statistics, which know nothing of experiments: paired tests, intervals, mediation, prediction, correlation."""

@@ -10,11 +10,11 @@ conditioning) and the slowness Y of runs with (T = 1) and without (T = 0) the sk
 (Baron & Kenny 1986; as causal effects, Imai, Keele & Yamamoto 2010, Theorem 2.) The effect of M is taken to be the same
 with and without the skip.
 
-*What identifies g.* M must move apart from T for a reason that does not itself make a run fast or slow. In a factorial
-design, skip × initialisation, the initialisation (``block``) is that reason, and so it is in none of the equations:
-with it held fixed, only what moves M by chance would be left. The assumption is that the initialisation acts on speed
-through M alone. Without blocks chance alone identifies g, and whatever moves both M and Y of a run counts as an effect
-of M. The assumption cannot be tested on these data; ``sensitivity`` says how far it may fail.
+*What identifies g.* M must vary apart from T for a reason that does not itself make a run fast or slow. In a factorial
+design, skip × initialisation, that reason is the initialisation (``block``); so it is in none of the equations, as with
+it held fixed only chance variation of M would be left. The assumption is that the initialisation acts on speed through
+M alone. Without blocks g is identified by chance variation alone, and a common cause of M and Y in a run counts as an
+effect of M. The assumption cannot be tested on these data; ``sensitivity`` says how far it may fail.
 """
 
 from dataclasses import dataclass
@@ -25,11 +25,11 @@ import pandas as pd
 from scipy import stats
 
 from skip_conditioning.diagnostics.errors import InputError
-from skip_conditioning.experiments.claims.statistics.partial_correlation import percentiles, resampled_counts
+from skip_conditioning.experiments.claims.statistics.resampling import percentiles, resampled_counts
 
 _FEWEST_TRIALS = 6
 _NAMED = 8  # trials in a message
-# Of the mediator's variance within trials: less of it than this left by the treatment is rounding.
+# A smaller share of the mediator's variance within trials left by the treatment is rounding.
 _NOTHING_LEFT = 1e-10
 
 
@@ -41,20 +41,20 @@ class Mediation:
         total: Of the skip.
         total_low: Lower end.
         total_high: Upper end.
-        direct: What does not pass through the mediator.
+        direct: The part that does not pass through the mediator.
         direct_low: Lower end.
         direct_high: Upper end.
-        indirect: What does.
+        indirect: The part that does.
         indirect_low: Lower end.
         indirect_high: Upper end.
         share: ``indirect / total``; below 0 or above 1 where direct and indirect effects oppose each other.
-        share_low: Lower end; NaN, as the upper, where the total's interval contains 0, so that the share is any number.
+        share_low: Lower end; both ends are NaN where the total's interval contains 0, which leaves it undetermined.
         share_high: Upper end.
         p_indirect: Two-sided, of no indirect effect.
         rho_zero: Correlation of the errors of mediator and slowness with which there would be no indirect effect.
-        runs: How many.
-        diverged: How many of them diverged.
-        note: What to bear in mind.
+        runs: Number of runs.
+        diverged: Number of runs that diverged.
+        note: Caveats.
     """
 
     total: float
@@ -77,7 +77,7 @@ class Mediation:
 
 
 def mediation(runs: pd.DataFrame, *, seed: int, resamples: int = 1000, confidence: float = 0.95) -> Mediation:
-    """Total, direct and indirect effect of the skip and the share of the indirect.
+    """Total, direct and indirect effect of the skip, and the share of the indirect effect.
 
     Intervals lie between ``percentiles`` of the bootstrap over trials, all runs of a trial being drawn together; the p
     value is 1 less the confidence with which such an interval would just exclude 0. A diverged run counts as being as
@@ -88,7 +88,7 @@ def mediation(runs: pd.DataFrame, *, seed: int, resamples: int = 1000, confidenc
         runs: Columns ``treated`` (0 or 1), ``mediator``, ``speed`` (logarithm of a slowness, +inf if diverged),
             ``trial``, and ``block`` where several initialisations were run with and without the skip.
         seed: Of the resampling.
-        resamples: How many.
+        resamples: Number of bootstrap resamples.
         confidence: Of the intervals.
 
     Raises:
@@ -96,7 +96,7 @@ def mediation(runs: pd.DataFrame, *, seed: int, resamples: int = 1000, confidenc
             is not run both with and without the skip, or the mediator does not vary apart from it.
     """
     products, diverged, infinite = _cross_products(runs)
-    found = _paths(products.sum(axis=0))
+    paths = _paths(products.sum(axis=0))
     counts = resampled_counts(len(products), resamples, np.random.default_rng(seed))
     drawn = _paths(np.tensordot(counts, products, axes=1))
     tails = percentiles(confidence, len(products))
@@ -110,12 +110,12 @@ def mediation(runs: pd.DataFrame, *, seed: int, resamples: int = 1000, confidenc
         f"{diverged} diverged runs count as being as slow as the slowest that finished": diverged,
         f"{infinite} infinite mediators count as the most extreme finite one": infinite,
     }
-    numbers = {name: float(getattr(found, name)) for name in ends}
+    numbers = {name: float(getattr(paths, name)) for name in ends}
     for name, (low, high) in ends.items():
         numbers |= {f"{name}_low": float(low), f"{name}_high": float(high)}
     return Mediation(
         p_indirect=_p_value(drawn.indirect, len(products)),
-        rho_zero=float(found.rho),
+        rho_zero=float(paths.rho),
         runs=len(runs),
         diverged=diverged,
         note="; ".join(note for note, applies in notes.items() if applies),
@@ -190,7 +190,7 @@ def _paths(products: np.ndarray) -> _Paths:
 
 
 def _p_value(drawn: np.ndarray, trials: int) -> float:
-    """From the share of resamples on the far side of 0, by the inverse of ``percentiles``."""
+    """Two-sided p value from the share of resamples on the far side of 0, by the inverse of ``percentiles``."""
     drawn = drawn[~np.isnan(drawn)]
     far = min((drawn <= 0).sum(), (drawn >= 0).sum())
     t = stats.norm.ppf(min(0.5, (int(far) + 1) / (len(drawn) + 1))) * np.sqrt((trials - 1) / trials)
@@ -198,10 +198,10 @@ def _p_value(drawn: np.ndarray, trials: int) -> float:
 
 
 def _cross_products(runs: pd.DataFrame) -> tuple[np.ndarray, int, int]:
-    """Of T, M and Y about their means in each trial, shape ``(trials, 3, 3)``; diverged runs; infinite mediators.
+    """Cross-products of T, M and Y, centred in each trial; and the numbers of diverged runs and infinite mediators.
 
-    Fixed effects of trials are the same as centring each trial (Frisch & Waugh 1933), and a trial's products add up, so
-    that a resample of trials takes no more than a sum.
+    Shape ``(trials, 3, 3)``. Fixed effects of trials are the same as centring each trial (Frisch & Waugh 1933), and
+    products of trials add up, so that a resample of trials is a sum.
     """
     _check(runs)
     speed, mediator = runs["speed"].to_numpy(dtype=float), runs["mediator"].to_numpy(dtype=float)
@@ -216,9 +216,9 @@ def _cross_products(runs: pd.DataFrame) -> tuple[np.ndarray, int, int]:
     np.add.at(products, codes, centred[:, :, None] * centred[:, None])
     (tt, tm, _), (_, mm, _), _ = products.sum(axis=0)
     if mm <= len(runs) * (_NOTHING_LEFT * np.abs(values[:, 1]).max()) ** 2:
-        raise InputError("the mediator is the same in all runs of a trial; nothing can pass through it")
+        raise InputError("the mediator is the same in all runs of a trial, so nothing can pass through it")
     if mm - tm**2 / tt <= _NOTHING_LEFT * mm:
-        raise InputError("the mediator follows from treated; nothing tells the effect of one from the other's")
+        raise InputError("the mediator is determined by treated, so their effects cannot be told apart")
     return products, int(diverged.sum()), int(infinite.sum())
 
 
@@ -233,23 +233,25 @@ def _check(runs: pd.DataFrame) -> None:
         raise InputError(f"runs lack the columns {', '.join(absent)}")
     for name in ("treated", "mediator", "speed", "trial", *(["block"] if "block" in runs else [])):
         if runs[name].isna().any():
-            raise InputError(f"{name} is NaN in {int(runs[name].isna().sum())} of {len(runs)} runs; leave out none")
+            raise InputError(
+                f"{name} is NaN in {int(runs[name].isna().sum())} of {len(runs)} runs; give a number for each"
+            )
     groups = sorted(runs["treated"].unique())
     if groups != [0, 1]:
-        raise InputError(f"treated is to be 0 and 1, with runs of both, not {', '.join(map(str, groups))}")
-    for name, there in (("speed", np.isfinite(runs["speed"])), ("mediator", np.isfinite(runs["mediator"]))):
-        if not there.any():
+        raise InputError(f"treated must be 0 and 1, with runs of both, not {', '.join(map(str, groups))}")
+    for name, finite in (("speed", np.isfinite(runs["speed"])), ("mediator", np.isfinite(runs["mediator"]))):
+        if not finite.any():
             raise InputError(f"{name} is infinite in all runs; there is nothing to compare")
     if (runs["speed"] == -np.inf).any():
         raise InputError("speed is -inf in some runs, as if they took no time; it is a logarithm of a slowness")
     trials = runs["trial"].nunique()
     if trials < _FEWEST_TRIALS:
-        raise InputError(f"{trials} trials are too few for an interval; it takes {_FEWEST_TRIALS}")
+        raise InputError(f"{trials} trials are too few for an interval, which needs {_FEWEST_TRIALS}")
     _check_design(runs)
 
 
 def _check_design(runs: pd.DataFrame) -> None:
-    """Every trial must have the same runs: one left out because it diverged would turn the effects."""
+    """Check that every trial has the same runs: leaving one out because it diverged would bias the effects."""
     trial, trials = pd.factorize(runs["trial"], sort=True)
     block, blocks = pd.factorize(runs["block"] if "block" in runs else np.zeros(len(runs)), sort=True)
     counts = np.zeros((len(trials), 2, len(blocks)), dtype=int)

@@ -1,14 +1,14 @@
-"""Rank correlation of two quantities of runs once others are held fixed, with an interval from resampled trials."""
+"""Rank correlation of two quantities of runs with others held fixed, and its interval from resampled trials."""
 
 from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
-from scipy import stats
 
 from skip_conditioning.diagnostics.errors import InputError, near_matches
+from skip_conditioning.experiments.claims.statistics.resampling import percentiles, resampled_counts, weighted_ranks
 
-# Of a variance: less of it than this left over means that the others determine the quantity.
+# A smaller share of a variance left by the other columns is rounding: they determine the quantity.
 _NOTHING_LEFT = 1e-10
 
 
@@ -32,8 +32,8 @@ def partial_correlation(
         runs: One row per run.
         x: A numeric column.
         y: Another.
-        given: Columns to hold fixed; none gives Spearman's correlation.
-        cluster: Column of what was drawn independently; its runs are resampled together.
+        given: Columns to hold fixed; without any it is Spearman's correlation.
+        cluster: Column that names the independent units; the runs of each are resampled together.
         seed: Of the resampling.
         resamples: How many.
         confidence: Of the interval.
@@ -42,51 +42,18 @@ def partial_correlation(
         Correlation, lower and upper end; all NaN where the given columns determine x or y.
 
     Raises:
-        InputError: A column is unknown, holds NaN, or is constant (x, y), or there is but one cluster.
+        InputError: A column is unknown or holds NaN, x or y is constant, or there is only one cluster.
     """
     columns = [x, y, *given]
     _check(runs, columns, cluster)
     codes, labels = pd.factorize(runs[cluster], sort=True)
     values = runs[columns].to_numpy(dtype=float).T
     counts = resampled_counts(len(labels), resamples, np.random.default_rng(seed))
-    found = float(_partial(values, np.ones((1, len(runs))))[0])
-    if np.isnan(found):
+    estimate = float(_partial(values, np.ones((1, len(runs))))[0])
+    if np.isnan(estimate):
         return np.nan, np.nan, np.nan
     low, high = np.nanquantile(_partial(values, counts[:, codes]), percentiles(confidence, len(labels)))
-    return found, float(low), float(high)
-
-
-def resampled_counts(clusters: int, resamples: int, rng: np.random.Generator) -> np.ndarray:
-    """How often each cluster is drawn in each bootstrap resample, shape ``(resamples, clusters)``."""
-    return rng.multinomial(clusters, np.full(clusters, 1 / clusters), size=resamples).astype(float)
-
-
-def percentiles(confidence: float, clusters: int) -> tuple[float, float]:
-    """Which quantiles of bootstrap estimates are the ends of an interval, somewhat wider than ``confidence`` says.
-
-    Resampling few clusters understates the spread by ``sqrt((n - 1) / n)`` and ignores that it is an estimate itself;
-    Hesterberg's (2015, The American Statistician 69(4)) expanded percentiles make up for both as Student's t would.
-    """
-    t = stats.t.ppf((1 - confidence) / 2, clusters - 1)
-    low = float(stats.norm.cdf(t * np.sqrt(clusters / (clusters - 1))))
-    return low, 1 - low
-
-
-def weighted_ranks(values: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """Mean ranks, from 1 on, in samples that hold each value so many times.
-
-    Args:
-        values: Shape ``(n,)``; may be infinite.
-        weights: How often each is in each sample, shape ``(samples, n)``.
-
-    Returns:
-        Shape ``(samples, n)``; meaningless where the weight is 0.
-    """
-    distinct, code = np.unique(values, return_inverse=True)
-    order = np.argsort(code, kind="stable")
-    starts = np.searchsorted(code[order], np.arange(len(distinct)))
-    counts = np.add.reduceat(weights[:, order], starts, axis=1)
-    return (np.cumsum(counts, axis=1) - (counts - 1) / 2)[:, code]
+    return estimate, float(low), float(high)
 
 
 def _partial(values: np.ndarray, weights: np.ndarray) -> np.ndarray:
@@ -110,9 +77,11 @@ def _check(runs: pd.DataFrame, columns: Sequence[str], cluster: str) -> None:
         if name not in runs:
             raise InputError(f"no column {name!r}.{near_matches(name, map(str, runs.columns))}")
         if runs[name].isna().any():
-            raise InputError(f"{name} is NaN in {int(runs[name].isna().sum())} of {len(runs)} runs; leave out none")
+            raise InputError(
+                f"{name} is NaN in {int(runs[name].isna().sum())} of {len(runs)} runs; give a number for each"
+            )
     for name in columns[:2]:
         if runs[name].nunique() < 2:
             raise InputError(f"{name} is the same in all runs and correlates with nothing")
     if runs[cluster].nunique() < 2:
-        raise InputError(f"all runs are of one {cluster}; an interval takes several")
+        raise InputError(f"all runs are of one {cluster}; an interval needs several")

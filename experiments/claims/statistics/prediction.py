@@ -1,18 +1,17 @@
-r"""Which measure of conditioning predicts how fast an arm trains that the prediction has not seen?
+r"""Which measure of conditioning best predicts the speed of an arm that the prediction has not seen?
 
-Everything is done on ranks, scaled to ``[0, 1]``, so that a measure and any increasing function of it are one, tails
-need not be light, and a diverged run takes part as what it is, slower than all that finished.
+Everything is done on ranks, scaled to ``[0, 1]``, so that a measure and any increasing function of it are the same,
+heavy tails do no harm, and a diverged run takes part as what it is, slower than all that finished.
 
-The *skill* of a measure x for a slowness y is the out-of-sample R² of the line of y on x, fitted without an arm and
-judged on it, ``1 - Σ(y - ŷ)² / Σ(y - ȳ)²`` with ŷ and ȳ from the other arms: 1 if perfect, negative if worse than their
+The *skill* of a measure x for a slowness y is the out-of-sample R² of a line of y on x, fitted without an arm and
+tested on it, ``1 - Σ(y - ŷ)² / Σ(y - ȳ)²`` with ŷ and ȳ from the other arms: 1 if perfect, negative if worse than their
 mean. (The sums over all arms are Stone's 1974 cross-validation, with arms in place of observations.)
 
 Two kinds of chance are kept apart:
 
-- the *interval* comes from resampling trials, with all arms kept: arms are fixed, and it does not say how skill would
-  vary with other arms;
-- the *p value* comes from permuting whole arms' slownesses among arms. That is exact if the measure says nothing of an
-  arm's speed, when arms could as well have swapped their speeds. The correction for having tried many measures is the
+- the *interval* comes from resampling trials with all arms kept: it does not say how skill would vary with other arms;
+- the *p value* comes from permuting the slownesses of whole arms among arms. It is exact if the measure is unrelated to
+  an arm's speed, so that arms could as well have swapped their speeds. The correction for the number of measures is the
   single-step max-T of Westfall & Young (1993, §2.3), whose joint permutations keep the correlations among measures.
 """
 
@@ -25,11 +24,7 @@ import pandas as pd
 from scipy import stats
 
 from skip_conditioning.diagnostics.errors import InputError
-from skip_conditioning.experiments.claims.statistics.partial_correlation import (
-    percentiles,
-    resampled_counts,
-    weighted_ranks,
-)
+from skip_conditioning.experiments.claims.statistics.resampling import percentiles, resampled_counts, weighted_ranks
 
 #: Numbers in a ranking, beside ``measure`` and ``note``.
 COLUMNS: Final = (
@@ -60,54 +55,54 @@ def rank_measures(
     permutations: int = 1000,
     confidence: float = 0.95,
 ) -> pd.DataFrame:
-    """Measures by how well they predict the speed of arms left out.
+    """Measures ranked by how well they predict the speed of arms left out.
 
     Args:
-        features: Logarithms of the measures, a column each; indexed by ``arm`` and ``trial``, every arm having every
-            trial. ±inf ranks at the ends, NaN is not measured.
+        features: Logarithms of the measures, a column each; indexed by ``arm`` and ``trial``, every trial of every arm.
+            ±inf ranks at the ends, NaN means not measured.
         speed: Logarithm of a slowness (less is faster) with the same index; +inf for diverged runs, which rank last.
         seed: Of resampling and permuting.
-        resamples: Bootstrap resamples of trials.
-        permutations: Of arms; if all there are come to no more, each is taken once, and p values are exact. None can be
-            below the reciprocal of their number, ``1/6`` with three arms and ``1/120`` with five.
+        resamples: Number of bootstrap resamples of trials.
+        permutations: Number of permutations of arms. If there are no more than these in all, each is taken once and p
+            values are exact; none can be below ``1/6`` with three arms and ``1/120`` with five.
         confidence: Of the intervals, between ``percentiles`` of the resamples.
 
     Returns:
-        A row per measure, the most skilful first, those that cannot be judged last:
+        A row per measure, the most skilful first, those that cannot be ranked last:
 
         - ``measure``;
         - ``skill``, ``skill_low``, ``skill_high``: leaving out an arm at a time;
-        - ``skill_seed_out``: leaving out a trial, all arms of it, at a time;
+        - ``skill_seed_out``: leaving out a trial, with all its arms, at a time;
         - ``slope``: Spearman correlation with slowness over all runs, positive if larger is slower;
-        - ``p``, ``p_corrected``: of no skill, one-sided; for this measure alone, and for all tried together;
+        - ``p``, ``p_corrected``: of no skill, one-sided; for this measure alone, and corrected for all measures;
         - ``first_share``: share of resamples in which it has the highest skill, ties sharing;
         - ``behind``, ``behind_low``, ``behind_high``: skill of the first minus its own, in the same resamples;
-        - ``note``: why it cannot be judged, which leaves the numbers NaN: not measured in some runs, or constant.
+        - ``note``: why it cannot be ranked (its numbers are NaN): not measured in some runs, or constant.
 
     Raises:
         InputError: Runs are missing or doubled, a speed is NaN, all are equal, or there are too few arms or trials.
     """
     names, x, y = _grid(features, speed)
     notes = [_note(values) for values in x]
-    judged = np.array([not note for note in notes])
+    usable = np.array([not note for note in notes])
     numbers = np.full((len(names), len(COLUMNS)), np.nan)
-    if judged.any():
+    if usable.any():
         bootstrap_rng, permutation_rng = np.random.default_rng(seed).spawn(2)
-        found = _judge(
-            _ranks(x[judged]),
+        columns = _all_numbers(
+            _ranks(x[usable]),
             _ranks(y),
             resampled_counts(y.shape[1], resamples, bootstrap_rng),
             *_permutations(len(y), permutations, permutation_rng),
             confidence,
         )
-        numbers[judged] = np.stack([found[name] for name in COLUMNS], axis=1)
+        numbers[usable] = np.stack([columns[name] for name in COLUMNS], axis=1)
     table = pd.DataFrame(numbers, columns=list(COLUMNS))
     table.insert(0, "measure", names)
     table["note"] = notes
     return table.sort_values("skill", ascending=False, kind="stable", na_position="last", ignore_index=True)
 
 
-def _judge(
+def _all_numbers(
     x: np.ndarray, y: np.ndarray, counts: np.ndarray, orders: np.ndarray, exact: bool, confidence: float
 ) -> dict[str, np.ndarray]:
     """The numbers of all measures, shape ``(measures,)`` each; x and y are ranks."""
@@ -140,8 +135,12 @@ class _Sums(NamedTuple):
     """Sums over the runs of each group left out in turn; the last axis is the group, the others broadcast.
 
     Attributes:
-        n: Runs in each group.
-        x: Σx, and so on.
+        n: Number of runs in each group.
+        x: Σx.
+        y: Σy.
+        xx: Σx².
+        xy: Σxy.
+        yy: Σy².
     """
 
     n: int
@@ -190,7 +189,7 @@ def _permuted_skills(x: np.ndarray, y: np.ndarray, orders: np.ndarray) -> np.nda
 
 
 def _resampled_skills(x: np.ndarray, y: np.ndarray, counts: np.ndarray) -> np.ndarray:
-    """Skills with the trials drawn so often, ranks taken anew in each resample, shape ``(measures, resamples)``.
+    """Skills in each resample of trials, on the ranks within it, shape ``(measures, resamples)``.
 
     Arms are left out whole, so a trial drawn twice is never on both sides.
     """
@@ -215,14 +214,14 @@ def _resampled_skills(x: np.ndarray, y: np.ndarray, counts: np.ndarray) -> np.nd
 
 
 def _permutations(arms: int, most: int, rng: np.random.Generator) -> tuple[np.ndarray, bool]:
-    """Orders of arms, shape ``(orders, arms)``, and whether they are all there are."""
+    """Permutations of arms, shape ``(orders, arms)``, and whether they are all of them."""
     if math.factorial(arms) <= most:
         return np.array(list(itertools.permutations(range(arms)))), True
     return rng.permuted(np.tile(np.arange(arms), (most, 1)), axis=1), False
 
 
 def _p_value(skill: np.ndarray, permuted: np.ndarray, exact: bool) -> np.ndarray:
-    """Share of permutations that are as skilful; the observed order counts as one (Phipson & Smyth 2010)."""
+    """Share of permutations that are as skilful, the observed one among them (Phipson & Smyth 2010)."""
     as_skilful = (permuted >= skill[:, None] - _EQUAL).sum(axis=-1)
     drawn = permuted.shape[-1]
     return as_skilful / drawn if exact else (as_skilful + 1) / (drawn + 1)
@@ -253,8 +252,8 @@ def _grid(features: pd.DataFrame, speed: pd.Series) -> tuple[list[str], np.ndarr
     arms, trials = (every.unique(level).sort_values() for level in ("arm", "trial"))
     if len(arms) < _FEWEST_ARMS or len(trials) < _FEWEST_TRIALS:
         raise InputError(
-            f"{len(arms)} arms and {len(trials)} trials are too few to predict speeds of arms left out; "
-            f"it takes {_FEWEST_ARMS} and {_FEWEST_TRIALS}"
+            f"{len(arms)} arms and {len(trials)} trials are too few to predict speeds of arms left out, which needs "
+            f"{_FEWEST_ARMS} and {_FEWEST_TRIALS}"
         )
     whole = pd.MultiIndex.from_product([arms, trials], names=["arm", "trial"])
     for name, index in indices.items():
@@ -270,7 +269,7 @@ def _grid(features: pd.DataFrame, speed: pd.Series) -> tuple[list[str], np.ndarr
 
 def _index(index: pd.Index) -> pd.MultiIndex:
     if not isinstance(index, pd.MultiIndex) or set(index.names) != {"arm", "trial"}:
-        raise InputError(f"runs are to be indexed by arm and trial, not by {', '.join(map(str, index.names))}")
+        raise InputError(f"runs must be indexed by arm and trial, not by {', '.join(map(str, index.names))}")
     ordered = index.reorder_levels(["arm", "trial"])
     assert isinstance(ordered, pd.MultiIndex)  # for the type checker; of two levels it always is
     _refuse("several runs of", ordered[ordered.duplicated()].unique(), "")

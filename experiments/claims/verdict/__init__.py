@@ -1,1 +1,1 @@
-"""From an experiment's tables to a verdict: claims, paired comparisons, the rules that decide, and the words for it."""
+"""From an experiment's tables to a verdict: claims, paired comparisons, the rule that decides, numbers as texts."""

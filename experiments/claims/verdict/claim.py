@@ -1,27 +1,74 @@
-"""What a claim is: what is said, what is run to test it, what would have to be seen, and the rule that decides.
+"""What a claim is: a statement, the experiments that test it, and the rule that decides; and what a verdict is.
 
-A claim is written down whole before anything is trained (``preregistration``); its verdict is a function of the tables
+A claim is written down whole before anything is trained (``run.preregistration``). Its verdict follows from the tables
 alone.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Final, Literal, Protocol, Self, runtime_checkable
 
 from skip_conditioning.diagnostics.tables import Experiment
+from skip_conditioning.experiments.claims.statistics.alpha_spending import FIRST_LOOK_SHARE
+from skip_conditioning.experiments.config.train_config import TrainConfig, option_values
+
+Verdict = Literal["supported", "contradicted", "inconclusive", "vacuous"]
+Size = Literal["demo", "mnist", "reduced", "cifar"]
+
+#: What is registered of looking at a verdict again.
+LOOKS: Final = (
+    f"the first look spends {FIRST_LOOK_SHARE:g} of the level, each later one (after --trials was raised) half of what "
+    "is left"
+)
+
+#: Options of an experiment that depend on the machine, beside those of its output.
+_INCIDENTAL: Final = ("data_dir", "device", "processes", "workers")
 
 
 @dataclass(frozen=True)
-class Evidence:
-    """Tables by the names that a claim's plans have, and where whatever else a claim computes may be kept.
+class Plan:
+    """What is trained for a claim at one size: an experiment of ``experiments.train``.
+
+    Claims whose plans are equal but for arms and trials share one experiment, with the arms and trials of all.
 
     Attributes:
-        experiments: The tables of each experiment.
-        directory: A folder of the claim's own, for figures and for results that are no experiments of
-            ``experiments.train``.
-        seed: Of whatever is drawn, such as bootstrap samples.
-        data_dir: Folder of the data sets, for what a claim measures itself; None where only bundled digits are there.
+        config: Its options, such as ``preset("demo", arms=("chain", "residual"), trials=8, lr=(0.1,))``; where it is
+            written and on which device it is trained is decided by the command.
+    """
+
+    config: TrainConfig
+
+    @property
+    def arms(self) -> tuple[str, ...]:
+        """The arms compared."""
+        return self.config.network.arms
+
+    @property
+    def trials(self) -> int:
+        """Number of trials, each an initialisation and a data order shared by all arms."""
+        return self.config.optimisation.trials
+
+    def registered(self) -> dict[str, Any]:
+        """The options that bear on results, as plain JSON values."""
+        options = option_values(self.config)
+        measured = [[each.map, each.layers, each.batch_mode] for each in options.pop("measurements")]
+        outputs = [option.name for option in fields(self.config.output)]
+        return {
+            **{name: value for name, value in options.items() if name not in (*outputs, *_INCIDENTAL)},
+            "measurements": measured,
+        }
+
+
+@dataclass(frozen=True)
+class ClaimInputs:
+    """What a claim is judged from.
+
+    Attributes:
+        experiments: The tables of each experiment, by the names of the claim's plans.
+        directory: The claim's own folder, for figures and for tables of what it measures itself.
+        seed: Of bootstrap samples and other random draws.
+        data_dir: Folder of the data sets, for claims that measure by themselves; None without one.
     """
 
     experiments: Mapping[str, Experiment]
@@ -30,53 +77,30 @@ class Evidence:
     data_dir: Path | None = None
 
 
-Verdict = Literal["supported", "contradicted", "inconclusive", "vacuous"]
-Size = Literal["demo", "mnist", "reduced", "cifar"]
-
-
 @dataclass(frozen=True)
-class Plan:
-    """What is trained for a claim at one size: an experiment of ``experiments.train``.
-
-    Claims whose plans are equal but for the arms and the seeds share one experiment, with the arms and seeds of all.
+class DecisionRule:
+    """How paired comparisons are decided; all numbers are fixed beforehand.
 
     Attributes:
-        preset: Its preset.
-        arms: Variants compared.
-        seeds: Trials, each an initialisation and a data order shared by all arms.
-        options: Further options, as on its command line.
-    """
-
-    preset: str
-    arms: tuple[str, ...]
-    seeds: int
-    options: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True)
-class Rule:
-    """How a paired comparison is decided; all numbers are fixed beforehand.
-
-    Attributes:
-        level: Family-wise error rate of a claim's comparisons together (Holm).
-        equivalent: Ratios between ``1 / equivalent`` and ``equivalent`` count as no effect.
-        fewest_seeds: Fewer pairs than these decide nothing and are refused.
+        level: Family-wise error rate of all comparisons of a claim (Holm).
+        equivalence_margin: Ratios between ``1 / equivalence_margin`` and ``equivalence_margin`` count as no effect.
+        min_pairs: With fewer pairs than these nothing is decided.
     """
 
     level: float = 0.05
-    equivalent: float = 1.05
-    fewest_seeds: int = 6
+    equivalence_margin: float = 1.05
+    min_pairs: int = 6
 
 
 @dataclass(frozen=True)
-class Contrast:
-    """One paired comparison: a measure of an arm over that of another.
+class Comparison:
+    """Two arms to be compared trial by trial: the ratio of a measure of one to that of the other.
 
     Attributes:
-        measure: A name in ``measures.MEASURES``; positive numbers, compared by the logarithm of their ratio.
+        measure: A name in ``run_measures.MEASURES``.
         arm: The arm that the prediction is about.
         other: The arm that it is compared with.
-        predicted: Whether its measure is said to be the ``smaller`` or the ``larger``.
+        predicted: Whether the measure of ``arm`` is predicted to be the ``smaller`` or the ``larger`` of the two.
     """
 
     measure: str
@@ -87,19 +111,21 @@ class Contrast:
 
 @dataclass(frozen=True)
 class Finding:
-    """What a verdict rests on: one row of the table ``verdicts``.
+    """The outcome of one comparison or statement: one row of the table ``verdicts``.
 
     Attributes:
         what: The comparison or the statement, in words.
-        verdict: Of this one alone, after the correction.
+        verdict: On this one alone, after the correction.
         numbers: Effect sizes, intervals, p values, numbers of pairs and so on, by name.
-        note: What else is to be known, such as why it is vacuous.
+        note: Explanation, such as why it is vacuous.
+        decides: Whether the verdict on the claim rests on it; otherwise it is secondary, shown for information.
     """
 
     what: str
     verdict: Verdict
     numbers: Mapping[str, float] = field(default_factory=dict)
     note: str = ""
+    decides: bool = True
 
 
 @dataclass(frozen=True)
@@ -108,9 +134,9 @@ class Judgement:
 
     Attributes:
         verdict: One of the four.
-        findings: What it rests on.
+        findings: Those that decide, then the secondary ones.
         summary: One or two sentences for the top of the report; each line becomes a paragraph.
-        change: What would change it: more seeds (how many), another learning rate, and so on.
+        change: What would change the verdict: more trials (how many), other learning rates, and so on.
         figures: SVG files in the claim's folder, in the order of the report.
     """
 
@@ -122,7 +148,7 @@ class Judgement:
 
 
 class Claim(Protocol):
-    """One claim, a module of its own in this package."""
+    """A claim that can be tested; most are a ``PairedClaim``."""
 
     @property
     def id(self) -> str:
@@ -134,21 +160,38 @@ class Claim(Protocol):
 
     @property
     def source(self) -> str:
-        """Where."""
+        """Where it is claimed."""
 
     @property
     def predicted(self) -> str:
-        """The direction that is expected if it is true, in words."""
+        """What is expected if it is true, in words."""
 
     @property
     def controls(self) -> tuple[str, ...]:
-        """What is held equal or varied beside it."""
+        """Possible confounders, and how each is held equal or varied."""
 
     def plans(self, size: Size) -> Mapping[str, Plan]:
-        """What is to be trained for it, by the name that ``judge`` finds the tables under; empty for none."""
+        """The experiments to train for it, by the names that ``judge`` reads their tables by; empty if none."""
 
     def registered(self, size: Size) -> dict[str, Any]:
         """All that decides the verdict, as plain JSON values: plans, statistics, thresholds."""
 
-    def judge(self, evidence: Evidence, size: Size) -> Judgement:
+    def judge(self, inputs: ClaimInputs, size: Size) -> Judgement:
         """The verdict, from the tables alone."""
+
+
+@runtime_checkable
+class TrainedClaim(Protocol):
+    """A claim decided by trained runs: its verdict may be looked at again after trials were added."""
+
+    def at_look(self, look: int) -> Self:
+        """The claim at a later look at its verdict, which spends less of the level; the first look is 1."""
+
+    def fewest_trials(self, name: str, size: Size, rates: int) -> int:
+        """The fewest trials with which every comparison in one of its experiments could be significant.
+
+        Args:
+            name: Of the plan.
+            size: Of the experiments.
+            rates: Number of learning rates in it.
+        """

@@ -10,43 +10,44 @@ from matplotlib.figure import Figure
 
 from skip_conditioning.diagnostics.errors import InputError
 from skip_conditioning.diagnostics.tables import Experiment
-from skip_conditioning.experiments.claims.verdict import repeated_looks as looks
+from skip_conditioning.experiments.claims.statistics.alpha_spending import level_at
+from skip_conditioning.experiments.claims.statistics.paired_tests import fewest_pairs
 from skip_conditioning.experiments.claims.verdict.claim import (
-    Contrast,
-    Evidence,
+    LOOKS,
+    ClaimInputs,
+    Comparison,
+    DecisionRule,
     Finding,
     Judgement,
     Plan,
-    Rule,
     Size,
     Verdict,
 )
-from skip_conditioning.experiments.claims.verdict.claim_figures import OF_EXPERIMENT, draw, in_order_of
-from skip_conditioning.experiments.claims.verdict.pairs import fewest_pairs
-from skip_conditioning.experiments.claims.verdict.rules import combine, judge_contrasts
-from skip_conditioning.experiments.claims.verdict.wording import ASIDE
+from skip_conditioning.experiments.claims.verdict.comparisons import judge_comparisons
+from skip_conditioning.experiments.claims.verdict.decision import combine
+from skip_conditioning.experiments.claims.verdict.figures import EXPERIMENT_FIGURES, draw_figures, in_order_of
 
 
 @dataclass
 class PairedClaim:
     """A claim decided by paired comparisons.
 
-    It holds at every learning rate of every experiment planned, or it does not hold: each experiment is judged by
-    itself, at its share of the level, and ``rules.combine`` says what follows.
+    The claim is that they hold at every learning rate of every planned experiment. Each experiment is judged by itself,
+    at its share of the level, and ``decision.combine`` combines the verdicts.
 
     Attributes:
         id: Its name on the command line.
         statement: What is claimed.
-        source: Where.
-        predicted: The direction expected if it is true.
-        controls: What is held equal or varied beside it.
-        by_size: What is trained at each size; a size that is not there cannot test it.
-        contrasts: The comparisons that decide.
-        secondary: Further ones, shown beside and corrected by themselves, that decide nothing; where too few seeds are
-            there for their number, that is said in their place.
+        source: Where it is claimed.
+        predicted: The direction expected if it is true, in words.
+        controls: Possible confounders, and how each is held equal or varied.
+        by_size: The experiments to train at each size, by name; at any other size the claim cannot be tested.
+        comparisons: Those that decide.
         rule: How they are decided.
-        look: The how-manieth look at the verdict this is; one more each time that seeds were added.
-        figures: Names in ``claim_figures.OF_EXPERIMENT`` of what is drawn of each experiment, where its tables suffice.
+        secondary: Comparisons for information, which do not decide and are corrected by themselves; a note takes their
+            place where there are too few trials for their number.
+        look: Number of the look at the verdict: 1, and one more each time that trials were added.
+        figures: Names in ``figures.EXPERIMENT_FIGURES`` of what is drawn of each experiment.
     """
 
     id: str
@@ -55,26 +56,26 @@ class PairedClaim:
     predicted: str
     controls: tuple[str, ...]
     by_size: Mapping[Size, Mapping[str, Plan]]
-    contrasts: tuple[Contrast, ...]
-    rule: Rule = field(default_factory=Rule)
-    secondary: tuple[Contrast, ...] = ()
+    comparisons: tuple[Comparison, ...]
+    rule: DecisionRule = field(default_factory=DecisionRule)
+    secondary: tuple[Comparison, ...] = ()
     look: int = 1
-    figures: tuple[str, ...] = tuple(OF_EXPERIMENT)
+    figures: tuple[str, ...] = tuple(EXPERIMENT_FIGURES)
 
     def plans(self, size: Size) -> Mapping[str, Plan]:
-        """What is to be trained for it; empty where the size cannot test it."""
+        """The experiments to train for it; empty if the claim cannot be tested at this size."""
         return self.by_size.get(size, {})
 
     def registered(self, size: Size) -> dict[str, Any]:
         """Plans, comparisons and the rule."""
         return {
-            "plans": {name: asdict(plan) for name, plan in self.plans(size).items()},
-            "contrasts": [asdict(contrast) for contrast in self.contrasts],
-            "secondary": [asdict(contrast) for contrast in self.secondary],
+            "plans": {name: plan.registered() for name, plan in self.plans(size).items()},
+            "comparisons": [asdict(comparison) for comparison in self.comparisons],
+            "secondary": [asdict(comparison) for comparison in self.secondary],
             "rule": asdict(self.rule),
             "combined": "each experiment gets an equal share of the level, for comparisons at all its learning rates; "
             "contradicted where one is, supported where all are, vacuous where all are, inconclusive otherwise",
-            "looks": looks.WORDS,
+            "looks": LOOKS,
         }
 
     def at_look(self, look: int) -> "PairedClaim":
@@ -84,20 +85,20 @@ class PairedClaim:
     @property
     def level(self) -> float:
         """The family-wise error rate that this look may spend."""
-        return looks.level_at(self.rule.level, self.look)
+        return level_at(self.rule.level, self.look)
 
-    def fewest_seeds(self, name: str, size: Size, rates: int) -> int:
-        """The fewest pairs with which every comparison that decides in one of its experiments could come out.
+    def fewest_trials(self, name: str, size: Size, rates: int) -> int:
+        """The fewest trials with which every deciding comparison in one of its experiments could be significant.
 
         Args:
             name: Of the plan.
             size: Of the experiments.
-            rates: Learning rates in it.
+            rates: Number of learning rates in it.
         """
         level = self.level / len(self.plans(size))
-        return max(self.rule.fewest_seeds, fewest_pairs(len(self.contrasts) * rates, level))
+        return max(self.rule.min_pairs, fewest_pairs(len(self.comparisons) * rates, level))
 
-    def judge(self, evidence: Evidence, size: Size) -> Judgement:
+    def judge(self, inputs: ClaimInputs, size: Size) -> Judgement:
         """The verdict from the tables of the plans.
 
         Raises:
@@ -105,66 +106,60 @@ class PairedClaim:
         """
         if not self.plans(size):
             return Judgement(
-                "inconclusive", (), f"Not testable at size {size}: nothing of it is trained there.",
-                f"A size that trains it: {', '.join(f'--size {one}' for one in self.by_size)}.",
+                "inconclusive", (), f"Not testable at size {size}, at which nothing is trained for it.",
+                f"Another size: {', '.join(f'--size {other}' for other in self.by_size)}.",
             )  # fmt: skip
-        missing = [name for name in self.plans(size) if name not in evidence.experiments]
+        missing = [name for name in self.plans(size) if name not in inputs.experiments]
         if missing:
             raise InputError(f"{self.id} needs the tables of {', '.join(missing)}; repeat the command to train them")
         rule = replace(self.rule, level=self.level / len(self.plans(size)))
         verdicts: list[Verdict] = []
-        findings: list[Finding] = []
-        aside: list[Finding] = []
+        deciding: list[Finding] = []
+        secondary: list[Finding] = []
         for name in self.plans(size):
-            tables = evidence.experiments[name]
+            tables = inputs.experiments[name]
             where = f", {name}" if len(self.plans(size)) > 1 else ""
-            verdict, found = judge_contrasts(tables, self.contrasts, rule, evidence.seed)
+            verdict, findings = judge_comparisons(tables, self.comparisons, rule, inputs.seed)
             verdicts.append(verdict)
-            findings += [replace(finding, what=finding.what + where) for finding in found]
-            aside += [
-                replace(finding, what=f"{ASIDE}{finding.what}{where}")
-                for finding in self._beside(tables, rule, evidence.seed)
+            deciding += [replace(finding, what=finding.what + where) for finding in findings]
+            secondary += [
+                replace(finding, what=finding.what + where, decides=False)
+                for finding in self._secondary_findings(tables, rule, inputs.seed)
             ]
         verdict = combine(verdicts)
         return Judgement(
             verdict,
-            (*findings, *aside),
-            summary(findings),
-            change(verdict, findings, self.look),
-            draw(evidence.directory, self._makers(evidence, size)),
+            (*deciding, *secondary),
+            summary(deciding),
+            change(verdict, deciding, self.look),
+            draw_figures(inputs.directory, self._makers(inputs, size)),
         )
 
-    def _beside(self, tables: Experiment, rule: Rule, seed: int) -> tuple[Finding, ...]:
-        """Findings on the secondary comparisons, or one that says why there are none: they cannot stop a verdict."""
+    def _secondary_findings(self, tables: Experiment, rule: DecisionRule, seed: int) -> tuple[Finding, ...]:
+        """Findings on the secondary comparisons, or one that says why there are none: they never prevent a verdict."""
         if not self.secondary:
             return ()
         try:
-            return judge_contrasts(tables, self.secondary, rule, seed)[1]
+            return judge_comparisons(tables, self.secondary, rule, seed)[1]
         except InputError as reason:
             return (Finding("the secondary comparisons", "inconclusive", note=f"not made: {reason}"),)
 
-    def _makers(self, evidence: Evidence, size: Size) -> dict[str, Callable[[], Figure]]:
+    def _makers(self, inputs: ClaimInputs, size: Size) -> dict[str, Callable[[], Figure]]:
         """What draws each figure of each experiment, by the name of its file."""
         makers: dict[str, Callable[[], Figure]] = {}
         for name, plan in self.plans(size).items():
-            tables = in_order_of(plan.arms, evidence.experiments[name])
+            tables = in_order_of(plan.arms, inputs.experiments[name])
             where = f"_{name}" if len(self.plans(size)) > 1 else ""
-            makers |= {f"{figure}{where}": partial(OF_EXPERIMENT[figure], tables) for figure in self.figures}
+            makers |= {f"{figure}{where}": partial(EXPERIMENT_FIGURES[figure], tables) for figure in self.figures}
         return makers
 
 
-def with_runs(tables: Experiment, run_ids: set[str]) -> Experiment:
-    """The rows of some runs only."""
-    frames = {name: getattr(tables, name) for name in ("runs", "metrics", "spectra", "skipped")}
-    return Experiment(**{name: rows[rows["run_id"].isin(run_ids)] for name, rows in frames.items()})
-
-
 def summary(findings: list[Finding]) -> str:
-    """How many comparisons came out how."""
+    """The numbers of comparisons with each verdict, in a sentence, and those against the prediction."""
     counts = {name: sum(finding.verdict == name for finding in findings) for name in _PHRASES}
     parts = [f"{count} {_PHRASES[name]}" for name, count in counts.items() if count]
     noun = "comparison" if len(findings) == 1 else "comparisons"
-    against = [f"{one.what} ({one.note})" for one in findings if one.verdict == "contradicted"]
+    against = [f"{finding.what} ({finding.note})" for finding in findings if finding.verdict == "contradicted"]
     named = f" Against the prediction: {'; '.join(against[:3])}{' and others' if len(against) > 3 else ''}."
     return f"Of {len(findings)} {noun} {', '.join(parts)}.{named if against else ''}"
 
@@ -178,13 +173,19 @@ _PHRASES: dict[Verdict, str] = {
 
 
 def change(verdict: Verdict, findings: list[Finding], look: int = 1) -> str:
-    """What would change a verdict: how many seeds, if any number would."""
+    """What would change a verdict: how many trials, if any number would.
+
+    Args:
+        verdict: On the claim.
+        findings: Those that decide.
+        look: Number of the look at the verdict; 0 for a claim that is not looked at again.
+    """
     open_ones = [finding for finding in findings if finding.verdict == "inconclusive"]
     if verdict in ("supported", "contradicted") or not open_ones:
-        return "Other settings than these: networks, learning rates, data. More seeds are unlikely to."
-    known = [finding.numbers.get("seeds_needed", math.nan) for finding in open_ones]
-    needed = max((seeds for seeds in known if not math.isnan(seeds)), default=math.inf)
+        return "Other settings: networks, learning rates, data. More trials are unlikely to."
+    known = [finding.numbers.get("trials_needed", math.nan) for finding in open_ones]
+    needed = max((trials for trials in known if not math.isnan(trials)), default=math.inf)
     if math.isinf(needed):
-        return "The undecided effects are too small or too rarely measured for any affordable number of seeds."
-    later = " (at the stricter level of a later look somewhat more)" if look else ""
-    return f"About {math.ceil(needed)} seeds in all{later}: --seeds {math.ceil(needed)} runs those that are missing."
+        return "The undecided effects are too small or too rarely measured for any affordable number of trials."
+    later = " (somewhat more at the stricter level of a later look)" if look else ""
+    return f"About {math.ceil(needed)} trials in all{later}: --trials {math.ceil(needed)} adds those that are missing."

@@ -8,7 +8,7 @@ import pandas as pd
 
 from skip_conditioning.diagnostics.spectrum import Spectrum
 from skip_conditioning.diagnostics.tables import Experiment, empty_frame, spectra_frame
-from skip_conditioning.experiments.claims.mechanism.comparisons import Design
+from skip_conditioning.experiments.claims.mechanism.design import Design
 
 LRS = (0.02, 0.1)
 

@@ -12,14 +12,21 @@ from skip_conditioning.diagnostics.theory.statement import Statement
 from skip_conditioning.experiments.claims.paper import skip_shifts_spectrum
 from skip_conditioning.experiments.claims.paper.skip_shifts_spectrum import SKIP_SHIFTS_SPECTRUM
 from skip_conditioning.experiments.claims.paper.theory_claims import TheoryClaim
-from skip_conditioning.experiments.claims.verdict.claim import Contrast, Evidence, Finding, Plan
+from skip_conditioning.experiments.claims.verdict.claim import ClaimInputs, Comparison, Finding, Plan
 from skip_conditioning.experiments.claims.verdict.paired_claim import PairedClaim, change
+from skip_conditioning.experiments.config.presets import preset
 from skip_conditioning.experiments.theory.report import Check, write_table
 
-ARMS, SEEDS = ("chain", "residual"), 7
-SPEED = Contrast("loss_at_step_2", "residual", "chain", "smaller")
+ARMS, TRIALS = ("chain", "residual"), 7
+SPEED = Comparison("loss_at_step_2", "residual", "chain", "smaller")
 CLAIM = PairedClaim(
-    "speed", "Skips are fast.", "nowhere", "so", (), {"demo": {"digits": Plan("demo", ARMS, SEEDS)}}, (SPEED,)
+    "speed",
+    "Skips are fast.",
+    "nowhere",
+    "so",
+    (),
+    {"demo": {"digits": Plan(preset("demo", arms=ARMS, trials=TRIALS))}},
+    (SPEED,),
 )
 
 
@@ -27,7 +34,7 @@ def tables(spectra=True):
     random = np.random.default_rng(0)
     runs, metrics, rows = [], [], []
     for arm in reversed(ARMS):
-        for trial in range(SEEDS):
+        for trial in range(TRIALS):
             run_id = f"{arm}-{trial}"
             runs.append({"run_id": run_id, "arm": arm, "trial": trial, "lr": 0.1, "status": "finished"})
             losses = np.geomspace(3, 1 if arm == "chain" else 0.5, 6) * np.exp(0.01 * random.normal(size=6))
@@ -44,7 +51,7 @@ def tables(spectra=True):
 
 
 def judged(claim, folder, found=None):
-    return claim.judge(Evidence({"digits": found or tables()}, folder), "demo")
+    return claim.judge(ClaimInputs({"digits": found or tables()}, folder), "demo")
 
 
 def test_paired_claims_show_curves_and_spectra_drawn_the_same_every_time(tmp_path):
@@ -62,32 +69,32 @@ def test_a_figure_that_cannot_be_drawn_is_left_out(tmp_path):
 
 
 def test_figures_of_several_experiments_are_told_apart(tmp_path):
-    plans = {"demo": dict.fromkeys(("one", "two"), Plan("demo", ARMS, SEEDS))}
+    plans = {"demo": dict.fromkeys(("one", "two"), Plan(preset("demo", arms=ARMS, trials=TRIALS)))}
     claim = replace(CLAIM, by_size=plans, figures=("loss_curves",))
-    found = claim.judge(Evidence(dict.fromkeys(("one", "two"), tables()), tmp_path), "demo")
+    found = claim.judge(ClaimInputs(dict.fromkeys(("one", "two"), tables()), tmp_path), "demo")
     assert [path.name for path in found.figures] == ["loss_curves_one.svg", "loss_curves_two.svg"]
 
 
-def test_too_few_seeds_for_the_secondary_comparisons_are_a_note_and_for_the_others_a_refusal(tmp_path):
+def test_too_few_trials_for_the_secondary_comparisons_are_a_note_and_for_the_others_a_refusal(tmp_path):
     many = (SPEED,) * 20
     claim = replace(CLAIM, secondary=many)
     found = judged(claim, tmp_path)
     assert found.verdict == "supported"
-    first, aside = found.findings
+    first, note = found.findings
     assert first.what == "training loss at step 2: residual below chain"
-    assert (aside.what, aside.verdict) == ("decides nothing: the secondary comparisons", "inconclusive")
-    assert "7 seeds are too few: 20 comparisons" in aside.note
-    assert claim.fewest_seeds("digits", "demo", 1) == CLAIM.fewest_seeds("digits", "demo", 1) <= SEEDS
-    with pytest.raises(InputError, match="7 seeds are too few"):
-        judged(replace(CLAIM, contrasts=many), tmp_path)
+    assert (note.what, note.verdict, note.decides) == ("the secondary comparisons", "inconclusive", False)
+    assert "7 trials are too few: 20 comparisons" in note.note
+    assert claim.fewest_trials("digits", "demo", 1) == CLAIM.fewest_trials("digits", "demo", 1) <= TRIALS
+    with pytest.raises(InputError, match="7 trials are too few"):
+        judged(replace(CLAIM, comparisons=many), tmp_path)
 
 
-def test_seeds_that_are_not_known_to_be_needed_do_not_hide_those_that_are():
-    findings = [Finding("a", "inconclusive", numbers) for numbers in ({}, {"seeds_needed": 31.0})]
+def test_trials_that_are_not_known_to_be_needed_do_not_hide_those_that_are():
+    findings = [Finding("a", "inconclusive", numbers) for numbers in ({}, {"trials_needed": 31.0})]
     assert change("inconclusive", findings) == change("inconclusive", findings[::-1])
-    assert "--seeds 31" in change("inconclusive", findings)
+    assert "--trials 31" in change("inconclusive", findings)
     assert "any affordable" in change(
-        "inconclusive", [*findings, Finding("b", "inconclusive", {"seeds_needed": np.inf})]
+        "inconclusive", [*findings, Finding("b", "inconclusive", {"trials_needed": np.inf})]
     )
 
 
@@ -103,27 +110,27 @@ THEORY = TheoryClaim("theory", "So it is.", "nowhere", "so", (), check_stub)
 
 def test_theory_runs_on_the_data_given_beyond_the_demo(tmp_path):
     for size, name in (("demo", "None"), ("mnist", "data")):
-        judgement = THEORY.judge(Evidence({}, tmp_path / size, data_dir=tmp_path / "data"), size)
+        judgement = THEORY.judge(ClaimInputs({}, tmp_path / size, data_dir=tmp_path / "data"), size)
         assert judgement.findings[0].what.endswith("None" if size == "demo" else str(tmp_path / name))
         assert "fails: ∞ against –" in judgement.findings[1].note
 
 
 def test_what_is_measured_by_a_claim_itself_is_written_for_readers_and_never_read_back(tmp_path):
-    found = THEORY.judge(Evidence({}, tmp_path), "demo")
+    found = THEORY.judge(ClaimInputs({}, tmp_path), "demo")
     path = tmp_path / "statements.parquet"
     written = pd.read_parquet(path)
     assert written["verdict"].tolist() == ["holds", "violated"]
     write_table(written.assign(verdict="holds"), path)
-    assert repr(THEORY.judge(Evidence({}, tmp_path), "demo")) == repr(found)
+    assert repr(THEORY.judge(ClaimInputs({}, tmp_path), "demo")) == repr(found)
     pd.testing.assert_frame_equal(pd.read_parquet(path), written)
 
 
 def test_skip_shifts_says_that_its_ratios_are_bounds(tmp_path, monkeypatch):
     scale = replace(
-        skip_shifts_spectrum._DEMO, seeds=7, draws=7, sizes=(16, 32), networks=skip_shifts_spectrum._NETWORKS[1:2]
+        skip_shifts_spectrum._DEMO, trials=7, draws=7, sizes=(16, 32), networks=skip_shifts_spectrum._NETWORKS[1:2]
     )
     monkeypatch.setattr(skip_shifts_spectrum, "_scale", lambda size: scale)
-    found = SKIP_SHIFTS_SPECTRUM.judge(Evidence({}, tmp_path), "demo")
+    found = SKIP_SHIFTS_SPECTRUM.judge(ClaimInputs({}, tmp_path), "demo")
     assert [path.name for path in found.figures] == ["random_matrices.svg"]
     network = found.findings[1]
     assert network.what == "smallest singular value: skip on above skip off, residual MLP, batch norm, ReLU"
@@ -140,9 +147,9 @@ def test_theory_claims_show_their_figure(tmp_path):
         yield Check("net", Statement("s", "a ≥ b", 2.0, ">=", 1.0, 0.0), 0)
 
     claim = replace(THEORY, check=check, figure="regularity")
-    (figure,) = claim.judge(Evidence({}, tmp_path), "demo").figures
+    (figure,) = claim.judge(ClaimInputs({}, tmp_path), "demo").figures
     before = figure.read_bytes()
     assert figure == tmp_path / "regularity_terms.svg"
-    assert claim.judge(Evidence({}, tmp_path), "demo").figures[0].read_bytes() == before
+    assert claim.judge(ClaimInputs({}, tmp_path), "demo").figures[0].read_bytes() == before
     without_terms = replace(claim, check=lambda _: [Check("net", Statement("s", "a ≥ b", 2.0, ">=", 1.0, 0.0), 0)])
-    assert without_terms.judge(Evidence({}, tmp_path / "bare"), "demo").figures == ()
+    assert without_terms.judge(ClaimInputs({}, tmp_path / "bare"), "demo").figures == ()

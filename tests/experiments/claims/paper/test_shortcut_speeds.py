@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from skip_conditioning.experiments.claims.paper.registry import CLAIMS, chosen
-from skip_conditioning.experiments.claims.run.experiments import Place, jobs
-from skip_conditioning.experiments.claims.verdict.claim import Evidence
+from skip_conditioning.experiments.claims.paper.registry import CLAIMS, chosen_claims
+from skip_conditioning.experiments.claims.run.experiments import Resources, shared_experiments
+from skip_conditioning.experiments.claims.verdict.claim import ClaimInputs
 from skip_conditioning.experiments.config.train_config import option_values
 from skip_conditioning.experiments.data.image_index import open_images
 from skip_conditioning.experiments.training.networks import build_network, check_arms
@@ -21,7 +21,7 @@ IMAGES = {"cifar10": 50_000, "cifar100": 50_000, "imagenet": 1_281_167}
 
 @functools.cache
 def planned(name, size):
-    return jobs(chosen((name,)), size, None, Place(Path("nowhere")))
+    return shared_experiments(chosen_claims((name,)), size, None, Resources(Path("nowhere")))
 
 
 def length(config):
@@ -33,50 +33,53 @@ def length(config):
 
 @pytest.mark.parametrize(("name", "size"), CASES)
 def test_every_plan_can_be_trained(name, size):
-    for job in planned(name, size):
-        job.config.check()
-        assert job.config.network.arms == ("original", "modified")
-        check_arms(job.config.network.model, job.config.network.arms)
+    for experiment in planned(name, size):
+        experiment.config.check()
+        assert experiment.config.network.arms == ("original", "modified")
+        check_arms(experiment.config.network.model, experiment.config.network.arms)
 
 
 @pytest.mark.parametrize(("name", "size"), CASES)
-def test_every_plan_has_seeds_to_decide(name, size):
-    for job in planned(name, size):
-        for (claim, plan), wanted in job.users.items():
-            assert wanted.seeds >= CLAIMS[claim].fewest_seeds(plan, size, len(job.config.optimisation.lr))
+def test_every_plan_has_trials_to_decide(name, size):
+    for experiment in planned(name, size):
+        for (claim, name_of_plan), plan in experiment.plans.items():
+            assert plan.trials >= CLAIMS[claim].fewest_trials(
+                name_of_plan, size, len(experiment.config.optimisation.lr)
+            )
 
 
 @pytest.mark.parametrize(("name", "size"), CASES)
 def test_the_window_of_the_loss_is_a_small_part_of_a_run(name, size):
-    for job in planned(name, size):
-        assert 1 < job.config.output.loss_window <= length(job.config) / 4
+    for experiment in planned(name, size):
+        assert 1 < experiment.config.output.loss_window <= length(experiment.config) / 4
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_no_rate_decays_in_a_reduced_run(name):
     assert all(
-        job.config.optimisation.epochs <= job.config.optimisation.decay_epochs for job in planned(name, "reduced")
+        experiment.config.optimisation.epochs <= experiment.config.optimisation.decay_epochs
+        for experiment in planned(name, "reduced")
     )
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_reduced_plans_keep_the_optimiser_and_the_augmentation_of_the_paper(name):
-    papers = {job.config.data.dataset: job.config for job in planned(name, "cifar")}
-    for job in planned(name, "reduced"):
-        paper = papers[job.config.data.dataset]
+    papers = {experiment.config.data.dataset: experiment.config for experiment in planned(name, "cifar")}
+    for experiment in planned(name, "reduced"):
+        paper = papers[experiment.config.data.dataset]
         for option in ("augment", "normalise", "momentum", "weight_decay", "decay_epochs", "decay_factor"):
-            assert option_values(job.config)[option] == option_values(paper)[option]
+            assert option_values(experiment.config)[option] == option_values(paper)[option]
         scale = (
             1
-            if job.config.optimisation.momentum == 0
-            else job.config.optimisation.batch_size / paper.optimisation.batch_size
+            if experiment.config.optimisation.momentum == 0
+            else experiment.config.optimisation.batch_size / paper.optimisation.batch_size
         )  # ImageNet's
-        assert {lr / scale for lr in job.config.optimisation.lr} <= set(paper.optimisation.lr)
+        assert {lr / scale for lr in experiment.config.optimisation.lr} <= set(paper.optimisation.lr)
 
 
 def test_every_depth_of_the_paper_is_planned_for_imagenet():
     depths = (18, 34, 50, 101, 152)
-    assert [job.config.network.model for job in planned(NAMES[1], "cifar")] == [
+    assert [experiment.config.network.model for experiment in planned(NAMES[1], "cifar")] == [
         f"preact-resnet{depth}" for depth in depths
     ]
 
@@ -97,15 +100,15 @@ def test_arms_of_a_reduced_plan_share_their_parameters():
 def test_a_size_without_plans_is_not_testable(name, size, tmp_path):
     claim = CLAIMS[name]
     assert not claim.plans(size)
-    judgement = claim.judge(Evidence({}, tmp_path), size)
+    judgement = claim.judge(ClaimInputs({}, tmp_path), size)
     assert judgement.verdict == "inconclusive"
     assert "Not testable" in judgement.summary
     assert "--size reduced" in judgement.change
 
 
 def test_the_sample_of_imagenet_is_found_and_large_enough(real_data):
-    for job in planned(NAMES[1], "reduced"):
-        data = open_images(job.config.data.dataset, real_data)
+    for experiment in planned(NAMES[1], "reduced"):
+        data = open_images(experiment.config.data.dataset, real_data)
         assert data.num_classes == 10
-        assert len(data.train.labels) >= job.config.data.subset
-        assert len(data.test.labels) >= job.config.data.limit_test
+        assert len(data.train.labels) >= experiment.config.data.subset
+        assert len(data.test.labels) >= experiment.config.data.limit_test

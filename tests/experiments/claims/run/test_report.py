@@ -12,19 +12,18 @@ import pandas as pd
 import pytest
 
 from skip_conditioning.diagnostics.errors import InputError
-from skip_conditioning.experiments.claims.run.report import inline_svg, write_report
+from skip_conditioning.experiments.claims.run.inline_svg import inline_svg
+from skip_conditioning.experiments.claims.run.report import write_report
+from skip_conditioning.experiments.claims.run.verdict_table import NUMBERS, ClaimResult
 from skip_conditioning.experiments.claims.verdict.claim import Finding, Judgement
-from skip_conditioning.experiments.claims.verdict.presentation import (
-    NUMBERS,
+from skip_conditioning.experiments.claims.verdict.formatting import (
     SYMBOLS,
-    Result,
     effect,
     number,
     other_numbers,
     p_value,
-    print_verdicts,
 )
-from skip_conditioning.experiments.claims.verdict.wording import ASIDE
+from skip_conditioning.experiments.verify import print_verdicts
 from skip_conditioning.figures.drawing.saving import save
 from skip_conditioning.figures.drawing.style import HOVER
 
@@ -73,22 +72,22 @@ class Page(HTMLParser):
             self.texts.setdefault(self._open[-1], []).append(data)
 
 
-def result(name: str, judgement: Judgement, figures: tuple[Path, ...] = ()) -> Result:
-    return Result(
+def result(name: str, judgement: Judgement, figures: tuple[Path, ...] = ()) -> ClaimResult:
+    return ClaimResult(
         id=name,
         statement="Skips speed training because they improve conditioning.",
         source="MacDonald et al. 2023, section 5",
         predicted="fewer steps with the skip",
         controls=("the learning rate: best of a sweep per arm", HOSTILE),
         registered={
-            "rule": {"level": 0.05, "equivalent": 1.1, "fewest_seeds": 6},
+            "rule": {"level": 0.05, "equivalence_margin": 1.1, "min_pairs": 6},
             "plans": {"main": {"preset": "paper-mnist", "arms": ["chain", "residual"], "options": []}},
-            "contrasts": [{"measure": "steps", "arm": "residual", "other": "chain"}],
+            "comparisons": [{"measure": "steps", "arm": "residual", "other": "chain"}],
         },
         hash="ab" * 32,
         judgement=judgement,
         figures=figures,
-        command=f"python -m experiments.verify {name} --size demo --out runs/verify",
+        command=f"skip-conditioning verify {name} --size demo --out runs/verify",
         hardware="cpu (x86_64, 2 threads)",
         versions="python 3.11.2, torch 2.8.0",
         commit="0123456789ab",
@@ -101,7 +100,7 @@ def ratio(what: str, verdict: str, *numbers: float, note: str = "", **others: fl
 
 
 @pytest.fixture(scope="module")
-def results(tmp_path_factory: pytest.TempPathFactory) -> list[Result]:
+def results(tmp_path_factory: pytest.TempPathFactory) -> list[ClaimResult]:
     """All four verdicts, text that means something to HTML and to Markdown, and numbers that are none."""
     figures, folder = [], tmp_path_factory.mktemp("report")
     for name in ("one", "two"):
@@ -110,7 +109,7 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> list[Result]:
         figures += [path for path in save(figure, folder / "mnist-speed-order" / name) if path.suffix == ".svg"]
         plt.close(figure)
     speed = (
-        ratio("steps to loss 0.5, residual over chain", "supported", 0.62, 0.51, 0.74, 2e-5, 1.0, 30, seeds_needed=12),
+        ratio("steps to loss 0.5, residual over chain", "supported", 0.62, 0.51, 0.74, 2e-5, 1.0, 30, trials_needed=12),
         ratio("steps to loss 0.5, modified over residual", "inconclusive", 0.97, 0.88, 1.07, 0.41, 0.2, 30),
         ratio("log-loss at step 5, modified over residual, at the best learning rate of each arm", "contradicted",
               1.31, 1.22, 1.42, 0.003, 1.0, 30, note="The other direction is as clear at every learning rate."),
@@ -120,15 +119,15 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> list[Result]:
     extreme = (
         ratio(HOSTILE, "contradicted", INF, 1.2, INF, 1e-9, 1.0, 8, note=HOSTILE),
         ratio(LONG, "vacuous", 0.0, 0.0, 2.0, NAN, NAN, NAN, note="κ → ∞, ‖J‖_F"),
-        ratio("σ of naught", "inconclusive", NAN, NAN, NAN, NAN, NAN, 0, seeds_needed=INF, rate=-3.2e-7),
+        ratio("σ of naught", "inconclusive", NAN, NAN, NAN, NAN, NAN, 0, trials_needed=INF, rate=-3.2e-7),
     )
     mediated = Finding(
         "share through κ", "inconclusive", {"share": 0.31, "share_low": -0.2, "share_high": 0.8, "runs": 240.0}
     )
     found = [
-        result("mnist-speed-order", Judgement("supported", speed, "The order is as said.", "30 seeds more"),
+        result("mnist-speed-order", Judgement("supported", speed, "The order is as said.", "30 trials more"),
                tuple(figures)),
-        result("spectrum-explains-speed", Judgement("inconclusive", (mediated,), "Cannot tell.", "60 seeds")),
+        result("spectrum-explains-speed", Judgement("inconclusive", (mediated,), "Cannot tell.", "60 trials")),
         result("extreme", Judgement("contradicted", extreme, HOSTILE, HOSTILE)),
         replace(result("empty", Judgement("vacuous", (), "", "")), statement=HOSTILE, registered={}, controls=()),
     ]  # fmt: skip
@@ -136,7 +135,7 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> list[Result]:
 
 
 @pytest.fixture(scope="module")
-def written(results: list[Result]) -> Path:
+def written(results: list[ClaimResult]) -> Path:
     folder = results[0].figures[0].parent.parent
     write_report(folder, results)
     return folder
@@ -172,7 +171,7 @@ def test_text_is_escaped_and_no_path_of_this_machine_is_told(written: Path, name
     assert "inf" not in re.split(r"\W+", text)
 
 
-def test_all_outputs_agree_on_the_verdicts(written: Path, results: list[Result], capsys) -> None:
+def test_all_outputs_agree_on_the_verdicts(written: Path, results: list[ClaimResult], capsys) -> None:
     expected = {one.id: one.judgement.verdict for one in results}
     table = pd.read_parquet(written / "verdicts")
     assert dict(zip(table["claim"], table["claim_verdict"], strict=True)) == expected
@@ -195,9 +194,9 @@ def test_all_outputs_agree_on_the_verdicts(written: Path, results: list[Result],
 def test_table_has_the_numbers(written: Path) -> None:
     table = pd.read_parquet(written / "verdicts")
     first = table.iloc[0]
-    assert (first["ratio"], first["ratio_low"], first["pairs"], first["seeds_needed"]) == (0.62, 0.51, 30, 12)
+    assert (first["ratio"], first["ratio_low"], first["pairs"], first["trials_needed"]) == (0.62, 0.51, 30, 12)
     assert first["hash"] == "ab" * 32
-    assert first["command"].startswith("python -m experiments.verify mnist-speed-order")
+    assert first["command"].startswith("skip-conditioning verify mnist-speed-order")
     assert table["is_main"].tolist() == [True, False, False, False, True, True, False, False, False]
     assert table.query("claim == 'extreme'")["ratio"].tolist()[:2] == [INF, 0]
 
@@ -205,7 +204,7 @@ def test_table_has_the_numbers(written: Path) -> None:
 def test_markdown_tables_have_as_many_cells_as_heads(written: Path) -> None:
     rows = [line for line in (written / "report.md").read_text().splitlines() if line.startswith("|")]
     widths = {len(re.findall(r"(?<!\\)\|", row)) - 1 for row in rows}
-    assert widths == {2, 5, 8}
+    assert widths == {2, 5, 9}
 
 
 def test_markdown_links_figures_beside_it(written: Path) -> None:
@@ -214,7 +213,7 @@ def test_markdown_links_figures_beside_it(written: Path) -> None:
     assert all((written / link).is_file() for link in links)
 
 
-def test_a_second_report_replaces_the_first(written: Path, results: list[Result], tmp_path: Path) -> None:
+def test_a_second_report_replaces_the_first(written: Path, results: list[ClaimResult], tmp_path: Path) -> None:
     write_report(tmp_path, results[2:])
     (tmp_path / "verdicts" / "part-001.parquet").write_bytes(b"of another version")
     write_report(tmp_path, results[1:2])
@@ -222,13 +221,13 @@ def test_a_second_report_replaces_the_first(written: Path, results: list[Result]
     assert "extreme" not in (tmp_path / "report.html").read_text()
 
 
-def test_the_same_results_make_the_same_report(written: Path, results: list[Result]) -> None:
+def test_the_same_results_make_the_same_report(written: Path, results: list[ClaimResult]) -> None:
     first = (written / "report.html").read_bytes()
     write_report(written, results)
     assert (written / "report.html").read_bytes() == first
 
 
-def test_claims_of_one_name_keep_their_own_sections(tmp_path: Path, results: list[Result]) -> None:
+def test_claims_of_one_name_keep_their_own_sections(tmp_path: Path, results: list[ClaimResult]) -> None:
     write_report(tmp_path, [results[1], results[1], replace(results[1], id="top")])
     page = Page((tmp_path / "report.html").read_text())
     assert len(page.ids) == len(set(page.ids)) == 4
@@ -241,7 +240,7 @@ def test_no_claims_make_an_empty_report(tmp_path: Path) -> None:
     assert pd.read_parquet(tmp_path / "verdicts").empty
 
 
-def test_missing_figure_is_named(tmp_path: Path, results: list[Result]) -> None:
+def test_missing_figure_is_named(tmp_path: Path, results: list[ClaimResult]) -> None:
     with pytest.raises(InputError, match=r"gone\.svg"):
         write_report(tmp_path, [replace(results[1], figures=(tmp_path / "gone.svg",))])
 
@@ -276,7 +275,7 @@ def test_p_values_go_no_lower_than_makes_sense() -> None:
         ["0.043", "< 0.001", "< 0.001", "1", "–", "–"]  # fmt: skip
 
 
-def test_main_finding_is_one_that_explains_the_verdict(results: list[Result]) -> None:
+def test_main_finding_is_one_that_explains_the_verdict(results: list[ClaimResult]) -> None:
     for verdict, place in (("supported", 0), ("inconclusive", 1), ("contradicted", 2), ("vacuous", 0)):
         judgement = replace(results[0].judgement, verdict=verdict)
         assert replace(results[0], judgement=judgement).main is judgement.findings[place]
@@ -292,10 +291,12 @@ def test_effects_that_are_no_ratios_carry_their_name() -> None:
     assert other_numbers(finding) == "p sign 0.01, mean [0, ∞]"
 
 
-def test_numbers_that_are_none_or_infinite_survive_everywhere(tmp_path: Path, results: list[Result], capsys) -> None:
+def test_numbers_that_are_none_or_infinite_survive_everywhere(
+    tmp_path: Path, results: list[ClaimResult], capsys
+) -> None:
     """Whatever a rule could not compute is a dash or a sign in every output, and itself in the table."""
     values = (INF, -INF, NAN)
-    names = (*NUMBERS, "seeds_needed", "p_wilcoxon", "p_sign", "share", "share_low", "share_high", "ratio_bound")
+    names = (*NUMBERS, "trials_needed", "p_wilcoxon", "p_sign", "share", "share_low", "share_high", "ratio_bound")
     findings = tuple(Finding(f"all {value}", "inconclusive", dict.fromkeys(names, value)) for value in values)
     findings += tuple(Finding(f"share {value}", "inconclusive", {"share": value}) for value in values)
     write_report(tmp_path, [replace(results[1], judgement=Judgement("inconclusive", findings, "", ""))])
@@ -311,7 +312,7 @@ def test_numbers_that_are_none_or_infinite_survive_everywhere(tmp_path: Path, re
         assert "∞" in text
 
 
-def test_bounds_are_shown_as_such_in_every_output(tmp_path: Path, results: list[Result], capsys) -> None:
+def test_bounds_are_shown_as_such_in_every_output(tmp_path: Path, results: list[ClaimResult], capsys) -> None:
     findings = (
         ratio("σ_min, skip above none", "supported", 1.8e11, 1.2e11, INF, 1e-9, 1.0, 10, ratio_bound=1.0, bounded=10),
         ratio("κ, skip below none", "supported", 5.0e-9, 0.0, 6.0e-9, 1e-9, 1.0, 10, ratio_bound=-1.0, bounded=10),
@@ -329,21 +330,24 @@ def test_bounds_are_shown_as_such_in_every_output(tmp_path: Path, results: list[
     assert pd.read_parquet(tmp_path / "verdicts")["ratio_bound"].tolist() == [1, -1]
 
 
-def test_the_rule_is_said_in_sentences_and_what_decides_nothing_is_folded(
-    tmp_path: Path, results: list[Result]
+def test_the_rule_is_said_in_sentences_and_secondary_findings_are_folded(
+    tmp_path: Path, results: list[ClaimResult]
 ) -> None:
-    findings = (*results[0].judgement.findings[:1], Finding(f"{ASIDE}steps to the threshold: a below b", "supported"))
+    findings = (
+        *results[0].judgement.findings[:1],
+        Finding("steps to the threshold: a below b", "supported", decides=False),
+    )
     one = replace(results[1], judgement=Judgement("supported", findings, "", ""))
     one = replace(one, registered={**one.registered, "combined": "supported where all are"})
     write_report(tmp_path, [one])
     for name in ("report.html", "report.md"):
         text = (tmp_path / name).read_text()
         assert "is held to 5 % (Holm&#39;s correction)" in text.replace("'", "&#39;")
-        assert "ratios from 0.909 to 1.1 count as no effect, and fewer than 6 pairs decide nothing." in text
+        assert "ratios from 0.909 to 1.1 count as no effect, and with fewer than 6 pairs nothing is decided." in text
         assert "The claim as a whole: supported where all are." in text
     html = (tmp_path / "report.html").read_text()
-    (folded,) = re.findall(r"<details>\s*<summary>Shown beside, deciding nothing \(1\)</summary>(.*?)</details>",
-                           html, re.DOTALL)  # fmt: skip
+    summary = r"<summary>Secondary findings, which do not decide \(1\)</summary>"
+    (folded,) = re.findall(rf"<details>\s*{summary}(.*?)</details>", html, re.DOTALL)
     assert '<th scope="row" class="long">steps to the threshold: a below b</th>' in folded
 
 

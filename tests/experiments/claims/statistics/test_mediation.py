@@ -228,7 +228,7 @@ def test_infinite_mediators_count_as_the_most_extreme_finite_one_and_pairs_alone
     ("spoil", "message"),
     [
         (lambda r: r[r["treated"] == 1], "with runs of both, not 1"),
-        (lambda r: r[r["trial"] < 5], "5 trials are too few.* takes 6"),
+        (lambda r: r[r["trial"] < 5], "5 trials are too few.* needs 6"),
         (lambda r: r.assign(mediator=2.0), "the mediator is the same"),
         (lambda r: r.assign(mediator=r["trial"] / 3), "the mediator is the same"),
         (lambda r: r.assign(mediator=r["trial"] / 3 - r["treated"]), "the mediator follows from treated"),

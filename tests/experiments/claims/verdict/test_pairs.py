@@ -1,19 +1,14 @@
-import itertools
-
 import numpy as np
 import pandas as pd
 import pytest
-from scipy import stats
-from statsmodels.stats.multitest import multipletests
 
 from skip_conditioning.diagnostics.errors import InputError
 from skip_conditioning.diagnostics.tables import Experiment, empty_frame, spectra_frame
-from skip_conditioning.experiments.claims.verdict import pairs as paired
+from skip_conditioning.experiments.claims.statistics.paired_tests import equivalence_test, sign_test
+from skip_conditioning.experiments.claims.verdict.median_steps import median_steps
 from skip_conditioning.experiments.claims.verdict.pairs import Differences, paired_differences
-from skip_conditioning.experiments.claims.verdict.survival import median_steps
 
 INF = np.inf
-SMALL = [[0.3, -1.0, 2.0, 0.7, 1.1], [0.5, 0.5, -0.5, 1.0, 2.0, 2.0], [1.0, INF, INF, -INF, 0.2], [0.0, 0.0, 3.0, 1.0]]
 
 
 def experiment(losses, *, lr=0.1, status="finished", threshold=1.0, resolved=None):
@@ -36,62 +31,8 @@ def experiment(losses, *, lr=0.1, status="finished", threshold=1.0, resolved=Non
     )
 
 
-def of(values):
-    return Differences.between(np.array(values), np.zeros(len(values)))
-
-
 def falling(last):
     return np.linspace(4.0, last, 21)
-
-
-def signs(values):
-    """Every way to give signs to the magnitudes of the non-zero values."""
-    magnitudes = np.abs(values)[values != 0]
-    return np.array(list(itertools.product([1, -1], repeat=len(magnitudes)))), magnitudes
-
-
-@pytest.mark.parametrize("values", SMALL)
-def test_sign_test_equals_enumeration(values):
-    all_signs, _ = signs(np.array(values))
-    observed = abs(np.sign(values).sum())
-    assert paired.sign_test(of(values)) == pytest.approx((abs(all_signs.sum(axis=1)) >= observed).mean())
-
-
-@pytest.mark.parametrize("values", SMALL)
-def test_signed_rank_test_equals_enumeration_with_ties_zeros_and_infinities(values):
-    values = np.array(values)
-    all_signs, magnitudes = signs(values)
-    ranks = stats.rankdata(magnitudes)
-    observed = abs(ranks @ np.sign(values[values != 0]))
-    expected = (abs(all_signs @ ranks) >= observed - 1e-9).mean()
-    assert paired.signed_rank_test(of(values)) == pytest.approx(expected)
-
-
-@pytest.mark.parametrize("n", [6, 30, 200])
-def test_signed_rank_test_equals_scipy_where_scipy_is_exact(n):
-    values = np.random.default_rng(n).normal(0.2, size=n)
-    expected = stats.wilcoxon(values, method="exact").pvalue
-    assert paired.signed_rank_test(of(values)) == pytest.approx(expected)
-
-
-@pytest.mark.parametrize("values", [*SMALL, [0.01, -0.02, 0.0, 0.03, 0.01, -0.01], [0.01, 0.1, 0.0, 0.0, 0.0, 0.0]])
-def test_equivalence_is_two_one_sided_sign_tests(values):
-    bound, values = np.log(1.05), np.array(values)
-    lower, upper = (stats.binomtest(int(k), len(values), alternative="greater").pvalue
-                    for k in ((values > -bound).sum(), (values < bound).sum()))  # fmt: skip
-    assert paired.equivalence_test(of(values), 1.05) == pytest.approx(max(lower, upper))
-
-
-def test_equivalence_agrees_with_the_exact_interval():
-    rng = np.random.default_rng(0)
-    agree = []
-    for _ in range(60):
-        found = of(rng.normal(0.01, rng.choice([0.02, 0.05, 0.08]), size=20))
-        low, high = paired.exact_interval(found, 0.9)
-        agree.append((paired.equivalence_test(found, 1.05) <= 0.05) == (-np.log(1.05) < low and high < np.log(1.05)))
-        agree.append(paired.equivalence_test(found, 1.05) <= 0.05)
-    assert all(agree[::2])
-    assert 10 < sum(agree[1::2]) < 50  # both answers occurred
 
 
 def test_two_runs_that_never_learn_are_a_tie_and_no_sign_of_equivalence():
@@ -99,48 +40,8 @@ def test_two_runs_that_never_learn_are_a_tie_and_no_sign_of_equivalence():
     first[0] = 1.0
     found = Differences.between(first, second)
     assert found.values.tolist() == [-INF] + [0.0] * 19
-    assert paired.sign_test(found) == 1.0
-    assert paired.equivalence_test(found, 1.05) > 0.9
-    assert paired.equivalence_test(of(np.zeros(20)), 1.05) < 1e-5
-
-
-def test_exact_interval_keeps_its_coverage_where_tails_are_heavy():
-    rng = np.random.default_rng(1)
-    intervals = [paired.exact_interval(of(rng.standard_cauchy(12)), 0.9) for _ in range(400)]
-    covered = sum(low <= 0 <= high for low, high in intervals)
-    assert stats.binomtest(covered, 400, 0.9, alternative="less").pvalue > 1e-3
-    assert covered < 400
-
-
-def test_bootstrap_carries_infinities_to_the_ends_they_reach():
-    low, high = paired.bootstrap_interval(of([-1.0, 0.0, 1.0, 2.0, 3.0, INF, INF, INF]), 0.95, 0)
-    assert -1.0 <= low < 3.0
-    assert high == INF
-    assert of([1.0, 2.0, INF, INF]).effect == INF
-    assert of([-INF, 2.0, 3.0, INF]).effect == 2.5
-
-
-def test_intervals_of_finite_values_hold_the_effect_shrink_with_confidence_and_repeat():
-    found = of(np.random.default_rng(2).normal(0.5, 1, size=25))
-    for interval in (paired.bootstrap_interval, lambda *options: paired.mean_interval(*options)[1:]):
-        (low, high), (inner_low, inner_high) = interval(found, 0.95, 0), interval(found, 0.5, 0)
-        assert low < inner_low < inner_high < high
-        assert interval(found, 0.95, 0) == (low, high)
-    assert paired.mean_interval(found, 0.95, 0)[0] == pytest.approx(found.values.mean())
-    assert np.isnan(paired.mean_interval(of([1.0, INF]), 0.95, 0)).all()
-
-
-def test_holm_multiplies_the_smallest_by_their_number():
-    assert paired.holm([0.01, 0.04, 0.03]).tolist() == pytest.approx([0.03, 0.06, 0.06])
-    p_values = np.random.default_rng(3).random(20) ** 3
-    assert paired.holm(p_values) == pytest.approx(multipletests(p_values, method="holm")[1])
-
-
-@pytest.mark.parametrize(("comparisons", "pairs"), [(1, 6), (2, 7), (4, 8), (8, 9)])
-def test_fewest_pairs_are_those_with_which_agreement_is_significant(comparisons, pairs):
-    assert paired.fewest_pairs(comparisons, 0.05) == pairs
-    p = [paired.sign_test(of(np.ones(n))) for n in (pairs, pairs - 1)]
-    assert paired.holm([p[0]] * comparisons).max() < 0.05 <= paired.holm([p[1]] * comparisons).min()
+    assert sign_test(found.decided) == 1.0
+    assert equivalence_test(found.values, found.unknown, 1.05) > 0.9
 
 
 def test_pairs_are_of_trials_and_ratios_of_the_arm_over_the_other():

@@ -1,7 +1,7 @@
-"""Every measure of conditioning that speed might be predicted from: one logarithm per run and measure.
+"""All measures of conditioning from which speed might be predicted: one logarithm per run and measure.
 
-A measure is a statistic of a map's spectrum, at initialisation or averaged over a run's first steps. ``prediction``
-ranks them; what a claim compares between arms is one of ``measures``.
+A measure is a statistic of a map's spectrum, at initialisation or averaged over a run's first steps.
+``statistics.prediction`` ranks them. (The few that claims compare between arms are ``run_measures.MEASURES``.)
 """
 
 from collections.abc import Iterator
@@ -12,9 +12,9 @@ import pandas as pd
 
 from skip_conditioning.diagnostics.tables import Experiment
 
-#: "Over the first steps" is up to this one.
+#: The last of a run's first steps.
 LAST_STEP: Final = 10
-#: What a smaller distance from an isometry is cut off at: rounding, of which no logarithm should be taken.
+#: A smaller distance from an isometry is rounding, and counts as this one.
 _SMALLEST = 1e-12
 
 #: Statistics of Jacobians, in words.
@@ -29,8 +29,8 @@ OF_JACOBIANS: Final = {
     "isometry_distance": "distance from isometry",
     "isometry_cosine": "nearness to a multiple of an isometry",
 }
-#: Statistics of the tangent kernel K, in words; of a smooth cost μ is proportional to λ_min(K), and the part of β that
-#: needs no second derivatives of the network to λ_max(K) (PAPER.md, section 2.5).
+#: Statistics of the tangent kernel K, in words. Of a smooth cost, μ is proportional to λ_min(K), and the part of β
+#: without second derivatives of the network to λ_max(K) (docs/paper.md §2.5).
 OF_KERNELS: Final = {
     "sigma_min": "λ_min",
     "sigma_max": "λ_max",
@@ -40,15 +40,16 @@ OF_KERNELS: Final = {
 }
 
 
-def features(tables: Experiment) -> pd.DataFrame:
+def conditioning_measures(tables: Experiment) -> pd.DataFrame:
     """Logarithms of all measures of conditioning.
 
     Args:
-        tables: The experiment, its spectra with their values. Zeros and infinities have no logarithm and become NaN.
+        tables: The experiment.
 
     Returns:
         One row per run (index ``run_id``), one column per measure, such as ``κ of the tail of stem, at
-        initialisation``. Several layers of the map ``layer`` are averaged (geometrically).
+        initialisation``; NaN where it was not measured, is 0 or infinite. Of the map ``layer`` it is the geometric mean
+        over layers.
     """
     spectra = tables.spectra.reset_index(drop=True)
     columns = dict(_columns(pd.concat([spectra, _isometry(spectra)], axis=1)))
@@ -57,8 +58,8 @@ def features(tables: Experiment) -> pd.DataFrame:
 
 
 def _columns(spectra: pd.DataFrame) -> Iterator[tuple[str, pd.Series]]:
-    place = spectra["layer"].where(spectra["map"] != "layer", "")
-    for (map_name, layer), rows in spectra.groupby([spectra["map"], place], sort=False):
+    layers = spectra["layer"].where(spectra["map"] != "layer", "")
+    for (map_name, layer), rows in spectra.groupby([spectra["map"], layers], sort=False):
         words = OF_KERNELS if map_name == "kernel" else OF_JACOBIANS
         windows = {
             "at initialisation": rows[rows["step"] == 0],
@@ -85,8 +86,8 @@ def _described(map_name: str, layer: str) -> str:
 def _isometry(spectra: pd.DataFrame) -> pd.DataFrame:
     """Root mean square distance of the singular values from 1, and the cosine of J and its nearest isometry.
 
-    The nearest isometry to J in the Frobenius norm differs from it by ``√Σ(σ_i − 1)²``; of the cosine see
-    ``measures.isometry_cosine_log``.
+    The nearest isometry to J in the Frobenius norm differs from it by ``√Σ(σ_i − 1)²``; for the cosine see
+    ``run_measures.isometry_cosine_log``.
     """
     means, rms = spectra["sigma_mean"].astype(float), spectra["sigma_rms"].astype(float)
     distance = np.sqrt((rms**2 - 2 * means + 1).clip(lower=_SMALLEST**2))

@@ -1,9 +1,9 @@
-"""What claims compare: the logarithm of one positive number per run, of its speed or of its conditioning.
+"""Measures that claims compare: the logarithm of one positive number per run, its speed or its conditioning.
 
-In every measure of speed less is faster, and a run that diverged is slower than all others: its logarithm is +inf
-whichever step is asked about, even one logged before it diverged, so that it is never dropped. In
-``steps_to_threshold`` a run that never came to the threshold is +inf too: its answer is right-censored, and all that
-is known of it, that it exceeds the steps run, is its order. NaN stands only where nothing was measured.
+In every measure of speed less is faster, and a run that diverged is slower than all others: its logarithm is +inf at
+every step, even one before it diverged, so that it is never dropped. In ``steps_to_threshold`` a run that never reached
+the threshold is +inf too: it is right-censored, and all that is known is that it comes after those that did. NaN means
+that nothing was measured.
 """
 
 from collections.abc import Callable, Mapping
@@ -16,9 +16,9 @@ import pandas as pd
 from skip_conditioning.diagnostics.tables import STATISTICS, Experiment
 from skip_conditioning.experiments.records.speed import AT_STEPS, speed_table
 
-#: Conditioning is averaged (geometrically) over so many of a run's first measured steps, as in ``paired_ratios``.
+#: Conditioning is the geometric mean over so many of a run's first measured steps, as in ``paired_ratios``.
 SPECTRA_STEPS: Final = 10
-#: Measures that are bounds where the spectrum is unresolved, and whether the truth is then larger or smaller.
+#: Measures that are bounds where the spectrum is unresolved; the true value is then larger (1) or smaller (-1).
 BOUNDS: Final[Mapping[str, int]] = {"condition_number": 1, "sigma_min": -1}
 #: Measures of a run as a whole, which compare only runs that were trained for equally many steps.
 OF_WHOLE_RUN: Final = frozenset({"steps_to_threshold", "mean_log_loss", "final_loss"})
@@ -62,7 +62,7 @@ def conditioning_log(tables: Experiment, name: str) -> pd.Series:
 
     Args:
         tables: The experiment; each run's first measured map and layer count.
-        name: One of ``STATISTICS``. Zeros and infinities, which have no logarithm, are left out.
+        name: One of ``STATISTICS``; zeros and infinities are left out.
     """
     rows = _first_rows(tables.spectra)
     values = pd.to_numeric(rows[name], errors="coerce").astype(float)
@@ -85,14 +85,14 @@ def isometry_cosine_log(tables: Experiment) -> pd.Series:
 
 
 def unresolved(tables: Experiment) -> pd.Series:
-    """Whether the smallest singular value of a run sank under its floor in any of the steps that count, by ``run_id``.
+    """Whether the smallest singular value of a run is under its floor at any of its first steps, by ``run_id``.
 
     The condition number of such a run is a lower bound and its ``sigma_min`` an upper one; ``sigma_gmean`` is that of
     ``max(σ, floor)`` by definition and compared as it is (see ``diagnostics.spectrum``).
     """
     rows = _first_rows(tables.spectra)
-    found = rows["resolved"].eq(False).groupby(rows["run_id"]).any()
-    return found.reindex(pd.Index(tables.runs["run_id"], name="run_id")).eq(True).rename("unresolved")
+    flags = rows["resolved"].eq(False).groupby(rows["run_id"]).any()
+    return flags.reindex(pd.Index(tables.runs["run_id"], name="run_id")).eq(True).rename("unresolved")
 
 
 def train_steps(tables: Experiment) -> pd.Series:
@@ -104,9 +104,9 @@ def _first_rows(spectra: pd.DataFrame) -> pd.DataFrame:
     """The rows of each run's first measured map and layer, at the first ``SPECTRA_STEPS`` measured steps."""
     if spectra.empty:
         return spectra
-    place = ["map", "layer"]
-    first = spectra.groupby("run_id")[place].transform("first")
-    rows = spectra[(spectra[place] == first).all(axis=1)]
+    keys = ["map", "layer"]
+    first = spectra.groupby("run_id")[keys].transform("first")
+    rows = spectra[(spectra[keys] == first).all(axis=1)]
     return rows[rows.groupby("run_id")["step"].rank(method="dense") <= SPECTRA_STEPS]
 
 
@@ -118,4 +118,23 @@ MEASURES: Final[Mapping[str, Callable[[Experiment], pd.Series]]] = {
     "steps_to_threshold": steps_to_threshold_log,
     **{name: partial(conditioning_log, name=name) for name in STATISTICS},
     "isometry_cosine": isometry_cosine_log,
+}
+
+#: What texts call each measure.
+NAMES: Final[Mapping[str, str]] = {
+    **{f"loss_at_step_{step}": f"training loss at step {step}" for step in AT_STEPS},
+    "final_loss": "training loss at the end",
+    "mean_log_loss": "mean log loss over the run",
+    "steps_to_threshold": "steps to the threshold",
+    "sigma_max": "largest singular value",
+    "sigma_min": "smallest singular value",
+    "sigma_mean": "mean singular value",
+    "sigma_gmean": "geometric mean of the singular values",
+    "sigma_median": "median singular value",
+    "sigma_rms": "root mean square of the singular values",
+    "condition_number": "condition number",
+    "rank": "numerical rank",
+    "effective_rank": "effective rank",
+    "stable_rank": "stable rank",
+    "isometry_cosine": "nearness to isometry",
 }

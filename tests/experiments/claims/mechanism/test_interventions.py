@@ -8,17 +8,18 @@ import pytest
 from scipy import stats
 
 from skip_conditioning.diagnostics.errors import InputError
-from skip_conditioning.experiments.claims.mechanism import comparisons as mechanism
-from skip_conditioning.experiments.claims.mechanism.comparisons import compare, differences, dose_response, verdict_of
+from skip_conditioning.experiments.claims.mechanism import interventions
+from skip_conditioning.experiments.claims.mechanism.design import MEDIATORS
+from skip_conditioning.experiments.claims.mechanism.dose_response import dose_response
+from skip_conditioning.experiments.claims.mechanism.interventions import compare, differences, mechanism_verdict
 from skip_conditioning.experiments.claims.mechanism.judgement import judge_experiment
 from skip_conditioning.experiments.claims.mechanism.learning_rates import learning_rate_sweep
-from skip_conditioning.experiments.claims.verdict.claim import Evidence, Rule
-from skip_conditioning.experiments.claims.verdict.paired_claim import with_runs
-from skip_conditioning.experiments.claims.verdict.pairs import Differences
+from skip_conditioning.experiments.claims.verdict.claim import ClaimInputs, DecisionRule
+from skip_conditioning.experiments.claims.verdict.pairs import Differences, with_runs
 from tests.experiments.claims.mechanism.worlds import DESIGN, KAPPAS, LRS, SKIPS, World
 
-RULE = Rule(level=0.05)
-SENSE = "condition_number"
+RULE = DecisionRule(level=0.05)
+MEDIATOR = "condition_number"
 PAIRS, WORLDS = 30, 200
 BEST = dict.fromkeys(KAPPAS, LRS[1])
 
@@ -27,8 +28,8 @@ BEST = dict.fromkeys(KAPPAS, LRS[1])
 def _no_bootstraps(request, monkeypatch):
     """Intervals describe and do not decide; hundreds of worlds do without them."""
     if "whole" not in request.fixturenames:
-        monkeypatch.setattr(mechanism, "describe", lambda *_: {})
-        monkeypatch.setattr(mechanism, "_effect", lambda *_: {})
+        monkeypatch.setattr(interventions, "describe", lambda *_: {})
+        monkeypatch.setattr(interventions, "_effect", lambda *_: {})
 
 
 def simulated(world, random):
@@ -47,8 +48,8 @@ def simulated(world, random):
 
 def verdicts(world, worlds=WORLDS, seed=0):
     random = np.random.default_rng(seed)
-    found = [compare(DESIGN, SENSE, *simulated(world, random), RULE, 0) for _ in range(worlds)]
-    return np.array([verdict_of(comparisons, []) for comparisons in found])
+    found = [compare(DESIGN, MEDIATOR, *simulated(world, random), RULE, 0) for _ in range(worlds)]
+    return np.array([mechanism_verdict(comparisons, []) for comparisons in found])
 
 
 def is_at_most(events, rate):
@@ -93,7 +94,7 @@ def test_half_an_arms_runs_diverging_costs_power_and_makes_no_false_support():
 
 def test_what_is_predicted_follows_the_conditioning_that_was_measured():
     conditioning, speed = simulated(World(through=0.3, noise=0.01), np.random.default_rng(0))
-    found = {(one.arm, one.other): one for one in compare(DESIGN, SENSE, conditioning, speed, RULE, 0)}
+    found = {(one.arm, one.other): one for one in compare(DESIGN, MEDIATOR, conditioning, speed, RULE, 0)}
     assert found["scaled", "chain"].change == "alike"
     assert found["scaled", "residual"].change == "worse"
     assert found["half", "residual"].change == "worse"
@@ -104,7 +105,9 @@ def test_what_is_predicted_follows_the_conditioning_that_was_measured():
 def test_shuffling_the_arms_changes_the_verdict():
     conditioning, speed = simulated(World(through=0.3, noise=0.01), np.random.default_rng(0))
     shuffled = [speed[place] for place in (1, 0, 2, 4, 3, 6, 5, 8, 7)]
-    verdict = [verdict_of(compare(DESIGN, SENSE, conditioning, one, RULE, 0), []) for one in (speed, shuffled)]
+    verdict = [
+        mechanism_verdict(compare(DESIGN, MEDIATOR, conditioning, one, RULE, 0), []) for one in (speed, shuffled)
+    ]
     assert verdict[0] == "supported"
     assert verdict[1] != "supported"
 
@@ -112,24 +115,24 @@ def test_shuffling_the_arms_changes_the_verdict():
 def test_unmeasured_conditioning_predicts_nothing():
     conditioning, speed = simulated(World(through=0.3), np.random.default_rng(0))
     nothing = Differences(np.zeros(0), np.zeros(0, bool), np.zeros(0, bool), ("trial 0 (chain)",))
-    comparisons = compare(DESIGN, SENSE, [conditioning[0], nothing, *conditioning[2:]], speed, RULE, 0)
-    assert comparisons[1].change == "open"
+    comparisons = compare(DESIGN, MEDIATOR, [conditioning[0], nothing, *conditioning[2:]], speed, RULE, 0)
+    assert comparisons[1].change == "unclear"
     assert comparisons[1].finding.verdict == "vacuous"
 
 
 @pytest.mark.parametrize(("through", "expected"), [(0.3, "supported"), (-0.3, "contradicted"), (0.0, "inconclusive")])
 def test_the_dose_response_has_the_sign_of_the_mechanism(through, expected):
     tables = World(through=through).tables(20, 0)
-    finding = dose_response(tables, DESIGN, SENSE, BEST, 0.01)
+    finding = dose_response(tables, DESIGN, MEDIATOR, BEST, 0.01)
     assert finding.verdict == expected
     assert np.sign(finding.numbers["kendall_tau"]) == np.sign(through) or through == 0
 
 
-@pytest.mark.parametrize("sense", mechanism.BETTER)
-def test_every_sense_reads_better_conditioning_from_the_spectra(sense):
+@pytest.mark.parametrize("mediator", MEDIATORS)
+def test_every_mediator_reads_better_conditioning_from_the_spectra(mediator):
     tables = World(through=0.3).tables(20, 0)
     found = compare(
-        DESIGN, sense, differences(tables, DESIGN, sense, BEST),
+        DESIGN, mediator, differences(tables, DESIGN, mediator, BEST),
         differences(tables, DESIGN, "mean_log_loss", BEST), RULE, 0,
     )  # fmt: skip
     assert found[0].change == "better"
@@ -140,18 +143,18 @@ def whole(tmp_path_factory):
     """A world with a real mechanism, judged whole; the directory and what came of it."""
     directory = tmp_path_factory.mktemp("mechanism")
     tables = World(through=0.3, noise=0.01).tables(34, 0)
-    design = replace(DESIGN, senses=(SENSE,))
-    return directory, tables, judge_experiment(tables, design, 4, RULE, Evidence({}, directory))
+    design = replace(DESIGN, mediators=(MEDIATOR,))
+    return directory, tables, judge_experiment(tables, design, 4, RULE, ClaimInputs({}, directory))
 
 
 def test_an_experiment_judged_whole(whole):
     directory, _, judged = whole
-    assert judged.verdicts == {SENSE: "supported"}
-    what = [finding.what for finding in (*judged.findings, *judged.beside)]
-    for part in ("residual against chain", "dose–response", "mediation", "learning rate 0.1", "partial", "place 1 of"):
+    assert judged.verdicts == {MEDIATOR: "supported"}
+    what = [finding.what for finding in (*judged.findings, *judged.secondary)]
+    for part in ("residual against chain", "dose–response", "mediation", "learning rate 0.1", "partial", "rank 1 of"):
         assert any(part in one for one in what), part
     assert all(path.exists() and path.suffix == ".svg" for path in judged.figures)
-    for name in ("measure_ranking", "learning_rates", f"{SENSE}_interventions", f"{SENSE}_doses"):
+    for name in ("measure_ranking", "learning_rates", f"{MEDIATOR}_interventions", f"{MEDIATOR}_doses"):
         assert len(pd.read_parquet(directory / f"{name}.parquet"))
 
 
@@ -165,7 +168,7 @@ def test_pilots_choose_the_rate_and_are_not_compared(whole):
 
 def test_a_best_rate_at_the_end_of_a_sweep_is_said(whole):
     *_, judged = whole
-    (said,) = [finding for finding in judged.beside if "inside the sweep" in finding.what]
+    (said,) = [finding for finding in judged.secondary if "inside the sweep" in finding.what]
     assert (said.verdict, said.numbers["inside"]) == ("inconclusive", 0)
     assert f"chain {LRS[1]:g}" in said.note
 
@@ -182,10 +185,10 @@ def test_a_sweep_counts_diverged_runs_as_the_slowest():
 def test_dropped_runs_and_missing_arms_are_refused(tmp_path):
     tables = World(diverging="half").tables(12, 0)
     kept = tables.runs.loc[tables.runs["status"] != "diverged", "run_id"]
-    with pytest.raises(InputError, match=r"not there or not over: .*half at 0.\d+, trial"):
-        judge_experiment(with_runs(tables, set(kept)), DESIGN, 2, RULE, Evidence({}, tmp_path))
+    with pytest.raises(InputError, match=r"missing or not over: .*half at 0.\d+, trial"):
+        judge_experiment(with_runs(tables, set(kept)), DESIGN, 2, RULE, ClaimInputs({}, tmp_path))
     others = tables.runs.loc[tables.runs["arm"] != "scaled", "run_id"]
     with pytest.raises(InputError, match="scaled"):
-        judge_experiment(with_runs(tables, set(others)), DESIGN, 2, RULE, Evidence({}, tmp_path))
-    with pytest.raises(InputError, match="more --seeds"):
-        judge_experiment(tables, DESIGN, 12, RULE, Evidence({}, tmp_path))
+        judge_experiment(with_runs(tables, set(others)), DESIGN, 2, RULE, ClaimInputs({}, tmp_path))
+    with pytest.raises(InputError, match="more --trials"):
+        judge_experiment(tables, DESIGN, 12, RULE, ClaimInputs({}, tmp_path))

@@ -10,8 +10,8 @@ import pytest
 
 from skip_conditioning.diagnostics.errors import InputError
 from skip_conditioning.experiments.claims.paper import registry
-from skip_conditioning.experiments.claims.paper.registry import CLAIMS, chosen
-from skip_conditioning.experiments.claims.run.untrained import judging_alone
+from skip_conditioning.experiments.claims.paper.registry import CLAIMS, chosen_claims
+from skip_conditioning.experiments.claims.run.untrained_claims import untrained_judgements
 from skip_conditioning.experiments.claims.verdict.claim import Finding, Judgement
 
 
@@ -26,17 +26,17 @@ class Alone:
     def plans(self, size):
         return {"a": None} if self.planned else {}
 
-    def judge(self, evidence, size):
+    def judge(self, inputs, size):
         if self.fails == "killed":
             os.kill(os.getpid(), signal.SIGKILL)
         if self.fails:
             raise InputError(self.fails)
-        numbers = {"pid": float(os.getpid()), "there": float(evidence.directory.is_dir())}
-        return Judgement("supported", (Finding(self.id, "supported", numbers),), size, str(evidence.directory.name))
+        numbers = {"pid": float(os.getpid()), "there": float(inputs.directory.is_dir())}
+        return Judgement("supported", (Finding(self.id, "supported", numbers),), size, str(inputs.directory.name))
 
 
 def judged(tmp_path, *claims, processes=2):
-    with judging_alone(claims, "demo", tmp_path, None, processes) as judgements:
+    with untrained_judgements(claims, "demo", tmp_path, None, processes) as judgements:
         return judgements()
 
 
@@ -59,7 +59,7 @@ def test_what_fails_there_is_told_here(tmp_path, fails, message):
 
 
 def test_an_error_meanwhile_ends_the_processes(tmp_path):
-    with pytest.raises(KeyboardInterrupt), judging_alone([Alone("a"), Alone("b")], "demo", tmp_path, None, 2):
+    with pytest.raises(KeyboardInterrupt), untrained_judgements([Alone("a"), Alone("b")], "demo", tmp_path, None, 2):
         raise KeyboardInterrupt
 
 
@@ -73,7 +73,10 @@ def test_ones_own_claims_come_after_the_registrys(monkeypatch):
     mine = CLAIMS["mnist-speed-order"].at_look(1)
     mine.id = "mine"
     own(monkeypatch, MINE=mine)
-    assert [claim.id for claim in chosen(("own_claims:MINE", "regularity-bound"))] == ["regularity-bound", "mine"]
+    assert [claim.id for claim in chosen_claims(("own_claims:MINE", "regularity-bound"))] == [
+        "regularity-bound",
+        "mine",
+    ]
 
 
 @pytest.mark.parametrize(
@@ -89,7 +92,7 @@ def test_ones_own_claims_come_after_the_registrys(monkeypatch):
 def test_claims_that_are_none(monkeypatch, name, message):
     own(monkeypatch, TEXT="a text", TWIN=CLAIMS["mnist-speed-order"])
     with pytest.raises(InputError, match=message):
-        chosen((name,))
+        chosen_claims((name,))
 
 
 def test_the_folder_of_a_claim_that_cannot_be_made_is_an_error(tmp_path: Path):

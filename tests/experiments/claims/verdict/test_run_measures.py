@@ -3,7 +3,7 @@ import pandas as pd
 import pytest
 
 from skip_conditioning.diagnostics.tables import STATISTICS, Experiment, empty_frame, spectra_frame
-from skip_conditioning.experiments.claims.verdict.measures import BOUNDS, MEASURES, OF_WHOLE_RUN, unresolved
+from skip_conditioning.experiments.claims.verdict.run_measures import BOUNDS, MEASURES, OF_WHOLE_RUN, unresolved
 
 STEPS = np.arange(31)
 LOSSES = {

@@ -1,4 +1,4 @@
-"""The figures that stand beside a claim's findings, drawn into its folder again at every judgement."""
+"""The figures of a claim, drawn into its folder at every judgement."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -13,18 +13,18 @@ from skip_conditioning.figures.drawing.saving import save
 from skip_conditioning.figures.loss_curves import loss_curves
 from skip_conditioning.figures.singular_value_histograms import singular_value_histograms
 
-#: What draws the figures of an experiment of ``experiments.train``, by name.
-OF_EXPERIMENT: Final[Mapping[str, Callable[[Experiment], Figure]]] = {
+#: The figures of an experiment of ``experiments.train``: what draws each, by name.
+EXPERIMENT_FIGURES: Final[Mapping[str, Callable[[Experiment], Figure]]] = {
     "loss_curves": loss_curves,
     "singular_value_histograms": singular_value_histograms,
 }
 
 
-def draw(directory: Path, makers: Mapping[str, Callable[[], Figure]]) -> tuple[Path, ...]:
-    """Draw some figures; those that the tables do not suffice for are left out.
+def draw_figures(directory: Path, makers: Mapping[str, Callable[[], Figure]]) -> tuple[Path, ...]:
+    """Draw and save figures; those for which the tables hold too little are left out.
 
     Args:
-        directory: Where they go.
+        directory: Where they are saved.
         makers: What draws each, by the name of its file.
 
     Returns:
@@ -37,13 +37,13 @@ def draw(directory: Path, makers: Mapping[str, Callable[[], Figure]]) -> tuple[P
     for name, make in makers.items():
         try:
             figure = make()
-        except InputError:  # spectra that no histogram can hold side by side are no reason to withhold a verdict
+        except InputError:  # spectra that do not fit into one histogram, say: no reason to withhold a verdict
             continue
         paths += save(figure, directory / name, ["svg"])
     return tuple(paths)
 
 
 def in_order_of(arms: Sequence[str], tables: Experiment) -> Experiment:
-    """The tables with their runs in the order of the arms, in which figures show them."""
-    places = tables.runs["arm"].map({arm: place for place, arm in enumerate(arms)})
-    return replace(tables, runs=tables.runs.loc[places.sort_values(kind="stable").index].reset_index(drop=True))
+    """The tables with their runs in the order of the arms, which figures follow."""
+    positions = tables.runs["arm"].map({arm: position for position, arm in enumerate(arms)})
+    return replace(tables, runs=tables.runs.loc[positions.sort_values(kind="stable").index].reset_index(drop=True))

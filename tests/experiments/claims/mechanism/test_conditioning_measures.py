@@ -1,4 +1,4 @@
-"""Every measure of conditioning as one column: what is averaged, and over what."""
+"""All measures of conditioning, a column each: what is averaged, and over what."""
 
 import numpy as np
 import pandas as pd
@@ -6,7 +6,7 @@ import pytest
 
 from skip_conditioning.diagnostics.spectrum import Spectrum
 from skip_conditioning.diagnostics.tables import Experiment, empty_frame, spectra_frame
-from skip_conditioning.experiments.claims.mechanism.features import features
+from skip_conditioning.experiments.claims.mechanism.conditioning_measures import conditioning_measures
 
 
 def row(run, step, map_name, layer, values, rayleigh=None):
@@ -21,14 +21,14 @@ def tables(*rows):
 
 def test_steps_are_averaged_geometrically_and_late_ones_left_out():
     steps = {0: 8.0, 5: 2.0, 11: 1000.0}
-    found = features(tables(*(row("a", step, "tail", "stem", [k, 1.0, 1.0]) for step, k in steps.items())))
+    found = conditioning_measures(tables(*(row("a", step, "tail", "stem", [k, 1.0, 1.0]) for step, k in steps.items())))
     assert found.loc["a", "κ of the tail of stem, at initialisation"] == pytest.approx(np.log(8))
     assert found.loc["a", "κ of the tail of stem, over the first steps"] == pytest.approx(np.log(4))
     assert found.loc["b"].isna().all()
 
 
 def test_blocks_are_averaged_and_tails_are_not():
-    found = features(
+    found = conditioning_measures(
         tables(
             row("a", 0, "layer", "blocks.0", [2.0, 1.0, 1.0]), row("a", 0, "layer", "blocks.1", [8.0, 1.0, 1.0]),
             row("a", 0, "tail", "blocks.0", [2.0, 1.0, 1.0]), row("a", 0, "tail", "blocks.1", [8.0, 1.0, 1.0]),
@@ -41,13 +41,13 @@ def test_blocks_are_averaged_and_tails_are_not():
 
 def test_the_distance_from_an_isometry_is_that_of_the_singular_values_from_1():
     values = np.array([3.0, 2.0, 0.5])
-    found = features(tables(row("a", 0, "network", "network", values))).loc["a"]
+    found = conditioning_measures(tables(row("a", 0, "network", "network", values))).loc["a"]
     distance = np.sqrt(np.mean((values - 1) ** 2))
     assert found["distance from isometry of the network, at initialisation"] == pytest.approx(np.log(distance))
 
 
 def test_the_kernel_has_its_own_measures():
-    found = features(tables(row("a", 0, "kernel", "total", [9.0, 3.0, 1.0], rayleigh=2.0))).loc["a"]
+    found = conditioning_measures(tables(row("a", 0, "kernel", "total", [9.0, 3.0, 1.0], rayleigh=2.0))).loc["a"]
     assert found["λ_min of the tangent kernel, at initialisation"] == pytest.approx(0)
     assert found["β/μ = λ_max/λ_min of the tangent kernel, at initialisation"] == pytest.approx(np.log(9))
     assert found["Rayleigh quotient of the tangent kernel, at initialisation"] == pytest.approx(np.log(2))
@@ -55,5 +55,7 @@ def test_the_kernel_has_its_own_measures():
 
 
 def test_a_map_that_vanishes_has_no_logarithm():
-    found = features(tables(row("a", 0, "tail", "stem", [0.0, 0.0, 0.0]), row("b", 0, "tail", "stem", [1.0] * 3)))
+    found = conditioning_measures(
+        tables(row("a", 0, "tail", "stem", [0.0, 0.0, 0.0]), row("b", 0, "tail", "stem", [1.0] * 3))
+    )
     assert found["mean σ of the tail of stem, at initialisation"].isna().tolist() == [True, False]
