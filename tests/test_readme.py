@@ -52,7 +52,7 @@ def test_the_claims_of_ones_own_are_tested_as_written(page, name, tmp_path, monk
     (tmp_path / f"{module}.py").write_text(example)
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(tmp_path)
-    assert f"experiments.verify {name} --out" in text
+    assert f"skip-conditioning verify {name} --out" in text
     assert main([name, "--out", "mine", "--processes", "1"]) == 0
     assert re.search(r"-are-faster +✓ supported", capsys.readouterr().out)
     assert (tmp_path / "mine" / "report.html").exists()
