@@ -32,6 +32,7 @@ from .diagnostics.linalg.operators import Operator as Operator
 from .diagnostics.linalg.sketching import frobenius_norm as frobenius_norm
 from .diagnostics.linalg.sketching import randomized_svd as randomized_svd
 from .diagnostics.linalg.slq import lanczos_density as lanczos_density
+from .diagnostics.loss.descent import guaranteed_decrease as guaranteed_decrease
 from .diagnostics.loss.hessian import (
     HessianOperator as HessianOperator,
 )
@@ -68,7 +69,6 @@ from .diagnostics.theory.curvature import Curvature as Curvature
 from .diagnostics.theory.curvature import curvature as curvature
 from .diagnostics.theory.curvature_bounds import LayerConstants as LayerConstants
 from .diagnostics.theory.curvature_bounds import hessian_bound as hessian_bound
-from .diagnostics.theory.descent_guarantee import guaranteed_decrease as guaranteed_decrease
 from .diagnostics.theory.pl_inequality import PLChain as PLChain
 from .diagnostics.theory.pl_inequality import pl_chain as pl_chain
 from .diagnostics.theory.regularity import Regularity as Regularity

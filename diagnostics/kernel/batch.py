@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.distributed import ProcessGroup
 
 from skip_conditioning.diagnostics.jacobians.rows import CACHE_BYTES
-from skip_conditioning.diagnostics.kernel.parts import Extent, Kept, Part
+from skip_conditioning.diagnostics.kernel.parts import Extent, Part, PartSignals
 from skip_conditioning.diagnostics.networks.measuring import ProbedModel
 from skip_conditioning.diagnostics.networks.parameter_rules import Rule, rule_for
 from skip_conditioning.diagnostics.networks.parameter_units import Unit
@@ -29,8 +29,8 @@ class Batch:
     Attributes:
         basis: Combinations of outputs, shape ``(R, O)``; all single ones at first.
         samples: N.
-        rules: Of the units that have one.
-        kept_bytes: The most that a sweep has kept so far.
+        rules: The rule of each unit that has one.
+        kept_bytes: Memory of the largest sweep so far.
 
     Args:
         probed: The model at the batch.
@@ -54,8 +54,8 @@ class Batch:
         self.recording = probed.recording()
         self.basis = torch.eye(self.recording.logits.shape[1], dtype=self.recording.logits.dtype, device=x.device)
         self.samples, self.kept_bytes = len(x), 0
-        found = {unit: self._rule(unit) for unit in units}
-        self.rules = {unit: rule for unit, rule in found.items() if rule is not None}
+        rules = {unit: self._rule(unit) for unit in units}
+        self.rules = {unit: rule for unit, rule in rules.items() if rule is not None}
 
     @property
     def rows(self) -> int:
@@ -93,7 +93,7 @@ class Batch:
             return None
         return Extent(samples, rows, sum(shape[1] * shape[4] for shape in shapes) // samples)
 
-    def sweep(self, parts: Sequence[Part], coupled: bool) -> list[Kept]:
+    def sweep(self, parts: Sequence[Part], coupled: bool) -> list[PartSignals]:
         """Run the backward passes, and keep for each part what its kernel needs."""
         self.kept_bytes = max(self.kept_bytes, sum(part.bytes for part in parts))
         like = self.recording.logits.detach()
@@ -103,66 +103,68 @@ class Batch:
             assert extent is not None
             leaf = self.recording.leaves[part.unit.parameters[0]]
             early = part.keeps_gradients and part.rule is not None
-            kept.append(Kept(part, extent, like.to(leaf.dtype), self.activations(part, coupled) if early else None))
-        alone = [one for one in kept if one.part.rule is None and not coupled]
-        joint = [one for one in kept if one not in alone]
+            kept.append(
+                PartSignals(part, extent, like.to(leaf.dtype), self.activations(part, coupled) if early else None)
+            )
+        alone = [signals for signals in kept if signals.part.rule is None and not coupled]
+        joint = [signals for signals in kept if signals not in alone]
         together(lambda: self._joint_sweep(joint, coupled), self._group)
         together(lambda: self._sample_by_sample(alone), self._group)
-        for one in kept:
-            summed(one.values, self._group)
+        for signals in kept:
+            summed(signals.values, self._group)
         return kept
 
     def activations(self, part: Part, coupled: bool) -> Tensor:
         """Activations of a part's layer, all its calls in a row: shape ``(S, G, D, T)``."""
-        rule, found = self.rules[part.unit], []
+        rule, calls = self.rules[part.unit], []
         with torch.no_grad():
             for use in rule.uses:
                 a = rule.activations(use)
-                found.append(a.permute(1, 2, 0, 3).flatten(2)[None] if coupled else self._by_sample(a, 0).flatten(3))
-        whole = found[0] if len(found) == 1 else torch.cat(found, dim=3)
+                calls.append(a.permute(1, 2, 0, 3).flatten(2)[None] if coupled else self._by_sample(a, 0).flatten(3))
+        whole = calls[0] if len(calls) == 1 else torch.cat(calls, dim=3)
         return whole[:, part.start : part.stop] if rule.groups > 1 else whole
 
     def _by_sample(self, tensor: Tensor, dimension: int) -> Tensor:
         """``(…, N·k, G, C, T)`` to ``(…, N, G, C, k, T)``."""
         return tensor.unflatten(dimension, (self.samples, -1)).movedim(dimension + 1, -2)
 
-    def _joint_sweep(self, kept: list[Kept], coupled: bool) -> None:
+    def _joint_sweep(self, kept: list[PartSignals], coupled: bool) -> None:
         """Backward passes from many samples' outputs at once."""
-        uses = {one: self.rules[one.part.unit].uses for one in kept if one.part.rule is not None}
+        uses = {signals: self.rules[signals.part.unit].uses for signals in kept if signals.part.rule is not None}
         every = [use for calls in uses.values() for use in calls]
-        by_autograd = [one for one in kept if one.part.rule is None]
-        leaves = [self.recording.leaves[one] for part in by_autograd for one in part.part.unit.parameters]
+        by_autograd = [signals for signals in kept if signals.part.rule is None]
+        leaves = [self.recording.leaves[key] for signals in by_autograd for key in signals.part.unit.parameters]
         count = self.rows if coupled else len(self.basis)
         if not every and not leaves:
             return
-        for first, found in self._pull_back(self.recording, [*every, *leaves], count, coupled):
-            parts = iter(found)
-            for one, calls in uses.items():
-                cotangents = [self._cotangent(one, next(parts), use, coupled) for use in calls]
-                one.add_cotangents(first, cotangents[0] if len(calls) == 1 else torch.cat(cotangents, dim=4))
-            for one in by_autograd:
-                rows = [next(parts).flatten(1) for _ in one.part.unit.parameters]
-                one.add_gradients(first, torch.cat(rows, dim=1))
+        for first, arrived in self._pull_back(self.recording, [*every, *leaves], count, coupled):
+            parts = iter(arrived)
+            for signals, calls in uses.items():
+                cotangents = [self._cotangent(signals, next(parts), use, coupled) for use in calls]
+                signals.add_cotangents(first, cotangents[0] if len(calls) == 1 else torch.cat(cotangents, dim=4))
+            for signals in by_autograd:
+                rows = [next(parts).flatten(1) for _ in signals.part.unit.parameters]
+                signals.add_gradients(first, torch.cat(rows, dim=1))
 
-    def _cotangent(self, one: Kept, g: Tensor, use: Use, coupled: bool) -> Tensor:
+    def _cotangent(self, signals: PartSignals, g: Tensor, use: Use, coupled: bool) -> Tensor:
         """What arrived at one call's output, as ``(S, rows, G, C, T)``."""
-        g = self.rules[one.part.unit].cotangents(g.movedim(use.sample_axis + 1, 1))
+        g = self.rules[signals.part.unit].cotangents(g.movedim(use.sample_axis + 1, 1))
         if coupled:
             return g.permute(0, 2, 3, 1, 4).flatten(3)[None]
         return self._by_sample(g, 1).flatten(4).transpose(0, 1)
 
-    def _sample_by_sample(self, kept: list[Kept]) -> None:
-        """Forward and backward passes of one sample at a time: parameters that autograd answers for."""
+    def _sample_by_sample(self, kept: list[PartSignals]) -> None:
+        """Forward and backward passes of one sample at a time, for parameters without a rule."""
         if not kept:
             return
         for sample in self._own(range(self.samples)):
             alone = self._probed.samples()[sample].recording()
-            leaves = [alone.leaves[one] for part in kept for one in part.part.unit.parameters]
-            for first, found in self._pull_back(alone, leaves, len(self.basis), False, every=True):
-                parts = iter(found)
-                for one in kept:
-                    rows = [next(parts).flatten(1) for _ in one.part.unit.parameters]
-                    one.add_gradients(first, torch.cat(rows, dim=1), sample)
+            leaves = [alone.leaves[key] for signals in kept for key in signals.part.unit.parameters]
+            for first, arrived in self._pull_back(alone, leaves, len(self.basis), False, every=True):
+                parts = iter(arrived)
+                for signals in kept:
+                    rows = [next(parts).flatten(1) for _ in signals.part.unit.parameters]
+                    signals.add_gradients(first, torch.cat(rows, dim=1), sample)
 
     def _pull_back(
         self, recording: Recording, targets: Sequence[Use | Tensor], count: int, coupled: bool, every: bool = False
@@ -174,7 +176,7 @@ class Batch:
             rows = range(first, min(first + chunk, count))
             cotangents = self._cotangents(recording, rows, coupled)
             try:
-                found = recording.pull_back(cotangents, targets)
+                arrived = recording.pull_back(cotangents, targets)
             except torch.OutOfMemoryError:
                 raise
             except RuntimeError:
@@ -182,8 +184,8 @@ class Batch:
                     raise
                 # Some operator cannot be batched; one row at a time always works.
                 singly = [recording.pull_back(row[None], targets) for row in cotangents]
-                found = [torch.cat(parts) for parts in zip(*singly, strict=True)]
-            yield first, found
+                arrived = [torch.cat(parts) for parts in zip(*singly, strict=True)]
+            yield first, arrived
             self._done += len(rows)
             if self._progress is not None:
                 self._progress(self._done, max(self._done, count))
@@ -193,8 +195,8 @@ class Batch:
         if not coupled:
             return self.basis[rows.start : rows.stop, None].expand(-1, *logits.shape)
         cotangents = logits.new_zeros(len(rows), *logits.shape)
-        for place, row in enumerate(rows):
-            cotangents[place, row // len(self.basis)] = self.basis[row % len(self.basis)]
+        for index, row in enumerate(rows):
+            cotangents[index, row // len(self.basis)] = self.basis[row % len(self.basis)]
         return cotangents
 
     def _own(self, indices: range) -> range:

@@ -1,4 +1,9 @@
-"""The kernel of each unit of a network between two batches, by the cheapest route that autograd confirms."""
+"""The kernel of each unit of a network between two batches, by the cheapest route that autograd confirms.
+
+A unit's kernel is computed by one of up to four routes: by the rule of its layer or by autograd, for samples alone or
+coupled. ``unit_kernels`` tries them, cheap ones first, until one agrees with ``AutogradReference``: a random product
+of the kernel that takes nothing but plain backward passes.
+"""
 
 import math
 from collections.abc import Iterator, Sequence
@@ -10,13 +15,13 @@ from torch.distributed import ProcessGroup
 
 from skip_conditioning.diagnostics.errors import MemoryBudgetError, NonFiniteError, UnsupportedModelError, readable
 from skip_conditioning.diagnostics.kernel.batch import Batch
-from skip_conditioning.diagnostics.kernel.parts import Kept, Part, part_kernel, part_method, parts_of
+from skip_conditioning.diagnostics.kernel.parts import Part, PartSignals, part_kernel, part_method, parts_of
 from skip_conditioning.diagnostics.networks.parameter_units import Unit
 from skip_conditioning.diagnostics.support.sharding import summed, together
 
 
-class Check:
-    """One random product of the kernel between two batches, found by autograd.
+class AutogradReference:
+    """One random product of the kernel between two batches, by autograd, with which kernels are compared.
 
     Args:
         left: The first batch.
@@ -31,8 +36,12 @@ class Check:
         self._w = self._v if right is left else right.random_cotangent(1)
         gradients = left.gradients(self._v)
         others = gradients if right is left else right.gradients(self._w)
-        self._products = {one: _product(part, others[one]) for one, part in gradients.items() if one in others}
-        self._squares = [{one: _product(part, part) for one, part in side.items()} for side in (gradients, others)]
+        self._products = {
+            parameter: _product(part, others[parameter]) for parameter, part in gradients.items() if parameter in others
+        }
+        self._squares = [
+            {parameter: _product(part, part) for parameter, part in side.items()} for side in (gradients, others)
+        ]
         eps = left.coarsest_eps
         #: What a wrong rule leaves out is of the size of the gradient itself. Rounding is of that of the terms which
         #: may cancel in it (a bias before batch norm), say 100 · eps of the whole gradient, squared; and where they
@@ -48,12 +57,12 @@ class Check:
 
     def is_used(self, unit: Unit) -> bool:
         """Whether the outputs depend on a unit's parameters at all."""
-        return any(one in side for side in self._squares for one in unit.parameters)
+        return any(parameter in side for side in self._squares for parameter in unit.parameters)
 
     def agrees(self, unit: Unit, kernel: Tensor) -> bool:
         """Whether a unit's kernel gives the product that autograd gives."""
-        expected = sum(self._products.get(one, 0.0) for one in unit.parameters)
-        sizes = [sum(squares.get(one, 0.0) for one in unit.parameters) for squares in self._squares]
+        expected = sum(self._products.get(parameter, 0.0) for parameter in unit.parameters)
+        sizes = [sum(squares.get(parameter, 0.0) for parameter in unit.parameters) for squares in self._squares]
         allowed = self._relative * math.sqrt(math.prod(sizes)) + self._absolute * self._whole
         return abs(float(self._v @ (kernel @ self._w)) - expected) <= allowed
 
@@ -85,7 +94,7 @@ class UnitKernel:
     Attributes:
         unit: The unit.
         matrix: Shape ``(N·R, N'·R)``, float64.
-        method: How it was found.
+        method: The way to it, one of the names in ``parts``.
     """
 
     unit: Unit
@@ -97,7 +106,7 @@ def unit_kernels(
     sides: Sequence[Batch],
     units: Sequence[Unit],
     routes: dict[Unit, Route],
-    check: Check | None,
+    reference: AutogradReference | None,
     *,
     coupled: bool,
     may_couple: bool,
@@ -109,8 +118,8 @@ def unit_kernels(
     Args:
         sides: The batch, or the two between which the kernel is wanted.
         units: Those wanted.
-        routes: Filled with the route that served each unit, or followed if there is no ``check``.
-        check: What the results have to agree with; None trusts ``routes``.
+        routes: Filled with the route that served each unit, or followed if there is no ``reference``.
+        reference: What the results have to agree with; None trusts ``routes``.
         coupled: Whether samples are known to interact.
         may_couple: Whether a kernel of interacting samples is a valid answer.
         memory_budget: Bytes to take.
@@ -122,17 +131,17 @@ def unit_kernels(
     """
     left_over, possible_routes = list(units), _routes(coupled, may_couple)
     for route in possible_routes:
-        if check is None:
+        if reference is None:
             possible = [unit for unit in left_over if routes[unit] == route]
         else:
             possible = [unit for unit in left_over if _is_open(route, unit, sides, coupled or not may_couple)]
-        for found in _attempted(
+        for result in _attempted(
             _by_route(sides, possible, route, memory_budget, group), may_fail=route != possible_routes[-1], group=group
         ):
-            if check is None or check.agrees(found.unit, found.matrix):
-                left_over.remove(found.unit)
-                routes[found.unit] = route
-                yield found
+            if reference is None or reference.agrees(result.unit, result.matrix):
+                left_over.remove(result.unit)
+                routes[result.unit] = route
+                yield result
     if left_over:
         reason = (
             "does not agree with autograd; is the forward pass random, or another at each call? Of near-equal samples "
@@ -151,16 +160,16 @@ def _attempted(kernels: Iterator[UnitKernel], *, may_fail: bool, group: ProcessG
     """
     while True:
         try:
-            found = together(lambda: next(kernels, None), group)
+            result = together(lambda: next(kernels, None), group)
         except (MemoryBudgetError, torch.OutOfMemoryError):
             raise
         except Exception:
             if not may_fail:
                 raise
             return
-        if found is None:
+        if result is None:
             return
-        yield found
+        yield result
 
 
 def _routes(coupled: bool, may_couple: bool) -> list[Route]:
@@ -176,7 +185,7 @@ def _is_open(route: Route, unit: Unit, sides: Sequence[Batch], only_mode: bool) 
         route: The route.
         unit: The unit.
         sides: The batches.
-        only_mode: Whether all routes are coupled, or all are not.
+        only_mode: Whether no route has the other ``coupled``.
     """
     known = all(unit in side.rules for side in sides)
     if not route.by_rule:
@@ -189,7 +198,7 @@ def _by_route(
     sides: Sequence[Batch], units: Sequence[Unit], route: Route, memory_budget: int, group: ProcessGroup | None
 ) -> Iterator[UnitKernel]:
     """Kernels of some units by one route, in as few sweeps of backward passes as the budget allows."""
-    # Half of the budget for what is kept of a sweep, a quarter for what is made of it.
+    # Half of the budget for the signals of a sweep, a quarter for the kernels computed from them.
     limit = memory_budget // (2 * len(sides))
     parts = [part for unit in units for part in _parts(sides, unit, route, limit)]
     missing = {unit: sum(part.unit is unit for part in parts) for unit in units}
@@ -197,8 +206,8 @@ def _by_route(
     methods: dict[Unit, str] = {}
     for sweep in _sweeps(parts, limit):
         kept = [side.sweep(sweep, route.coupled) for side in sides]
-        for place, part in enumerate(sweep):
-            share, methods[part.unit] = _shared(sides, kept, place, route.coupled, memory_budget // 4, group)
+        for index, part in enumerate(sweep):
+            share, methods[part.unit] = _shared(sides, kept, index, route.coupled, memory_budget // 4, group)
             sums[part.unit] = sums[part.unit].add_(share) if part.unit in sums else share
             missing[part.unit] -= 1
             if not missing[part.unit]:
@@ -207,8 +216,8 @@ def _by_route(
 
 def _parts(sides: Sequence[Batch], unit: Unit, route: Route, limit: int) -> list[Part]:
     rule = sides[0].rules[unit] if route.by_rule else None
-    found = [side.extent(unit, by_rule=route.by_rule, coupled=route.coupled) for side in sides]
-    extents = [extent for extent in found if extent is not None]
+    known = [side.extent(unit, by_rule=route.by_rule, coupled=route.coupled) for side in sides]
+    extents = [extent for extent in known if extent is not None]
     largest = max(extents, key=lambda extent: extent.samples * extent.rows * extent.positions)
     return parts_of(unit, rule, largest, sides[0].basis.element_size(), limit)
 
@@ -227,7 +236,7 @@ def _sweeps(parts: Sequence[Part], limit: int) -> Iterator[list[Part]]:
                 f"time, and half of the memory budget is {readable(limit)}; use fewer probe samples, a larger "
                 'memory_budget, outputs="trace", or TangentKernelOperator, which stores nothing'
             )
-        if group and sum(one.bytes for one in group) + part.bytes > limit:
+        if group and sum(item.bytes for item in group) + part.bytes > limit:
             yield group
             group = []
         group.append(part)
@@ -237,16 +246,16 @@ def _sweeps(parts: Sequence[Part], limit: int) -> Iterator[list[Part]]:
 
 def _shared(
     sides: Sequence[Batch],
-    kept: Sequence[list[Kept]],
-    place: int,
+    kept: Sequence[list[PartSignals]],
+    index: int,
     coupled: bool,
     limit: int,
     group: ProcessGroup | None,
 ) -> tuple[Tensor, str]:
-    """A part's share of the kernel, computed by one of the processes for all; what was kept for it is let go."""
-    ends = [found[place] for found in kept]
-    for found in kept:
-        found[place] = None  # type: ignore[call-overload]
+    """A part's share of the kernel, computed by one of the processes for all; its signals are released."""
+    ends = [signals[index] for signals in kept]
+    for signals in kept:
+        signals[index] = None  # type: ignore[call-overload]
     part = ends[0].part
 
     def compute() -> tuple[Tensor, str]:
@@ -257,7 +266,7 @@ def _shared(
 
     if group is None:
         return compute()
-    mine = place % distributed.get_world_size(group) == distributed.get_rank(group)
+    mine = index % distributed.get_world_size(group) == distributed.get_rank(group)
     rows, columns = sides[0].rows, sides[-1].rows
     nothing = torch.zeros(rows, columns, dtype=torch.float64, device=ends[0].values.device)
     share, method = together(lambda: compute() if mine else (nothing, part_method(ends[0], ends[-1], limit)), group)

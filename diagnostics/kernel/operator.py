@@ -44,7 +44,7 @@ class TangentKernelOperator(Operator):
             norm in train mode included; ``sample`` that of each sample by itself, in eval mode: entries between two
             samples are in it, unlike in the block-diagonal ``JacobianOperator``.
         outputs: ``all``, R = O; ``sum``: of ``Σ_o F_o``, R = 1; ``centred``: without the direction in which all outputs
-            of a sample move together, in an orthonormal basis of contrasts (``kernel_result.contrasts``), R = O − 1.
+            of a sample move together, in an orthonormal basis of contrasts (``result.contrasts``), R = O − 1.
             Projected to O rows a sample the kernel would have N eigenvalues of zero that mean nothing; in the basis the
             smallest one is that of ``TangentKernel.spectrum()``.
         dtype: Precision of the products; None keeps the model's.
@@ -122,10 +122,10 @@ class TangentKernelOperator(Operator):
             NonFiniteError: A product holds NaN or infinity.
         """
         with exact_numerics([self.device]):
-            found = largest_singular_value(
+            extreme = largest_singular_value(
                 self.jacobian, tolerance=_tolerance_of_root(tolerance), max_steps=max_steps, seed=seed
             )
-        return _squared(found)
+        return _squared(extreme)
 
     def smallest_eigenvalue(
         self, *, tolerance: float = 1e-2, max_products: int = 600, floor: float = 0.0, seed: int = 0
@@ -144,7 +144,7 @@ class TangentKernelOperator(Operator):
             tolerance: Residual to reach, relative to λ_min.
             max_products: Products after which the value is only an upper bound.
             floor: Size below which an eigenvalue cannot be told from zero, such as the square of
-                ``spectrum.jacobian_floor``; the search ends under it, with the bound ``upper``. The least taken is the
+                ``spectrum.jacobian_floor``; the search ends under it, with the bound ``upper``. The least used is the
                 rounding of the products, ``(4 · eps)² · λ_max``.
             seed: Of the start vector.
 
@@ -162,14 +162,14 @@ class TangentKernelOperator(Operator):
         if rows > cols:
             return Extreme(0.0, 0.0, True, None, 0, "exact: rank", time.perf_counter() - start)
         with exact_numerics([self.device]):
-            found = smallest_singular_value(
+            extreme = smallest_singular_value(
                 self.jacobian,
                 tolerance=_tolerance_of_root(tolerance),
                 max_products=max_products,
                 floor=math.sqrt(floor),
                 seed=seed,
             )
-        return _squared(found)
+        return _squared(extreme)
 
     def _apply(self, block: Tensor) -> Tensor:
         return self.jacobian._apply(self.jacobian._apply_adjoint(block))
@@ -197,10 +197,10 @@ def _tolerance_of_root(tolerance: float) -> float:
     return tolerance / (1 + math.sqrt(1 + tolerance))
 
 
-def _squared(found: Extreme) -> Extreme:
+def _squared(extreme: Extreme) -> Extreme:
     """A singular value of ``J`` as an eigenvalue of ``J Jᵀ``."""
-    residual = found.residual * (2 * found.value + found.residual)
-    return dataclasses.replace(found, value=found.value**2, residual=residual)
+    residual = extreme.residual * (2 * extreme.value + extreme.residual)
+    return dataclasses.replace(extreme, value=extreme.value**2, residual=residual)
 
 
 class _Stacked(Operator):
@@ -213,7 +213,7 @@ class _Stacked(Operator):
 
     def _apply(self, block: Tensor) -> Tensor:
         with exact_numerics([self.device]):
-            parts = [one._apply(block) for one in self.blocks]
+            parts = [item._apply(block) for item in self.blocks]
         return parts[0] if len(parts) == 1 else torch.cat(parts)
 
     def _apply_adjoint(self, block: Tensor) -> Tensor:
@@ -221,8 +221,8 @@ class _Stacked(Operator):
             if len(self.blocks) == 1:
                 return self.blocks[0]._apply_adjoint(block)
             total = block.new_zeros(self.shape[1], block.shape[1])
-            for one, part in zip(self.blocks, block.split([one.shape[0] for one in self.blocks]), strict=True):
-                total += one._apply_adjoint(part)
+            for item, part in zip(self.blocks, block.split([item.shape[0] for item in self.blocks]), strict=True):
+                total += item._apply_adjoint(part)
             return total
 
 
@@ -230,7 +230,7 @@ class _Combinations(Operator):
     """Combinations of each sample's outputs: ``I_N ⊗ C`` with ``C`` of shape ``(R, O)``, never formed.
 
     Args:
-        outputs: ``sum`` or ``centred``; for the latter ``C`` is the transpose of ``kernel_result.contrasts``.
+        outputs: ``sum`` or ``centred``; for the latter ``C`` is the transpose of ``result.contrasts``.
         samples: N.
         jacobian: What it is to be applied after, ``(N·O, P)``.
     """
@@ -256,6 +256,6 @@ class _Combinations(Operator):
         if self._outputs == "sum":
             return combined.expand(-1, self.shape[1] // self._samples, -1).flatten(0, 1)
         scaled = combined * self._scale
-        none = scaled.new_zeros(self._samples, 1, block.shape[1])
-        earlier = torch.cat([scaled.flip(1).cumsum(1).flip(1), none], dim=1)
-        return (earlier - torch.cat([none, self._count * scaled], dim=1)).flatten(0, 1)
+        zero = scaled.new_zeros(self._samples, 1, block.shape[1])
+        earlier = torch.cat([scaled.flip(1).cumsum(1).flip(1), zero], dim=1)
+        return (earlier - torch.cat([zero, self._count * scaled], dim=1)).flatten(0, 1)

@@ -1,4 +1,4 @@
-"""Parts of a tangent kernel: what is kept of the backward passes for some channels of a layer, and their Gram matrix.
+"""Parts of a tangent kernel: the signals of some channels of a layer, kept from the backward passes, and their kernel.
 
 Output channels contribute to the kernel independently, so a layer too large for the memory budget is cut into parts
 along them.
@@ -13,7 +13,7 @@ from skip_conditioning.diagnostics.linalg.gram import product
 from skip_conditioning.diagnostics.networks.parameter_rules import Rule
 from skip_conditioning.diagnostics.networks.parameter_units import Unit
 
-#: How the kernel of a part is found, as results say it.
+#: The ways to the kernel of a part, as results name them.
 BY_GRAMS = "activation Gram times cotangent Gram"
 BY_GRADIENTS = "per-sample gradients"
 BY_AUTOGRAD = "autograd"
@@ -61,7 +61,7 @@ def parts_of(unit: Unit, rule: Rule | None, extent: Extent, item: int, limit: in
     """
     whole = extent.samples * extent.rows
     if rule is None:
-        channels, fixed, each, gradients = sum(one.numel() for one in unit.parameters), 0, whole, True
+        channels, fixed, each, gradients = sum(parameter.numel() for parameter in unit.parameters), 0, whole, True
     else:
         channels = rule.groups if rule.groups > 1 else rule.outputs
         wide = rule.outputs if rule.groups > 1 else 1
@@ -79,8 +79,8 @@ def parts_of(unit: Unit, rule: Rule | None, extent: Extent, item: int, limit: in
     ]
 
 
-class Kept:
-    """What is kept of one batch's backward passes for a part.
+class PartSignals:
+    """What one batch's backward passes leave of a part: cotangents, or gradients formed from them.
 
     Args:
         part: The part.
@@ -109,10 +109,10 @@ class Kept:
         g = g.narrow(dimension, self.part.start, self.part.stop - self.part.start)
         if self.part.keeps_gradients:
             assert self.activations is not None
-            where = self.values[:, first : first + g.shape[1]]
-            where[..., : self.part.rule.inputs] = gradients(self.activations, g)
+            rows = self.values[:, first : first + g.shape[1]]
+            rows[..., : self.part.rule.inputs] = gradients(self.activations, g)
             if self.part.rule.has_bias:
-                where[..., -1] = g.sum(-1)
+                rows[..., -1] = g.sum(-1)
         else:
             self.values[:, first : first + g.shape[1]] = g
 
@@ -135,8 +135,8 @@ def gradients(a: Tensor, g: Tensor) -> Tensor:
     return flat.view(samples, groups, rows, outputs, inputs).transpose(1, 2)
 
 
-def part_method(left: Kept, right: Kept, limit: int) -> str:
-    """How a part's kernel will be found: one of the names above; arguments as for ``part_kernel``."""
+def part_method(left: PartSignals, right: PartSignals, limit: int) -> str:
+    """The way to a part's kernel, one of the names above; arguments as for ``part_kernel``."""
     if left.part.rule is None:
         return BY_AUTOGRAD
     if left.part.keeps_gradients or not _by_grams_is_cheaper(left, right, limit):
@@ -144,8 +144,8 @@ def part_method(left: Kept, right: Kept, limit: int) -> str:
     return BY_GRAMS
 
 
-def part_kernel(left: Kept, right: Kept, limit: int) -> tuple[Tensor, str]:
-    """A part's share of the kernel between two batches, and how it was found.
+def part_kernel(left: PartSignals, right: PartSignals, limit: int) -> tuple[Tensor, str]:
+    """A part's share of the kernel between two batches, and the way to it.
 
     Args:
         left: What was kept of the first batch, activations included.
@@ -165,25 +165,25 @@ def part_kernel(left: Kept, right: Kept, limit: int) -> tuple[Tensor, str]:
     return _by_gradients(left, right, limit), method
 
 
-def _by_grams_is_cheaper(left: Kept, right: Kept, limit: int) -> bool:
+def _by_grams_is_cheaper(left: PartSignals, right: PartSignals, limit: int) -> bool:
     """Compare multiplications, unless memory or the layer leave no choice."""
-    rule, (one, two) = left.part.rule, (left.extent, right.extent)
+    rule, (ours, theirs) = left.part.rule, (left.extent, right.extent)
     assert rule is not None
     if not rule.forms_gradients:
         return True
     if rule.groups > 1:
         return False
     outputs = left.part.stop - left.part.start
-    places, others = one.samples * one.positions, two.samples * two.positions
-    if one.positions * two.positions > 1 and 8 * places * others > limit:
+    positions, others = ours.samples * ours.positions, theirs.samples * theirs.positions
+    if ours.positions * theirs.positions > 1 and 8 * positions * others > limit:
         return False
-    rows, columns = one.samples * one.rows, two.samples * two.rows
-    by_grams = places * others * (rule.inputs + one.rows * outputs) + rows * columns * two.positions * outputs
-    by_gradients = (rows * one.positions + rows * columns) * rule.inputs * outputs
+    rows, columns = ours.samples * ours.rows, theirs.samples * theirs.rows
+    by_grams = positions * others * (rule.inputs + ours.rows * outputs) + rows * columns * theirs.positions * outputs
+    by_gradients = (rows * ours.positions + rows * columns) * rule.inputs * outputs
     return by_grams <= by_gradients
 
 
-def _by_gradients(left: Kept, right: Kept, limit: int) -> Tensor:
+def _by_gradients(left: PartSignals, right: PartSignals, limit: int) -> Tensor:
     """Gradients formed for as many channels at a time as memory allows, and their Gram matrix."""
     total: Tensor | None = None
     rule, samples, rows = left.part.rule, left.extent.samples, left.extent.rows
@@ -196,7 +196,7 @@ def _by_gradients(left: Kept, right: Kept, limit: int) -> Tensor:
     for start in range(0, channels, count):
         stop = min(start + count, channels)
 
-        def formed(kept: Kept, start: int = start, stop: int = stop) -> Tensor:
+        def formed(kept: PartSignals, start: int = start, stop: int = stop) -> Tensor:
             a = kept.activations
             assert a is not None
             a = a[:, start:stop] if rule.groups > 1 else a
@@ -213,24 +213,24 @@ def _by_gradients(left: Kept, right: Kept, limit: int) -> Tensor:
     return total
 
 
-def _by_grams(rule: Rule, left: Kept, right: Kept, limit: int) -> Tensor:
+def _by_grams(rule: Rule, left: PartSignals, right: PartSignals, limit: int) -> Tensor:
     """``Σ_{c,t,t'} (a[t]·a'[t']) g[c,t] g'[c,t']``, everything in float64."""
-    (samples, rows, positions), (others, columns, places) = (
+    (samples, rows, positions), (others, columns, other_positions) = (
         (kept.extent.samples, kept.extent.rows, kept.extent.positions) for kept in (left, right)
     )
     assert left.activations is not None
     assert right.activations is not None
     similar = rule.similarities(left.activations, right.activations)
-    if positions == places == 1:
+    if positions == other_positions == 1:
         flat = left.values.flatten(2).flatten(0, 1)
         grams = product(flat, flat if right is left else right.values.flatten(2).flatten(0, 1))
         grams.view(samples, rows, others, columns).mul_(similar[:, None, :, None])
         return grams
-    pairs = similar.view(samples, positions, others, places).transpose(1, 2).contiguous()
+    pairs = similar.view(samples, positions, others, other_positions).transpose(1, 2).contiguous()
     total = torch.zeros(samples, others, rows, columns, dtype=torch.float64, device=similar.device)
     channels = left.values.shape[3]
     # Copies in float64 of the cotangents on both sides, and those of one sample met by similarities with all others.
-    each = 8 * (samples * rows * positions + others * (rows + columns) * places)
+    each = 8 * (samples * rows * positions + others * (rows + columns) * other_positions)
     count = max(1, min(channels, limit // each))
     for start in range(0, channels, count):
         g = left.values[:, :, 0, start : start + count].double()

@@ -26,16 +26,16 @@ def kernel_spectra(
 ) -> list[Spectrum]:
     """Eigenvalues of the kernel's blocks, and of the whole where it is asked for or no layers are.
 
-    Arguments and errors as for ``kernel.tangent_kernel``. In ``sample`` mode the kernels of each sample with itself,
-    one after the other.
+    Arguments and errors as for ``tangent_kernel.tangent_kernel``. In ``sample`` mode the kernels of each sample with
+    itself, one after the other.
 
     Returns:
         In the model's order, the whole last.
     """
-    asked = [layers] if isinstance(layers, str) else layers
-    with_total = asked is None or TOTAL in {split_call(layer)[0] for layer in asked}
+    requested = [layers] if isinstance(layers, str) else layers
+    with_total = requested is None or TOTAL in {split_call(layer)[0] for layer in requested}
     batches = [(None, x)] if batch_mode == "batch" else [*enumerate(x.split(1))]
-    found = []
+    spectra = []
     for sample, batch in batches:
         kernel = tangent_kernel(
             model,
@@ -48,5 +48,5 @@ def kernel_spectra(
             group=group,
         )
         names = [*kernel.blocks, TOTAL] if with_total else [*kernel.blocks]
-        found += [replace(kernel.spectrum(name), sample=sample) for name in names]
-    return found
+        spectra += [replace(kernel.spectrum(name), sample=sample) for name in names]
+    return spectra

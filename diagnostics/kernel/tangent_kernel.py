@@ -17,7 +17,7 @@ from skip_conditioning.diagnostics.errors import (
     readable,
 )
 from skip_conditioning.diagnostics.kernel.batch import Batch
-from skip_conditioning.diagnostics.kernel.engine import Check, Route, UnitKernel, unit_kernels
+from skip_conditioning.diagnostics.kernel.engine import AutogradReference, Route, UnitKernel, unit_kernels
 from skip_conditioning.diagnostics.kernel.result import TangentKernel, centred
 from skip_conditioning.diagnostics.networks.isolation import require_finite, unwrap
 from skip_conditioning.diagnostics.networks.maps import TOTAL, check_map
@@ -116,24 +116,24 @@ def tangent_kernel(
             group=group,
         )
         routes: dict[Unit, Route] = {}
-        # Of several bases a random combination is checked, which feels what any of them feels.
+        # Of several bases a random combination is checked: an error in any of them shows in it.
         _set_basis(sides, bases[0] if len(bases) == 1 else _random_combination(bases))
-        check = Check(sides[0], sides[-1])
-        _require_visible(wanted, check, sides[0])
-        wanted = [unit for unit in wanted if check.is_used(unit)]
+        reference = AutogradReference(sides[0], sides[-1])
+        _require_visible(wanted, reference, sides[0])
+        wanted = [unit for unit in wanted if reference.is_used(unit)]
         sums.drop_uncalled(
             [name for name in blocks if not sides[0].recording.calls(model, name)], wanted, named=layers is not None
         )
         if len(bases) == 1:
-            for found in kernels(wanted, routes, check):
-                sums.add(found)
+            for kernel in kernels(wanted, routes, reference):
+                sums.add(kernel)
         else:
-            for _ in kernels(wanted, routes, check):
+            for _ in kernels(wanted, routes, reference):
                 pass
             for basis in bases:
                 _set_basis(sides, basis)
-                for found in kernels(wanted, routes, None):
-                    sums.add(found)
+                for kernel in kernels(wanted, routes, None):
+                    sums.add(kernel)
         if outputs == "centred":
             sums.centre(len(bases[0]))
     require_finite(sums.total, "the tangent kernel")  # and so is every block
@@ -197,18 +197,18 @@ class _Sums:
                 self._uncalled.append(name)
                 del self.blocks[name]
 
-    def add(self, found: UnitKernel) -> None:
+    def add(self, kernel: UnitKernel) -> None:
         """Add the kernel of one unit to its blocks and the total."""
-        self.total += found.matrix
+        self.total += kernel.matrix
         for name in self.blocks:
-            if found.unit in self._units[name]:
+            if kernel.unit in self._units[name]:
                 # Not in place: the first unit's matrix may be in another block too.
                 first = not self.methods[name]
-                self.blocks[name] = found.matrix if first else self.blocks[name] + found.matrix
-                self.methods[name].add(found.method)
+                self.blocks[name] = kernel.matrix if first else self.blocks[name] + kernel.matrix
+                self.methods[name].add(kernel.method)
 
     def centre(self, outputs: int) -> None:
-        """Take from every kernel what the outputs of a sample have in common."""
+        """Remove from every kernel what the outputs of a sample have in common."""
         self.total = centred(self.total, outputs)
         self.blocks = {name: centred(matrix, outputs) for name, matrix in self.blocks.items()}
 
@@ -243,9 +243,9 @@ def _set_basis(sides: Sequence[Batch], basis: Tensor) -> None:
         side.basis = basis
 
 
-def _require_visible(units: Sequence[Unit], check: Check, side: Batch) -> None:
+def _require_visible(units: Sequence[Unit], reference: AutogradReference, side: Batch) -> None:
     """Raise ``UnsupportedModelError`` where parameters seem unused because a checkpoint hides them from autograd."""
-    unused = [unit.name for unit in units if not check.is_used(unit)]
+    unused = [unit.name for unit in units if not reference.is_used(unit)]
     if unused and side.recording.hides_parameters():
         raise UnsupportedModelError(
             f"a reentrant gradient checkpoint hides {unused[0]!r} from autograd; turn it off, or pass it "

@@ -1,8 +1,8 @@
-"""The two costs of the theory, cross-entropy and mean square, and what is known of their derivatives.
+"""The two costs of the theory, cross-entropy and mean square, and bounds of their derivatives.
 
 Both are means as PyTorch takes them: cross-entropy over the samples, the mean square over all entries of the outputs.
 (MacDonald et al. write ``c = |F − Y|² / 2N``, which is ``O/2`` times the mean square of ``O`` outputs.)
-A loss is a number, or a tensor of any shape: each entry is then the loss of a run of its own.
+A loss is a number, or a tensor whose entries are each a loss of their own.
 """
 
 import math
@@ -22,7 +22,7 @@ IGNORED = -100
 class CrossEntropy:
     """Mean cross-entropy of ``samples`` predictions over ``classes`` classes.
 
-    Source: MacDonald et al. 2023, section 2 (PAPER.md, inequalities 3 and 5).
+    Source: MacDonald et al. 2023, section 2; docs/paper.md §2.3, §2.5.
     """
 
     samples: int
@@ -52,15 +52,15 @@ class CrossEntropy:
         if not isinstance(loss, Tensor):
             return self.gradient_floor(torch.tensor(loss, dtype=torch.float64)).item()
         worst = torch.expm1(-loss) ** 2
-        together = torch.expm1(-self.samples * loss) ** 2 / self.samples
-        return self.classes / (self.classes - 1) * torch.maximum(worst, together) / self.samples**2
+        summed = torch.expm1(-self.samples * loss) ** 2 / self.samples
+        return self.classes / (self.classes - 1) * torch.maximum(worst, summed) / self.samples**2
 
 
 @dataclass(frozen=True)
 class MeanSquare:
     """Mean over all entries of ``(F − Y)²``, for ``samples`` rows of ``outputs`` entries.
 
-    Source: MacDonald et al. 2023, section 2 (PAPER.md, inequalities 3 and 5).
+    Source: MacDonald et al. 2023, section 2; docs/paper.md §2.3, §2.5.
     """
 
     samples: int
@@ -98,11 +98,14 @@ def cost_of(logits: Tensor, y: Tensor) -> Cost:
 
     Args:
         logits: The network's outputs, samples first.
-        y: Targets, as for ``probe.probe_metrics``.
+        y: Targets, as for ``probe_loss.probe_metrics``.
     """
     if y.is_floating_point():
         return MeanSquare(len(logits), logits[0].numel())
     counted = int((y != IGNORED).sum())
-    dimension = 1 if logits.dim() > 2 and y.shape == (logits.shape[0], *logits.shape[2:]) else -1
-    classes = logits.shape[dimension]
-    return CrossEntropy(counted, classes)
+    return CrossEntropy(counted, logits.shape[class_dimension(logits, y)])
+
+
+def class_dimension(logits: Tensor, y: Tensor) -> int:
+    """The dimension of the logits along which class indices point: the last, or as in PyTorch's losses the second."""
+    return 1 if logits.dim() > 2 and y.shape == (logits.shape[0], *logits.shape[2:]) else logits.dim() - 1

@@ -1,10 +1,15 @@
-"""What one step of training, by any optimiser, makes of the loss on a batch: as its gradient predicts, and in fact."""
+"""By how much steps of training lower the loss on a batch.
+
+``Descent`` measures it for a step of any optimiser, as the gradient predicts it and in fact; ``guaranteed_decrease``
+and ``next_guarantee`` say what gradient descent is guaranteed to gain, in one step and from the start on.
+"""
 
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
+from skip_conditioning.diagnostics.loss.costs import Cost
 from skip_conditioning.diagnostics.loss.probe_loss import loss_gradient, probe_metrics
 from skip_conditioning.diagnostics.networks.isolation import unwrap
 from skip_conditioning.diagnostics.networks.measuring import measuring
@@ -32,7 +37,7 @@ class Descent:
     Args:
         model: Any module whose forward pass takes ``x`` and returns logits.
         x: Inputs, shape ``(N, *input_shape)``.
-        y: Targets, as for ``probe.probe_metrics``.
+        y: Targets, as for ``probe_loss.probe_metrics``.
 
     Raises:
         InputError: The targets do not fit the outputs, or nothing can be differentiated.
@@ -61,3 +66,38 @@ class Descent:
             for name, part in self._gradient.items()
         )
         return Decrease(predicted=-self._scale * slope, observed=self._loss - loss)
+
+
+def guaranteed_decrease(lr: Tensor, regularity: Tensor, cost_gradient_squared: Tensor) -> Tensor:
+    """Lower bound of ``ℓ_t − ℓ_{t+1}`` for a step ``θ_{t+1} = θ_t − η∇ℓ``: ``η/2 · λ |∇c|²``.
+
+    By the descent lemma the loss falls by at least ``η/2 · |∇ℓ|²`` where ``η ≤ 1/β``, β being a bound of the Hessian
+    on the segment from ``θ_t`` to ``θ_{t+1}``; and ``|∇ℓ|² ≥ λ(DF) |∇c|²``.
+
+    Args:
+        lr: η, any shape.
+        regularity: Lower bound λ of ``λ(DF)`` at ``θ_t``.
+        cost_gradient_squared: ``|∇c|²`` at ``θ_t``.
+
+    Source: docs/paper.md §2.3, §2.7.
+    """
+    return lr / 2 * regularity * cost_gradient_squared
+
+
+def next_guarantee(guarantee: Tensor, lr: Tensor, regularity: Tensor, cost: Cost) -> Tensor:
+    """Upper bound of ``ℓ_{t+1}`` from one of ``ℓ_t``: ``G_{t+1} = G_t − a·g(G_t)``, ``a = η/2 · λ``.
+
+    g is the cost's `gradient_floor`. As ``ℓ ↦ ℓ − a·g(ℓ)`` does not decrease while ``a·g' ≤ 1``, ``ℓ_t ≤ G_t`` implies
+    ``ℓ_{t+1} ≤ G_{t+1}``. With ``η ≤ 1/β`` it is so for both costs; a larger a is capped at ``1 / max g'``, with
+    which the bound holds as well.
+
+    Args:
+        guarantee: ``G_t``, any shape.
+        lr: η, at most 1/β.
+        regularity: Lower bound λ of ``λ(DF)`` at ``θ_t``.
+        cost: Of the outputs.
+
+    Source: docs/paper.md §2.7.
+    """
+    gained = (lr / 2 * regularity).clamp(max=1 / cost.gradient_floor_slope)
+    return guarantee - gained * cost.gradient_floor(guarantee)

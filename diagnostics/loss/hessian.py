@@ -36,9 +36,9 @@ _ROUNDING_UNITS = 4
 class HessianOperator(Operator):
     """``∇²ℓ`` of the probe loss in the trainable parameters, ``(P, P)`` and symmetric, known by its products.
 
-    The loss is that of ``probe.probe_metrics``: cross-entropy for class indices, the mean square otherwise; batch norm
-    in train mode couples the samples. Parameters that are shared count once, frozen ones not at all. At kinks (ReLU)
-    the second derivative is autograd's.
+    The loss is that of ``probe_loss.probe_metrics``: cross-entropy for class indices, the mean square otherwise; batch
+    norm in train mode couples the samples. Parameters that are shared count once, frozen ones not at all. At kinks
+    (ReLU) the second derivative is autograd's.
 
     It is a snapshot: training the model further does not change it, and using it changes nothing of the model. It
     holds the graph of one gradient, about three times the activations of a forward pass; a product costs about two
@@ -47,12 +47,12 @@ class HessianOperator(Operator):
     Args:
         model: Any module whose forward pass takes ``x`` and returns logits, and can be differentiated twice.
         x: Probe inputs, shape ``(N, *input_shape)``.
-        y: Targets, as for ``probe.probe_metrics``.
+        y: Targets, as for ``probe_loss.probe_metrics``.
         dtype: Precision of the products; None keeps the model's.
         memory_budget: Bytes that the temporaries of a product with a block of vectors may take.
 
     Attributes:
-        columns: Where each parameter's entries are among the rows and columns, by its (first) name.
+        columns: Slice of each parameter's entries among the rows and columns, by its (first) name.
 
     Raises:
         InputError: The targets do not fit the logits.
@@ -106,14 +106,14 @@ class HessianOperator(Operator):
 
     def _product(self, vector: Tensor, batched: bool = False) -> Tensor:
         # The gradient's Jacobian is symmetric, so that its adjoint's product, a backward pass, serves as well.
-        found = torch.autograd.grad(self._gradient, self._point, vector, retain_graph=True, is_grads_batched=batched)
-        return found[0].detach()
+        images = torch.autograd.grad(self._gradient, self._point, vector, retain_graph=True, is_grads_batched=batched)
+        return images[0].detach()
 
 
 def _require_symmetry(logits: Tensor, point: Tensor) -> None:
-    """See that autograd's second derivatives are some: ``uᵀHv = vᵀHu`` for a random quadratic of the logits.
+    """Check that autograd's second derivatives are symmetric: ``uᵀHv = vᵀHu``, for a random quadratic of the logits.
 
-    Those of the loss would not do: where it is near zero, what is left of them is rounding.
+    Not for the loss itself: where that is near zero, its second derivatives are mostly rounding.
     """
     generator = torch.Generator().manual_seed(0)
 
@@ -179,8 +179,8 @@ def spectral_norm(
     operator: Operator, *, tolerance: float = 1e-6, max_products: int = 2000, seed: int = 0
 ) -> Eigenvalue:
     """``‖H‖ = max |λ|`` of a symmetric operator; as ``largest_eigenvalue``, and about half its products."""
-    found = _end(operator, "LM", tolerance, max_products, seed)
-    return dataclasses.replace(found, value=abs(found.value))
+    eigenvalue = _end(operator, "LM", tolerance, max_products, seed)
+    return dataclasses.replace(eigenvalue, value=abs(eigenvalue.value))
 
 
 def _end(operator: Operator, which: str, tolerance: float, max_products: int, seed: int) -> Eigenvalue:
@@ -216,17 +216,17 @@ def _exact_vector(operator: Operator, which: str) -> np.ndarray:
     """The eigenvector at one end, from the matrix itself."""
     matrix = operator.dense().double().cpu().numpy()
     values, vectors = scipy.linalg.eigh((matrix + matrix.T) / 2)
-    place = {"LA": -1, "SA": 0, "LM": int(np.argmax(np.abs(values)))}[which]
-    return vectors[:, place].copy()
+    index = {"LA": -1, "SA": 0, "LM": int(np.argmax(np.abs(values)))}[which]
+    return vectors[:, index].copy()
 
 
 def _ritz_vector(
     operator: "_Watched", which: str, tolerance: float, max_products: int, start: np.ndarray
 ) -> np.ndarray:
-    """The eigenvector that ARPACK finds; where it does not, the best one of a single run without restarts.
+    """The eigenvector by ARPACK; where that does not converge, the best one of a single run without restarts.
 
     ARPACK's tolerance is relative to the eigenvalue, and it takes a neighbour for one that is zero. For the rightmost
-    or leftmost one the operator is therefore scaled to norm 1 and shifted by 2, so that none is.
+    or leftmost one the operator is therefore scaled to norm 1 and shifted by 2, so that none is zero.
     """
     matrix, size = operator.to_scipy(), operator.shape[0]
     held = min(_LANCZOS_VECTORS, size)
@@ -238,7 +238,7 @@ def _ritz_vector(
         shifted = LinearOperator(matrix.shape, lambda vector: matrix.matvec(vector) / scale + shift * vector)
         return eigsh(shifted, 1, which=which, v0=start, ncv=held, **limits)[1][:, 0]
 
-    # With no tolerance to meet, the first Ritz vector is an answer.
+    # With so large a tolerance the first Ritz vector is the answer.
     at_once = {"tol": np.finfo(float).max}
     scale, shift = operator.norm, 0.0
     if which != "LM":
@@ -252,7 +252,7 @@ def _ritz_vector(
 
 
 class _Watched(Operator):
-    """An operator that counts its products and remembers by how much one has lengthened its vector at most.
+    """An operator that counts its products, and keeps in ``norm`` the most that one has lengthened its vector.
 
     It is divided by ``unit``, the size of its first product, lest squares of its entries leave the range of numbers.
     """

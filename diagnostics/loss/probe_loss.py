@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, mse_loss
 
 from skip_conditioning.diagnostics.errors import InputError
-from skip_conditioning.diagnostics.loss.costs import IGNORED
+from skip_conditioning.diagnostics.loss.costs import IGNORED, class_dimension
 from skip_conditioning.diagnostics.networks.isolation import require_finite
 from skip_conditioning.diagnostics.networks.maps import TOTAL, check_map
 from skip_conditioning.diagnostics.networks.measuring import ProbedModel, measuring
@@ -53,13 +53,13 @@ def rayleigh_quotients(
 
     ``c`` is the loss on the probe as a function of the outputs, so that ``K_l ∇c`` is ``J_l`` times the gradient of the
     loss in the layer's parameters, and the quotient ``|∇_l ℓ|² / |∇c|²`` costs one gradient (MacDonald et al. 2023,
-    section 2; PAPER.md, identity 4).
+    section 2; docs/paper.md §2.4).
 
     Args:
         model: The model, left as it is.
         x: Probe inputs, shape ``(N, *input_shape)``.
         y: Targets, as for ``probe_metrics``.
-        layers: As for ``kernel.tangent_kernel``.
+        layers: As for ``tangent_kernel``.
         batch_mode: ``batch``; or ``sample``, for each sample's own loss and kernel.
         dtype: Precision of the derivatives; None keeps the model's.
 
@@ -73,16 +73,16 @@ def rayleigh_quotients(
     with measuring(model, x, batch_mode=batch_mode, dtype=dtype) as probed:
         units = units_of(probed.model)
         blocks = blocks_of(probed.model, layers, units)
-        found = {}
+        quotients = {}
         for part in probed.parts():
             index = part.sample
             targets, mark = (y, "") if index is None else (y[index : index + 1], f"[{index}]")
             gradient = loss_gradient(part.recording(), targets)
             squares, size = gradient.squares(), float((gradient.outputs**2).sum())
             for name, held in [*blocks.items(), (TOTAL, units)]:
-                felt = sum(squares.get(one, 0.0) for unit in held for one in unit.parameters)
-                found[f"{name}{mark}"] = felt / size if size > 0 else float("nan")
-    return found
+                square = sum(squares.get(parameter, 0.0) for unit in held for parameter in unit.parameters)
+                quotients[f"{name}{mark}"] = square / size if size > 0 else float("nan")
+    return quotients
 
 
 @dataclass(frozen=True)
@@ -103,7 +103,7 @@ class LossGradient:
 
     def squares(self) -> dict[nn.Parameter, float]:
         """``|∇_p ℓ / scale|²`` of every parameter."""
-        return {one: float((part**2).sum()) for one, part in self.parameters.items()}
+        return {parameter: float((part**2).sum()) for parameter, part in self.parameters.items()}
 
 
 def loss_gradient(recording: Recording, y: Tensor) -> LossGradient:
@@ -128,7 +128,7 @@ def loss_gradient(recording: Recording, y: Tensor) -> LossGradient:
         loss=loss.item(),
         scale=scale.item(),
         outputs=outputs,
-        parameters={one: part.double() for one, part in gradients.items()},
+        parameters={parameter: part.double() for parameter, part in gradients.items()},
     )
 
 
@@ -147,19 +147,15 @@ def gradient_rounding(probed: ProbedModel, gradient: LossGradient, dtype: torch.
     lower = dtype == torch.float64
     other = torch.float32 if lower else torch.float64
     try:
-        found = probed.in_dtype(other).recording().gradients(gradient.outputs.to(other))
-        moved = math.sqrt(sum(float(((part - found[one]) ** 2).sum()) for one, part in gradient.parameters.items()))
+        again = probed.in_dtype(other).recording().gradients(gradient.outputs.to(other))
+        squares = [float(((part - again[key]) ** 2).sum()) for key, part in gradient.parameters.items()]
+        moved = math.sqrt(sum(squares))
     except (InputError, RuntimeError):
         moved = math.nan
-    if not math.isfinite(moved):  # beyond what float32 can do, no more is known than that digits are left
+    if not math.isfinite(moved):  # beyond the range of float32 all that is known is that some digits are left
         moved = math.sqrt(sum(gradient.squares().values()))
     factor = _ROUNDING_FACTOR * torch.finfo(dtype).eps / torch.finfo(other).eps if lower else 2.0
     return factor * moved / max(float(gradient.outputs.norm()), torch.finfo(torch.float64).tiny)
-
-
-def class_dimension(logits: Tensor, y: Tensor) -> int:
-    """The dimension of the logits along which class indices point: the last, or as in PyTorch's losses the second."""
-    return 1 if logits.dim() > 2 and y.shape == (logits.shape[0], *logits.shape[2:]) else logits.dim() - 1
 
 
 def loss_metrics(logits: Tensor, y: Tensor) -> dict[str, Tensor]:

@@ -11,7 +11,8 @@ no.    statement                                                     function
 7      convergence, ``ℓ_{t+1} ≤ ℓ_t − (η/2) λ |∇c|²``                 ``guaranteed_decrease``
 =====  ============================================================  =========================
 
-They return ``Statement`` objects, or have them as attributes: both sides, the slack, and a verdict, *holds*,
-*violated* (a finding, never raised) or *vacuous* with its cause. Proofs, and what each looks like in practice, are in
-docs/theory.md; ``python -m experiments.theory`` checks all of them along real training.
+The functions are exported by ``skip_conditioning``; the numbers are those of docs/paper.md §2. All but the last return
+``Statement`` objects, or have them as attributes: both sides, the slack, and a verdict, *holds*, *violated* (a finding,
+never raised) or *vacuous* with its cause. Proofs, and what each looks like in practice, are in docs/theory.md;
+``skip-conditioning theory`` checks all of them along real training.
 """

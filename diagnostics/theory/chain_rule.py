@@ -1,6 +1,6 @@
 """The chain rule, layer by layer: ``D_{θ_l}F = Jf_L ⋯ Jf_{l+1} Df_l``, and the tangent kernel as the sum it implies.
 
-Source: MacDonald et al. 2023, section 2 (PAPER.md, statement 1).
+Source: MacDonald et al. 2023, section 2; docs/paper.md §2.1.
 """
 
 import math
@@ -15,8 +15,8 @@ from skip_conditioning.diagnostics.kernel.tangent_kernel import tangent_kernel
 from skip_conditioning.diagnostics.networks.isolation import unwrap
 from skip_conditioning.diagnostics.networks.maps import TOTAL
 from skip_conditioning.diagnostics.networks.measuring import ProbedModel, measuring
-from skip_conditioning.diagnostics.theory.layered_network import Chain
-from skip_conditioning.diagnostics.theory.rounding import Precisions, gram_rounding, probe_vectors
+from skip_conditioning.diagnostics.theory.layered_network import LayeredNetwork
+from skip_conditioning.diagnostics.theory.rounding import Precisions, gram_rounding, random_vectors
 from skip_conditioning.diagnostics.theory.statement import Statement
 
 GIB = 2**30
@@ -79,7 +79,7 @@ def chain_rule(
             for name, columns in products.items():
                 apart[name].add(direct[name], columns)
             apart[TOTAL].add(kernel @ rows.double(), sides.layerwise.push_forward(products))
-        vectors = probe_vectors(len(kernel)).to(kernel.device)
+        vectors = random_vectors(len(kernel)).to(kernel.device)
         rounding = _rounding(sides, again, vectors, precisions)
         recording = probed.recording()
         grams = [gram_rounding(recording, vector.view(recording.logits.shape)) for vector in vectors.T]
@@ -122,11 +122,11 @@ class _Sides:
     """
 
     def __init__(self, probed: ProbedModel, layers: Sequence[str] | str | None, memory_budget: int) -> None:
-        chain = Chain(probed, layers)
-        self._dtype = chain.logits.dtype
-        self.layerwise = _Layerwise(chain, memory_budget)
+        network = LayeredNetwork(probed, layers)
+        self._dtype = network.logits.dtype
+        self.layerwise = _Layerwise(network, memory_budget)
         parameters = [parameter for held in self.layerwise.trainable.values() for parameter in held]
-        self._whole = jacobian_of(chain.whole(parameters), memory_budget)
+        self._whole = jacobian_of(network.whole(parameters), memory_budget)
 
     def direct(self, rows: Tensor) -> dict[str, Tensor]:
         """``D_{θ_l}Fᵀ U`` of every layer with parameters, by autograd through the whole network."""
@@ -143,21 +143,21 @@ class _Sides:
 def _rounding(sides: _Sides, again: _Sides | None, vectors: Tensor, precisions: Precisions) -> dict[str, float]:
     """What rounding did to both sides together, by layer and for the kernel; in Frobenius norm, from a few vectors."""
 
-    def products(one: _Sides | None) -> tuple[dict[str, Tensor], dict[str, Tensor], Tensor | None]:
-        if one is None:
+    def products(side: _Sides | None) -> tuple[dict[str, Tensor], dict[str, Tensor], Tensor | None]:
+        if side is None:
             return {}, {}, None
-        direct, pulled = one.direct(vectors), one.pull_back(vectors)
-        return direct, pulled, one.layerwise.push_forward(pulled)
+        direct, pulled = side.direct(vectors), side.pull_back(vectors)
+        return direct, pulled, side.layerwise.push_forward(pulled)
 
     (direct, pulled, image), (direct_again, pulled_again, image_again) = products(sides), products(again)
     assert image is not None
-    found = {
+    errors = {
         name: precisions.error(direct[name], direct_again.get(name))
         + precisions.error(pulled[name], pulled_again.get(name))
         for name in pulled
     }
-    found[TOTAL] = precisions.error(image, image_again)
-    return {name: error / math.sqrt(vectors.shape[1]) for name, error in found.items()}
+    errors[TOTAL] = precisions.error(image, image_again)
+    return {name: error / math.sqrt(vectors.shape[1]) for name, error in errors.items()}
 
 
 class _Layerwise:
@@ -168,29 +168,29 @@ class _Layerwise:
         rows_at_once: How many vectors fit.
     """
 
-    def __init__(self, chain: Chain, memory_budget: int) -> None:
-        self.trainable = {segment.name: segment.trainable for segment in chain.segments if segment.trainable}
-        widest = max(segment.widest for segment in chain.segments)
-        parameters = sum(segment.parameters.numel() for segment in chain.segments)
-        self.rows_at_once = max(1, memory_budget // (4 * chain.logits.element_size() * (widest + 2 * parameters)))
+    def __init__(self, network: LayeredNetwork, memory_budget: int) -> None:
+        self.trainable = {layer.name: layer.trainable for layer in network.layers if layer.trainable}
+        widest = max(layer.widest for layer in network.layers)
+        parameters = sum(layer.parameters.numel() for layer in network.layers)
+        self.rows_at_once = max(1, memory_budget // (4 * network.logits.element_size() * (widest + 2 * parameters)))
         self._layers = [
             (
-                segment.name,
-                jacobian_of(segment.parameter, memory_budget) if segment.trainable else None,
-                None if segment.first else jacobian_of(segment.jacobian, memory_budget),
+                layer.name,
+                jacobian_of(layer.parameter, memory_budget) if layer.trainable else None,
+                None if layer.first else jacobian_of(layer.jacobian, memory_budget),
             )
-            for segment in chain.segments
+            for layer in network.layers
         ]
 
     def pull_back(self, rows: Tensor) -> dict[str, Tensor]:
         """``Df_lᵀ Jf_{l+1}ᵀ ⋯ Jf_Lᵀ U`` of every layer with parameters, ``(p_l, k)``, for ``U`` of ``(N·O, k)``."""
-        found = {}
+        products = {}
         for name, parameter, jacobian in reversed(self._layers):
             if parameter is not None:
-                found[name] = parameter.rmatmat(rows)
+                products[name] = parameter.rmatmat(rows)
             if jacobian is not None:
                 rows = jacobian.rmatmat(rows)
-        return found
+        return products
 
     def push_forward(self, columns: dict[str, Tensor]) -> Tensor:
         """``Σ_l Jf_L ⋯ Jf_{l+1} Df_l V_l``, ``(N·O, k)``, for ``V_l`` of ``(p_l, k)``."""

@@ -1,8 +1,8 @@
 """The curvature of the loss at one point, and the bound on it from the curvature of the layers.
 
 MacDonald et al. 2023 bound ``‖∇²ℓ‖`` by ``‖D²F‖ |∇c| + ‖DF‖² ‖∇²c‖``, and the two derivatives of the network by those
-of its layers (PAPER.md §2.5). With the layers' derivatives at the same point this is a theorem about that point, and
-has to hold to rounding whatever the network.
+of its layers (docs/paper.md §2.5). With the layers' derivatives at the same point this is a theorem about that point,
+and has to hold to rounding whatever the network.
 """
 
 import math
@@ -19,7 +19,7 @@ from skip_conditioning.diagnostics.loss.hessian import Eigenvalue, HessianOperat
 from skip_conditioning.diagnostics.loss.probe_loss import loss_metrics
 from skip_conditioning.diagnostics.networks.measuring import measuring
 from skip_conditioning.diagnostics.theory.curvature_bounds import LayerConstants, hessian_bound
-from skip_conditioning.diagnostics.theory.layered_network import Chain, Segment
+from skip_conditioning.diagnostics.theory.layered_network import LayeredNetwork, NetworkLayer
 from skip_conditioning.diagnostics.theory.statement import Statement
 
 #: Copies of a layer's second derivative that its singular values take.
@@ -50,7 +50,7 @@ class Curvature:
 
     @property
     def statement(self) -> Statement:
-        """``‖∇²ℓ‖`` against the bound; where it has not converged it is a lower bound, and a failure still one."""
+        """``‖∇²ℓ‖`` against the bound. A norm not converged is a lower bound, so that a violation still is one."""
         norm = self.spectral_norm
         rounding = _ROUNDING_UNITS * torch.finfo(torch.float64).eps * self.bound
         return Statement(
@@ -81,8 +81,8 @@ def curvature(
     Args:
         model: The model, left as it is.
         x: Probe inputs, shape ``(N, *input_shape)``.
-        y: Targets, as for ``probe.probe_metrics``.
-        layers: Where to cut the network into a chain, as for ``chain.Chain``; None takes the blocks.
+        y: Targets, as for ``probe_loss.probe_metrics``.
+        layers: Where to cut the network into a chain, as for ``chain.LayeredNetwork``; None takes the blocks.
         memory_budget: Bytes that any layer's second derivative may take.
 
     Raises:
@@ -92,22 +92,22 @@ def curvature(
     """
     hessian = HessianOperator(model, x, y, dtype=torch.float64, memory_budget=memory_budget)
     with measuring(model, x, dtype=torch.float64) as probed:
-        chain = Chain(probed, layers)
-        constants = measured_constants(chain.segments, memory_budget)
-        logits = chain.logits.clone().requires_grad_()
+        network = LayeredNetwork(probed, layers)
+        constants = measured_constants(network.layers, memory_budget)
+        logits = network.logits.clone().requires_grad_()
         (slope,) = torch.autograd.grad(loss_metrics(logits, y)["loss"], logits)
     gradient, cost = float(torch.linalg.vector_norm(slope)), cost_of(logits, y)
     return Curvature(
         largest=largest_eigenvalue(hessian),
         spectral_norm=spectral_norm(hessian),
-        layers={segment.name: held for segment, held in zip(chain.segments, constants, strict=True)},
+        layers={layer.name: held for layer, held in zip(network.layers, constants, strict=True)},
         cost_gradient=gradient,
         cost_curvature=cost.curvature,
         bound=float(hessian_bound(constants, gradient, cost.curvature)),
     )
 
 
-def measured_constants(segments: Sequence[Segment], memory_budget: int = GIB) -> list[LayerConstants]:
+def measured_constants(layers: Sequence[NetworkLayer], memory_budget: int = GIB) -> list[LayerConstants]:
     """The norms of every layer's derivatives at its actual parameters and input, or upper bounds of them.
 
     Those of first derivatives are exact. The norm of a second derivative as a bilinear map is at most the spectral norm
@@ -115,19 +115,19 @@ def measured_constants(segments: Sequence[Segment], memory_budget: int = GIB) ->
     only the derivatives in the parameters count; the others are 0.
 
     Args:
-        segments: Layers of a chain; to be used inside ``isolation.quiet``.
+        layers: Layers of a chain; to be used inside ``isolation.quiet``.
         memory_budget: Bytes that any layer's second derivative may take.
 
     Raises:
         MemoryBudgetError: One does not fit.
         UnsupportedModelError: A layer cannot be differentiated twice.
     """
-    return [_constants(segment, memory_budget) for segment in segments]
+    return [_constants(layer, memory_budget) for layer in layers]
 
 
-def _constants(segment: Segment, memory_budget: int) -> LayerConstants:
-    inner = segment.parameters.numel()
-    first, second = _derivatives(segment, memory_budget)
+def _constants(layer: NetworkLayer, memory_budget: int) -> LayerConstants:
+    inner = layer.parameters.numel()
+    first, second = _derivatives(layer, memory_budget)
     return LayerConstants(
         jacobian=_norm(first[:, inner:]),
         parameter=_norm(first[:, :inner]),
@@ -137,15 +137,15 @@ def _constants(segment: Segment, memory_budget: int) -> LayerConstants:
     )
 
 
-def _derivatives(segment: Segment, memory_budget: int) -> tuple[Tensor, Tensor]:
+def _derivatives(layer: NetworkLayer, memory_budget: int) -> tuple[Tensor, Tensor]:
     """First and second derivatives in (parameters, input), shapes ``(rows, q)`` and ``(rows, q, q)``."""
-    parts = [segment.parameters] if segment.first else [segment.parameters, segment.input.reshape(-1)]
+    parts = [layer.parameters] if layer.first else [layer.parameters, layer.input.reshape(-1)]
     point = torch.cat(parts).detach().requires_grad_()
-    inner, rows, cols = segment.parameters.numel(), segment.output_shape.numel(), point.numel()
+    inner, rows, cols = layer.parameters.numel(), layer.output_shape.numel(), point.numel()
     needed = _COPIES * rows * cols**2 * point.element_size()
     if needed > memory_budget:
         raise MemoryBudgetError(
-            f"the second derivative of layer {segment.name!r} is {rows}×{cols}×{cols}: its norm needs about "
+            f"the second derivative of layer {layer.name!r} is {rows}×{cols}×{cols}: its norm needs about "
             f"{readable(needed)}, the memory budget is {readable(memory_budget)}; use fewer probe samples, a narrower "
             "network, cuts closer together, or a larger memory_budget"
         )
@@ -153,15 +153,15 @@ def _derivatives(segment: Segment, memory_budget: int) -> tuple[Tensor, Tensor]:
         return point.new_zeros(rows, 0), point.new_zeros(rows, 0, 0)
     first, second = point.new_empty(rows, cols), point.new_empty(rows, cols, cols)
     try:
-        held = segment.input if segment.first else point[inner:].view(segment.input.shape)
-        for row, entry in enumerate(segment.function(point[:inner], held).reshape(-1)):
+        held = layer.input if layer.first else point[inner:].view(layer.input.shape)
+        for row, entry in enumerate(layer.function(point[:inner], held).reshape(-1)):
             gradient = _gradients(entry, point, create_graph=True)
             first[row] = gradient.detach()
             second[row] = _gradients(gradient, point) if gradient.requires_grad else 0
     except (RuntimeError, NotImplementedError) as error:
         reason = str(error).strip().splitlines()[0]
         raise UnsupportedModelError(
-            f"layer {segment.name!r} cannot be differentiated twice ({reason}); cut the network at other modules"
+            f"layer {layer.name!r} cannot be differentiated twice ({reason}); cut the network at other modules"
         ) from error
     return first, second
 

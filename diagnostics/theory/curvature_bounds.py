@@ -1,4 +1,4 @@
-"""What bounds on each layer's derivatives say of a whole network's Jacobian and of the Hessian of its loss."""
+"""Upper bounds of a network's Jacobian and of the Hessian of its loss, from upper bounds of its layers' derivatives."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
@@ -50,7 +50,7 @@ def hessian_bound(
     Raises:
         ValueError: There are no layers.
 
-    Source: PAPER.md §2.5.
+    Source: docs/paper.md §2.5.
     """
     first, second = _chain_rule(layers)
     gradient, curvature = (
@@ -111,5 +111,5 @@ def _stacked(layers: Sequence[LayerConstants]) -> tuple[Tensor, ...]:
 def _top_eigenvalue(matrix: Tensor) -> Tensor:
     """Of each symmetric nonnegative matrix the largest eigenvalue; infinite where an entry is, or is too large."""
     finite = torch.isfinite(matrix).all(-1).all(-1)
-    found = torch.linalg.eigvalsh(torch.where(finite[..., None, None], matrix, 0.0))[..., -1]
-    return torch.where(finite, found, torch.inf)
+    largest = torch.linalg.eigvalsh(torch.where(finite[..., None, None], matrix, 0.0))[..., -1]
+    return torch.where(finite, largest, torch.inf)

@@ -1,8 +1,8 @@
 """A network as a chain of layers, ``F = f_L ∘ … ∘ f_1``: the multilayer parameterised system of MacDonald et al. 2023.
 
-The network is cut at the outputs of some modules. A layer of the chain is everything between two cuts, whatever module
-or function does it; what it computes depends on the output of the layer before and on parameters of its own, and on
-nothing else. Whether that is so is found out from the graph of one forward pass.
+The network is cut at the outputs of some modules. A layer of the chain is everything between two cuts, whatever modules
+or functions it consists of; its output depends on the output of the layer before and on parameters of its own, and on
+nothing else. Whether that is so is read off the graph of one forward pass.
 """
 
 import contextlib
@@ -43,8 +43,8 @@ class _Reached(BaseException):
 
 
 @dataclass(frozen=True)
-class Segment:
-    """One layer ``f_l`` of a chain, at its actual input and parameters.
+class NetworkLayer:
+    """One layer ``f_l`` of a network, at its actual input and parameters.
 
     Attributes:
         name: The module at whose output it ends, or ``logits``.
@@ -53,7 +53,7 @@ class Segment:
         parameters: Its trainable parameters as one vector, shape ``(p_l,)``.
         trainable: The same as the model's own, in that order.
         output_shape: Shape of its output, samples first.
-        widest: Entries of the largest tensor made within it, which memory is planned by.
+        widest: Entries of the largest tensor made within it; memory is planned by it.
         function: ``f_l(parameters, input)``, differentiable by ``torch.func`` in both; to be called inside
             ``isolation.quiet``.
     """
@@ -81,7 +81,7 @@ class Segment:
         return Map(name, self.name, function, point, self.output_shape, max(self.widest, point.numel()))
 
 
-class Chain:
+class LayeredNetwork:
     """The layers of a network, from the data to the logits.
 
     To be built, and its functions called, inside ``isolation.quiet``.
@@ -91,7 +91,7 @@ class Chain:
         layers: Modules to cut behind, names or globs; None takes the blocks (of a single module, none).
 
     Attributes:
-        segments: The layers, in order.
+        layers: The layers, in order.
         logits: The network's outputs, detached.
         x: The probe.
 
@@ -110,22 +110,22 @@ class Chain:
         if cuts and list(cuts.values())[-1].ended == self._tensors_made:
             names.pop()  # nothing happens behind the last module
         owners = self._require_chain(names)
-        self.segments = []
-        for place, name in enumerate(names):
-            before = names[place - 1] if place else None
-            output = self.logits if place == len(names) - 1 else _real(name, cuts[name])
+        self.layers: list[NetworkLayer] = []
+        for index, name in enumerate(names):
+            before, last = names[index - 1] if index else None, index == len(names) - 1
+            output = self.logits if last else _real(name, cuts[name])
             began = cuts[before].ended if before else 0
-            ended = cuts[name].ended if name in cuts and place < len(names) - 1 else None
-            self.segments.append(
-                Segment(
+            ended = cuts[name].ended if name in cuts and not last else None
+            self.layers.append(
+                NetworkLayer(
                     name=name,
                     first=before is None,
                     input=self.x if before is None else _real(before, cuts[before]),
-                    parameters=_flat([self._state[one] for one in owners[name]], self.logits),
+                    parameters=_flat([self._state[parameter] for parameter in owners[name]], self.logits),
                     trainable=tuple(owners[name]),
                     output_shape=output.shape,
                     widest=max(self._sizes(began, ended), output.numel()),
-                    function=self._function(before, name if place < len(names) - 1 else None, owners[name]),
+                    function=self._function(before, None if last else name, owners[name]),
                 )
             )
 
@@ -137,13 +137,14 @@ class Chain:
             replaced = self._replaced(parameters, point.split(sizes))
             return logits_of(run(self._model, self._state, (self.x,), replaced=replaced))
 
-        point = _flat([self._state[one] for one in parameters], self.logits)
+        point = _flat([self._state[parameter] for parameter in parameters], self.logits)
         widest = max(self._sizes(), point.numel())
         return Map("param", LOGITS, function, point, self.logits.shape, widest)
 
     def _replaced(self, parameters: Sequence[nn.Parameter], pieces: Sequence[Tensor]) -> dict[nn.Parameter, Tensor]:
         return {
-            one: piece.view(one.shape).to(self._state[one].dtype) for one, piece in zip(parameters, pieces, strict=True)
+            parameter: piece.view(parameter.shape).to(self._state[parameter].dtype)
+            for parameter, piece in zip(parameters, pieces, strict=True)
         }
 
     def _cuts(self, layers: Sequence[str] | str | None) -> dict[str, Call]:
@@ -159,8 +160,8 @@ class Chain:
             )
         if layers is None:
             chosen = [layer for layer in name_each_call(chosen, seen.calls) if seen.calls[split_call(layer)[0]]]
-        found = {layer: one_call(layer, seen) for layer in chosen}
-        return dict(sorted(found.items(), key=lambda item: item[1].ended))
+        calls = {layer: one_call(layer, seen) for layer in chosen}
+        return dict(sorted(calls.items(), key=lambda item: item[1].ended))
 
     def _require_chain(self, names: Sequence[str]) -> dict[str, list[nn.Parameter]]:
         """The trainable parameters of every layer, once each is known to depend on nothing but them and the one before.
@@ -169,7 +170,9 @@ class Chain:
         depends on is read off the graph.
         """
         weights = {
-            one: self._state[one].detach().requires_grad_() for one in self._model.parameters() if one.requires_grad
+            parameter: self._state[parameter].detach().requires_grad_()
+            for parameter in self._model.parameters()
+            if parameter.requires_grad
         }
         data = self.x.detach().requires_grad_() if self.x.is_floating_point() else self.x
         sources: dict[str, Tensor] = {"the input": data}
@@ -213,7 +216,7 @@ class Chain:
     def _function(
         self, before: str | None, end: str | None, owned: Sequence[nn.Parameter]
     ) -> Callable[[Tensor, Tensor], Tensor]:
-        """The function from one cut to another; what lies before the first is run again, and is a constant."""
+        """The function from one cut to another; the layers before the first cut run again, as a constant."""
         sizes = [parameter.numel() for parameter in owned]
 
         def function(parameters: Tensor, point: Tensor) -> Tensor:
@@ -251,10 +254,10 @@ def _hook(model: nn.Module, layer: str, action: Hook) -> torch.utils.hooks.Remov
     def after(module: nn.Module, args: object, output: object) -> object:
         nonlocal calls
         calls += 1
-        found = first_tensor(output)
-        if calls != (number or 1) or found is None:
+        tensor = first_tensor(output)
+        if calls != (number or 1) or tensor is None:
             return None
-        return with_first_tensor(output, action(found))
+        return with_first_tensor(output, action(tensor))
 
     return model.get_submodule(name).register_forward_hook(after)
 
@@ -269,13 +272,13 @@ def _dependencies(output: Tensor, tensors: Sequence[Tensor]) -> set[Tensor]:
     if not output.requires_grad:
         return set()
     try:
-        found = torch.autograd.grad(output.sum(), leaves, retain_graph=True, allow_unused=True)
+        gradients = torch.autograd.grad(output.sum(), leaves, retain_graph=True, allow_unused=True)
     except RuntimeError as error:
         reason = str(error).strip().splitlines()[0]
         raise UnsupportedModelError(
             f"the network cannot be taken apart ({reason}); turn gradient checkpointing off if that is it"
         ) from error
-    return {leaf for leaf, gradient in zip(leaves, found, strict=True) if gradient is not None}
+    return {leaf for leaf, gradient in zip(leaves, gradients, strict=True) if gradient is not None}
 
 
 def _flat(tensors: Sequence[Tensor], like: Tensor) -> Tensor:

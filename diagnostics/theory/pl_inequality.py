@@ -1,7 +1,7 @@
 """The Polyak–Łojasiewicz chain at one state: the squared gradient of the loss between its floor and its ceiling.
 
 With ``ℓ = c ∘ F`` and the tangent kernel ``K = DF·DFᵀ``, ``|∇ℓ|² = ∇cᵀ K ∇c``, which lies between ``λ(DF)|∇c|²`` and
-``‖DF‖²|∇c|²`` (MacDonald et al. 2023, section 2; PAPER.md, identities 3 and 4).
+``‖DF‖²|∇c|²`` (MacDonald et al. 2023, section 2; docs/paper.md §2.3, §2.4).
 """
 
 import math
@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from skip_conditioning.diagnostics.errors import InputError, MemoryBudgetError, readable
 from skip_conditioning.diagnostics.kernel.result import TangentKernel
 from skip_conditioning.diagnostics.kernel.tangent_kernel import GIB, tangent_kernel
-from skip_conditioning.diagnostics.loss.costs import Cost, CrossEntropy, cost_of
-from skip_conditioning.diagnostics.loss.probe_loss import class_dimension, gradient_rounding, loss_gradient
+from skip_conditioning.diagnostics.loss.costs import Cost, CrossEntropy, class_dimension, cost_of
+from skip_conditioning.diagnostics.loss.probe_loss import gradient_rounding, loss_gradient
 from skip_conditioning.diagnostics.networks.isolation import unwrap
 from skip_conditioning.diagnostics.networks.maps import TOTAL, check_map
 from skip_conditioning.diagnostics.networks.measuring import measuring
@@ -38,7 +38,7 @@ class PLChain:
     """The squared gradient of the loss on a batch, and what bounds it.
 
     Attributes:
-        loss: ``ℓ``, as ``probe.probe_metrics`` takes it.
+        loss: ``ℓ``, as ``probe_loss.probe_metrics`` takes it.
         cost: Which cost that is, and of how many outputs.
         grad_squared: ``|∇ℓ|²`` over the trainable parameters, by autograd.
         kernel_squared: ``∇cᵀ K ∇c``, by the kernel.
@@ -53,7 +53,7 @@ class PLChain:
         floor: Size below which an eigenvalue of ``K`` cannot be told from zero.
         rounding: What rounding makes of a singular value of ``DF`` at most.
         eps: Unit roundoff of the derivatives.
-        limit: What keeps ``λ(DF)`` at zero, where it is there for a plain reason; else empty.
+        limit: Why ``λ(DF)`` is zero, where the shapes or the outputs tell; else empty.
         limit_centred: The same on contrasts.
     """
 
@@ -81,7 +81,7 @@ class PLChain:
 
     @property
     def pl_floor_centred(self) -> float | None:
-        """The same with ``λ`` on contrasts; None where that is."""
+        """The same with ``λ`` on contrasts; None where there is none."""
         return None if self.lambda_min_centred is None else self.lambda_min_centred * self.cost_grad_squared
 
     @property
@@ -93,11 +93,11 @@ class PLChain:
     def statements(self) -> list[Statement]:
         """The chain link by link: both sides, what rounding may have done to them, and why a link is vacuous."""
         identity = 2 * self._gradient_error() + self.kernel_error
-        found = [
+        links = [
             self._link("gradient identity", "|∇ℓ|² = ∇cᵀ K ∇c", "=", self.kernel_squared, identity),
             self._link("PŁ floor", "|∇ℓ|² ≥ λ(DF)|∇c|²", ">=", self.pl_floor, self._eigen_error(self.lambda_min)),
         ]
-        found[1] = replace(found[1], cause=found[1].cause or self._vacuous(found[1], self.lambda_min, self.limit))
+        links[1] = replace(links[1], cause=links[1].cause or self._vacuous(links[1], self.lambda_min, self.limit))
         if self.lambda_min_centred is not None and self.pl_floor_centred is not None:
             # What is not centred of ∇c is rounding, and shifts |DFᵀ∇c| by ‖DF‖ times its size at most.
             shift = math.sqrt(self.lambda_max * self.uncentred_squared)
@@ -105,17 +105,17 @@ class PLChain:
             formula = "|∇ℓ|² ≥ λ(DF on contrasts)|∇c|²"
             link = self._link("PŁ floor, centred", formula, ">=", self.pl_floor_centred, error)
             cause = link.cause or self._vacuous(link, self.lambda_min_centred, self.limit_centred)
-            found.append(replace(link, cause=cause))
+            links.append(replace(link, cause=cause))
         ceiling = self._eigen_error(self.lambda_max)
-        found.append(self._link("PŁ ceiling", "|∇ℓ|² ≤ ‖DF‖²|∇c|²", "<=", self.pl_ceiling, ceiling))
-        return [*found, self._cost_gradient()]
+        links.append(self._link("PŁ ceiling", "|∇ℓ|² ≤ ‖DF‖²|∇c|²", "<=", self.pl_ceiling, ceiling))
+        return [*links, self._cost_gradient()]
 
     @property
     def verdict(self) -> str:
         """``holds``, or ``violated:`` or ``vacuous:`` and the statements that are, with the causes of the latter."""
-        found = self.statements
-        violated = [one.name for one in found if one.verdict == "violated"]
-        vacuous = [f"{one.name} ({one.cause})" for one in found if one.verdict == "vacuous"]
+        statements = self.statements
+        violated = [item.name for item in statements if item.verdict == "violated"]
+        vacuous = [f"{item.name} ({item.cause})" for item in statements if item.verdict == "vacuous"]
         if violated:
             return f"violated: {', '.join(violated)}"
         return f"vacuous: {', '.join(vacuous)}" if vacuous else "holds"
@@ -129,7 +129,7 @@ class PLChain:
         return "" if within else f"|∇c|² is {self.cost_grad_squared:.2g} in float64"
 
     def _vacuous(self, link: Statement, smallest: float, limit: str) -> str:
-        """Why a floor says nothing, if it does not."""
+        """Why a floor is vacuous; empty where it is not."""
         if smallest <= self.floor:
             return limit or f"λ(DF) is under the rounding of {self.floor:.2g}"
         return f"|∇ℓ|² is under the rounding of {link.error:.2g}" if link.left <= link.error else ""
@@ -183,14 +183,14 @@ def pl_chain(
     Args:
         model: Any module whose forward pass takes ``x`` and returns logits, samples first.
         x: Inputs, shape ``(N, *input_shape)``.
-        y: Targets, as for ``probe.probe_metrics``: class indices of two classes or more, or real numbers.
+        y: Targets, as for ``probe_loss.probe_metrics``: class indices of two classes or more, or real numbers.
         dtype: Precision of the derivatives; None keeps the model's.
         memory_budget: Bytes the measurement may take.
 
     Raises:
         MemoryBudgetError: The kernel does not fit the budget.
         InputError: The targets do not fit the outputs, or stand for a single class; and as for
-            ``kernel.tangent_kernel``.
+            ``tangent_kernel``.
     """
     check_map("kernel", "batch", dtype)
     units_of(unwrap(model))  # raises for complex parameters
@@ -205,7 +205,7 @@ def pl_chain(
     kernel = tangent_kernel(model, x, layers=TOTAL, dtype=dtype, memory_budget=int(memory_budget))
     spectrum, vector, scale = kernel.spectrum(), gradient.outputs.flatten(), gradient.scale
     kernel_squared = float(vector @ kernel.total @ vector)
-    felt, size = sum(gradient.squares().values()), float(vector @ vector)
+    gradient_squared, size = sum(gradient.squares().values()), float(vector @ vector)
     centred, uncentred = None, 0.0
     if isinstance(cost, CrossEntropy):
         dimension = class_dimension(logits, y)
@@ -218,12 +218,12 @@ def pl_chain(
     return PLChain(
         loss=gradient.loss,
         cost=cost,
-        grad_squared=felt * scale * scale,
+        grad_squared=gradient_squared * scale * scale,
         kernel_squared=kernel_squared * scale * scale,
         kernel_error=along * scale * scale,
         cost_grad_squared=size * scale * scale,
         uncentred_squared=uncentred * scale * scale,
-        rayleigh=felt / size if size > 0 else math.nan,
+        rayleigh=gradient_squared / size if size > 0 else math.nan,
         lambda_min=float(spectrum.values[-1]),
         lambda_min_centred=centred,
         lambda_max=spectrum.sigma_max,
@@ -236,7 +236,7 @@ def pl_chain(
 
 
 def checked_cost(logits: Tensor, y: Tensor, memory_budget: int) -> Cost:
-    """The cost that the targets stand for, once it is known that its chain can be measured.
+    """The cost that the targets stand for, after checking that its chain can be measured.
 
     Args:
         logits: The network's outputs, samples first.
@@ -268,7 +268,7 @@ def _on_predictions(kernel: TangentKernel, shape: torch.Size, dimension: int) ->
 
 
 def _limit(kernel: TangentKernel, floor: float, *, on_contrasts: bool) -> str:
-    """The plain reason why the smallest eigenvalue of a kernel is zero, if there is one.
+    """Why the smallest eigenvalue of a kernel is zero, where the shapes or the outputs tell; else empty.
 
     Args:
         kernel: With rows over (prediction, output).

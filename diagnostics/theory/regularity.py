@@ -3,7 +3,7 @@
 A term is zero as soon as one of its layers is not surjective, and the bound is vacuous where all terms are. With each
 factor *restricted* to the directions that the later layers pass on it is never weaker, and says something more often.
 
-Source: MacDonald et al. 2023, section 4 (PAPER.md, statement 2).
+Source: MacDonald et al. 2023, section 4; docs/paper.md §2.2.
 """
 
 import math
@@ -14,16 +14,20 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from skip_conditioning.diagnostics.errors import InputError, near_matches
+from skip_conditioning.diagnostics.kernel.result import contrasts
 from skip_conditioning.diagnostics.networks.isolation import unwrap
 from skip_conditioning.diagnostics.networks.measuring import measuring
+from skip_conditioning.diagnostics.spectrum import jacobian_floor
 from skip_conditioning.diagnostics.theory.chain_rule import require_trainable
-from skip_conditioning.diagnostics.theory.layered_network import Chain, Segment
-from skip_conditioning.diagnostics.theory.output_subspaces import output_basis
+from skip_conditioning.diagnostics.theory.layered_network import LayeredNetwork, NetworkLayer
 from skip_conditioning.diagnostics.theory.regularity_factors import Factor, Factors, LayerFactors, factor_of_columns
 from skip_conditioning.diagnostics.theory.rounding import Precisions
 from skip_conditioning.diagnostics.theory.statement import Statement
 
 GIB = 2**30
+
+SUBSPACES = ("all", "centred", "data")
 
 _BOUND = "λ(DF) ≥ Σ_l λ(Df_l) Π_{j>l} λ(Jf_j)"
 _TERM = "λ(D_{θ_l}F) ≥ λ(Df_l) Π_{j>l} λ(Jf_j)"
@@ -35,7 +39,7 @@ class Term:
 
     Attributes:
         layer: The layer.
-        share: ``λ(D_{θ_l}F)``, which the term is a lower bound of.
+        share: ``λ(D_{θ_l}F)``, of which the term is a lower bound.
         parameter: ``λ(Df_l)``.
         jacobian: ``λ(Jf_l)``, a factor of all earlier layers' terms; None for the first layer.
         value: ``λ(Df_l) Π_{j>l} λ(Jf_j)``; zero where that is not known.
@@ -105,11 +109,11 @@ class Regularity:
         if positive and self.whole.cause:
             cause = f"λ(DF) cannot be told from zero: {self.whole.cause}"
         right, error = sum(term.value for term in terms), sum(term.error for term in terms)
-        said = f"{positive} of {len(terms)} terms positive"
+        summary = f"{positive} of {len(terms)} terms positive"
         if positive:
             largest = max(terms, key=lambda term: term.value)
-            said += f", {largest.layer} gives {largest.value / right:.0%}"
-        note = said if self.subspace == "all" else f"on the outputs '{self.subspace}'; {said}"
+            summary += f", {largest.layer} gives {largest.value / right:.0%}"
+        note = summary if self.subspace == "all" else f"on the outputs '{self.subspace}'; {summary}"
         return Statement(name, _BOUND, self.whole.value, ">=", right, self.whole.error + error, cause=cause, note=note)
 
 
@@ -143,33 +147,33 @@ def regularity(
         LayerCallError: A layer never called, or several times with no call named.
         UnsupportedModelError: The layers do not form a chain, or share parameters.
         MemoryBudgetError: Not even the derivative in a single parameter fits.
-        InputError: An unknown subspace, a basis that is none, another precision, no trainable parameters.
+        InputError: An unknown subspace, a basis that is not orthonormal, another precision, no trainable parameters.
     """
     precisions = Precisions.of(dtype)
     model = unwrap(model)
     require_trainable(model)
     with measuring(model, x, dtype=dtype) as probed:
-        chain = Chain(probed, layers)
-        again = precisions.again(lambda other: Chain(probed.in_dtype(other), layers))
-        measure = LayerFactors(model, chain, again, precisions, int(memory_budget))
-        basis = output_basis(subspace, chain.x, chain.logits)
+        network = LayeredNetwork(probed, layers)
+        again = precisions.again(lambda other: LayeredNetwork(probed.in_dtype(other), layers))
+        measure = LayerFactors(model, network, again, precisions, int(memory_budget))
+        basis = _output_basis(subspace, network.x, network.logits)
         columns = measure.shares(basis)
         return Regularity(
             subspace=subspace if isinstance(subspace, str) else "given",
             whole=factor_of_columns(torch.cat(list(columns.values())), measure.rounding),
-            terms=_terms(chain.segments, measure.plain(), measure.share_factors(columns)),
-            restricted=_terms(chain.segments, measure.restricted(basis), measure.share_factors(columns)),
+            terms=_terms(network.layers, measure.plain(), measure.share_factors(columns)),
+            restricted=_terms(network.layers, measure.restricted(basis), measure.share_factors(columns)),
         )
 
 
-def _terms(segments: Sequence[Segment], factors: Factors, shares: dict[str, Factor]) -> list[Term]:
+def _terms(layers: Sequence[NetworkLayer], factors: Factors, shares: dict[str, Factor]) -> list[Term]:
     """Terms from factors, in the layers' order; only those of layers with parameters."""
     terms: list[Term] = []
     # The product of the later layers, from below and from above.
     low = high = 1.0
     later = ""
-    for segment in reversed(segments):
-        parameter, jacobian = factors[segment.name]
+    for layer in reversed(layers):
+        parameter, jacobian = factors[layer.name]
         if parameter is not None:
             cause = f"λ(Df): {parameter.cause}" if parameter.cause else later
             value = parameter.value * (low + high) / 2
@@ -177,10 +181,50 @@ def _terms(segments: Sequence[Segment], factors: Factors, shares: dict[str, Fact
                 cause = f"the product is {value:.2g} in float64"
             error = 0.0 if cause else (parameter.value + parameter.error) * high - value
             terms.append(
-                Term(segment.name, shares[segment.name], parameter, jacobian, 0.0 if cause else value, error, cause)
+                Term(layer.name, shares[layer.name], parameter, jacobian, 0.0 if cause else value, error, cause)
             )
         if jacobian is not None:
             low, high = low * max(jacobian.value - jacobian.error, 0.0), high * (jacobian.value + jacobian.error)
             if jacobian.cause and not later:
-                later = f"λ(Jf) of {segment.name}: {jacobian.cause}"
+                later = f"λ(Jf) of {layer.name}: {jacobian.cause}"
     return terms[::-1]
+
+
+def _output_basis(subspace: str | Tensor, x: Tensor, logits: Tensor) -> Tensor:
+    """An orthonormal basis of a subspace of the outputs, shape ``(N·O, r)``, rows over (sample, output).
+
+    Args:
+        subspace: ``all``; ``centred``: what sums to zero over each sample's outputs, where softmax gradients live;
+            ``data``: ``span(X) ⊗ R^O``, all that a linear network can change; or an orthonormal basis.
+        x: Inputs, shape ``(N, *input_shape)``.
+        logits: Outputs, samples first.
+
+    Raises:
+        InputError: The subspace is unknown or empty, or the basis is not orthonormal or has another shape.
+    """
+    if isinstance(subspace, Tensor):
+        return _checked_basis(subspace.detach().to(logits), logits.numel())
+    if subspace not in SUBSPACES:
+        hint = near_matches(subspace, SUBSPACES)
+        raise InputError(f"unknown subspace {subspace!r}; known are {', '.join(SUBSPACES)}.{hint}")
+    samples, outputs = len(logits), logits.numel() // len(logits)
+    of_samples, of_outputs = torch.eye(samples).to(logits), torch.eye(outputs).to(logits)
+    if subspace == "centred":
+        if outputs == 1:
+            raise InputError('centred outputs of a network with a single output are all zero; use subspace="all"')
+        of_outputs = contrasts(outputs).to(logits)
+    if subspace == "data":
+        left, sizes, _ = torch.linalg.svd(x.reshape(samples, -1).to(logits), full_matrices=False)
+        floor = jacobian_floor(float(torch.linalg.vector_norm(sizes)), torch.finfo(logits.dtype).eps)
+        of_samples = left[:, sizes > floor].contiguous()
+        if not of_samples.numel():
+            raise InputError("the probe is zero, so its range is empty; use another probe or subspace")
+    return torch.kron(of_samples, of_outputs)
+
+
+def _checked_basis(basis: Tensor, entries: int) -> Tensor:
+    if basis.dim() != 2 or len(basis) != entries or not 0 < basis.shape[1] <= entries:
+        raise InputError(f"a basis of these outputs has shape ({entries}, r); this one has {tuple(basis.shape)}")
+    if not torch.allclose(basis.T @ basis, torch.eye(basis.shape[1]).to(basis), rtol=0, atol=1e-6):
+        raise InputError("a basis of outputs must be orthonormal; take torch.linalg.qr of it first")
+    return torch.linalg.qr(basis).Q  # to rounding

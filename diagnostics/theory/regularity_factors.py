@@ -1,4 +1,8 @@
-"""The factors of the regularity bound, for every layer of a chain: plain and restricted, and its share of the whole."""
+"""The factors ``λ(Df_l)`` and ``λ(Jf_l)`` of the regularity bound, and each layer's share ``λ(D_{θ_l}F)`` of the whole.
+
+``Factor`` is one ``λ`` with its rounding error, and the reason where it is zero; ``LayerFactors`` measures those of
+all layers of a network, on their whole spaces (*plain*) or on what the later layers pass on (*restricted*).
+"""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -14,9 +18,12 @@ from skip_conditioning.diagnostics.jacobians.rows import dense_jacobian
 from skip_conditioning.diagnostics.networks.isolation import require_finite
 from skip_conditioning.diagnostics.networks.maps import Map
 from skip_conditioning.diagnostics.spectrum import jacobian_floor
-from skip_conditioning.diagnostics.theory.layered_network import Chain, Segment
+from skip_conditioning.diagnostics.theory.layered_network import LayeredNetwork, NetworkLayer
 from skip_conditioning.diagnostics.theory.rank_limits import rank_limit
 from skip_conditioning.diagnostics.theory.rounding import Precisions
+
+#: Columns of ``DF`` that are decomposed at a time.
+_COLUMNS = 2**14
 
 
 @dataclass(frozen=True)
@@ -73,14 +80,14 @@ def factor_of_map(map: Map, rounding: float, model: nn.Module, memory_budget: in
     Args:
         map: Of which the derivative is taken.
         rounding: Bound of what rounding does to that, in Frobenius norm.
-        model: For the names of places.
+        model: For the names of modules.
         memory_budget: Bytes for the Jacobian and its temporaries.
     """
     rows, cols = map.rows, map.cols
     if rows > cols:
         return explained(Factor(0.0, 0.0, rows, cols, "more rows than columns"), map, model)
     try:
-        spectrum = exact_spectrum(map, batch_mode="batch", memory_budget=memory_budget)
+        spectrum = exact_spectrum(map, memory_budget=memory_budget)
     except MemoryBudgetError:
         return Factor(math.nan, 0.0, rows, cols, f"not computed: {rows}×{cols} exceeds the memory budget")
     floor = max(spectrum.floor, rounding)
@@ -88,7 +95,7 @@ def factor_of_map(map: Map, rounding: float, model: nn.Module, memory_budget: in
 
 
 def explained(factor: Factor, map: Map, model: nn.Module) -> Factor:
-    """A factor that is zero with the operation of the layer that loses directions, where one is found."""
+    """A factor; the cause of one that is zero is the operation of the layer that loses directions, if any."""
     limit = rank_limit(model, map) if factor.cause and factor.rows else None
     return factor if limit is None or limit.rank >= factor.rows else replace(factor, cause=str(limit))
 
@@ -97,16 +104,12 @@ def explained(factor: Factor, map: Map, model: nn.Module) -> Factor:
 Factors = dict[str, tuple[Factor | None, Factor | None]]
 
 
-#: Columns of ``DF`` that are decomposed at a time.
-_COLUMNS = 2**14
-
-
 class LayerFactors:
-    """Factors of the layers of a chain, with what rounding does to each.
+    """Factors of the layers of a network, with what rounding does to each.
 
     Args:
         model: The unwrapped module.
-        chain: The layers.
+        network: Its layers.
         again: The same in the other precision; None where its range does not suffice.
         precisions: The two.
         memory_budget: Bytes for a matrix and its temporaries.
@@ -116,46 +119,53 @@ class LayerFactors:
     """
 
     def __init__(
-        self, model: nn.Module, chain: Chain, again: Chain | None, precisions: Precisions, memory_budget: int
+        self,
+        model: nn.Module,
+        network: LayeredNetwork,
+        again: LayeredNetwork | None,
+        precisions: Precisions,
+        memory_budget: int,
     ) -> None:
-        self._model, self._chain, self._budget = model, chain, memory_budget
-        self._layers = [segment for segment in chain.segments if segment.trainable]
-        every = [parameter for segment in self._layers for parameter in segment.trainable]
-        self.rounding = precisions.of_map(chain.whole(every), again.whole(every) if again else None, memory_budget)
+        self._model, self._network, self._budget = model, network, memory_budget
+        self._layers = [layer for layer in network.layers if layer.trainable]
+        trainable = [parameter for layer in self._layers for parameter in layer.trainable]
+        self.rounding = precisions.of_map(
+            network.whole(trainable), again.whole(trainable) if again else None, memory_budget
+        )
         self._of_parameter: dict[str, float] = {}
         self._of_jacobian: dict[str, float] = {}
-        others: Sequence[Segment | None] = again.segments if again else [None] * len(chain.segments)
-        for one, other in zip(chain.segments, others, strict=True):
-            if one.trainable:
+        others: Sequence[NetworkLayer | None] = again.layers if again else [None] * len(network.layers)
+        for layer, other in zip(network.layers, others, strict=True):
+            if layer.trainable:
                 of_other = other.parameter if other else None
-                self._of_parameter[one.name] = precisions.of_map(one.parameter, of_other, memory_budget)
-            if not one.first:
+                self._of_parameter[layer.name] = precisions.of_map(layer.parameter, of_other, memory_budget)
+            if not layer.first:
                 of_other = other.jacobian if other else None
-                self._of_jacobian[one.name] = precisions.of_map(one.jacobian, of_other, memory_budget)
+                self._of_jacobian[layer.name] = precisions.of_map(layer.jacobian, of_other, memory_budget)
 
     def shares(self, basis: Tensor) -> dict[str, Tensor]:
         """``D_{θ_l}Fᵀ U`` of every layer with parameters, by autograd through the whole network.
 
-        The triangular factor stands for it, ``(min(p_l, r), r)``: it has the same singular values.
+        Returned as its triangular factor, ``(min(p_l, r), r)``, which has the same singular values.
         """
-        found = {}
+        triangles = {}
         for layer in self._layers:
             factor = basis.new_zeros(0, basis.shape[1])
             for parameters in self._groups(layer.trainable, len(basis)):
-                rows = dense_jacobian(self._chain.whole(parameters), self._budget // 4)
+                rows = dense_jacobian(self._network.whole(parameters), self._budget // 4)
                 for part in rows.split(_COLUMNS, dim=1):
                     factor = torch.linalg.qr(torch.cat([factor, part.T @ basis]), mode="r").R
-            found[layer.name] = factor
-        return found
+            triangles[layer.name] = factor
+        return triangles
 
     def _groups(self, parameters: Sequence[nn.Parameter], rows: int) -> list[list[nn.Parameter]]:
-        """Parameters whose columns of ``DF`` fit the memory together.
+        """Groups of parameters, the columns of ``DF`` of each of which fit the memory.
 
         Raises:
-            MemoryBudgetError: Those of a single one do not.
+            MemoryBudgetError: Those of a single parameter do not.
         """
-        # The columns, and as much again for what is made of them.
-        entry_bytes = 2 * rows * self._chain.logits.element_size()
+        # The columns, and as much again for their products.
+        entry_bytes = 2 * rows * self._network.logits.element_size()
         groups: list[list[nn.Parameter]] = []
         left = 0
         for parameter in parameters:
@@ -180,11 +190,11 @@ class LayerFactors:
     def plain(self) -> Factors:
         """Factors on their whole spaces."""
         return {
-            segment.name: (
-                self._whole(segment.parameter, self._of_parameter) if segment.trainable else None,
-                None if segment.first else self._whole(segment.jacobian, self._of_jacobian),
+            layer.name: (
+                self._whole(layer.parameter, self._of_parameter) if layer.trainable else None,
+                None if layer.first else self._whole(layer.jacobian, self._of_jacobian),
             )
-            for segment in self._chain.segments
+            for layer in self._network.layers
         }
 
     def _whole(self, map: Map, roundings: Mapping[str, float]) -> Factor:
@@ -192,26 +202,26 @@ class LayerFactors:
 
     def restricted(self, basis: Tensor) -> Factors:
         """Factors on what the later layers pass on of a subspace of the outputs."""
-        found: Factors = {}
-        for segment in reversed(self._chain.segments):
+        factors: Factors = {}
+        for layer in reversed(self._network.layers):
             parameter = jacobian = None
-            if segment.trainable:
-                parameter = self._on(segment.parameter, basis, self._of_parameter)[0]
-            if not segment.first:
-                jacobian, columns = self._on(segment.jacobian, basis, self._of_jacobian)
+            if layer.trainable:
+                parameter = self._on(layer.parameter, basis, self._of_parameter)[0]
+            if not layer.first:
+                jacobian, columns = self._on(layer.jacobian, basis, self._of_jacobian)
                 if columns is None:
                     raise MemoryBudgetError(
-                        f"{basis.shape[1]} directions of the outputs at {segment.name!r} exceed the memory budget of "
+                        f"{basis.shape[1]} directions of the outputs at {layer.name!r} exceed the memory budget of "
                         f"{readable(self._budget)}; use fewer probe samples, or a larger memory_budget"
                     )
-                basis = _range(columns, self._of_jacobian[segment.name])
-            found[segment.name] = parameter, jacobian
-        return found
+                basis = _range(columns, self._of_jacobian[layer.name])
+            factors[layer.name] = parameter, jacobian
+        return factors
 
     def _on(self, map: Map, basis: Tensor, roundings: Mapping[str, float]) -> tuple[Factor, Tensor | None]:
         """A factor on a subspace of a layer's outputs, and ``AᵀU``; None where that does not fit."""
         rows, cols = basis.shape[1], map.cols
-        # The products, put together, and their decomposition.
+        # The products, their concatenation, and its decomposition.
         if 3 * rows * cols * basis.element_size() > self._budget:
             return Factor(math.nan, 0.0, rows, cols, f"not computed: {cols}×{rows} exceeds the memory budget"), None
         columns = jacobian_of(map, self._budget).rmatmat(basis)
@@ -219,7 +229,7 @@ class LayerFactors:
 
 
 def _range(columns: Tensor, rounding: float) -> Tensor:
-    """An orthonormal basis of the span of some columns, as far as it is not rounding."""
+    """An orthonormal basis of the span of some columns, without directions that are only rounding."""
     left, sizes, _ = torch.linalg.svd(columns, full_matrices=False)
     floor = jacobian_floor(float(torch.linalg.vector_norm(sizes)), torch.finfo(columns.dtype).eps)
     return left[:, sizes > max(floor, rounding)].contiguous()

@@ -1,6 +1,6 @@
 """What rounding does to a derivative, measured by taking it in another precision.
 
-Dimensions and norms do not tell: batch norm over two samples, or over nearly equal ones, cancels all but the last
+Dimensions and norms do not show it: batch norm over two samples, or over nearly equal ones, cancels all but the last
 digits of what goes through it. How much is lost shows in float32, and is as much less in float64 as its unit is.
 """
 
@@ -62,16 +62,16 @@ class Precisions:
         except (NonFiniteError, UnsupportedModelError):  # the latter where a kernel does not agree with autograd
             return None
 
-    def error(self, found: Tensor, again: Tensor | None) -> float:
-        """Bound of the Frobenius norm of the rounding in ``found``, given the same in the other precision.
+    def error(self, measured: Tensor, again: Tensor | None) -> float:
+        """Bound of the Frobenius norm of the rounding in a result, given the same in the other precision.
 
-        Without that, no more is known than that digits are left: it is the same share of the norm.
+        Without the latter, it is the same share of the norm: that some digits are left is all that is known.
         """
         difference = math.nan
         if again is not None:
-            difference = float(torch.linalg.vector_norm(found.double() - again.double()))
+            difference = float(torch.linalg.vector_norm(measured.double() - again.double()))
         if not math.isfinite(difference):
-            difference = float(torch.linalg.vector_norm(found.double()))
+            difference = float(torch.linalg.vector_norm(measured.double()))
         return self.share * difference
 
     def of_map(self, map: Map, again: Map | None, memory_budget: int) -> float:
@@ -82,16 +82,16 @@ class Precisions:
             again: It in the other precision.
             memory_budget: Bytes that the temporaries of a product may take.
         """
-        vectors = probe_vectors(map.rows).to(map.point.device)
-        found, other = (
-            None if one is None else jacobian_of(one, memory_budget)._apply_adjoint(vectors.to(one.point.dtype))
-            for one in (map, again)
+        vectors = random_vectors(map.rows).to(map.point.device)
+        products, others = (
+            None if item is None else jacobian_of(item, memory_budget)._apply_adjoint(vectors.to(item.point.dtype))
+            for item in (map, again)
         )
-        assert found is not None
-        return self.error(found, other) / math.sqrt(_VECTORS)
+        assert products is not None
+        return self.error(products, others) / math.sqrt(_VECTORS)
 
 
-def probe_vectors(rows: int) -> Tensor:
+def random_vectors(rows: int) -> Tensor:
     """Standard normal vectors, ``(rows, k)``, float64: ``‖Aᵀ V‖_F² / k`` is ``‖A‖_F²`` on average."""
     return torch.randn(rows, _VECTORS, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
 
@@ -113,7 +113,7 @@ def gram_rounding(recording: Recording, direction: Tensor) -> float:
     for use, cotangent in zip(recording.uses, cotangents, strict=True):
         real = use.input.is_floating_point()
         activations = float((use.input.double() ** 2).sum()) if real else use.input.numel()
-        # The kernel of a convolution meets an activation once for each of its places; a bias counts as an activation.
+        # The kernel of a convolution meets an activation once at each position; a bias counts as an activation.
         activations = use.weight_shape[2:].numel() * activations + cotangent.numel()
         terms += activations * float((cotangent.double() ** 2).sum())
     return _GRAM_UNITS * torch.finfo(recording.logits.dtype).eps * terms

@@ -1,6 +1,6 @@
 """What a skip does for one block: ``σ_min(αI + Jg) ≥ α − ‖Jg‖``, for a block ``x ↦ αx + g(x)``.
 
-Source: MacDonald et al. 2023, section 5 (PAPER.md, statement 6).
+Source: MacDonald et al. 2023, section 5; docs/paper.md §2.6.
 """
 
 import dataclasses
@@ -59,9 +59,9 @@ def skip_bound(
         model, maps = probed.model, probed.maps("layer", layers)
         other_maps = precisions.again(lambda other: probed.in_dtype(other).maps("layer", layers))
         again: Sequence[Map | None] = other_maps or [None] * len(maps)
-        pairs = [(one, other) for one, other in zip(maps, again, strict=True) if one.output_shape == one.point.shape]
+        pairs = [(map, other) for map, other in zip(maps, again, strict=True) if map.output_shape == map.point.shape]
         if layers is not None and len(pairs) < len(maps):
-            other = next(one for one in maps if one.output_shape != one.point.shape)
+            other = next(map for map in maps if map.output_shape != map.point.shape)
             raise LayerCallError(
                 f"layer {other.layer!r} takes {tuple(other.point.shape)} and returns {tuple(other.output_shape)}; an "
                 "identity skip needs the same shape: name blocks that keep it"
@@ -77,7 +77,7 @@ def skip_bound(
 def _statement(map: Map, gain: float, rounding: float, model: nn.Module, memory_budget: int) -> Statement:
     """The bound for one block, whose Jacobian is known up to ``rounding`` in Frobenius norm."""
     branch = dataclasses.replace(map, function=lambda point: map.function(point) - gain * point)
-    block, rest = (exact_spectrum(one, batch_mode="batch", memory_budget=memory_budget) for one in (map, branch))
+    block, rest = (exact_spectrum(item, memory_budget=memory_budget) for item in (map, branch))
     left, norm = float(block.values[-1]), float(rest.values[0])
     error = max(block.floor, rounding) + max(rest.floor, rounding)
     cause = ""

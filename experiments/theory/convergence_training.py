@@ -15,8 +15,8 @@ from torch.nn import functional
 from tqdm import trange
 
 from skip_conditioning.diagnostics.loss.costs import Cost, cost_of
+from skip_conditioning.diagnostics.loss.descent import guaranteed_decrease, next_guarantee
 from skip_conditioning.diagnostics.theory.curvature_bounds import jacobian_bound, lipschitz_bound
-from skip_conditioning.diagnostics.theory.descent_guarantee import guaranteed_decrease, next_guarantee
 from skip_conditioning.experiments.theory.contractive_constants import (
     ContractiveClass,
     Spectra,

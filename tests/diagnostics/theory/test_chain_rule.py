@@ -62,7 +62,7 @@ def mlp(width=5, normaliser=None, inner=nn.Tanh, depth=2, seed=0):
 X = torch.randn(4, 4, dtype=D, generator=torch.Generator().manual_seed(1))
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=12, deadline=None)
 @given(
     st.integers(0, 2**31), st.integers(1, 6), st.integers(0, 3), st.booleans(), st.floats(-3, 3), st.integers(1, 6),
     st.sampled_from([nn.Tanh, nn.ReLU, nn.Softplus, nn.Identity]),
@@ -99,8 +99,8 @@ def test_the_norms_in_the_notes_are_those_of_the_dense_matrices():
 def test_a_layer_left_out_is_found_out(monkeypatch, normaliser):
     whole = diagnostics.theory.chain_rule._Layerwise.__init__
 
-    def shortened(self, chain, memory_budget):
-        whole(self, chain, memory_budget)
+    def shortened(self, network, memory_budget):
+        whole(self, network, memory_budget)
         # The Jacobian of the first of the square layers is taken to be the identity.
         self._layers = [(n, p, None if n == "1" else j) for n, p, j in self._layers]
 

@@ -13,7 +13,7 @@ from skip_conditioning.diagnostics.errors import MemoryBudgetError, UnsupportedM
 from skip_conditioning.diagnostics.networks.measuring import measuring
 from skip_conditioning.diagnostics.theory.curvature import curvature, measured_constants
 from skip_conditioning.diagnostics.theory.curvature_bounds import LayerConstants, hessian_bound
-from skip_conditioning.diagnostics.theory.layered_network import Chain
+from skip_conditioning.diagnostics.theory.layered_network import LayeredNetwork
 from skip_conditioning.models.residual_mlp import build_residual_mlp
 
 
@@ -34,8 +34,8 @@ def scalar_chain(*weights):
 
 def constants_of(model, x, layers=None):
     with measuring(model, x, dtype=torch.float64) as probed:
-        chain = Chain(probed, layers)
-        return measured_constants(chain.segments)
+        network = LayeredNetwork(probed, layers)
+        return measured_constants(network.layers)
 
 
 def scalar(value):

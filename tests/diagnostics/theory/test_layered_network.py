@@ -11,7 +11,7 @@ from torch.nn import functional
 
 from skip_conditioning.diagnostics.networks.isolation import unwrap
 from skip_conditioning.diagnostics.networks.measuring import measuring
-from skip_conditioning.diagnostics.theory.layered_network import Chain
+from skip_conditioning.diagnostics.theory.layered_network import LayeredNetwork
 from skip_conditioning.models import build_model
 from tests.diagnostics.theory.chains import D, Forward, linear, repeated, seeded, transformer, two_names
 
@@ -130,33 +130,33 @@ def by_hand(model, x, start, end):
 def test_every_layer_is_that_of_a_copy_cut_by_hand(build, shape, asked, names, nothing_changes):
     model, x = seeded(build, shape)
     with nothing_changes(model, x), measuring(model, x, dtype=D) as probed:
-        chain = Chain(probed, asked)
-        assert [segment.name for segment in chain.segments] == names
+        network = LayeredNetwork(probed, asked)
+        assert [layer.name for layer in network.layers] == names
         own = {parameter: name for name, parameter in unwrap(model).named_parameters()}
         weights = {name: one.detach() for name, one in unwrap(model).named_parameters()}
-        for start, segment in zip([None, *names], chain.segments, strict=False):
-            evaluate = by_hand(model, x, start, segment.name)
-            held, given = [own[parameter] for parameter in segment.trainable], segment.input.clone()
+        for start, layer in zip([None, *names], network.layers, strict=False):
+            evaluate = by_hand(model, x, start, layer.name)
+            held, given = [own[parameter] for parameter in layer.trainable], layer.input.clone()
 
-            def of_weights(flat, evaluate=evaluate, held=held, segment=segment):
+            def of_weights(flat, evaluate=evaluate, held=held, layer=layer):
                 parts = flat.split([weights[name].numel() for name in held])
                 pieces = {name: part.view_as(weights[name]) for name, part in zip(held, parts, strict=True)}
-                return evaluate({**weights, **pieces}, segment.input)
+                return evaluate({**weights, **pieces}, layer.input)
 
-            expected = evaluate(weights, segment.input)
-            torch.testing.assert_close(segment.function(segment.parameters, segment.input), expected)
-            assert torch.equal(segment.input, given), "what works in place behind a cut does not reach its input"
+            expected = evaluate(weights, layer.input)
+            torch.testing.assert_close(layer.function(layer.parameters, layer.input), expected)
+            assert torch.equal(layer.input, given), "what works in place behind a cut does not reach its input"
             if held:
-                expected = jacobian(of_weights, segment.parameters).reshape(segment.parameter.rows, -1)
-                found = jacobian(segment.parameter.function, segment.parameter.point).reshape(expected.shape)
+                expected = jacobian(of_weights, layer.parameters).reshape(layer.parameter.rows, -1)
+                found = jacobian(layer.parameter.function, layer.parameter.point).reshape(expected.shape)
                 torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-11)
                 assert (expected != 0).any(), "the copy depends on the weights"
-            if segment.input.is_floating_point():
-                expected = jacobian(lambda point: evaluate(weights, point), segment.input)  # noqa: B023
-                found = jacobian(segment.jacobian.function, segment.input)
+            if layer.input.is_floating_point():
+                expected = jacobian(lambda point: evaluate(weights, point), layer.input)  # noqa: B023
+                found = jacobian(layer.jacobian.function, layer.input)
                 torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-11)
         trainable = {own[one] for one in unwrap(model).parameters() if one.requires_grad}
-        assert {own[one] for segment in chain.segments for one in segment.trainable} == trainable
+        assert {own[one] for layer in network.layers for one in layer.trainable} == trainable
 
 
 EVERY = [*((name, build, shape, asked) for name, build, shape, asked, _ in CASES), *LARGE]
@@ -166,30 +166,30 @@ EVERY = [*((name, build, shape, asked) for name, build, shape, asked, _ in CASES
 def test_the_layers_one_after_another_are_the_network(build, shape, asked):
     model, x = seeded(build, shape)
     with measuring(model, x, dtype=D) as probed:
-        chain = Chain(probed, asked)
+        network = LayeredNetwork(probed, asked)
         torch.manual_seed(0)
         expected = first_of(copy.deepcopy(unwrap(model))(x.clone()))
-        value = chain.x
-        for segment in chain.segments:
-            torch.testing.assert_close(value, segment.input)
-            value = segment.function(segment.parameters, value)
-            assert value.shape == segment.output_shape
+        value = network.x
+        for layer in network.layers:
+            torch.testing.assert_close(value, layer.input)
+            value = layer.function(layer.parameters, value)
+            assert value.shape == layer.output_shape
         torch.testing.assert_close(value, expected)
-        torch.testing.assert_close(chain.logits, expected)
+        torch.testing.assert_close(network.logits, expected)
 
 
 def test_dropout_of_a_transposed_tensor_draws_the_same_mask_when_differentiated():
     model, x = seeded(lambda: transformer(0.3), (2, 3, 8))
     with measuring(model, x, dtype=D) as probed:
-        segment = Chain(probed).segments[0]
-        value = torch.func.vjp(lambda point: segment.function(point, segment.input), segment.parameters)[0]
-        torch.testing.assert_close(value, segment.function(segment.parameters, segment.input))
+        layer = LayeredNetwork(probed).layers[0]
+        value = torch.func.vjp(lambda point: layer.function(point, layer.input), layer.parameters)[0]
+        torch.testing.assert_close(value, layer.function(layer.parameters, layer.input))
 
 
 def test_layers_whose_values_are_equal_by_chance_stay_apart():
     model, x = seeded(lambda: nn.Sequential(nn.Linear(4, 4, bias=False), nn.Linear(4, 4, bias=False)), X)
     with measuring(model, x, dtype=D) as probed:
-        assert [segment.name for segment in Chain(probed, "0").segments] == ["0", "logits"]
+        assert [layer.name for layer in LayeredNetwork(probed, "0").layers] == ["0", "logits"]
 
 
 def test_the_largest_tensor_of_a_layer_is_counted():
@@ -197,5 +197,5 @@ def test_the_largest_tensor_of_a_layer_is_counted():
     wide.w = nn.Parameter(torch.randn(50, 2))
     model, x = seeded(lambda: nn.Sequential(wide, nn.Linear(1, 2)), X)
     with measuring(model, x, dtype=D) as probed:
-        first, second = Chain(probed).segments
+        first, second = LayeredNetwork(probed).layers
         assert (first.widest, second.widest) == (150, 6)

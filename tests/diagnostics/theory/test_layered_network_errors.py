@@ -8,7 +8,7 @@ from torch import nn
 
 from skip_conditioning.diagnostics.errors import InputError, LayerCallError, UnknownLayerError, UnsupportedModelError
 from skip_conditioning.diagnostics.networks.measuring import measuring
-from skip_conditioning.diagnostics.theory.layered_network import Chain
+from skip_conditioning.diagnostics.theory.layered_network import LayeredNetwork
 from skip_conditioning.diagnostics.theory.regularity import regularity
 from tests.diagnostics.theory.chains import D, Forward, linear, repeated, seeded
 
@@ -85,7 +85,7 @@ UNREAL = [("integer", lambda x: x.argmax(1)), ("none", lambda x: None), ("comple
 def test_what_is_no_chain_is_said_with_the_way_out(build, layers, error, message, nothing_changes):
     model, x = seeded(build, (3, 4))
     with nothing_changes(model, x), pytest.raises(error, match=message), measuring(model, x, dtype=D) as probed:
-        Chain(probed, layers)
+        LayeredNetwork(probed, layers)
 
 
 @pytest.mark.parametrize("output", [one[1] for one in UNREAL], ids=[one[0] for one in UNREAL])
@@ -95,13 +95,13 @@ def test_a_layer_without_a_real_output_is_named(output):
         pytest.raises(UnsupportedModelError, match="'odd' returns no real tensor"),
         measuring(model, x, dtype=D) as probed,
     ):
-        Chain(probed, ["a", "odd"])
+        LayeredNetwork(probed, ["a", "odd"])
 
 
 def test_default_blocks_that_are_never_called_are_left_out():
     model, x = seeded(unused, (3, 4))
     with measuring(model, x, dtype=D) as probed:
-        assert [segment.name for segment in Chain(probed).segments] == ["used"]
+        assert [layer.name for layer in LayeredNetwork(probed).layers] == ["used"]
 
 
 @pytest.mark.parametrize("layers", [[None], 3, {"0": 1}, [["0"]]])

@@ -10,7 +10,7 @@ from skip_conditioning.diagnostics.errors import InputError, NonFiniteError, Uns
 from skip_conditioning.diagnostics.jacobians.rows import dense_jacobian
 from skip_conditioning.diagnostics.networks.measuring import measuring
 from skip_conditioning.diagnostics.spectrum import jacobian_floor
-from skip_conditioning.diagnostics.theory.rounding import Precisions, probe_vectors
+from skip_conditioning.diagnostics.theory.rounding import Precisions, random_vectors
 from tests.diagnostics.theory.chains import D
 
 S = torch.float32
@@ -65,7 +65,7 @@ def test_what_the_other_precision_cannot_do_is_missing_and_other_errors_are_not_
 
 def test_vectors_are_the_same_at_each_call_and_leave_the_random_stream(nothing_changes):
     with nothing_changes():
-        first, second = probe_vectors(7), probe_vectors(7)
+        first, second = random_vectors(7), random_vectors(7)
     assert torch.equal(first, second)
     assert first.dtype is D
 
