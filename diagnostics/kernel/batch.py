@@ -34,7 +34,7 @@ class Batch:
 
     Args:
         probed: The model at the batch.
-        units: Those that will be asked for.
+        units: Those whose kernels are wanted.
         memory_budget: Bytes that a backward pass may take.
         group: Processes to share the rows among.
         progress: Called with the rows done and the rows to do.

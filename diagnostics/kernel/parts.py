@@ -29,7 +29,7 @@ class Part:
         start: First channel (group, if there are several) or parameter.
         stop: The one after the last.
         keeps_gradients: Whether gradients are formed at once and the cotangents dropped, which may take less memory.
-        bytes: Memory of what is kept.
+        bytes: Memory of its signals.
     """
 
     unit: Unit
@@ -50,7 +50,7 @@ class Extent:
 
 
 def parts_of(unit: Unit, rule: Rule | None, extent: Extent, item: int, limit: int) -> list[Part]:
-    """A unit cut into parts that take at most so many bytes each, or a single channel if even that takes more.
+    """A unit cut into parts of at most ``limit`` bytes each, or single channels if even those take more.
 
     Args:
         unit: The unit.

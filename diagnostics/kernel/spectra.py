@@ -24,7 +24,7 @@ def kernel_spectra(
     progress: bool,
     group: ProcessGroup | None,
 ) -> list[Spectrum]:
-    """Eigenvalues of the kernel's blocks, and of the whole where it is asked for or no layers are.
+    """Eigenvalues of the kernel's blocks, and of the whole kernel where it is named or no layers are.
 
     Arguments and errors as for ``tangent_kernel.tangent_kernel``. In ``sample`` mode the kernels of each sample with
     itself, one after the other.

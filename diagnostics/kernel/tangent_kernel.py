@@ -66,12 +66,15 @@ def tangent_kernel(
             norm in train mode included; ``sample`` that of each sample by itself, in eval mode.
         outputs: ``all``; ``trace``: ``Σ_o K[(i,o),(j,o)]``, ``N × N``; ``sum``: the kernel of ``Σ_o F_o``, ``N × N``;
             ``centred``: without the direction in which all outputs of a sample move together, which softmax does not
-            feel (rows and columns sum to zero over the outputs).
-        memory_budget: Bytes the measurement may take beside the forward pass; where it is short, passes are repeated.
+            see (rows and columns sum to zero over the outputs).
+        memory_budget: Bytes the measurement may take besides the forward pass; with few of them, passes are repeated.
         dtype: Precision of the derivatives; None keeps the model's. Gram matrices are accumulated in float64 always.
         progress: Whether to show a bar.
         group: Processes of ``torch.distributed`` to share the backward passes and Gram matrices among. Every one of
             them has to call, and gets what a single process would.
+
+    Returns:
+        The kernel of each block and of the whole, ``(N·R, N'·R)`` in float64.
 
     Raises:
         UnknownLayerError: A name that is no module; near matches are offered.
@@ -183,12 +186,12 @@ class _Sums:
         self.methods: dict[str, set[str]] = {name: set() for name in units}
 
     def drop_uncalled(self, uncalled: Sequence[str], used: Sequence[Unit], *, named: bool) -> None:
-        """Leave out the blocks that are no part of the forward pass, or refuse if they were asked for.
+        """Leave out the blocks that are no part of the forward pass, or refuse if they were named.
 
         Args:
             uncalled: Those whose modules are never called.
             used: Units that the outputs depend on, maybe without a call of their module.
-            named: Whether they were asked for.
+            named: Whether the caller named them.
         """
         for name in uncalled:
             if not any(unit in used for unit in self._units[name]):

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from skip_conditioning.diagnostics.linalg.operators import Operator, require_precision
 
-#: Right vectors are allocated so many at a time: many runs end long before the last step that is allowed.
+#: Right vectors allocated at a time: many runs end long before the last step allowed.
 _BLOCK = 8
 
 #: A new direction shorter than this many units of rounding of the largest coefficient is taken for rounding.
@@ -68,7 +68,7 @@ def golub_kahan(operator: Operator, start: Tensor, max_steps: int) -> Iterator[B
     Args:
         operator: Any operator; ``cols`` should be its smaller side.
         start: Not zero, shape ``(cols,)``; normalised here.
-        max_steps: At most so many; never more than ``cols``.
+        max_steps: Most steps to take; never more than ``cols`` are.
 
     Raises:
         InputError: The operator works in half precision.

@@ -40,8 +40,8 @@ class Extreme:
             (``u`` computed as ``A v / value`` would lose ``eps · κ`` and its residual show nothing else.)
         converged: Whether the residual met the tolerance and the value had settled, or more steps would add nothing.
             That the value is then the extreme one, not its neighbour, is all but certain for a random start vector.
-        bound: What ``value`` is to the true extreme: ``lower`` for a largest and ``upper`` for a smallest one that has
-            not converged or lies under the floor; None where it is the extreme itself, to the tolerance.
+        bound: ``lower`` for a largest and ``upper`` for a smallest one that has not converged or lies under the floor;
+            None where ``value`` is the extreme itself, to the tolerance.
         products: Vectors the operator or its adjoint was applied to.
         method: ``golub-kahan-lanczos`` or ``exact: svd``.
         seconds: Time it took.

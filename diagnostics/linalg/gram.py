@@ -1,4 +1,4 @@
-"""Gram matrices accumulated in float64, whatever the precision of what they are made from.
+"""Gram matrices accumulated in float64, whatever the precision of their factors.
 
 Squaring in float32 would lose every singular value under 3e-4 of the largest. Pieces are converted some columns at a
 time, so that no float64 copy of the whole exists.

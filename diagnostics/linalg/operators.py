@@ -114,7 +114,7 @@ class Operator(ABC):
             )
 
     def _finite(self, block: Tensor) -> Tensor:
-        # A sum is one pass and one number; where it overflows although no entry does, the entries are looked at.
+        # A sum is one pass and one number; where it overflows although no entry does, the entries are checked.
         if not math.isfinite(block.sum().item()) and not bool(torch.isfinite(block).all()):
             raise NonFiniteError(
                 f"a product with {self.name} holds NaN or infinite values; measure an earlier step, or in dtype float64"

@@ -21,7 +21,7 @@ Function = Callable[[np.ndarray], np.ndarray]
 
 #: A bracket's half-width over its share of the standard error: as for a uniform distribution.
 UNIFORM = 3**0.5
-#: Where the limit of slow quadratures is read off, beside all steps: after this share of them.
+#: The limit of slow quadratures is extrapolated from those after all steps and after this share of them.
 _COARSE_SHARE = 2 / 3
 
 

@@ -101,7 +101,8 @@ def lanczos_density(
 
     Args:
         operator: Any operator.
-        tolerance: Relative standard error of the mean singular value to reach; None for a fixed number of both.
+        tolerance: Relative standard error of the mean singular value to reach; None for a fixed number of vectors and
+            steps.
         vectors: How many random vectors, to begin with.
         steps: Lanczos steps of each where no tolerance is given.
         max_vectors: Limit on the random vectors that a tolerance may call for.

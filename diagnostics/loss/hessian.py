@@ -23,7 +23,7 @@ from skip_conditioning.diagnostics.networks.isolation import exact_numerics
 from skip_conditioning.diagnostics.networks.maps import TOTAL, check_map
 from skip_conditioning.diagnostics.networks.measuring import measuring
 
-#: A second derivative keeps the tensors of the backward pass beside those of the forward pass.
+#: A second derivative keeps the tensors of the backward pass as well as those of the forward pass.
 _PASSES = 2
 #: Up to this many rows the matrix itself is cheaper than ARPACK's vectors.
 _DENSE_SIDE = 64
@@ -171,14 +171,36 @@ def largest_eigenvalue(
 def smallest_eigenvalue(
     operator: Operator, *, tolerance: float = 1e-6, max_products: int = 2000, seed: int = 0
 ) -> Eigenvalue:
-    """The smallest (leftmost) eigenvalue of a symmetric operator; as ``largest_eigenvalue``, and an upper bound."""
+    """The smallest (leftmost) eigenvalue of a symmetric operator, as ``largest_eigenvalue`` finds the largest.
+
+    Args:
+        operator: A symmetric one; that it is symmetric is not checked.
+        tolerance: Residual to reach, relative to ``‖H‖``.
+        max_products: Products after which the value is only an upper bound; at least some 60 are made.
+        seed: Of the start vector.
+
+    Raises:
+        NonFiniteError: A product holds NaN or infinity.
+        InputError: The operator is not square, or its precision too coarse.
+    """
     return _end(operator, "SA", tolerance, max_products, seed)
 
 
 def spectral_norm(
     operator: Operator, *, tolerance: float = 1e-6, max_products: int = 2000, seed: int = 0
 ) -> Eigenvalue:
-    """``‖H‖ = max |λ|`` of a symmetric operator; as ``largest_eigenvalue``, and about half its products."""
+    """``‖H‖ = max |λ|`` of a symmetric operator, with about half the products of ``largest_eigenvalue``.
+
+    Args:
+        operator: A symmetric one; that it is symmetric is not checked.
+        tolerance: Residual to reach, relative to ``‖H‖``.
+        max_products: Products after which the value is only a lower bound; at least some 60 are made.
+        seed: Of the start vector.
+
+    Raises:
+        NonFiniteError: A product holds NaN or infinity.
+        InputError: The operator is not square, or its precision too coarse.
+    """
     eigenvalue = _end(operator, "LM", tolerance, max_products, seed)
     return dataclasses.replace(eigenvalue, value=abs(eigenvalue.value))
 
@@ -254,7 +276,7 @@ def _ritz_vector(
 class _Watched(Operator):
     """An operator that counts its products, and keeps in ``norm`` the most that one has lengthened its vector.
 
-    It is divided by ``unit``, the size of its first product, lest squares of its entries leave the range of numbers.
+    It is divided by ``unit``, the size of its first product, so that squares of its entries stay within range.
     """
 
     def __init__(self, operator: Operator, first: Tensor) -> None:

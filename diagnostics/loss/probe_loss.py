@@ -1,4 +1,4 @@
-"""The loss on the probe: its value, and the speed at which training along its gradient would lower it."""
+"""The loss on the probe: its value, its gradient, and the rate at which training along that lowers it."""
 
 import math
 from collections.abc import Sequence
@@ -16,7 +16,7 @@ from skip_conditioning.diagnostics.networks.measuring import ProbedModel, measur
 from skip_conditioning.diagnostics.networks.parameter_units import blocks_of, units_of
 from skip_conditioning.diagnostics.networks.recording import Recording
 
-#: Rounding in float64 is at most so many times what float32 shows of it, scaled by the units.
+#: Rounding in float64 is at most this many times that of float32, scaled by the units.
 _ROUNDING_FACTOR = 32.0
 
 
@@ -49,7 +49,7 @@ def rayleigh_quotients(
     batch_mode: str = "batch",
     dtype: torch.dtype | None = None,
 ) -> dict[str, float]:
-    """``∇cᵀ K_l ∇c / |∇c|²`` of each layer's share of the tangent kernel: the speed that training actually feels.
+    """``∇cᵀ K_l ∇c / |∇c|²`` of each layer's share of the tangent kernel: the rate at which training lowers the loss.
 
     ``c`` is the loss on the probe as a function of the outputs, so that ``K_l ∇c`` is ``J_l`` times the gradient of the
     loss in the layer's parameters, and the quotient ``|∇_l ℓ|² / |∇c|²`` costs one gradient (MacDonald et al. 2023,
@@ -87,7 +87,7 @@ def rayleigh_quotients(
 
 @dataclass(frozen=True)
 class LossGradient:
-    """The loss of a forward pass and its gradients, divided by ``scale`` lest the squares of tiny ones vanish.
+    """The loss of a forward pass and its gradients, divided by ``scale`` to keep squares of tiny ones.
 
     Attributes:
         loss: ``c(F)``.
@@ -142,7 +142,7 @@ def gradient_rounding(probed: ProbedModel, gradient: LossGradient, dtype: torch.
     Args:
         probed: The model at the probe.
         gradient: The loss's, as measured.
-        dtype: In which precision.
+        dtype: Precision of the gradient.
     """
     lower = dtype == torch.float64
     other = torch.float32 if lower else torch.float64

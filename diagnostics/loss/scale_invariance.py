@@ -1,4 +1,4 @@
-"""Which weights a network does not feel the length of, and its Hessian in units of that length.
+"""Which weights can be rescaled without changing the logits, and the Hessian in units of those weights' length.
 
 Where ``F(αw) = F(w)`` for all ``α > 0``, as of a layer that is normalised, Euler's theorem says ``DF[w] = 0``, and
 second derivatives fall as ``1/|w|²`` while ``w`` grows. That says nothing about speed: the step of gradient descent
@@ -27,7 +27,7 @@ _ROUNDING_UNITS = 64
 def scale_invariance(
     model: nn.Module, x: Tensor, groups: Mapping[str, Sequence[str]] | None = None, *, memory_budget: int = GIB
 ) -> dict[str, float]:
-    """How much of a change in some weights' length the logits feel: ``|DF[w]| / (‖DF_w‖ |w|)``. In float64.
+    """How much a change in the length of some weights moves the logits: ``|DF[w]| / (‖DF_w‖ |w|)``. In float64.
 
     From the dense Jacobian of the logits in the parameters: for small networks.
 
@@ -39,8 +39,8 @@ def scale_invariance(
         memory_budget: Bytes that the temporaries of the Jacobian may take.
 
     Returns:
-        By group, from 0 (scale-invariant, or without influence on the logits) to 1 (the logits feel no change of the
-        weights more than one of their length).
+        By group, from 0 (scale-invariant, or without influence on the logits) to 1 (no other change of
+        the weights moves the logits more).
 
     Raises:
         UnknownLayerError: A group names no trainable parameter.
@@ -48,7 +48,7 @@ def scale_invariance(
     with measuring(model, x, dtype=torch.float64) as probed:
         outputs = probed.maps("kernel", [TOTAL])[0]
         jacobian = dense_jacobian(outputs, memory_budget)
-        trainable = {name: one for name, one in probed.model.named_parameters() if one.requires_grad}
+        trainable = {name: weight for name, weight in probed.model.named_parameters() if weight.requires_grad}
         names, sizes = [*trainable], [parameter.numel() for parameter in trainable.values()]
         columns = dict(zip(names, jacobian.split(sizes, dim=1), strict=True))
         values = dict(zip(names, outputs.point.split(sizes), strict=True))
@@ -59,8 +59,8 @@ def scale_invariance(
         part = torch.cat([columns[name] for name in members], dim=1)
         weights = torch.cat([values[name] for name in members])
         norm = float(torch.linalg.matrix_norm(part, 2))
-        felt = float(torch.linalg.vector_norm(part @ weights))
-        shares[group] = felt / (norm * float(weights.norm())) if norm > rounding and felt > 0 else 0.0
+        moved = float(torch.linalg.vector_norm(part @ weights))
+        shares[group] = moved / (norm * float(weights.norm())) if norm > rounding and moved > 0 else 0.0
     return shares
 
 
@@ -94,7 +94,7 @@ def effective_scales(model: nn.Module, columns: Mapping[str, slice], groups: Map
 
     Args:
         model: The model.
-        columns: Where each parameter's entries are, as in ``HessianOperator.columns``.
+        columns: Slices of the parameters' entries, as in ``HessianOperator.columns``.
         groups: Parameters of each scale-invariant group.
 
     Returns:

@@ -1,4 +1,4 @@
-"""The PŁ chain and the decrease of the loss on a probe, as columns of the metrics table."""
+"""The *bounds* of a probe in the metrics table: the PŁ chain at a step, and the decrease of the loss by that step."""
 
 import time
 from typing import Any
@@ -18,16 +18,16 @@ _EIGENVALUE_FLOPS = 20.0
 
 
 class BoundsLog:
-    """Measures the bounds at one step, and holds the probe's row until the step after it shows what became of the loss.
+    """Measures the bounds at one step, and holds the probe's row until the next step shows by how much the loss fell.
 
     Args:
         model: The unwrapped module.
         x: Probe inputs, shape ``(N, *input_shape)``.
-        y: Targets, as for ``probe.probe_metrics``.
+        y: Targets, as for ``probe_loss.probe_metrics``.
         memory_budget: Bytes a measurement may take.
 
     Attributes:
-        row: The row of the metrics table that waits, or None.
+        row: The waiting row of the metrics table, or None.
     """
 
     def __init__(self, model: nn.Module, x: Tensor, y: Tensor, memory_budget: int) -> None:
@@ -39,7 +39,7 @@ class BoundsLog:
         """A first guess at the seconds of a measurement: a backward pass for each row of the kernel, at most.
 
         Raises:
-            InputError: Whatever would make a measurement fail: the targets, the outputs, the memory budget.
+            InputError: A measurement would fail: the targets do not fit, or the memory budget is too small.
         """
         with measuring(self._model, self._x, dtype=torch.float64) as probed:
             recording = probed.recording()
@@ -53,7 +53,7 @@ class BoundsLog:
         return rows * seconds + _EIGENVALUE_FLOPS * rows**3 / FLOPS
 
     def measure(self) -> dict[str, Any]:
-        """The columns of ``tables.BOUNDS`` at this state; the decreases, which the next one will show, are missing."""
+        """The columns of ``tables.BOUNDS`` at this state; the decreases, which the next step shows, are missing."""
         chain = pl_chain(self._model, self._x, self._y, memory_budget=self._memory_budget)
         self._descent = Descent(self._model, self._x, self._y)
         return {

@@ -24,7 +24,12 @@ class Measurement:
     schedule: Schedule | int | None = None
 
     def skipped(self, reason: str, seconds: float | None) -> dict[str, Any]:
-        """Columns of the table ``skipped``, for a measurement that would take, or took, so many seconds."""
+        """Columns of the table ``skipped``, for a measurement that was not made or failed.
+
+        Args:
+            reason: Why.
+            seconds: What it would take, or took; None where that is not known.
+        """
         layers = [self.layers] if isinstance(self.layers, str) else self.layers or ["(default)"]
         return {
             "map": self.map,

@@ -58,7 +58,7 @@ class SpectrumMonitor:
     it is given a ``group`` to share the work among.
 
     Args:
-        model: The network; ``torch.compile`` and DDP wrappers are looked through.
+        model: The network; ``torch.compile`` and DDP wrappers are removed.
         probe: Inputs ``x``, or ``(x, y)``; with targets, the probe's loss and accuracy are logged (split
             ``probe``) at every measurement: cross-entropy for class indices, mean square error otherwise.
         out: The run's directory.
@@ -71,9 +71,9 @@ class SpectrumMonitor:
         tolerance: Accuracy of matrix-free spectra, as for ``spectra``.
         dtype: Precision of the Jacobians; None keeps the model's.
         memory_budget: Bytes a measurement may take.
-        bounds: Whether to log the chain of ``pl_chain`` on the probe, in float64, at each step of ``schedule``, and
-            what the step after it made of the loss: the columns ``tables.BOUNDS`` of the probe's metrics. Such a row
-            is written once the next step has been seen.
+        bounds: Whether to log the sides of ``pl_chain`` on the probe, in float64, at each step of ``schedule``, and by
+            how much that step then lowered the loss: the columns ``tables.BOUNDS`` of the probe's metrics. Such a row
+            is written at the next step.
         run_id: Name of the run in the tables; the directory's name by default.
         estimates: Seconds that each measurement takes: the ``estimates`` of a monitor with the same measurements and an
             equal network, which tried them; then they are not tried again.
@@ -173,7 +173,7 @@ class SpectrumMonitor:
             same in all processes of the group.
 
         Raises:
-            InputError: A metric that is no single number, or has no column.
+            InputError: A metric that is not a single number, or has no column.
         """
         if not self._measures:
             return {}

@@ -39,7 +39,7 @@ class RunTables:
         """Hold one row of metrics.
 
         Raises:
-            InputError: A metric that is no single number, or has no column.
+            InputError: A metric that is not a single number, or has no column.
         """
         held = {key: _scalar(key, value) for key, value in metrics.items()}
         self.append("metrics", step, {"split": split, **held})
@@ -56,7 +56,7 @@ class RunTables:
 
 
 def longest_wait(elapsed: float, first: float = 1.0) -> float:
-    """Seconds that rows wait in memory at most, so that fast steps do not make a file each, nor slow ones in long runs.
+    """Seconds that rows wait in memory at most, so that steps do not make a file each, even slow ones in long runs.
 
     Args:
         elapsed: Seconds since the run began.
@@ -71,7 +71,7 @@ def _scalar(name: str, value: float | Tensor | None) -> float | Tensor | None:
     Tensors are cloned and fetched later, so that the training loop never waits for a device.
 
     Raises:
-        InputError: It is no single number.
+        InputError: It is not a single number.
     """
     if isinstance(value, Tensor) and value.numel() == 1 and not value.is_complex():
         return value.detach().clone()

@@ -21,7 +21,7 @@ def every(interval: int) -> Schedule:
 
 
 def log_spaced(per_decade: int = 5) -> Schedule:
-    """Step 0 and about ``per_decade`` steps in each factor of ten: most of what changes changes early.
+    """Step 0 and about ``per_decade`` steps in each factor of ten: most changes happen early.
 
     Raises:
         InputError: ``per_decade`` is less than 1.
@@ -42,7 +42,7 @@ def at_steps(*steps: int) -> Schedule:
     """Exactly these steps.
 
     Raises:
-        InputError: None is given, or one is not a whole number from 0.
+        InputError: No step is given, or one is not a whole number from 0.
     """
     for step in steps:
         if not isinstance(step, Integral) or isinstance(step, bool) or step < 0:

@@ -52,7 +52,7 @@ class TimeBudget:
         return self.spent / max(self.elapsed - self.spent, 1e-9)
 
     def affords(self, estimate: float) -> bool:
-        """Whether a measurement of so many seconds would stay within the share."""
+        """Whether a measurement that takes ``estimate`` seconds would stay within the share."""
         if self.share is None:
             return True
         return self.spent + estimate <= self.share * (self.elapsed - self.spent)
@@ -79,13 +79,13 @@ def forecast(
     dtype: torch.dtype | None,
     memory_budget: int,
 ) -> float:
-    """A first guess at the seconds of a measurement; every bad input is met on the way.
+    """A first guess at the seconds of a measurement; every bad input is an error on the way, as in ``measure.spectra``.
 
     Args:
         model: The unwrapped module.
         x: Probe inputs, shape ``(N, *input_shape)``.
         item: What to measure.
-        method: As for ``measure.spectra``, and so are the others and the errors.
+        method: As for ``measure.spectra``.
         tolerance: Of matrix-free spectra.
         dtype: Precision of the Jacobian.
         memory_budget: Bytes the measurement may take.
@@ -97,29 +97,29 @@ def forecast(
         maps = parts[0].maps(item.map, item.layers)
         if item.map == "kernel" and method != "lanczos":
             # All layers together take about a backward pass of the whole for each row at most.
-            maps = [max(maps, key=lambda one: one.cols)]
-        return len(parts) * sum(spectrum_seconds(one, method, memory_budget) for one in maps)
+            maps = [max(maps, key=lambda map: map.cols)]
+        return len(parts) * sum(spectrum_seconds(map, method, memory_budget) for map in maps)
 
 
-def spectrum_seconds(one: Map, method: str, memory_budget: int) -> float:
+def spectrum_seconds(map: Map, method: str, memory_budget: int) -> float:
     """Seconds one spectrum will take, from the time of its first chunk of rows or its first products.
 
     Args:
-        one: To be used inside ``isolation.quiet``.
+        map: The map; to be used inside ``isolation.quiet``.
         method: As for ``measure.spectra``.
         memory_budget: Bytes it may take.
     """
-    chosen = choose_method(one, memory_budget)[0] if method == "auto" else method
+    chosen = choose_method(map, memory_budget)[0] if method == "auto" else method
     if chosen == "lanczos":
-        affordable_steps(one, memory_budget)
+        affordable_steps(map, memory_budget)
         start = time.perf_counter()
-        operator = operator_of(one, memory_budget)
+        operator = operator_of(map, memory_budget)
         ready = time.perf_counter()
         operator.gram_matvec(torch.ones(operator.shape[1], dtype=operator.dtype, device=operator.device))
         return ready - start + VECTORS * STEPS * (time.perf_counter() - ready)
-    source = RowSource(one, Plan.of(one, memory_budget).chunk_bytes)
+    source = RowSource(map, Plan.of(map, memory_budget).chunk_bytes)
     start = time.perf_counter()
     source.rows(0, source.chunk)
     chunk = time.perf_counter() - start
-    short, long = sorted((one.rows, one.cols))
-    return chunk * one.rows / source.chunk + short**2 * (2 * long + 10 * short) / FLOPS
+    short, long = sorted((map.rows, map.cols))
+    return chunk * map.rows / source.chunk + short**2 * (2 * long + 10 * short) / FLOPS

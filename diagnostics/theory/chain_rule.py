@@ -108,7 +108,7 @@ class _Difference:
         self._size = math.hypot(self._size, float(torch.linalg.vector_norm(left.double())))
 
     def statement(self, name: str, formula: str, unit: float, rounding: float, layer: str) -> Statement:
-        """The statement that the difference is zero, up to so many units of the matrix's norm, or measured rounding."""
+        """The statement that the difference is zero, up to ``unit`` times the matrix's norm, or measured rounding."""
         note = f"the norm of the matrix is {self._size:.4g}"
         error = max(unit * self._size, rounding)
         return Statement(name, formula, self._difference, "=", 0.0, error, layer, note=note)

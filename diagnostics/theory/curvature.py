@@ -2,7 +2,7 @@
 
 MacDonald et al. 2023 bound ``‖∇²ℓ‖`` by ``‖D²F‖ |∇c| + ‖DF‖² ‖∇²c‖``, and the two derivatives of the network by those
 of its layers (docs/paper.md §2.5). With the layers' derivatives at the same point this is a theorem about that point,
-and has to hold to rounding whatever the network.
+and has to hold to rounding for every network.
 """
 
 import math
@@ -84,6 +84,9 @@ def curvature(
         y: Targets, as for ``probe_loss.probe_metrics``.
         layers: Where to cut the network into a chain, as for ``chain.LayeredNetwork``; None takes the blocks.
         memory_budget: Bytes that any layer's second derivative may take.
+
+    Returns:
+        The Hessian's largest eigenvalue and norm, the layers' derivatives, and the bound.
 
     Raises:
         InputError: The targets do not fit the logits.

@@ -124,7 +124,7 @@ class PLChain:
         return Statement(name, formula, self.grad_squared, relation, right, error + _TINY, cause=self._beyond())
 
     def _beyond(self) -> str:
-        """Why nothing can be said in float64, if so."""
+        """Why float64 does not suffice; empty where it does."""
         within = _SMALLEST_SQUARE <= self.cost_grad_squared < math.inf
         return "" if within else f"|∇c|² is {self.cost_grad_squared:.2g} in float64"
 
@@ -186,6 +186,9 @@ def pl_chain(
         y: Targets, as for ``probe_loss.probe_metrics``: class indices of two classes or more, or real numbers.
         dtype: Precision of the derivatives; None keeps the model's.
         memory_budget: Bytes the measurement may take.
+
+    Returns:
+        Both sides of each link, with what rounding may have done to them.
 
     Raises:
         MemoryBudgetError: The kernel does not fit the budget.

@@ -1,7 +1,7 @@
 """Why a Jacobian cannot be surjective: the operation that all of a layer passes through and that loses directions.
 
 The rank of a composition is at most that of any operation which every path takes. So each operation of the layer's
-graph that has a known rank is looked at, and counts where no path (no skip) leads around it: a proof with a number and
+graph that has a known rank is examined, and counts where no path (no skip) leads around it: a proof with a number and
 a module, not a guess from the layer's type.
 """
 

@@ -142,6 +142,9 @@ def regularity(
         dtype: ``torch.float64``, or ``torch.float32``; what it rounds is measured in the other.
         memory_budget: Bytes for a matrix and its temporaries.
 
+    Returns:
+        Both sides of the bound, and the factors of every layer.
+
     Raises:
         UnknownLayerError: A name that is no module.
         LayerCallError: A layer never called, or several times with no call named.

@@ -19,7 +19,7 @@ from skip_conditioning.diagnostics.networks.recording import Recording
 
 Result = TypeVar("Result")
 
-#: Rounding in float64 is at most so many times what float32 shows of it, scaled by the units; some operations have
+#: Rounding in float64 is at most this many times that of float32, scaled by the units; some operations have
 #: float32 kernels that add up better.
 _SAFETY = 32.0
 #: Units in the last place of the terms of a Gram matrix that it may be off by.

@@ -45,6 +45,9 @@ def skip_bound(
         dtype: ``torch.float64``, or ``torch.float32``; what it rounds is measured in the other.
         memory_budget: Bytes for a Jacobian and its temporaries.
 
+    Returns:
+        A statement for each block, in order.
+
     Raises:
         UnknownLayerError: A name that is no module.
         LayerCallError: A named block that is never called, several times with no call named, or whose output has not
