@@ -15,7 +15,7 @@ DEMO ?= runs/demo
 demo: .venv/installed
 	$(BIN)/python -m experiments.train demo --out $(DEMO) --overwrite
 	$(BIN)/python experiments/spectrum_analysis.py $(DEMO)/runs/*-lr0.1-trial00 --out $(DEMO)/analysis \
-		--map layer --batch-mode sample --samples 4 --layers blocks.0 blocks.7 blocks.15 --steps 0 60
+		--map layer --batch-mode sample --probe-size 4 --layers blocks.0 blocks.7 blocks.15 --at-steps 0 60
 	$(BIN)/python -m figures $(DEMO)
 	$(BIN)/python -m experiments.summary $(DEMO)
 	rm -rf $(DEMO)/verify

@@ -217,6 +217,21 @@ def write_json(content: Mapping[str, Any], path: Path) -> None:
             temporary.unlink(missing_ok=True)
 
 
+def read_json(path: Path) -> dict[str, Any]:
+    """Read a JSON file of a run or an experiment.
+
+    Raises:
+        InputError: It cannot be read, or does not hold a JSON object.
+    """
+    try:
+        content = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path} cannot be read as JSON ({error}); remove the run or restore the file") from error
+    if not isinstance(content, dict):
+        raise InputError(f"{path} should hold a JSON object; remove the run or restore the file")
+    return content
+
+
 def run_directories(directory: Path) -> list[Path]:
     """The runs of an experiment, or the run itself when the directory is one.
 
@@ -266,20 +281,10 @@ def _read_runs(runs: list[Path]) -> pd.DataFrame:
         row: dict[str, Any] = {"run_id": run.name}
         for name in ("config.json", "status.json"):
             if (run / name).exists():
-                row |= _read_json(run / name)
+                row |= read_json(run / name)
         rows.append(row)
     frame = pd.DataFrame(rows)
     return frame.reindex(columns=[*RUN_COLUMNS, *(name for name in frame.columns if name not in RUN_COLUMNS)])
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path} cannot be read as JSON ({error}); remove the run or restore the file") from error
-    if not isinstance(content, dict):
-        raise InputError(f"{path} should hold a JSON object; remove the run or restore the file")
-    return content
 
 
 def _read_table(runs: list[Path], name: str) -> pd.DataFrame:

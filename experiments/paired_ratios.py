@@ -1,9 +1,8 @@
 """Arms of an experiment compared in pairs: ratios over trials, with bootstrap intervals. No verdict, no correction.
 
-``python -m experiments.paired_ratios DIR``: each later arm over the one listed before it, and the last over the first.
+``skip-conditioning ratios DIR``: each later arm over the one listed before it, and the last over the first.
 """
 
-import json
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -19,6 +18,7 @@ from scipy.stats import bootstrap
 from skip_conditioning.diagnostics.errors import InputError, near_matches
 from skip_conditioning.diagnostics.tables import STATISTICS, Experiment, read_experiment
 from skip_conditioning.experiments.config.command_line import parse_options, run_command
+from skip_conditioning.experiments.records.directory import read_options
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,7 @@ class Options:
     """Compare the arms of an experiment in pairs: ratios of geometric means over trials, 95 % bootstrap intervals."""
 
     directory: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="DIR")]
-    """An experiment written by experiments.train."""
+    """An experiment written by skip-conditioning train."""
 
     measures: tuple[str, ...] = STATISTICS
     """Columns of the spectra table."""
@@ -116,18 +116,18 @@ def print_ratios(options: Options) -> None:
 
 
 def _listed_arms(directory: Path, tables: Experiment) -> list[str]:
-    """The arms in the order in which they were asked for."""
-    there = list(tables.runs["arm"].dropna().unique())
+    """The arms in the order of the option ``--arms``."""
+    known = list(tables.runs["arm"].dropna().unique())
     try:
-        listed = json.loads((directory / "experiment.json").read_text())["network"]["arms"]
-    except (OSError, ValueError, KeyError):
-        return there
-    return [arm for arm in listed if arm in there] + [arm for arm in there if arm not in listed]
+        listed = read_options(directory)["arms"]
+    except (InputError, KeyError):
+        return known
+    return [arm for arm in listed if arm in known] + [arm for arm in known if arm not in listed]
 
 
 def main(args: Sequence[str] | None = None) -> int:
     """Run the command line; returns its exit code, 2 for bad input."""
-    return run_command(print_ratios, lambda: parse_options(Options, "python -m experiments.paired_ratios", args))
+    return run_command(print_ratios, lambda: parse_options(Options, "skip-conditioning ratios", args))
 
 
 if __name__ == "__main__":

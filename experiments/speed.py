@@ -1,4 +1,4 @@
-"""How fast each run trained: ``python -m experiments.speed DIR`` prints the table and writes ``DIR/speed.parquet``."""
+"""How fast each run trained: ``skip-conditioning speed DIR`` prints the table and writes ``DIR/speed.parquet``."""
 
 import sys
 from collections.abc import Sequence
@@ -22,20 +22,20 @@ class Options:
     loss_threshold: float | None = None
     """Training loss to reach; None for the one that each run was configured with."""
 
-    smooth: int | None = None
-    """Average the loss over this many logged steps; None for the loss window that each run was configured with."""
+    loss_window: int | None = None
+    """Number of logged steps over which the loss is averaged; None for the one that each run was configured with."""
 
 
 def print_speed(options: Options) -> None:
     """Write the speed table and print it, fastest run first."""
-    table = write_speed(options.directory, loss_threshold=options.loss_threshold, smooth=options.smooth)
+    table = write_speed(options.directory, loss_threshold=options.loss_threshold, loss_window=options.loss_window)
     print(table.sort_values("speed_rank", kind="stable").to_string(index=False, float_format="{:.4g}".format))
     print(f"written to {options.directory / SPEED}")
 
 
 def main(args: Sequence[str] | None = None) -> int:
     """Run the command line; returns its exit code, 2 for bad input."""
-    return run_command(print_speed, lambda: parse_options(Options, "python -m experiments.speed", args))
+    return run_command(print_speed, lambda: parse_options(Options, "skip-conditioning speed", args))
 
 
 if __name__ == "__main__":

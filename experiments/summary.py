@@ -26,7 +26,7 @@ def summary_table(directory: Path) -> pd.DataFrame:
     """
     tables = read_experiment(directory)
     if not (directory / SPEED).exists():
-        raise InputError(f"{directory} has no {SPEED} yet; write it by python -m experiments.speed {directory}")
+        raise InputError(f"{directory} has no {SPEED} yet; write it with: skip-conditioning speed {directory}")
     speed = pd.read_parquet(directory / SPEED)
     frame = tables.runs.drop(columns="loss_threshold", errors="ignore").merge(speed, on="run_id")
     frame = frame.merge(_first_spectra(tables.spectra), on="run_id", how="left")
@@ -102,14 +102,14 @@ class Options:
     """Print what came of an experiment, and where everything is."""
 
     directory: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="DIR")]
-    """An experiment written by experiments.train."""
+    """An experiment written by skip-conditioning train."""
 
 
 def main(args: Sequence[str] | None = None) -> int:
     """Run the command line; returns its exit code, 2 for bad input."""
     return run_command(
         lambda options: print_summary(options.directory),
-        lambda: parse_options(Options, "python -m experiments.summary", args),
+        lambda: parse_options(Options, "skip-conditioning summary", args),
     )
 
 

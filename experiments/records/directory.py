@@ -1,7 +1,7 @@
 """The directory of an experiment: what may be written there, and the small files that describe it.
 
-``experiment.json`` holds the options, ``probe.safetensors`` the probe, ``speed.parquet`` the speed table and
-``runs/`` one directory per run.
+``experiment.json`` holds the options, ``probe.safetensors`` the probe, ``speed.parquet`` the speed table and ``runs/``
+one directory per run. In a run's, ``config.json`` describes it and ``status.json`` says how it stands.
 """
 
 import dataclasses
@@ -17,16 +17,18 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from skip_conditioning.diagnostics.errors import InputError
-from skip_conditioning.diagnostics.tables import write_json
+from skip_conditioning.diagnostics.tables import read_json, write_json
 from skip_conditioning.experiments.config.train_config import TrainConfig
 from skip_conditioning.experiments.records.checkpoints import save_checkpoint
 from skip_conditioning.experiments.records.locks import LOCK, check_unlocked
 
 _DESCRIPTION = "experiment.json"
+_RUN = "config.json"
+_STATUS = "status.json"
 _PROBE = "probe.safetensors"
 _PROCESSES = "torchrun_processes"
 
-#: Options that may change on resuming: where things are, what is said beside the tables, how many runs there are.
+#: Options that may change on resuming: where things are, what is logged beside the tables, how many runs there are.
 _MAY_CHANGE = frozenset(
     (
         *("out", "data_dir", "device", "processes", "workers", "skip_corrupt", "log"),
@@ -36,12 +38,12 @@ _MAY_CHANGE = frozenset(
 
 
 def check_out(config: TrainConfig, processes: int = 1) -> None:
-    """See that ``--out`` can be used, before anything else is done; nothing is written.
+    """Check that ``--out`` can be used; nothing is written.
 
     Args:
         config: The options.
-        processes: How many train each run. Another number of them would make other batches, and take batch norm over
-            other parts of them.
+        processes: Number of processes that train each run. It decides how batches are split, also for batch norm, so
+            it must not change on resuming.
 
     Raises:
         InputError: It exists and neither ``--resume`` nor ``--overwrite`` is given, holds something else than an
@@ -50,35 +52,35 @@ def check_out(config: TrainConfig, processes: int = 1) -> None:
     out = config.output.out
     if config.output.resume and config.output.overwrite:
         raise InputError("--resume keeps what --overwrite removes; give one of them")
-    place = next(parent for parent in (out, *out.absolute().parents) if parent.exists())
-    if not place.is_dir():
-        raise InputError(f"--out {out} cannot be made: {place} is a file; choose another directory")
-    if not os.access(place, os.W_OK | os.X_OK):
-        raise InputError(f"--out {out} cannot be made: {place} is not writable; choose another directory")
-    ours = (out / _DESCRIPTION).exists()
+    folder = next(parent for parent in (out, *out.absolute().parents) if parent.exists())
+    if not folder.is_dir():
+        raise InputError(f"--out {out} cannot be made: {folder} is a file; choose another directory")
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise InputError(f"--out {out} cannot be made: {folder} is not writable; choose another directory")
+    is_experiment = (out / _DESCRIPTION).exists()
     # Killed at its very start, an experiment leaves no more than these.
     if out.exists() and any(entry.name not in (LOCK, f".{_DESCRIPTION}.tmp") for entry in out.iterdir()):
-        if not ours:
+        if not is_experiment:
             raise InputError(f"--out {out} exists and holds no experiment; choose another directory")
         if not (config.output.resume or config.output.overwrite):
-            raise InputError(f"--out {out} exists; go on with it by --resume or replace it by --overwrite")
-    if config.output.resume and ours:
-        _check_same(config, processes, _read_options(out / _DESCRIPTION))
+            raise InputError(f"--out {out} exists; continue it with --resume or replace it with --overwrite")
+    if config.output.resume and is_experiment:
+        _check_same(config, processes, read_options(out))
 
 
 def prepare_out(config: TrainConfig, probe: tuple[Tensor, Tensor], processes: int = 1) -> None:
     """Make the experiment's directory, emptied first with ``--overwrite``, and describe it.
 
-    Its lock is to be held meanwhile.
+    The caller holds its lock.
 
     Args:
         config: The options.
         probe: The fixed batch ``(x, y)``.
-        processes: How many train each run.
+        processes: Number of processes that train each run.
 
     Raises:
-        InputError: It cannot be made, emptied or written, another process writes one of its runs, or the data are not
-            those that it was begun with.
+        InputError: It cannot be made, emptied or written, another process writes one of its runs, or the training
+            images are not those that it was started with.
     """
     out = config.output.out
     check_unlocked((out / "runs").glob("*"))
@@ -87,7 +89,7 @@ def prepare_out(config: TrainConfig, probe: tuple[Tensor, Tensor], processes: in
     try:
         out.mkdir(parents=True, exist_ok=True)
         if config.output.overwrite:
-            # What says that this is an experiment goes last, so that --overwrite can be repeated when interrupted.
+            # The description goes last, so that --overwrite can be repeated when it was interrupted.
             entries = [entry for entry in out.iterdir() if entry.name != LOCK]
             for entry in sorted(entries, key=lambda entry: entry.name == _DESCRIPTION):
                 shutil.rmtree(entry) if entry.is_dir() and not entry.is_symlink() else entry.unlink()
@@ -106,48 +108,73 @@ def read_probe(directory: Path) -> tuple[Tensor, Tensor]:
     Raises:
         InputError: There is none, or it cannot be read.
     """
-    for place in (directory, *directory.absolute().parents[:2]):
-        if (place / _PROBE).exists():
+    for path in (folder / _PROBE for folder in (directory, *directory.absolute().parents[:2])):
+        if path.exists():
             try:
-                tensors = load_file(place / _PROBE)
+                tensors = load_file(path)
                 return tensors["x"], tensors["y"]
             except (SafetensorError, KeyError, OSError) as error:
-                raise InputError(f"{place / _PROBE} cannot be read ({error}); give another one by --probe") from error
+                raise InputError(f"{path} cannot be read ({error}); give another one by --probe") from error
     raise InputError(f"{directory} has no {_PROBE}; give a probe by --probe f.npy")
 
 
+def is_described(run: Path) -> bool:
+    """Whether a directory holds the description of a run."""
+    return (run / _RUN).exists()
+
+
+def read_run(run: Path) -> dict[str, Any]:
+    """The description of a run, columns of the runs table; of a directory without one, only ``run_id``.
+
+    Raises:
+        InputError: The description cannot be read.
+    """
+    return {"run_id": run.name, **(read_json(run / _RUN) if is_described(run) else {})}
+
+
+def read_options(directory: Path) -> dict[str, Any]:
+    """The options that an experiment was started with, by their names.
+
+    Raises:
+        InputError: They cannot be read.
+    """
+    try:
+        return _flat(read_json(directory / _DESCRIPTION))
+    except InputError as error:
+        raise InputError(f"{error}, or start anew by --overwrite or with another --out") from error
+
+
 def write_status(run: Path, status: str, **more: Any) -> None:
-    """Record how a run stands: ``running``, ``finished``, ``diverged`` or ``failed``."""
-    write_json({"status": status, **more}, run / "status.json")
+    """Record the status of a run: ``running``, ``finished``, ``diverged`` or ``failed``."""
+    write_json({"status": status, **more}, run / _STATUS)
 
 
 def clear_status(run: Path) -> None:
-    """Forget how a run stood, before it is taken up again."""
-    (run / "status.json").unlink(missing_ok=True)
+    """Remove the status of a run, before it is continued."""
+    (run / _STATUS).unlink(missing_ok=True)
 
 
 def read_status(run: Path) -> dict[str, Any]:
-    """How a run stands, by ``status`` and what else is recorded with it; empty if nothing readable is."""
+    """A run's ``status`` and what else is recorded with it; empty if there is none that can be read."""
     try:
-        status = json.loads((run / "status.json").read_text())
-    except (OSError, ValueError):
+        return read_json(run / _STATUS)
+    except InputError:
         return {}
-    return status if isinstance(status, dict) else {}
 
 
 def is_over(run: Path) -> bool:
-    """Whether a run has come to its end, by finishing or by diverging."""
+    """Whether a run has finished or diverged."""
     return read_status(run).get("status") in ("finished", "diverged")
 
 
 def _check_same_data(out: Path, probe: tuple[Tensor, Tensor]) -> None:
-    """See that the probe is the same: it is drawn from all training images, and another one if those are others."""
+    """Check that the training images are the same, by the probe, which is drawn from all of them."""
     x, y = read_probe(out)
     same = x.shape == probe[0].shape and torch.equal(y, probe[1])
-    # Decoders of other versions may differ by a shade.
+    # Versions of image decoders may differ slightly.
     if not same or not torch.allclose(x, probe[0], rtol=1e-2, atol=1e-1):
         raise InputError(
-            f"the training images are not those that {out} was begun with (its probe would be another); "
+            f"the training images are not those that {out} was started with (its probe would change); "
             "restore them, or start anew with another --out"
         )
 
@@ -167,14 +194,6 @@ def _plain(group: Any) -> dict[str, Any]:
     }
 
 
-def _read_options(path: Path) -> dict[str, Any]:
-    """The options of the experiment that a description is of, by their own names."""
-    try:
-        return _flat(json.loads(path.read_text()))
-    except (OSError, ValueError, AttributeError) as error:
-        raise InputError(f"{path} cannot be read ({error}); start anew by --overwrite or with another --out") from error
-
-
 def _flat(groups: dict[str, Any]) -> dict[str, Any]:
     """Options by their own names, without their groups."""
     flat = {_PROCESSES: groups.get(_PROCESSES)}
@@ -189,6 +208,6 @@ def _check_same(config: TrainConfig, processes: int, before: dict[str, Any]) -> 
     if changed:
         differences = ", ".join(f"{name.replace('_', '-')} {before.get(name)} → {now[name]}" for name in changed)
         raise InputError(
-            f"--resume needs the options of {config.output.out}, which are others ({differences}); give those, or "
-            "start anew with another --out"
+            f"--resume needs the options that {config.output.out} was started with, and these have changed: "
+            f"{differences}; give the former, or start anew with another --out"
         )

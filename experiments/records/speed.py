@@ -1,4 +1,4 @@
-"""How fast each run trained, in numbers fixed before anything is run.
+"""How fast each run trained.
 
 In every measure less is faster. A run that diverged counts as slower than all others and stays in the table: its
 measures that would be infinite are NaN, ``diverged`` says why, and ``speed_rank`` puts it last. Rank statistics
@@ -30,7 +30,7 @@ def speed_table(
     *,
     loss_threshold: float | None = None,
     at_steps: Sequence[int] = AT_STEPS,
-    smooth: int | None = None,
+    loss_window: int | None = None,
 ) -> pd.DataFrame:
     r"""Speed measures of all runs, from their training losses.
 
@@ -43,9 +43,9 @@ def speed_table(
             and of several rows for one step (a resumed run) the last.
         loss_threshold: Loss to reach; by default each run's own, from the column ``loss_threshold`` of ``runs``.
         at_steps: Steps at which the loss is tabulated.
-        smooth: Every loss below but that in the area is the mean over this many last logged steps; by default each
-            run's own number, from the column ``loss_window`` of ``runs``, or 1 without that column. 1, the loss
-            itself, is right for full-batch runs; mini-batch losses need more, or noise reaches the threshold.
+        loss_window: Number of last logged steps over which every loss below is averaged, but not that in the area; by
+            default each run's own number, from the column ``loss_window`` of ``runs``, or 1 without that column. 1,
+            the loss itself, is right for full-batch runs; mini-batch losses need more, or noise reaches the threshold.
 
     Returns:
         One row per run, in the order of ``runs``:
@@ -64,7 +64,7 @@ def speed_table(
         InputError: A column is missing, there is no threshold, or metrics belong to no run.
     """
     _check(runs, metrics)
-    thresholds, windows = _thresholds(runs, loss_threshold), _windows(runs, smooth)
+    thresholds, windows = _thresholds(runs, loss_threshold), _windows(runs, loss_window)
     train = metrics[metrics["split"] == "train"].drop_duplicates(["run_id", "step"], keep="last")
     losses = {str(run_id): rows.set_index("step")["loss"].sort_index() for run_id, rows in train.groupby("run_id")}
     nothing = pd.Series(dtype=float, index=pd.Index([], dtype=int))
@@ -109,12 +109,12 @@ def _thresholds(runs: pd.DataFrame, loss_threshold: float | None) -> np.ndarray:
     return thresholds.to_numpy()
 
 
-def _windows(runs: pd.DataFrame, smooth: int | None) -> list[int]:
-    """Over how many logged steps the losses of each run are averaged."""
-    if smooth is not None and smooth < 1:
-        raise InputError(f"smooth is {smooth}; it must be at least 1")
+def _windows(runs: pd.DataFrame, loss_window: int | None) -> list[int]:
+    """Number of logged steps over which the losses of each run are averaged."""
+    if loss_window is not None and loss_window < 1:
+        raise InputError(f"the loss window is {loss_window}; it must be at least 1")
     configured = _numbers(runs, "loss_window").fillna(1).astype(int)
-    return configured.tolist() if smooth is None else [smooth] * len(runs)
+    return configured.tolist() if loss_window is None else [loss_window] * len(runs)
 
 
 def _numbers(runs: pd.DataFrame, column: str) -> pd.Series:
@@ -123,13 +123,13 @@ def _numbers(runs: pd.DataFrame, column: str) -> pd.Series:
 
 
 def _run_speed(
-    losses: pd.Series, threshold: float, status_diverged: bool, at_steps: Sequence[int], smooth: int
+    losses: pd.Series, threshold: float, status_diverged: bool, at_steps: Sequence[int], loss_window: int
 ) -> dict[str, Any]:
     """Measures of one run from its losses, indexed by step."""
     bad = ~np.isfinite(losses.to_numpy(dtype=float))
     diverged = bool(status_diverged or bad.any())
     finite = losses[: int(bad.argmax())] if bad.any() else losses
-    smoothed = _running_mean(finite, smooth)
+    smoothed = _running_mean(finite, loss_window)
     below = smoothed.index[smoothed <= threshold]
     reached = not diverged and len(below) > 0
     measured = not diverged and len(losses) > 0
@@ -140,17 +140,17 @@ def _run_speed(
         "diverged": diverged,
         "auc_log_loss": _mean_log_loss(finite) if measured else np.nan,
         **{f"loss_at_step_{step}": float(smoothed.get(step, np.nan)) for step in at_steps},
-        "final_loss": float(finite.iloc[-smooth:].mean()) if measured else np.nan,
+        "final_loss": float(finite.iloc[-loss_window:].mean()) if measured else np.nan,
     }
 
 
-def _running_mean(losses: pd.Series, smooth: int) -> pd.Series:
-    """Mean of the last ``smooth`` losses, from the step on at which there are so many."""
-    if len(losses) < smooth:
+def _running_mean(losses: pd.Series, loss_window: int) -> pd.Series:
+    """Mean of the last ``loss_window`` losses, from the first step with so many."""
+    if len(losses) < loss_window:
         return losses.iloc[:0]
     # Not pandas' rolling sum, which drags the rounding errors of huge early losses along.
-    means = np.lib.stride_tricks.sliding_window_view(losses.to_numpy(dtype=float), smooth).mean(axis=-1)
-    return pd.Series(means, index=losses.index[smooth - 1 :])
+    means = np.lib.stride_tricks.sliding_window_view(losses.to_numpy(dtype=float), loss_window).mean(axis=-1)
+    return pd.Series(means, index=losses.index[loss_window - 1 :])
 
 
 def _mean_log_loss(losses: pd.Series) -> float:
@@ -167,18 +167,23 @@ def _speed_rank(table: pd.DataFrame) -> pd.Series:
     return slowness.mask(table["censored"], beyond + 1).mask(table["diverged"], beyond + 2).rank(method="average")
 
 
-def write_speed(directory: Path, *, loss_threshold: float | None = None, smooth: int | None = None) -> pd.DataFrame:
-    """Write the speed table of an experiment, or of one run, to its ``speed.parquet``, and return it.
+def write_speed(
+    directory: Path, *, loss_threshold: float | None = None, loss_window: int | None = None
+) -> pd.DataFrame:
+    """Write the speed table of an experiment, or of one run, to its ``speed.parquet``.
 
     Args:
         directory: An experiment or a run.
         loss_threshold: As for :func:`speed_table`.
-        smooth: Likewise.
+        loss_window: As for :func:`speed_table`.
+
+    Returns:
+        The table, as :func:`speed_table` returns it.
 
     Raises:
         InputError: The tables cannot be read, are not what they should be, or cannot be written.
     """
     tables = read_experiment(directory)
-    table = speed_table(tables.runs, tables.metrics, loss_threshold=loss_threshold, smooth=smooth)
+    table = speed_table(tables.runs, tables.metrics, loss_threshold=loss_threshold, loss_window=loss_window)
     write_parquet(pa.Table.from_pandas(table, preserve_index=False), directory / SPEED)
     return table

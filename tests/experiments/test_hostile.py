@@ -98,7 +98,7 @@ def test_other_images_on_resuming_are_refused(folders, capsys):
     assert main([*OPTIONS, "--dataset", "mine", "--out", "o"]) == 0
     (folders / "train/b/3.png").unlink()
     assert main([*OPTIONS, "--dataset", "mine", "--out", "o", "--resume"]) == 2
-    assert "the training images are not those that o was begun with" in capsys.readouterr().err
+    assert "the training images are not those that o was started with" in capsys.readouterr().err
 
 
 HOPELESS = """
@@ -180,8 +180,8 @@ def test_learning_rates_that_look_alike_are_two_runs(small, nets, capsys):
 
 
 def test_another_model_does_not_take_the_options_of_the_presets():
-    assert parse(["demo", "--out", "o", "--model", "nets:layers"]).model_options == ()
-    assert parse(["demo", "--out", "o"]).model_options == ("depth=16", "normaliser=batch")
+    assert parse(["demo", "--out", "o", "--model", "nets:layers"]).network.model_options == ()
+    assert parse(["demo", "--out", "o"]).network.model_options == ("depth=16", "normaliser=batch")
 
 
 @pytest.mark.parametrize("said", ["2", "x", "-1"])

@@ -7,7 +7,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from skip_conditioning import spectra
-from skip_conditioning.experiments.spectrum_analysis import layer_step_table, main
+from skip_conditioning.experiments.analysis.results import layer_step_table
+from skip_conditioning.experiments.spectrum_analysis import main
 from skip_conditioning.experiments.train import main as train
 from skip_conditioning.models import build_model
 
@@ -31,12 +32,19 @@ def foreign(tmp_path):
     model = build_model("residual-mlp", in_features=6, num_classes=3, **MODEL)
     torch.save({f"module._orig_mod.{k}": v for k, v in model.state_dict().items()}, tmp_path / "theirs.pt")
     np.save(tmp_path / "probe.npy", np.random.default_rng(0).normal(size=(5, 6)).astype(np.float32))
-    options = ["--model", "models:build_residual_mlp", "--model-options", "in_features=6", "num_classes=3", *OPTIONS]
+    options = [
+        "--model",
+        "skip_conditioning.models:build_residual_mlp",
+        "--model-options",
+        "in_features=6",
+        "num_classes=3",
+        *OPTIONS,
+    ]
     return model, [*options, "--weights", str(tmp_path / "theirs.pt"), "--probe", str(tmp_path / "probe.npy")]
 
 
 def test_an_experiment_gives_the_spectra_of_every_checkpoint(experiment, capsys):
-    assert main([str(experiment), "--map", "tail", "param", "--layers", "blocks.*", "--dtype", "float64"]) == 0
+    assert main([str(experiment), "--map", "tail", "param", "--layers", "blocks.*", "--spectra-dtype", "float64"]) == 0
     table = pd.read_parquet(experiment / "analysis" / "spectra")
     assert len(table) == 2 * 3 * 2 * 4  # arms × checkpoints × maps × blocks
     model = build_model("residual-mlp", arm="chain", **MODEL)
@@ -55,7 +63,7 @@ def test_an_experiment_gives_the_spectra_of_every_checkpoint(experiment, capsys)
 def test_frozen_batch_norm_is_analysed_as_it_was_trained(tmp_path):
     command = ["demo", "--out", str(tmp_path / "e"), *SMALL, "--model-options", *OPTIONS, "--batch-norm", "frozen"]
     assert train([*command, "--layers", "stem", "--subset", "32", "--probe-size", "4", "--device", "cpu"]) == 0
-    assert main([str(tmp_path / "e"), "--map", "tail", "--layers", "stem", "--steps", "0"]) == 0
+    assert main([str(tmp_path / "e"), "--map", "tail", "--layers", "stem", "--at-steps", "0"]) == 0
     logged, analysed = (
         pd.concat(map(pd.read_parquet, folders)).query("step == 0").set_index("run_id")["sigma_mean"].sort_index()
         for folders in ((tmp_path / "e").glob("runs/*/spectra"), [tmp_path / "e" / "analysis" / "spectra"])
@@ -66,14 +74,14 @@ def test_frozen_batch_norm_is_analysed_as_it_was_trained(tmp_path):
 def test_a_second_analysis_replaces_the_first(experiment):
     run = next((experiment / "runs").glob("residual-*"))
     for steps, count in ((("0", "2"), 2), (("4",), 1)):
-        assert main([str(run), "--layers", "stem", "--steps", *steps]) == 0
+        assert main([str(run), "--layers", "stem", "--at-steps", *steps]) == 0
         assert len(pd.read_parquet(run / "analysis" / "spectra")) == count
 
 
 def test_a_single_checkpoint_knows_its_run(experiment):
     run = next((experiment / "runs").glob("residual-*"))
     checkpoint = run / "checkpoints" / "step_000000004.safetensors"
-    assert main([str(checkpoint), "--batch-mode", "sample", "--samples", "2", "--layers", "stem"]) == 0
+    assert main([str(checkpoint), "--batch-mode", "sample", "--probe-size", "2", "--layers", "stem"]) == 0
     table = pd.read_parquet(run / "analysis" / "spectra")
     assert (table["run_id"] == run.name).all()
     assert (table["step"] == 4).all()
@@ -82,7 +90,7 @@ def test_a_single_checkpoint_knows_its_run(experiment):
 
 def test_foreign_weights_with_a_factory_and_a_probe(foreign, tmp_path, capsys):
     model, options = foreign
-    assert main([*options, "--layers", "blocks.0"]) == 0
+    assert main([*options, "--map", "tail", "--layers", "blocks.0"]) == 0
     table = pd.read_parquet(tmp_path / "analysis" / "spectra")
     expected = spectra(model, torch.from_numpy(np.load(tmp_path / "probe.npy")), map="tail", layers="blocks.0")
     np.testing.assert_allclose(table["values"].item(), expected["blocks.0"].values, rtol=1e-5)
@@ -117,9 +125,9 @@ def bad_inputs(experiment, tmp_path, options):
         "'blocks.1'": [str(run), "--layers", "block.1"],
         "Did you mean 'tail'": [str(run), "--map", "tial"],
         "unknown method": [str(run), "--method", "lanczso"],
-        "--dtype float16": [str(run), "--dtype", "float16"],
-        "--samples 9": [str(run), "--samples", "9"],
-        "there: 0, 2, 4": [str(run), "--steps", "3"],
+        "float16": [str(run), "--spectra-dtype", "float16"],
+        "--probe-size 9": [str(run), "--probe-size", "9"],
+        "there: 0, 2, 4": [str(run), "--at-steps", "3"],
         "memory budget": [str(run), "--memory-budget", "0.000001"],
         "nothing to analyse": [],
         "--weights needs --probe": options[:-2],

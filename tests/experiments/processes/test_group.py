@@ -46,7 +46,7 @@ def two_processes(folder, *options):
 def test_two_processes_write_and_print_what_one_does_once(foreign, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(str(tmp_path))
-    options = [*foreign, "--layers", "0", "2", "--method", "lanczos", "--dtype", "float64"]
+    options = [*foreign, "--layers", "0", "2", "--map", "tail", "--method", "lanczos", "--spectra-dtype", "float64"]
     assert main([*options, "--out", "alone"]) == 0
     printed = capsys.readouterr().out.replace("alone", "shared")
     done = two_processes(tmp_path, *options, "--out", "shared")

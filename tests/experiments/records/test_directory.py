@@ -162,7 +162,7 @@ def test_what_may_change_on_resuming(made, tmp_path):
 @pytest.mark.parametrize("content", ["", "{", "[1]", "null"])
 def test_damaged_description(made, content):
     (made / "experiment.json").write_text(content)
-    assert "experiment.json cannot be read" in refusal(config(made, resume=True))
+    assert "experiment.json" in refusal(config(made, resume=True))
     check_out(config(made, overwrite=True))
 
 

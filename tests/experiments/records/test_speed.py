@@ -103,7 +103,7 @@ def test_ranks_are_shared():
 def test_smoothing_is_a_mean_over_the_last_steps():
     losses = {"noisy": [1.0, 0.3, 0.9, 0.4, 0.5, 0.45], "short": [0.1]}
     assert speeds(losses).loc["noisy", "steps_to_threshold"] == 1
-    table = speeds(losses, smooth=3, at_steps=(1, 2))
+    table = speeds(losses, loss_window=3, at_steps=(1, 2))
     assert table["steps_to_threshold"].tolist() == [5, 0]
     assert table["censored"].tolist() == [False, True]
     assert table.loc["noisy", "final_loss"] == pytest.approx(0.45)
@@ -112,7 +112,7 @@ def test_smoothing_is_a_mean_over_the_last_steps():
 
 
 def test_smoothing_forgets_huge_losses():
-    assert speeds({"a": [1e17, 0.6, 0.6, 0.4, 0.4]}, smooth=2).loc["a", "steps_to_threshold"] == 3
+    assert speeds({"a": [1e17, 0.6, 0.6, 0.4, 0.4]}, loss_window=2).loc["a", "steps_to_threshold"] == 3
 
 
 def test_run_without_metrics_stays():
@@ -151,7 +151,7 @@ def test_window_of_each_run():
     losses = {"a": [1.0, 0.3, 0.9, 0.4, 0.5, 0.45], "b": [1.0, 0.3, 0.9, 0.4, 0.5, 0.45]}
     runs = runs_of(losses, loss_threshold=0.5, loss_window=[3, 1])
     assert speed_table(runs, metrics_of(losses))["steps_to_threshold"].tolist() == [5, 1]
-    assert speed_table(runs, metrics_of(losses), smooth=1)["steps_to_threshold"].tolist() == [1, 1]
+    assert speed_table(runs, metrics_of(losses), loss_window=1)["steps_to_threshold"].tolist() == [1, 1]
     runs["loss_window"] = [np.nan, 3]
     assert speed_table(runs, metrics_of(losses))["steps_to_threshold"].tolist() == [1, 5]
 
@@ -164,7 +164,7 @@ def test_window_of_each_run():
         (runs_of(["a"]), metrics_of({}), {}, "run 'a' was configured without a loss_threshold"),
         (runs_of(["a", "b"], loss_threshold=[1, np.nan]), metrics_of({}), {}, "run 'b'"),
         (runs_of(["a"]), metrics_of({}), {"loss_threshold": np.nan}, "finite number"),
-        (runs_of(["a"]), metrics_of({}), {"loss_threshold": 1, "smooth": 0}, "smooth is 0"),
+        (runs_of(["a"]), metrics_of({}), {"loss_threshold": 1, "loss_window": 0}, "loss window is 0"),
         (runs_of(["a"]), metrics_of({"c": [1.0]}), {"loss_threshold": 1}, "metrics of run 'c'"),
     ],
 )
@@ -211,14 +211,14 @@ def test_command_line_averages_as_the_runs_were_configured(experiment):
         config.write_text(json.dumps({**json.loads(config.read_text()), "loss_window": 3}))
     assert main([str(experiment)]) == 0
     table = pd.read_parquet(experiment / "speed.parquet").set_index("run_id")
-    pd.testing.assert_frame_equal(table.loc[list(LOSSES)], speeds(smooth=3), check_names=False)
-    assert main([str(experiment), "--smooth", "1"]) == 0
+    pd.testing.assert_frame_equal(table.loc[list(LOSSES)], speeds(loss_window=3), check_names=False)
+    assert main([str(experiment), "--loss-window", "1"]) == 0
     table = pd.read_parquet(experiment / "speed.parquet").set_index("run_id")
     pd.testing.assert_frame_equal(table.loc[list(LOSSES)], speeds(), check_names=False)
 
 
 @pytest.mark.parametrize(
-    "options", [["--smooth", "0"], ["--loss-threshold", "nan"], ["--treshold", "1"], ["--smooth", "x"]]
+    "options", [["--loss-window", "0"], ["--loss-threshold", "nan"], ["--treshold", "1"], ["--loss-window", "x"]]
 )
 def test_command_line_bad_options(experiment, options, capsys):
     assert main([str(experiment), *options]) == 2
