@@ -124,12 +124,7 @@ class SpectrumMonitor:
             raise InputError("bounds are those of a loss; give the probe's targets too, as probe=(x, y)")
         if bounds:
             self._measurements.append(scheduled(Measurement(_BOUNDS, TOTAL), None, otherwise))
-        if group is None:
-            alone = not distributed.is_available() or not distributed.is_initialized()
-            self._writes = self._measures = alone or distributed.get_rank() == 0
-        else:
-            rank = distributed.get_rank(group)  # -1 in a process outside of it
-            self._writes, self._measures = rank == 0, rank >= 0
+        self._writes, self._measures = _roles(group)
         self._group = group if self._measures else None
         self._bounds: BoundsLog | None = None  # of the process that writes, as are the tables
         self._tables: RunTables | None = None
@@ -309,3 +304,12 @@ class SpectrumMonitor:
             with self._measuring():
                 self._tables.flush()
         self._flushed = time.perf_counter()
+
+
+def _roles(group: ProcessGroup | None) -> tuple[bool, bool]:
+    """Whether this process writes the tables, and whether it takes part in the measurements."""
+    if group is not None:
+        rank = distributed.get_rank(group)  # -1 in a process outside of it
+        return rank == 0, rank >= 0
+    first = not distributed.is_available() or not distributed.is_initialized() or distributed.get_rank() == 0
+    return first, first
