@@ -1,7 +1,7 @@
 """Experiments killed (SIGKILL) at random moments and resumed, against the same ones left alone: nothing may differ.
 
 Digits with momentum, augmentation, evaluation, spectra and runs that diverge. An
-experiment that is done before the kills are up is begun anew.
+experiment that finishes before its last kill is started anew.
 
 ``python -m benchmarks.kill_resume [--kills N] [--seed N]``
 """
