@@ -14,7 +14,7 @@ from skip_conditioning.figures.drawing.errors import NothingToDrawError
 from skip_conditioning.figures.drawing.selection import chosen_lr, described_runs
 from skip_conditioning.figures.drawing.style import GREY, SETTINGS, LineStyle, arm_styles, log_axis, new_figure
 
-#: Arms side by side that are still legible.
+#: More arms side by side are not legible.
 _MOST = 5
 
 #: A column of the metrics table, whether it is divided by ``cost_grad_squared``, how its line looks, its label.
@@ -36,7 +36,7 @@ _ROWS: dict[str, tuple[Line, ...]] = {
 }
 
 
-#: How ``pl_verdict`` begins what it says of a vacuous floor.
+#: How ``pl_verdict`` names a vacuous floor.
 _VACUOUS = {"pl_floor": "PŁ floor (", "pl_floor_centred": "PŁ floor, centred ("}
 
 
@@ -44,7 +44,7 @@ _VACUOUS = {"pl_floor": "PŁ floor (", "pl_floor_centred": "PŁ floor, centred (
 def bounds_along_training(experiment: Experiment, *, lr: float | None = None, trial: int | None = None) -> Figure:
     """One column for each arm: its loss, ``λ(DF) ≤ |∇ℓ|²/|∇c|² ≤ ‖DF‖²``, and the decrease of each step.
 
-    Where a floor is vacuous, which is what rounding left of zero, its line has a gap; so has a decrease that was none.
+    A line has a gap where its floor is vacuous (zero but for rounding), or where the loss rose instead of falling.
 
     Args:
         experiment: Runs logged with ``SpectrumMonitor(bounds=True)``; five arms at most are drawn.
@@ -69,9 +69,9 @@ def bounds_along_training(experiment: Experiment, *, lr: float | None = None, tr
     for axes, (label, lines) in zip(grid, _ROWS.items(), strict=True):
         axes[0].set_ylabel(label)
         for axis, run_id, style in zip(axes, runs["run_id"], styles.values(), strict=True):
-            one = rows[rows["run_id"] == run_id].sort_values("step")
+            run = rows[rows["run_id"] == run_id].sort_values("step")
             for line in lines:
-                _draw(axis, one, line, style.colour)
+                _draw(axis, run, line, style.colour)
         _scale(axes)
     for axis, arm in zip(grid[0], runs["arm"], strict=True):
         axis.set_title("\n".join(textwrap.wrap(arm, 60 // len(runs) + 4)))
@@ -99,7 +99,7 @@ def _draw(axis: Axes, rows: pd.DataFrame, line: Line, colour: str) -> None:
 
 
 def _scale(axes: np.ndarray) -> None:
-    """A logarithmic scale, shared by a row, over its positive values; steps that lost ground have a gap."""
+    """A logarithmic scale, shared by a row, over its positive values."""
     values = np.concatenate([np.asarray(line.get_ydata(), dtype=float) for axis in axes for line in axis.lines])
     positive = values[np.isfinite(values) & (values > 0)]
     if len(positive):

@@ -17,7 +17,7 @@ _HEADROOM = 0.5
 
 @matplotlib.rc_context(SETTINGS)
 def curvature_growth(table: pd.DataFrame, fits: pd.DataFrame) -> Figure:
-    """``‖∇²ℓ(rθ)‖`` against r, log-log; a row for each cost and activation, a column for what is scaled.
+    """``‖∇²ℓ(rθ)‖`` against r, log-log; a row for each cost and activation, a column for each choice of what is scaled.
 
     One colour per normaliser; dashed, where it differs, the effective norm, in units of the weights' length. Exponents
     of both, with standard errors, stand in each panel. Norms that have not converged are not drawn, but counted.
@@ -63,7 +63,7 @@ def curvature_growth(table: pd.DataFrame, fits: pd.DataFrame) -> Figure:
 
 
 def _draw(axis: Axes, curves: pd.DataFrame, fits: pd.DataFrame, styles: dict[str, ArmStyle]) -> None:
-    """One panel: a solid curve for each normaliser, a dashed one beside it where the effective norm is another."""
+    """One panel: a solid curve for each normaliser, a dashed one beside it where the effective norm differs."""
     for normaliser, curve in curves.groupby("normaliser"):
         style = styles[str(normaliser)]
         fit = fits[fits["normaliser"] == normaliser].iloc[0]

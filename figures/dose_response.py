@@ -1,4 +1,4 @@
-"""Dose and response: how conditioning and slowness follow the gain of the skip, and one another."""
+"""Dose and response: conditioning and slowness against the gain of the skip, and against each other."""
 
 from textwrap import fill
 
@@ -29,17 +29,16 @@ _Ends = tuple[float, float]
 
 @matplotlib.rc_context(SETTINGS)
 def dose_response(doses: pd.DataFrame, *, mediator: str) -> Figure:
-    """Conditioning and slowness against the gain α, by trial, with median and quartiles; beside them one by the other.
+    """Conditioning and slowness against the gain α, by trial with quartiles, and slowness against conditioning.
 
-    Quantiles are linear between logarithms. An infinite value or 0 has no place on a logarithmic axis and lies at its
-    edge.
+    Quantiles are linear between logarithms. A value that is 0 or infinite lies at the edge of its logarithmic axis.
 
     Args:
         doses: Columns ``gain``, ``trial``, ``mediator`` and ``speed`` (slowness: less is faster).
         mediator: Name of the measure of conditioning, for its axes.
 
     Raises:
-        NothingToDrawError: Of one of the sides no row with all columns has a positive finite value.
+        NothingToDrawError: In rows with all columns no conditioning, or no slowness, is positive and finite.
     """
     numbers = doses.astype(dict.fromkeys(("gain", *_SIDES), float))
     runs = numbers.dropna(subset=["gain", *_SIDES]).sort_values("gain", kind="stable")

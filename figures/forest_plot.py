@@ -19,10 +19,9 @@ _LINE_HEIGHT, _LABEL_WIDTH = 0.19, 36
 
 @matplotlib.rc_context(SETTINGS)
 def forest_plot(findings: pd.DataFrame, *, equivalent: float | None = None) -> Figure:
-    """One line per finding that has a ratio, top to bottom, with its interval and its numbers beside it.
+    """One line per finding that has a ratio, with its interval and its numbers beside it.
 
-    A ratio or an end of an interval that is infinite or 0 has no place on the logarithmic axis: an arrow at the edge
-    stands for it.
+    An arrow at the edge stands for a ratio or an end of an interval that is infinite or 0.
 
     Args:
         findings: Columns ``what`` (words on the left), ``verdict``, ``ratio``, ``low`` and ``high`` (NaN without an

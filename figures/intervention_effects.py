@@ -1,4 +1,4 @@
-"""Interventions: how each changes conditioning, and whether it changes speed as conditioning would have it."""
+"""Interventions: how each changes conditioning and speed, compared with the chain."""
 
 from textwrap import fill
 from typing import Any
@@ -39,8 +39,8 @@ def intervention_effects(
 ) -> Figure:
     """One point per arm: its conditioning and its slowness as ratios over the chain's, with intervals both ways.
 
-    An infinite ratio or 0 has no place on a logarithmic axis: an arrow at the edge stands for it, and for an end of an
-    interval that lies beyond the edge. Arms without one of the ratios are named below.
+    An arrow at the edge stands for a ratio of 0 or infinity, and for an end of an interval beyond the edge. Arms
+    without one of the ratios are named below.
 
     Args:
         effects: Columns ``arm``, ``kind`` (of ``KIND_STYLES``), ``mediator_ratio``, ``speed_ratio``, ``_low`` and

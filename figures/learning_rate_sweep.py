@@ -27,7 +27,7 @@ from skip_conditioning.figures.drawing.style import (
 
 #: More arms than this get a panel each.
 _MOST_TOGETHER = 6
-#: Room over the lines in which the numbers of diverged runs stand, and the height of one row of them, in inches.
+#: Share of the height left free above the lines; and the height, in inches, of a row of numbers of diverged runs.
 _ROOM, _ROW = 0.08, 0.15
 
 _Ends = tuple[float, float]
@@ -38,7 +38,7 @@ def learning_rate_sweep(sweep: pd.DataFrame, *, measure: str) -> Figure:
     """A line per arm with its interval and a star at the chosen rate; numbers on top count diverged runs.
 
     Up to six arms share a panel; more get one each, with the others in grey. The axis of the measure is logarithmic
-    where its values allow it and that says more; an infinite value lies at the edge.
+    where its values are positive and differ by a factor of 5; an infinite value lies at the edge.
 
     Args:
         sweep: Columns ``arm, lr, median, low, high, diverged`` (a count), ``runs, is_best``.

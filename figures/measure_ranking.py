@@ -16,7 +16,7 @@ from skip_conditioning.figures.drawing.style import HOVER, PALETTE, SETTINGS, ne
 
 _BLUE, _ORANGE = PALETTE[:2]
 _SIGNIFICANT = 0.05
-#: Worse than this is an arrow at the edge: how bad a useless measure is tells nothing.
+#: Skills below this are arrows at the edge.
 _WORST = -1.0
 _LINE_HEIGHT, _NAME_WIDTH = 0.165, 40
 

@@ -1,4 +1,4 @@
-"""Sensitivity of a mediated effect to what else may drive both the mediator and the outcome."""
+"""Sensitivity of a mediated effect to unmeasured causes of both the mediator and the outcome."""
 
 import matplotlib
 import numpy as np
@@ -17,7 +17,7 @@ _REACH = 3.0
 
 @matplotlib.rc_context(SETTINGS)
 def mediation_sensitivity(curve: pd.DataFrame, *, total: float) -> Figure:
-    """The indirect effect against the correlation ρ of the errors of mediator and outcome, which no run can tell.
+    """The indirect effect against the correlation ρ of the errors of mediator and outcome, which no run can measure.
 
     At ρ = 0 nothing unmeasured drives both. Where the curve crosses 0, so strong a confounder would explain the whole
     indirect effect; the correlations for which it keeps its sign are shaded.

@@ -1,4 +1,4 @@
-"""The regularity bound term by term: what each layer gives to the kernel's smallest eigenvalue, and what it could."""
+"""The regularity bound term by term: each layer's part of the kernel's smallest eigenvalue, and its bound."""
 
 import textwrap
 
@@ -26,8 +26,8 @@ def regularity_terms(table: pd.DataFrame, *, subspace: str = "all") -> Figure:
 
     Args:
         table: Columns ``network``, ``step``, ``subspace``, ``lambda``, ``kind``, ``layer``, ``lambda_share``, ``term``
-            and ``cause``, as ``experiments.theory regularity`` writes them.
-        subspace: The outputs to show.
+            and ``cause``, as ``skip-conditioning theory regularity`` writes them.
+        subspace: Rows of this subspace of the outputs are shown: ``all``, ``centred`` or ``data``.
     """
     rows = table[table["subspace"] == subspace]
     rows = rows[rows["step"] == rows.groupby("network")["step"].transform("max")]
@@ -39,8 +39,8 @@ def regularity_terms(table: pd.DataFrame, *, subspace: str = "all") -> Figure:
     figure = new_figure(4.2)
     axes = figure.subplots(1, len(networks), sharey=True, squeeze=False)[0]
     for axis, network in zip(axes, networks, strict=True):
-        one = rows[rows["network"] == network]
-        _panel(axis, one, styles[network].colour, low / _BELOW)
+        of_network = rows[rows["network"] == network]
+        _panel(axis, of_network, styles[network].colour, low / _BELOW)
         axis.set_title("\n".join(textwrap.wrap(network, 60 // len(networks) + 4)))
     log_axis(axes[0].yaxis, low / _BELOW, high)
     axes[0].set_ylim(low / _BELOW / 2, high * 2)

@@ -65,12 +65,12 @@ def singular_value_ridges(
     """One panel per layer; in it a ridge per step, the first at the top, and arms overlaid.
 
     Densities are averaged over trials (and samples). They are drawn from all singular values or from the nodes of a
-    quadrature, whichever a spectrum has, smoothed alike (see ``smoothing.smoothed``).
+    quadrature, whichever a spectrum has, smoothed alike (see ``drawing.ridges.smoothed``).
 
     Args:
         experiment: Its ``runs`` and ``spectra`` are used.
         map: Which derivative.
-        layer: Only this layer; by default all, or 20 of them spread evenly.
+        layer: Only this layer; by default all, but at most 20, spread evenly.
         batch_mode: ``batch`` or ``sample``; by default ``batch`` where it was measured.
         steps: How many of the measured steps to show at most, spread evenly in their logarithm.
         scale: Horizontal axes: ``linear``, ``log``, or ``auto``, which is log where the values of a layer span orders
@@ -93,7 +93,7 @@ def singular_value_ridges(
         raise NothingToDrawError(f"no singular values of map {map!r} at {lr_label(rate)} were kept, nor their density")
     layers, shown = spread_layers(list(points["layer"].unique())), spread_steps(np.unique(points["step"]), steps)
     drawn = points[points["layer"].isin(layers) & points["step"].isin(shown)]
-    arms = [[pooled(rows) for _, rows in drawn[drawn["layer"] == one].groupby("arm")] for one in layers]
+    arms = [[pooled(rows) for _, rows in drawn[drawn["layer"] == name].groupby("arm")] for name in layers]
     log = scale == "log" or (scale == "auto" and any(spans_decades(values, _LOG_RATIO) for values in arms))
     styles = {arm: style for arm, style in arm_styles(runs["arm"]).items() if (drawn["arm"] == arm).any()}
 

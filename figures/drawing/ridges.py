@@ -1,4 +1,7 @@
-"""What a ridge plot of singular values shows: which layers and steps, on which axis, and the ridges."""
+"""A ridge plot of singular values: its layers and steps, its axes, and its ridges, which are smoothed densities.
+
+Values of a spectrum and nodes of a quadrature are smoothed in the same way.
+"""
 
 from dataclasses import dataclass
 
@@ -13,8 +16,8 @@ CELLS = 240
 _MOST_LAYERS = 20
 #: The axis holds all but this share of an arm's values at either end; what lies beyond is declared.
 _TAIL = 0.005
-#: A kernel reaches this share of the points to either side, and so many at least. Singular values repel each other
-#: and nodes lie even more regularly, so so few make a smooth curve; those of 32 Lanczos steps join to one.
+#: A kernel reaches over this share of the points to either side, and at least over this number. Singular values repel
+#: each other and nodes lie even more regularly, so few make a smooth curve: the nodes of 32 Lanczos steps join to one.
 _REACH, _FEWEST = 1 / 32, 2
 #: Standard deviation of a kernel over its reach.
 _WIDTH = 0.75

@@ -37,7 +37,7 @@ def in_listed_order(experiment: Experiment, directory: Path) -> Experiment:
     try:
         description = json.loads((directory / "experiment.json").read_text())
         arms = [str(arm) for arm in description["network"]["arms"]]
-    except (OSError, ValueError, KeyError, TypeError):  # the order is no more than a convenience
+    except (OSError, ValueError, KeyError, TypeError):  # a figure without this order is still right
         return experiment
     places = {arm: place for place, arm in enumerate(arms)}
     order = experiment.runs["arm"].map(places).fillna(len(places))
@@ -46,7 +46,7 @@ def in_listed_order(experiment: Experiment, directory: Path) -> Experiment:
 
 
 def described_runs(experiment: Experiment) -> pd.DataFrame:
-    """The runs, with what a training loop of the user's own does not record filled in: the id as arm, trial 0.
+    """The runs; columns that a user's own training loop does not record are filled in: the id as arm, trial 0.
 
     Raises:
         NothingToDrawError: There is no run.
@@ -96,9 +96,7 @@ def select_spectra(experiment: Experiment, map: str, batch_mode: str | None = No
     """
     spectra = experiment.spectra
     if spectra.empty:
-        raise NothingToDrawError(
-            "no spectra were measured; those of checkpoints are, by: skip-conditioning analyse"
-        )
+        raise NothingToDrawError("no spectra were measured; those of checkpoints are, by: skip-conditioning analyse")
     of_map = spectra[spectra["map"] == map]
     modes = set(of_map["batch_mode"])
     chosen = of_map[of_map["batch_mode"] == (batch_mode or ("batch" if "batch" in modes else "sample"))]

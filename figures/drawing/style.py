@@ -1,4 +1,4 @@
-"""The look shared by all figures: a colour, marker and line per arm, fonts, log axes, names of quantities."""
+"""The style shared by all figures: a colour, marker and line per arm, fonts, log axes, names of quantities."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -47,7 +47,7 @@ _LINES: tuple[LineStyle, ...] = (
     (0, (1, 1)),
     (0, (7, 1.5, 2, 1.5)),
 )
-#: Arms of the paper, and the place of each in the palette.
+#: Arms of the paper, and the rank of each in the palette.
 _PAPER_ARMS = {"chain": 1, "original": 3, "residual": 0, "modified": 2}
 
 
@@ -93,7 +93,7 @@ def _style(place: int) -> ArmStyle:
 
 
 def new_figure(height: float) -> Figure:
-    """An empty figure of the house's width whose layout keeps labels apart; needs no window system."""
+    """An empty figure of the common width whose layout keeps labels apart; needs no window system."""
     return Figure(figsize=(WIDTH, height), layout="constrained")
 
 

@@ -90,6 +90,9 @@ def test_a_step_that_lost_ground_and_a_loss_of_zero_can_be_drawn(experiment):
     metrics = experiment.metrics.assign(observed_decrease=-0.1, loss=0.0)
     figure = bounds_along_training(dataclasses.replace(experiment, metrics=metrics))
     figure.draw_without_rendering()
+    (loss,), (_, observed) = lines(figure, 0, 0), lines(figure, 2, 0)
+    assert np.isnan(loss).all()
+    assert np.isnan(observed).all()
 
 
 def test_runs_without_bounds_are_nothing_to_draw(experiment):

@@ -90,9 +90,9 @@ def test_bad_directories(tmp_path: Path, capsys: pytest.CaptureFixture[str], nam
 @pytest.mark.parametrize(
     ("description", "order"),
     [
-        ('{"arms": ["residual", "modified", "chain"]}', ["residual", "modified", "chain"]),
-        ('{"arms": ["residual"]}', ["residual", "chain", "modified"]),
-        ('{"arms": null}', ["chain", "modified", "residual"]),
+        ('{"network": {"arms": ["residual", "modified", "chain"]}}', ["residual", "modified", "chain"]),
+        ('{"network": {"arms": ["residual"]}}', ["residual", "chain", "modified"]),
+        ('{"network": {"arms": null}}', ["chain", "modified", "residual"]),
         ("[]", ["chain", "modified", "residual"]),
         ("{", ["chain", "modified", "residual"]),
     ],

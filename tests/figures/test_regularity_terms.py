@@ -54,4 +54,10 @@ def test_shares_and_terms_are_the_tables(table):
 def test_a_network_with_nothing_but_vacuous_terms_can_be_drawn(table):
     nothing = table.assign(term=0.0, lambda_share=0.0, cause="x")
     nothing["lambda"] = 0.0
-    regularity_terms(nothing).draw_without_rendering()
+    figure = regularity_terms(nothing)
+    figure.draw_without_rendering()
+    _, shares, restricted, restricted_vacuous, plain, plain_vacuous = figure.axes[0].lines
+    for line in (shares, restricted, plain):
+        assert np.isnan(np.asarray(line.get_ydata(), float)).all()
+    for line in (restricted_vacuous, plain_vacuous):
+        assert np.isfinite(np.asarray(line.get_ydata(), float)).all()
