@@ -1,27 +1,28 @@
 """The command ``skip-conditioning``: one subcommand for each job, each the same as its module."""
 
 import importlib
+import os
 import sys
 from collections.abc import Sequence
 
 #: Subcommands by subject: what each is for, and the module whose ``main`` it calls.
 COMMANDS: dict[str, dict[str, tuple[str, str]]] = {
-    "Measure": {
-        "train": ("train an experiment with diagnostics on, from a preset", "experiments.train"),
+    "Train and measure": {
+        "train": ("train the networks of an experiment with diagnostics on, from a preset", "experiments.train"),
         "analyse": ("measure the spectra of saved checkpoints", "experiments.spectrum_analysis"),
-        "sweep": ("train an experiment on a Slurm cluster, one job for each run", "experiments.sweep"),
+        "sweep": ("the same as train on a Slurm cluster, one job for each run", "experiments.sweep"),
     },
-    "Look": {
+    "See the results": {
         "figures": ("draw the figures of an experiment", "figures.__main__"),
-        "summary": ("print conditioning and speed, one line for each arm and learning rate", "experiments.summary"),
-        "speed": ("measure how fast each run trained, and print the table", "experiments.speed"),
+        "summary": ("print the conditioning and speed of each arm and learning rate", "experiments.summary"),
+        "speed": ("print and write how fast each run trained", "experiments.speed"),
         "ratios": ("compare the arms of an experiment in pairs, with intervals", "experiments.paired_ratios"),
     },
-    "Judge": {
+    "Test claims": {
         "verify": ("test the claims of the paper, or one of your own", "experiments.verify"),
-        "theory": ("check the theory's statements along real training", "experiments.theory.__main__"),
+        "theory": ("check the statements of the theory while networks train", "experiments.theory.__main__"),
     },
-    "Look up": {
+    "List what there is": {
         "models": ("list the networks, their arms and their options", "models.__main__"),
     },
 }
@@ -41,7 +42,17 @@ def usage() -> str:
 
 
 def main(args: Sequence[str] | None = None) -> int:
-    """Run a subcommand; returns its exit code, 2 for bad input."""
+    """Run a subcommand.
+
+    Args:
+        args: The words after ``skip-conditioning``; by default those of the command line.
+
+    Returns:
+        Its exit code: 0, 2 for bad input, 130 if interrupted.
+
+    Raises:
+        SystemExit: After ``COMMAND --help``, code 0.
+    """
     name, *rest = [*(sys.argv[1:] if args is None else args)] or ["--help"]
     if name in ("--help", "-h"):
         print(usage())
@@ -61,4 +72,9 @@ def main(args: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    code = main()
+    if "RANK" in os.environ:  # torchrun's
+        from skip_conditioning.experiments.processes.group import leave
+
+        leave(code)
+    sys.exit(code)

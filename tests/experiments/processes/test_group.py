@@ -3,7 +3,6 @@
 import os
 import subprocess
 import sys
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -12,8 +11,6 @@ import torch
 
 from skip_conditioning.experiments.processes.group import is_first_process, own_device, process_group
 from skip_conditioning.experiments.spectrum_analysis import main
-
-ROOT = Path(__file__).parents[3]
 
 FACTORY = """
 from torch import nn
@@ -38,14 +35,13 @@ def foreign(tmp_path):
 def two_processes(folder, *options):
     """Run the analysis in a folder, in two processes."""
     launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    command = [sys.executable, *launcher, str(ROOT / "experiments" / "spectrum_analysis.py"), *options]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join([str(ROOT), str(folder)])}
+    command = [sys.executable, *launcher, "-m", "skip_conditioning", "analyse", *options]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=120)
 
 
 def test_two_processes_write_and_print_what_one_does_once(foreign, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.syspath_prepend(str(tmp_path))
     options = [*foreign, "--layers", "0", "2", "--map", "tail", "--method", "lanczos", "--spectra-dtype", "float64"]
     assert main([*options, "--out", "alone"]) == 0
     printed = capsys.readouterr().out.replace("alone", "shared")
