@@ -22,48 +22,48 @@ class DataOptions:
     """digits (bundled), mnist, cifar10, cifar100, imagenet, or a Hugging Face Hub name."""
 
     data_dir: Path | None = field(default_factory=_data_dir)
-    """Folder with Parquet files or class folders, by default $SKIP_DATA_DIR; None fetches the data set from the Hub."""
+    """Folder with Parquet files or class folders, by default $SKIP_DATA_DIR; None downloads it from the Hub."""
 
     subset: int | None = None
-    """Train on this many images only, drawn once with --seed for all runs; None for all."""
+    """Train on this many images, drawn at random once for all runs; None for all."""
 
     limit_train: int | None = None
-    """Read only the first so many training images, for a quick try; None for all."""
+    """Use only this many training images, the first ones, for a quick try; None for all."""
 
     limit_test: int | None = None
-    """Read only the first so many test images; None for all."""
+    """Use only this many test images, the first ones; None for all."""
 
     normalise: bool = False
-    """Normalise each channel by its mean and standard deviation; otherwise pixels are in [0, 1]."""
+    """Normalise each channel to mean 0 and standard deviation 1; otherwise pixels are in [0, 1]."""
 
     augment: Literal["none", "crop", "resized-crop"] = "none"
-    """Change batches at random: crop (after padding by 4) or resized-crop (of 8 to 100 % of the area), with flips."""
+    """Random flips with random crops: crop (after padding by 4) or resized-crop (8 to 100 % of the area)."""
 
     skip_corrupt: bool = False
-    """Leave out images that cannot be read, with a warning that names them; otherwise the first is an error."""
+    """Leave out images that cannot be read, with a warning that names them; otherwise training stops at the first."""
 
     workers: int | None = None
-    """Processes that decode images of a streamed data set (imagenet); 0 for none, None for one a core, at most 16."""
+    """Processes that decode images, for imagenet; 0 for none, None for one per core, at most 16."""
 
 
 @dataclass(frozen=True)
 class NetworkOptions:
-    """The network, and the variants of it that are compared."""
+    """The network, and the variants of it to compare."""
 
     model: str
-    """A name listed by `python -m models`, or package.module:factory for a network of your own."""
+    """A name listed by `skip-conditioning models`, or package.module:factory or file.py:factory for one of your own."""
 
     model_options: tuple[str, ...] = ()
-    """Options of the model, each name=value, such as depth=16 (`python -m models` lists them)."""
+    """Options of the model, each name=value, such as depth=16; `skip-conditioning models` lists them."""
 
     arms: tuple[str, ...] = ()
-    """Variants of the model to compare; those of a factory are its attribute `arms`, or else there is one, default."""
+    """Variants of the model to compare; a factory of your own lists its arms as factory.arms, or has only `default`."""
 
     batch_norm: Literal["train", "frozen"] = "train"
-    """train: statistics of each batch; frozen: those of the first batch at initialisation, for good."""
+    """Statistics of batch norm: of each batch (train), or always of the first batch at initialisation (frozen)."""
 
     sync_batch_norm: bool = False
-    """With several processes (torchrun) on GPUs: batch norm over the whole batch instead of each process's part."""
+    """On several GPUs (torchrun), take the statistics of batch norm over the whole batch, not each process's part."""
 
 
 @dataclass(frozen=True)
@@ -71,22 +71,22 @@ class OptimisationOptions:
     """How each run trains, and how many runs there are."""
 
     lr: tuple[float, ...] = ()
-    """Learning rates; every arm and trial is run with each."""
+    """Learning rates; every arm is trained with each, in every trial."""
 
     trials: int = 1
-    """Number of trials: initialisations and data orders, each shared by all arms and learning rates."""
+    """Number of trials; each has an initialisation and a data order, shared by all arms and learning rates."""
 
     seed: int = 0
-    """Number from which the subset, the probe and the seed of every trial are derived."""
+    """Seed of the whole experiment: of the subset, the probe and every trial."""
 
     steps: int | None = None
-    """Optimiser steps of a run; given alone, it takes the place of the preset's --epochs."""
+    """Length of a run in optimiser steps; replaces the preset's --epochs."""
 
     epochs: int | None = None
-    """Passes over the training images of a run; given alone, it takes the place of the preset's --steps."""
+    """Length of a run in passes over the training images; replaces the preset's --steps."""
 
     batch_size: int | None = None
-    """Images per step; None for all of them at every step."""
+    """Images per step; None for all of them (full batch)."""
 
     momentum: float = 0.0
     """Momentum of SGD."""
@@ -98,25 +98,25 @@ class OptimisationOptions:
     """Divide each gradient by its norm over all parameters, so that every step has length lr."""
 
     decay_epochs: int | None = None
-    """Multiply the learning rate by --decay-factor every so many epochs; None for never."""
+    """Multiply the learning rate by --decay-factor every this many epochs; None for never."""
 
     decay_factor: float = 0.1
-    """What the learning rate is multiplied by every --decay-epochs."""
+    """Factor by which the learning rate decays."""
 
     device: str = "auto"
-    """cpu, cuda, cuda:1 and so on; auto for a GPU if there is one."""
+    """cpu, cuda, cuda:1 and so on; auto is a GPU if there is one, else the CPU."""
 
     precision: Literal["float32", "bfloat16", "auto"] = "float32"
-    """Of forward passes in training (bfloat16: autocast); auto is bfloat16 on a GPU. Spectra never are in bfloat16."""
+    """Precision of training, not of spectra: bfloat16 is autocast; auto is bfloat16 on a GPU, float32 on a CPU."""
 
     channels_last: bool = False
-    """Keep images and convolutions with the channels last in memory, which GPUs and some CPUs convolve faster."""
+    """Use the channels-last memory format, in which GPUs and some CPUs convolve faster."""
 
     compile: bool = False
-    """Train with torch.compile; needs a C++ compiler, and a minute or so for each arm to start."""
+    """Train with torch.compile, which needs a C++ compiler and takes a minute or so to start each arm."""
 
     processes: int = 1
-    """Runs trained at once on this machine's CPU, each by a process of one thread; 1: one by one, with all threads."""
+    """Runs trained at once on a CPU, each in a process of one thread; 1 trains them in turn, with all threads."""
 
 
 @dataclass(frozen=True)
@@ -124,7 +124,7 @@ class DiagnosticsOptions:
     """What is measured while training."""
 
     diagnostics: bool = True
-    """Measure spectra while training; the training is the same without."""
+    """Measure spectra while training, which does not change the training."""
 
     measurements: tyro.conf.Suppress[tuple[Measurement, ...]] = (Measurement("layer"),)
     """Maps, their layers and their schedules."""
@@ -133,19 +133,19 @@ class DiagnosticsOptions:
     """Layers to measure, names or globs such as blocks.*; None for those of the preset."""
 
     measure_until: int | None = None
-    """Take no measurements after this step; None for all that the preset schedules."""
+    """Last step at which to measure; None for the preset's schedule to its end."""
 
     probe_size: int = 32
-    """Training images in the probe, the fixed batch on which spectra are measured."""
+    """Number of training images in the probe, the fixed batch on which spectra are measured."""
 
     spectra_dtype: Literal["model", "float64"] = "model"
-    """Precision of spectra's Jacobians; float64 resolves condition numbers up to 1e12 or so, in twice the time."""
+    """Precision of Jacobians; float64 resolves condition numbers up to about 1e12, in twice the time."""
 
     max_overhead: float | None = None
-    """Share of the training time that diagnostics may take, such as 0.05; None measures whenever it is due."""
+    """Largest share of the training time that diagnostics may take, such as 0.05; None for no limit."""
 
     bounds: bool = False
-    """Log the PŁ chain on the probe, |∇ℓ|² between its floor and ceiling, at steps 0, 1, 2, 3, 4, 6, 10 and so on."""
+    """Log |∇ℓ|² on the probe between its lower and upper PŁ bounds, at steps 0, 1, 2, 3, 4, 6, 10 and so on."""
 
 
 @dataclass(frozen=True)
@@ -153,34 +153,34 @@ class OutputOptions:
     """What is recorded, and where."""
 
     out: Path
-    """Directory to make for the experiment's runs, tables and checkpoints."""
+    """Directory for the experiment's runs, tables and checkpoints; it is made."""
 
     experiment: tyro.conf.Suppress[str]
     """Name of the preset."""
 
     evaluate_epochs: int | None = None
-    """Evaluate on the test images, in eval mode, every so many epochs and at the end; None for never."""
+    """Evaluate on the test images every this many epochs and at the end; None for never."""
 
     loss_threshold: float = 0.5
-    """Speed is the number of steps until the training loss is as small as this; to be fixed beforehand."""
+    """Training loss to reach: the speed of a run is the number of steps that it takes. Fix it before looking."""
 
     loss_window: int = 1
-    """Compare with the threshold the mean training loss of the last so many steps; 1 is right for full batches."""
+    """Steps over whose mean training loss the threshold is reached; 1 for full batches, more for noisy mini-batches."""
 
     checkpoints: int | None = None
-    """Save a checkpoint every so many steps, besides the first and the last; None for once an epoch."""
+    """Save a checkpoint every this many steps, and at the first and the last; None for once an epoch."""
 
     keep_epochs: int | None = None
-    """Keep the weights of every so many epochs, the first and the last, others until the next; None keeps all."""
+    """Keep the checkpoints of every this many epochs, the first and the last, and remove the others; None keeps all."""
 
     log: tuple[Literal["tensorboard", "wandb"], ...] = ()
-    """Also log loss, accuracy, learning rate and the spectra's ends to TensorBoard or (offline) Weights & Biases."""
+    """Log loss, accuracy, learning rate and extreme singular values to TensorBoard or Weights & Biases (offline)."""
 
     estimate: bool = False
-    """Time a few steps, print the hours, memory and disk that the experiment will take, and write nothing."""
+    """Time a few steps, print the hours, memory and disk space that the experiment will take, and write nothing."""
 
     resume: bool = False
-    """Go on with the experiment in --out: finished runs stay, interrupted ones continue from their last checkpoint."""
+    """Continue the experiment in --out: finished runs stay, interrupted ones go on from their last checkpoint."""
 
     overwrite: bool = False
-    """Replace the experiment in --out: everything in that directory is removed first."""
+    """Remove everything in --out first, and start anew."""

@@ -36,8 +36,8 @@ _CIFAR: dict[str, Any] = {
 
 _DESCRIPTIONS_AND_OPTIONS: dict[str, tuple[str, dict[str, Any]]] = {
     "demo": (
-        "Handwritten digits bundled with scikit-learn, a 16-block residual MLP with batch norm at five skip gains "
-        "and three learning rates: conditioning against speed in a minute or two.",
+        "Conditioning against speed in a minute or two: handwritten digits bundled with scikit-learn, a residual MLP "
+        "of 16 blocks with batch norm at five skip gains and three learning rates.",
         {
             "dataset": "digits",
             "model": "residual-mlp",
@@ -53,8 +53,8 @@ _DESCRIPTIONS_AND_OPTIONS: dict[str, tuple[str, dict[str, Any]]] = {
         },
     ),
     "paper-mnist": (
-        "The paper's MNIST experiment: 32 images drawn once, full-batch SGD, three arms; the spectrum of the Jacobian "
-        "behind the stem at every step.",
+        "The paper's MNIST experiment: 32 images drawn once, full-batch SGD, three arms; at every step the spectrum of "
+        "the Jacobian of the logits with respect to the stem's output.",
         {
             "dataset": "mnist",
             "model": "paper-mnist",
@@ -68,8 +68,8 @@ _DESCRIPTIONS_AND_OPTIONS: dict[str, tuple[str, dict[str, Any]]] = {
         },
     ),
     "interventions": (
-        "What conditioning does by itself: a residual MLP with and without skips, other skips, skip gains and "
-        "initialisations at three learning rates; spectra and tangent kernel over the first steps.",
+        "Interventions on conditioning: a residual MLP with and without skips, with other skips, skip gains and "
+        "initialisations, at three learning rates; spectra and tangent kernel at the first steps.",
         {
             "dataset": "digits",
             "model": "residual-mlp",
@@ -91,7 +91,7 @@ _DESCRIPTIONS_AND_OPTIONS: dict[str, tuple[str, dict[str, Any]]] = {
         },
     ),
     "paper-network-interventions": (
-        "The same on the paper's MNIST network, whose shortcuts also change their shape.",
+        "The interventions on the paper's MNIST network, where some shortcuts change shape.",
         {
             "dataset": "mnist",
             "model": "paper-mnist",

@@ -175,7 +175,7 @@ def start(nets):
     """Start the train command in a process of its own."""
 
     def run(*args, before="", **options):
-        code = f"import sys; {before}\nfrom experiments.train import main; sys.exit(main(sys.argv[1:]))"
+        code = f"{before}\nfrom skip_conditioning.experiments.train import main; raise SystemExit(main())"
         environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(nets)}
         command = [sys.executable, "-c", code, *SMALL, *args]
         return subprocess.Popen(

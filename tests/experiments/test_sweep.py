@@ -65,7 +65,7 @@ def _jobs_here(monkeypatch):
     """Jobs are processes of this machine, of one thread each."""
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     monkeypatch.setattr(sweep_jobs, "_slurm_executor", lambda options, folder, gpus: LocalExecutor(folder))
-    monkeypatch.setattr(sweep_jobs, "_LOOK_EVERY", 0.1)
+    monkeypatch.setattr(sweep_jobs, "_CHECK_EVERY", 0.1)
     monkeypatch.setattr("submitit.core.core.Job._results_timeout_s", 0)  # no network file system is late here
 
 

@@ -176,14 +176,15 @@ def test_help_names_every_option_with_its_default(preset, capsys):
     with pytest.raises(SystemExit) as stop:
         parse([preset, "--help"])
     assert stop.value.code == 0
-    text = " ".join(re.sub("[│╭╮╰╯─]", " ", capsys.readouterr().out).split())
+    printed = re.sub(r"(?m)^[│ ] +(?=-\w|--\w)", "• ", capsys.readouterr().out)  # where an option begins
+    text = " ".join(re.sub("[│╭╮╰╯─]", " ", printed).split())
     hidden = {"experiment", "measurements"}
     for name, value in option_values(PRESETS[preset][1]).items():
         flag = f"--{name.replace('_', '-')}"
         if name in hidden:
             assert not re.search(rf"{flag}\b", text), flag
             continue
-        described = re.search(rf"(?:\)|exit) {flag}[ ,](.*?)\((default: [^()]*|required)\)", text)
+        described = re.search(rf"• {flag}[ ,](.*?)\((default: [^()]*|required)\)", text)
         assert described, flag
         assert len(described[1].split()) > 3, f"{flag} is not explained"
         if name not in ("out", "data_dir"):
@@ -267,7 +268,7 @@ def test_full_disk_is_one_line_and_the_run_can_be_resumed(train, start, same_res
 
 
 def test_command_runs_from_any_directory_with_a_network_found_there(small):
-    command = [sys.executable, "-m", "experiments.train", *small, "--out", "o", "--no-diagnostics"]
+    command = [sys.executable, "-m", "skip_conditioning.experiments.train", *small, "--out", "o", "--no-diagnostics"]
     process = subprocess.run(command, capture_output=True, text=True, check=False)
     assert process.returncode == 0, process.stderr
     assert "plain" in process.stdout

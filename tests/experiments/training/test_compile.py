@@ -21,7 +21,7 @@ def test_compiled_runs_are_those_of_plain_ones_and_resume(train, small):
 
 
 def test_without_a_compiler_it_is_refused_before_anything_is_written(small, nets):
-    command = [sys.executable, "-m", "experiments.train", *small, "--out", "o", "--compile"]
+    command = [sys.executable, "-m", "skip_conditioning.experiments.train", *small, "--out", "o", "--compile"]
     without = os.environ | {"CXX": "/nowhere", "CC": "/nowhere", "TORCHINDUCTOR_CACHE_DIR": str(nets / "empty")}
     without["PYTHONPATH"] = os.pathsep.join([os.getcwd(), *sys.path])
     done = subprocess.run(command, capture_output=True, text=True, env=without, check=False, timeout=120)

@@ -243,7 +243,7 @@ def test_what_is_wrong_for_both_is_said_once(name, message, folder, shared):
 
 def test_torchrun_passes_on_one_line_of_bad_input(folder):
     launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    command = [sys.executable, *launcher, "-m", "experiments.train", *arguments("wrong"), "bad"]
+    command = [sys.executable, *launcher, "-m", "skip_conditioning.experiments.train", *arguments("wrong"), "bad"]
     done = subprocess.run(command, cwd=folder, env=environment(folder), capture_output=True, text=True, timeout=60)
     assert done.returncode != 0
     assert done.stderr.count("error: --lr must be a positive number; it is -1.0\n") == 1
