@@ -199,7 +199,7 @@ RULES = {
 
 @pytest.mark.parametrize("batch_mode", ["batch", "sample"])
 @pytest.mark.parametrize("id", RULES)
-def test_a_wrong_rule_is_found_out_and_not_used(id, batch_mode, monkeypatch):
+def test_a_wrong_rule_is_detected_and_not_used(id, batch_mode, monkeypatch):
     torch.manual_seed(0)
     rule, method, build, shape = RULES[id]
     model = build().double()

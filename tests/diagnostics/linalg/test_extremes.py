@@ -54,7 +54,7 @@ class Counting(MatrixOperator):
     [*((*case, "tall") for case in CASES), ("geometric 1e+08", F32, "wide"), ("cluster", F32, "square")],
 )
 @pytest.mark.parametrize("find", [largest_singular_value, smallest_singular_value])
-def test_what_is_said_holds(name, shape, dtype, find):
+def test_stated_residuals_and_bounds_hold(name, shape, dtype, find):
     values = SPECTRA[name]
     matrix = matrix_of(values, SHAPES[shape], dtype)
     true, rounding = exact(matrix), 4 * torch.finfo(dtype).eps * values.max()
@@ -133,7 +133,7 @@ def test_too_few_products_leave_bounds():
 
 
 @pytest.mark.parametrize("dtype", [F32, F64])
-def test_zero_is_told_from_small_by_the_floor(dtype):
+def test_the_floor_tells_zero_from_small(dtype):
     found = smallest_singular_value(MatrixOperator(matrix_of(SPECTRA["rank-deficient"], (N, N), dtype)))
     assert (found.converged, found.bound) == (True, "upper")
     assert found.value < 10 * torch.finfo(dtype).eps

@@ -89,7 +89,7 @@ def test_a_tolerance_met_is_met_in_truth(values, tolerance):
             assert abs(mean.value - values.mean()) <= 3 * tolerance * values.mean()
 
 
-def test_a_limit_reached_is_said():
+def test_a_limit_reached_is_reported():
     operator = operator_of(SPECTRA["geometric"])
     few_vectors = lanczos_density(operator, tolerance=0.01, max_vectors=3)
     assert (few_vectors.density.vectors, few_vectors.converged) == (3, False)

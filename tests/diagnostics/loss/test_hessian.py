@@ -194,7 +194,7 @@ SPECTRA = {
 
 @pytest.mark.parametrize("name", SPECTRA)
 @pytest.mark.parametrize("max_products", [40, 2000])
-def test_what_is_said_of_the_ends_holds(name, max_products):
+def test_the_stated_residuals_and_bounds_of_the_ends_hold(name, max_products):
     values = SPECTRA[name]
     basis = np.linalg.qr(np.random.default_rng(0).normal(size=(len(values),) * 2))[0]
     operator = MatrixOperator(torch.from_numpy((basis * values) @ basis.T))
@@ -218,7 +218,7 @@ def test_what_is_said_of_the_ends_holds(name, max_products):
             assert (found.bound, found.value <= exact) == ("lower", True)
 
 
-def test_no_convergence_is_said():
+def test_no_convergence_is_reported():
     operator = MatrixOperator(torch.diag(1 - torch.logspace(0, -8, 1000, dtype=torch.float64)))
     found = largest_eigenvalue(operator, tolerance=1e-12, max_products=100)
     assert (found.converged, found.bound) == (False, "lower")
@@ -228,7 +228,7 @@ def test_no_convergence_is_said():
 
 @pytest.mark.parametrize("size", [5, 100])
 @pytest.mark.parametrize("scale", [1e-305, 1e-200, 1e200])
-def test_the_scale_of_an_operator_is_no_matter(size, scale):
+def test_the_scale_of_an_operator_does_not_matter(size, scale):
     torch.manual_seed(0)
     basis = torch.linalg.qr(torch.randn(size, size, dtype=torch.float64)).Q
     values = torch.linspace(-1.5, 1.0, size, dtype=torch.float64)

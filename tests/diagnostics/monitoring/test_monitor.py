@@ -243,7 +243,7 @@ def test_a_place_that_cannot_be_written_is_met_before_the_first_step(model, tmp_
         ({"loss": torch.tensor(1j)}, "metric 'loss' must be a single number"),
     ],
 )
-def test_metrics_that_are_none_are_refused_when_they_are_logged(model, tmp_path, metrics, message):
+def test_metrics_that_are_not_a_single_number_are_refused_when_they_are_logged(model, tmp_path, metrics, message):
     with SpectrumMonitor(model, X, tmp_path, max_overhead=None) as monitor:
         monitor.step(0, loss=1.0)
         with pytest.raises(InputError, match=message):

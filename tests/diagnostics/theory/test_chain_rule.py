@@ -1,4 +1,4 @@
-"""The chain rule holds whatever the network, and a wrong derivative or a layer left out is found out."""
+"""The chain rule holds for every network, and a wrong derivative or a layer left out is a violation."""
 
 import copy
 
@@ -96,7 +96,7 @@ def test_the_norms_in_the_notes_are_those_of_the_dense_matrices():
 
 
 @pytest.mark.parametrize("normaliser", [None, "batch"])
-def test_a_layer_left_out_is_found_out(monkeypatch, normaliser):
+def test_a_layer_left_out_is_a_violation(monkeypatch, normaliser):
     whole = diagnostics.theory.chain_rule._Layerwise.__init__
 
     def shortened(self, network, memory_budget):
@@ -111,7 +111,7 @@ def test_a_layer_left_out_is_found_out(monkeypatch, normaliser):
 
 
 @pytest.mark.parametrize("share", [1e-9, 1e-3])
-def test_a_factor_that_is_slightly_off_is_found_out(monkeypatch, share):
+def test_a_factor_that_is_slightly_off_is_a_violation(monkeypatch, share):
     pull_back = diagnostics.theory.chain_rule._Layerwise.pull_back
 
     def skewed(self, rows):
@@ -182,7 +182,7 @@ def test_a_small_budget_means_more_blocks_and_the_same_numbers(name, make, monke
     assert [one.note for one in small] == [one.note for one in large]
 
 
-def test_a_kernel_that_does_not_fit_is_said():
+def test_a_kernel_that_does_not_fit_is_an_error():
     with pytest.raises(MemoryBudgetError):
         chain_rule(mlp(), X, memory_budget=100)
 

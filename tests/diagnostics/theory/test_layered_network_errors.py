@@ -82,7 +82,7 @@ UNREAL = [("integer", lambda x: x.argmax(1)), ("none", lambda x: None), ("comple
 
 
 @pytest.mark.parametrize(("build", "layers", "error", "message"), [e[1:] for e in ERRORS], ids=[e[0] for e in ERRORS])
-def test_what_is_no_chain_is_said_with_the_way_out(build, layers, error, message, nothing_changes):
+def test_what_is_no_chain_is_refused_with_the_way_out(build, layers, error, message, nothing_changes):
     model, x = seeded(build, (3, 4))
     with nothing_changes(model, x), pytest.raises(error, match=message), measuring(model, x, dtype=D) as probed:
         LayeredNetwork(probed, layers)

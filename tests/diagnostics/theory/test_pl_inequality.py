@@ -118,7 +118,7 @@ def test_batch_norm_of_nearly_equal_samples_makes_gram_matrices_cancel(monkeypat
 
 
 @pytest.mark.parametrize("y", [Y, REAL], ids=["cross-entropy", "mean square"])
-def test_a_chain_turned_round_is_found_out(y):
+def test_a_reversed_chain_is_a_violation(y):
     found = pl_chain(network(), X, y)
     low, high = found.rayleigh * (1 - 1e-9), found.rayleigh * (1 + 1e-9)
     falsified = {
@@ -146,7 +146,7 @@ def test_of_one_sample_and_two_classes_the_loss_gives_the_gradient():
 
 
 @pytest.mark.parametrize("left_out", ["0", "2"])
-def test_a_kernel_without_one_of_the_layers_is_found_out(monkeypatch, left_out):
+def test_a_kernel_without_one_of_the_layers_is_a_violation(monkeypatch, left_out):
     def incomplete(model, x, *, layers, **options):
         kept = [layer for layer in ("0", "2") if layer != left_out]
         return tangent_kernel(model, x, layers=kept, **options)

@@ -141,7 +141,7 @@ def test_single_linear_layer_is_an_equality():
     assert found.restricted_statement.right == pytest.approx(found.whole.value, rel=1e-12)
 
 
-def test_a_bound_turned_round_is_found_out():
+def test_a_reversed_bound_is_a_violation():
     found = regularity(network((5, 4, 3)), X)
     for one in (found.statement, found.restricted_statement, *(term.statement for term in found.terms[:-1])):
         assert one.verdict == "holds"

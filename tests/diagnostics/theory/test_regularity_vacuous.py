@@ -80,7 +80,7 @@ def test_later_layers_that_pass_nothing_on(build):
     assert found.restricted[0].cause
 
 
-def test_of_a_zero_probe_everything_is_said_to_be_vacuous():
+def test_for_a_zero_probe_everything_is_vacuous():
     found = regularity(network((5, 4, 2), bias=False), 0 * X)
     assert found.statement.verdict == "vacuous"
     assert "the 3 inputs of 0 span 0 dimensions" in found.statement.cause
@@ -118,7 +118,7 @@ def test_a_basis_that_is_orthonormal_only_to_float32_violates_nothing():
     assert found.statement.verdict == found.restricted_statement.verdict == "holds"
 
 
-def test_what_does_not_fit_is_left_out_of_the_bound_and_said():
+def test_what_does_not_fit_is_left_out_of_the_bound_and_reported():
     torch.manual_seed(0)
     model, x = nn.Sequential(nn.Linear(2, 300), nn.Tanh(), nn.Linear(300, 2)), torch.randn(3, 2)
     large, small = (regularity(model, x, memory_budget=budget) for budget in (2**30, 1_000_000))
