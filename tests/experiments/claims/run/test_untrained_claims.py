@@ -2,6 +2,7 @@
 
 import os
 import signal
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -9,7 +10,6 @@ from types import ModuleType
 import pytest
 
 from skip_conditioning.diagnostics.errors import InputError
-from skip_conditioning.experiments.claims.paper import registry
 from skip_conditioning.experiments.claims.paper.registry import CLAIMS, chosen_claims
 from skip_conditioning.experiments.claims.run.untrained_claims import untrained_judgements
 from skip_conditioning.experiments.claims.verdict.claim import Finding, Judgement
@@ -66,7 +66,7 @@ def test_an_error_meanwhile_ends_the_processes(tmp_path):
 def own(monkeypatch, **claims):
     module = ModuleType("own_claims")
     vars(module).update(claims)
-    monkeypatch.setitem(registry.importlib.sys.modules, "own_claims", module)
+    monkeypatch.setitem(sys.modules, "own_claims", module)
 
 
 def test_ones_own_claims_come_after_the_registrys(monkeypatch):
@@ -84,7 +84,7 @@ def test_ones_own_claims_come_after_the_registrys(monkeypatch):
     [
         ("own_claims:MISSING", "has no 'MISSING'"),
         ("own_claims:TEXT", "own_claims:TEXT' lacks id, statement"),
-        ("own_claims:TWIN", "another claim of the name 'mnist-speed-order'"),
+        ("own_claims:TWIN", "another claim with the id 'mnist-speed-order'"),
         ("no_such_module:X", "there is no module 'no_such_module'"),
         ("mnist-speed-oder", "Did you mean 'mnist-speed-order'"),
     ],
