@@ -19,12 +19,11 @@ from torch import Tensor, nn
 from benchmarks.environment import environment
 from benchmarks.mnist_jacobian import seconds
 from skip_conditioning import JacobianOperator, jacobian, spectra
-from skip_conditioning.diagnostics.jacobians.matrix_free import estimates
 from skip_conditioning.diagnostics.linalg.extremes import largest_singular_value, smallest_singular_value
 from skip_conditioning.diagnostics.linalg.sketching import randomized_svd
 from skip_conditioning.diagnostics.linalg.slq import lanczos_density
 from skip_conditioning.diagnostics.networks.measuring import measuring
-from skip_conditioning.diagnostics.spectrum import jacobian_floor
+from skip_conditioning.diagnostics.spectrum import estimates, jacobian_floor
 from skip_conditioning.models import build_model
 
 #: Sides of the images and their number in the growth benchmark, for 10³ to 10⁶ entries of 64 channels.

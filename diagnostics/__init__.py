@@ -6,3 +6,5 @@ watched), ``theory`` (the paper's statements), ``kernel`` and ``loss``, ``jacobi
 somebody's ``nn.Module``), ``linalg`` (algorithms that know no network), ``support``. Users import the names that
 ``skip_conditioning`` exports.
 """
+
+from skip_conditioning.diagnostics import tables as tables

@@ -1,19 +1,24 @@
-"""The two functions that measure a model at a batch: ``spectra`` and ``jacobian``."""
+"""The functions that measure: ``spectra`` and ``jacobian`` of a model at a batch, ``spectrum_of`` of any matrix."""
 
+import dataclasses
 import functools
+import time
 from collections.abc import Callable, Sequence
 from typing import TypeVar
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.distributed import ProcessGroup
 
-from skip_conditioning.diagnostics.errors import InputError, MemoryBudgetError
-from skip_conditioning.diagnostics.jacobians.exact import check_method, choose_method, exact_spectrum
-from skip_conditioning.diagnostics.jacobians.matrix_free import matrix_free_spectrum
+from skip_conditioning.diagnostics.errors import InputError, MemoryBudgetError, readable
+from skip_conditioning.diagnostics.jacobians.exact import check_method, choose_method, exact_spectrum, svdvals
+from skip_conditioning.diagnostics.jacobians.matrix_free import matrix_free_spectrum, steps_within
 from skip_conditioning.diagnostics.jacobians.param_spectrum import param_spectrum
 from skip_conditioning.diagnostics.jacobians.rows import dense_jacobian
 from skip_conditioning.diagnostics.kernel.spectra import kernel_spectra
+from skip_conditioning.diagnostics.linalg.operators import MatrixOperator, Operator
+from skip_conditioning.diagnostics.linalg.slq import STEPS, VECTORS, lanczos_density
 from skip_conditioning.diagnostics.networks.first_process import buffers_of_first
 from skip_conditioning.diagnostics.networks.isolation import require_finite
 from skip_conditioning.diagnostics.networks.maps import Map, check_map
@@ -23,6 +28,9 @@ from skip_conditioning.diagnostics.support.progress import progress_bar
 from skip_conditioning.diagnostics.support.sharding import deal, fails_together, together
 
 GIB = 2**30
+
+#: Copies of a matrix, in float64, that its singular values take.
+_SVD_COPIES = 3
 
 Result = TypeVar("Result")
 
@@ -85,29 +93,26 @@ def spectra(
     """
     check_method(method, tolerance)
 
-    def evaluate(item: Map, sample: int | None) -> Spectrum:
-        budget = int(memory_budget)
+    budget = int(memory_budget)
+
+    def measured(item: Map) -> tuple[Spectrum, str]:
+        """The spectrum of a map, and why ``auto`` chose its method."""
         if item.name == "param" and method != "lanczos":
-            reason = "auto: the closed form of a layer" if method == "auto" else ""
-            form = functools.partial(param_spectrum, item, batch_mode=batch_mode, memory_budget=budget)
-            closed = deal([0], lambda _: form(sample=sample, note=reason), group)[0]
+            closed = deal([0], lambda _: param_spectrum(item, memory_budget=budget), group)[0]
             if closed is not None:
-                return closed
+                return closed, "auto: the closed form of a layer" if method == "auto" else ""
         chosen, reason = method, ""
         if method == "auto":
             chosen, reason = deal([0], lambda _: choose_method(item, budget), group)[0]
         free: Callable[..., Spectrum] = functools.partial(matrix_free_spectrum, tolerance=tolerance, seed=seed)
         engine = exact_spectrum if chosen == "exact" else free
         with progress_bar(f"{item.name} {item.layer}", show=progress) as advance:
-            return engine(
-                item,
-                batch_mode=batch_mode,
-                memory_budget=budget,
-                sample=sample,
-                note=reason,
-                progress=advance,
-                group=group,
-            )
+            return engine(item, memory_budget=budget, progress=advance, group=group), reason
+
+    def evaluate(item: Map, sample: int | None) -> Spectrum:
+        spectrum, reason = measured(item)
+        note = "; ".join(filter(None, (reason, spectrum.note)))
+        return dataclasses.replace(spectrum, batch_mode=batch_mode, sample=sample, note=note)
 
     def kernels() -> list[Spectrum]:
         return kernel_spectra(
@@ -116,7 +121,7 @@ def spectra(
             layers=layers,
             batch_mode=batch_mode,
             dtype=dtype,
-            memory_budget=int(memory_budget),
+            memory_budget=budget,
             progress=progress,
             group=group,
         )
@@ -135,7 +140,7 @@ def jacobian(
     model: nn.Module,
     x: Tensor,
     *,
-    map: str = "tail",
+    map: str = "layer",
     layer: str | None = None,
     batch_mode: str = "batch",
     dtype: torch.dtype | None = None,
@@ -174,6 +179,82 @@ def jacobian(
 
     matrices = _measure(evaluate, model, x, map, None if layer is None else [layer], batch_mode, dtype)
     return torch.stack(matrices) if batch_mode == "sample" else matrices[0]
+
+
+def spectrum_of(
+    matrix: Tensor | np.ndarray | Operator,
+    *,
+    method: str = "auto",
+    tolerance: float | None = None,
+    seed: int = 0,
+    memory_budget: int = GIB,
+) -> Spectrum:
+    """Singular values of a dense matrix or of an operator, or their density where there are too many.
+
+    Those of a symmetric matrix, such as a Hessian or a kernel, are the absolute values of its eigenvalues.
+
+    Args:
+        matrix: Shape ``(rows, cols)``, real; or any ``Operator``, such as a ``JacobianOperator``.
+        method: ``exact`` computes all singular values in float64, those of an operator from ``min(rows, cols)``
+            products; ``lanczos`` a quadrature of their density, with standard errors; ``auto`` is exact for a matrix
+            that fits the memory budget, and for a small operator, where it takes no more products.
+        tolerance: As for ``spectra``.
+        seed: Of the random vectors.
+        memory_budget: Bytes that the measurement may take.
+
+    Returns:
+        The spectrum, its floor that of the matrix's own precision.
+
+    Raises:
+        InputError: The matrix is empty or not real, or an option is out of range; half precision for ``lanczos``.
+        NonFiniteError: NaN or infinity in the matrix or a product.
+        MemoryBudgetError: The spectrum does not fit the budget.
+    """
+    check_method(method, tolerance)
+    start = time.perf_counter()
+    operator = matrix if isinstance(matrix, Operator) else MatrixOperator(_real_matrix(matrix))
+    shape, dense = operator.shape, isinstance(operator, MatrixOperator)
+    needed = _SVD_COPIES * 8 * shape[0] * shape[1]
+    if method == "auto":
+        cheap = dense or min(shape) <= 2 * VECTORS * STEPS
+        method = "exact" if cheap and needed <= memory_budget else "lanczos"
+    if method == "exact":
+        if needed > memory_budget:
+            raise MemoryBudgetError(
+                f"{operator.name} is {shape[0]}×{shape[1]}: its exact spectrum needs about {readable(needed)}, the "
+                f"memory budget is {readable(memory_budget)}; use method='lanczos' or a larger memory_budget"
+            )
+        notes: list[str] = []
+        rows = operator.matrix if isinstance(operator, MatrixOperator) else operator.dense()
+        values = svdvals(rows.double(), notes)
+        seconds, note = time.perf_counter() - start, "; ".join(notes)
+        return Spectrum.of_values(
+            values, shape, operator.dtype, layer=operator.name, seconds=seconds, peak_bytes=needed, note=note
+        )
+    vector_bytes = min(shape) * torch.finfo(operator.dtype).bits // 8
+    steps = steps_within(memory_budget, shape, vector_bytes, operator.dtype, operator.name)
+    lanczos = lanczos_density(operator, tolerance=tolerance, seed=seed, max_steps=steps)
+    return Spectrum.of_density(
+        lanczos,
+        shape,
+        operator.dtype,
+        tolerance=tolerance,
+        layer=operator.name,
+        seconds=time.perf_counter() - start,
+        peak_bytes=max(lanczos.steps) * vector_bytes,
+    )
+
+
+def _real_matrix(matrix: Tensor | np.ndarray) -> Tensor:
+    """A dense matrix as a floating tensor, checked."""
+    tensor = torch.as_tensor(np.ascontiguousarray(matrix) if isinstance(matrix, np.ndarray) else matrix).detach()
+    if tensor.dim() != 2 or tensor.numel() == 0:
+        raise InputError(f"a matrix has shape (rows, cols), with entries; this one has {tuple(tensor.shape)}")
+    if tensor.is_complex():
+        raise InputError(f"the matrix is {tensor.dtype}; give a real one")
+    tensor = tensor if tensor.is_floating_point() else tensor.double()
+    require_finite(tensor, "the matrix")
+    return tensor
 
 
 def _key(spectrum: Spectrum) -> str:

@@ -1,4 +1,4 @@
-"""A spectrum: the singular values of a map or their density, statistics, and how far each can be trusted.
+"""A spectrum: singular values or their density, statistics, and how far each can be trusted.
 
 Statistics that depend on the smallest values (``sigma_min``, ``sigma_gmean``, ``condition_number``) are taken on
 ``max(σ, floor)``: when a value lies under the floor they are bounds, and ``resolved`` is False. ``values`` keeps
@@ -6,13 +6,14 @@ what was computed, untouched.
 """
 
 import dataclasses
-from collections.abc import Mapping
-from dataclasses import InitVar, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+import torch
 
 from skip_conditioning.diagnostics.linalg.quadrature import Estimate
+from skip_conditioning.diagnostics.linalg.slq import Lanczos
 from skip_conditioning.diagnostics.tables import STATISTICS
 
 #: Rounding moves a small singular value by so many units in the last place of ``‖J‖_F`` at most. Measured, float32
@@ -25,14 +26,14 @@ ROUNDING_UNITS = 16
 
 @dataclass(frozen=True)
 class Spectrum:
-    """The singular values of one map, or a quadrature of their density, with statistics and provenance.
+    """The singular values of one matrix, or a quadrature of their density, with statistics and provenance.
 
-    Each statistic has a standard error beside it, ``sigma_mean_se`` and so on: None where all singular values were
-    computed.
+    Made by ``of_values`` or ``of_density``. Each statistic has a standard error beside it, ``sigma_mean_se`` and so
+    on: None where all singular values were computed.
 
     Attributes:
-        map: ``layer``, ``tail``, ``network``, ``param`` or ``kernel``.
-        layer: Dotted module name; ``network`` for the network map, ``total`` for the whole kernel.
+        map: ``layer``, ``tail``, ``network``, ``param`` or ``kernel``; ``matrix`` where it is no map's of a network.
+        layer: Dotted module name; ``network`` for the network map, ``total`` for the whole kernel, an operator's name.
         batch_mode: ``batch`` or ``sample``.
         sample: Index of the probe sample in ``sample`` mode, else None.
         values: Singular values, descending, shape ``(min(rows, cols),)``, float64. For ``kernel`` these are
@@ -59,7 +60,6 @@ class Spectrum:
         seconds: Time it took.
         peak_bytes: Largest memory the engine planned for its temporaries and matrices.
         note: Anything a reader should know, such as a solver that failed and what replaced it.
-        estimates: To be given with a density: an ``Estimate`` for each of ``tables.STATISTICS``.
     """
 
     map: str
@@ -71,44 +71,135 @@ class Spectrum:
     floor: float
     method: str
     dtype: str
+    seconds: float
+    peak_bytes: int
+    note: str
+    sigma_max: float
+    sigma_min: float
+    sigma_mean: float
+    sigma_gmean: float
+    sigma_median: float
+    sigma_rms: float
+    condition_number: float
+    rank: int
+    effective_rank: float
+    stable_rank: float
+    resolved: bool
+    sigma_max_se: float | None
+    sigma_min_se: float | None
+    sigma_mean_se: float | None
+    sigma_gmean_se: float | None
+    sigma_median_se: float | None
+    sigma_rms_se: float | None
+    condition_number_se: float | None
+    rank_se: float | None
+    effective_rank_se: float | None
+    stable_rank_se: float | None
+
     sample: int | None = None
-    seconds: float = 0.0
-    peak_bytes: int = 0
-    note: str = ""
     nodes: np.ndarray = field(default_factory=lambda: np.zeros(0), repr=False)
     weights: np.ndarray = field(default_factory=lambda: np.zeros(0), repr=False)
-    estimates: InitVar[Mapping[str, Estimate] | None] = None
-    sigma_max: float = field(init=False)
-    sigma_min: float = field(init=False)
-    sigma_mean: float = field(init=False)
-    sigma_gmean: float = field(init=False)
-    sigma_median: float = field(init=False)
-    sigma_rms: float = field(init=False)
-    condition_number: float = field(init=False)
-    rank: int = field(init=False)
-    effective_rank: float = field(init=False)
-    stable_rank: float = field(init=False)
-    resolved: bool = field(init=False)
-    sigma_max_se: float | None = field(init=False)
-    sigma_min_se: float | None = field(init=False)
-    sigma_mean_se: float | None = field(init=False)
-    sigma_gmean_se: float | None = field(init=False)
-    sigma_median_se: float | None = field(init=False)
-    sigma_rms_se: float | None = field(init=False)
-    condition_number_se: float | None = field(init=False)
-    rank_se: float | None = field(init=False)
-    effective_rank_se: float | None = field(init=False)
-    stable_rank_se: float | None = field(init=False)
 
-    def __post_init__(self, estimates: Mapping[str, Estimate] | None) -> None:
-        if estimates is None:
-            found = statistics(self.values, self.floor) | {f"{name}_se": None for name in STATISTICS}
-        else:
-            found = {name: estimates[name].value for name in STATISTICS} | {"resolved": False}
-            found["rank"] = round(found["rank"])
-            found |= {f"{name}_se": estimates[name].error for name in STATISTICS}
-        for name, value in found.items():
-            object.__setattr__(self, name, value)
+    @classmethod
+    def of_values(
+        cls,
+        values: np.ndarray,
+        shape: tuple[int, int],
+        dtype: torch.dtype,
+        *,
+        floor: float | None = None,
+        map: str = "matrix",
+        layer: str = "",
+        batch_mode: str = "batch",
+        method: str = "exact: svd",
+        seconds: float = 0.0,
+        peak_bytes: int = 0,
+        note: str = "",
+    ) -> "Spectrum":
+        """The spectrum of a matrix whose singular values are all known.
+
+        Args:
+            values: All of them, descending, shape ``(min(rows, cols),)``, float64.
+            shape: ``(rows, cols)``.
+            dtype: Precision in which the matrix was computed.
+            floor: Size below which a value cannot be told from zero; None for ``values_floor`` of the dtype.
+            map: Recorded, as all that follows.
+            layer: Module or operator.
+            batch_mode: ``batch`` or ``sample``.
+            method: How the values were obtained.
+            seconds: Time it took.
+            peak_bytes: Memory it took.
+            note: What a reader should know.
+        """
+        floor = values_floor(values, dtype) if floor is None else floor
+        return cls(
+            map=map,
+            layer=layer,
+            batch_mode=batch_mode,
+            rows=shape[0],
+            cols=shape[1],
+            values=values,
+            floor=floor,
+            method=method,
+            dtype=str(dtype).removeprefix("torch."),
+            seconds=seconds,
+            peak_bytes=peak_bytes,
+            note=note,
+            **statistics(values, floor),
+            **{f"{name}_se": None for name in STATISTICS},
+        )
+
+    @classmethod
+    def of_density(
+        cls,
+        lanczos: Lanczos,
+        shape: tuple[int, int],
+        dtype: torch.dtype,
+        *,
+        tolerance: float | None = None,
+        map: str = "matrix",
+        layer: str = "",
+        seconds: float = 0.0,
+        peak_bytes: int = 0,
+    ) -> "Spectrum":
+        """The spectrum of an operator of which the density of the singular values was estimated.
+
+        Args:
+            lanczos: What ``lanczos_density`` returned.
+            shape: ``(rows, cols)``.
+            dtype: Precision of the operator's products.
+            tolerance: The one asked for; the note says so where it was not reached.
+            map: Recorded, as all that follows.
+            layer: Module or operator.
+            seconds: Time it took.
+            peak_bytes: Memory it took.
+        """
+        density = lanczos.density
+        floor = jacobian_floor(density.rms().value * min(shape) ** 0.5, torch.finfo(dtype).eps)
+        estimated, mean = estimates(lanczos, floor), density.mean()
+        note = ""
+        if not lanczos.converged:
+            note = f"tolerance {tolerance:g} not reached: relative standard error {mean.error / mean.value:.2g}"
+        found: dict[str, Any] = {name: estimate.value for name, estimate in estimated.items()}
+        return cls(
+            map=map,
+            layer=layer,
+            batch_mode="batch",
+            rows=shape[0],
+            cols=shape[1],
+            values=density.nodes[:0],
+            nodes=density.nodes,
+            weights=density.weights,
+            floor=floor,
+            method=f"lanczos: {density.vectors} random vectors × {max(lanczos.steps)} steps",
+            dtype=str(dtype).removeprefix("torch."),
+            seconds=seconds,
+            peak_bytes=peak_bytes,
+            note=note,
+            resolved=False,
+            **(found | {"rank": round(found["rank"])}),
+            **{f"{name}_se": estimate.error for name, estimate in estimated.items()},
+        )
 
     @property
     def trace(self) -> float | None:
@@ -123,9 +214,10 @@ class Spectrum:
 
     def __str__(self) -> str:
         symbol = "λ" if self.map == "kernel" else "σ"
+        name = self.layer if self.map == "matrix" else f"{self.map} {self.layer}"
         kappa = f"κ {'' if self.resolved else '≥ '}{self.condition_number:.3g}"
         return (
-            f"{self.map} {self.layer}: {self.rows}×{self.cols}, {symbol} from {self.sigma_max:.3g} down to "
+            f"{name}: {self.rows}×{self.cols}, {symbol} from {self.sigma_max:.3g} down to "
             f"{'' if self.resolved else '≤ '}{self.sigma_min:.3g}, mean {self.sigma_mean:.3g}"
             f"{'' if self.sigma_mean_se is None else f' ± {self.sigma_mean_se:.1g}'}, {kappa} ({self.method})"
         )
@@ -158,6 +250,40 @@ def statistics(values: np.ndarray, floor: float) -> dict[str, Any]:
     }
     assert tuple(found) == STATISTICS
     return found | {"resolved": bool(values[-1] > floor)}
+
+
+def estimates(lanczos: Lanczos, floor: float) -> dict[str, Estimate]:
+    """An estimate of each of ``tables.STATISTICS``; a σ_min under ``floor`` is the floor."""
+    density = lanczos.density
+    largest = Estimate(lanczos.sigma_max, lanczos.residual)
+    smallest = Estimate(max(lanczos.sigma_min, floor), 0.0)
+    kappa = max(largest.value / smallest.value, 1.0)
+    return {
+        "sigma_max": largest,
+        "sigma_min": smallest,
+        "sigma_mean": density.mean(),
+        "sigma_gmean": density.gmean(floor),
+        "sigma_median": density.median(),
+        "sigma_rms": density.rms(),
+        "condition_number": Estimate(kappa, largest.error / smallest.value),
+        "rank": density.rank(floor),
+        "effective_rank": density.effective_rank(),
+        "stable_rank": density.stable_rank(largest.value),
+    }
+
+
+def values_floor(values: np.ndarray, dtype: torch.dtype, gram_side: int = 0) -> float:
+    """The floor of a matrix whose singular values are all known: ``jacobian_floor``, or ``gram_floor`` if larger.
+
+    Args:
+        values: All singular values, descending.
+        dtype: Precision in which the matrix was computed.
+        gram_side: Side of the Gram matrix that they come from; 0 where they come from the matrix itself.
+    """
+    # Divided by the largest first so that no square overflows.
+    norm = float(values[0]) * float(np.linalg.norm(values / values[0])) if values[0] > 0 else 0.0
+    floor = jacobian_floor(norm, torch.finfo(dtype).eps)
+    return max(floor, gram_floor(float(values[0]), gram_side)) if gram_side else floor
 
 
 def jacobian_floor(frobenius_norm: float, eps: float) -> float:

@@ -20,7 +20,7 @@ from skip_conditioning.diagnostics.errors import InputError, MemoryBudgetError, 
 from skip_conditioning.diagnostics.jacobians.rows import RowSource
 from skip_conditioning.diagnostics.linalg.gram import CONVERTED_COLUMNS, eigenvalues, product, self_product
 from skip_conditioning.diagnostics.networks.maps import Map
-from skip_conditioning.diagnostics.spectrum import Spectrum, gram_floor, jacobian_floor
+from skip_conditioning.diagnostics.spectrum import Spectrum, values_floor
 from skip_conditioning.diagnostics.support.progress import Progress
 
 METHODS = ("auto", "exact", "lanczos")
@@ -79,10 +79,7 @@ _GRAM_COPIES = 3
 def exact_spectrum(
     map: Map,
     *,
-    batch_mode: str,
     memory_budget: int,
-    sample: int | None = None,
-    note: str = "",
     progress: Progress | None = None,
     group: ProcessGroup | None = None,
 ) -> Spectrum:
@@ -93,10 +90,7 @@ def exact_spectrum(
 
     Args:
         map: The map; to be used inside ``isolation.quiet``.
-        batch_mode: Recorded in the result.
         memory_budget: Bytes for the Jacobian or its Gram matrix and all temporaries.
-        sample: Recorded in the result.
-        note: Recorded in the result.
         progress: Called after every chunk of rows.
         group: Processes to share the rows among; all have to call, and all get the same result.
 
@@ -107,27 +101,22 @@ def exact_spectrum(
     start = time.perf_counter()
     plan = Plan.of(map, memory_budget)
     source = RowSource(map, plan.chunk_bytes, progress=progress, group=group)
-    notes = [note] if note else []
+    notes: list[str] = []
     values, gram_side = _singular_values(plan, source, notes)
-    floor = jacobian_floor(_frobenius_norm(values), torch.finfo(map.point.dtype).eps)
-    if gram_side:
-        floor = max(floor, gram_floor(float(values[0]), gram_side))
+    floor = values_floor(values, map.point.dtype, gram_side)
     rows, cols = map.rows, map.cols
     if map.name == "kernel":
         # Eigenvalues of J·Jᵀ are squares of singular values of J, and zero beyond the number of parameters.
         values = np.concatenate([values**2, np.zeros(rows - len(values))])
         floor, cols = max(floor**2, float(np.finfo(np.float64).tiny)), rows
-    return Spectrum(
+    return Spectrum.of_values(
+        values,
+        (rows, cols),
+        map.point.dtype,
+        floor=floor,
         map=map.name,
         layer=map.layer,
-        batch_mode=batch_mode,
-        sample=sample,
-        rows=rows,
-        cols=cols,
-        values=values,
-        floor=floor,
         method=f"exact: {plan.method}",
-        dtype=str(map.point.dtype).removeprefix("torch."),
         seconds=time.perf_counter() - start,
         peak_bytes=plan.matrix_bytes + min(plan.chunk_bytes, source.row_bytes * source.chunk),
         note="; ".join(notes),
@@ -198,7 +187,7 @@ def _singular_values(plan: Plan, source: RowSource, notes: list[str]) -> tuple[n
         whole = plan.method == "svd"
         matrix = source.rows(0, rows) if whole else _triangular_factor(source.blocks(plan.block_rows), cols)
         _require_finite(matrix.abs().max(), source.map)
-        return _svdvals(matrix, notes), 0
+        return svdvals(matrix, notes), 0
     if plan.block_rows == rows:
         gram = _gram(source.rows(0, rows))
     elif rows > cols:
@@ -220,11 +209,6 @@ def _require_finite(size: Tensor, map: Map) -> None:
             f"the Jacobian of the {map.name} map of {map.layer!r} holds NaN or infinite values; "
             "measure an earlier step, or in dtype float64"
         )
-
-
-def _frobenius_norm(values: np.ndarray) -> float:
-    """``‖J‖_F`` from all singular values, divided by the largest first so that no square overflows."""
-    return float(values[0]) * float(np.linalg.norm(values / values[0])) if values[0] > 0 else 0.0
 
 
 def _gram(jacobian: Tensor) -> Tensor:
@@ -262,8 +246,13 @@ def _from_gram(gram: Tensor, notes: list[str]) -> np.ndarray:
     return np.sqrt(np.clip(eigenvalues(gram, notes), 0, None))
 
 
-def _svdvals(matrix: Tensor, notes: list[str]) -> np.ndarray:
-    """Singular values, descending, of a matrix."""
+def svdvals(matrix: Tensor, notes: list[str]) -> np.ndarray:
+    """Singular values, descending, of a matrix.
+
+    Args:
+        matrix: Shape ``(rows, cols)``, float64.
+        notes: Where the device's solver fails and scipy's is used instead, a note of that is appended.
+    """
     try:
         return torch.linalg.svdvals(matrix).cpu().numpy()
     except (torch.linalg.LinAlgError, RuntimeError) as error:

@@ -16,7 +16,6 @@ import time
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.autograd.graph import get_gradient_edge
@@ -27,7 +26,7 @@ from skip_conditioning.diagnostics.jacobians.plain_layers import Channels, Embed
 from skip_conditioning.diagnostics.networks.maps import Map
 from skip_conditioning.diagnostics.networks.parameter_rules import rule_for
 from skip_conditioning.diagnostics.networks.recording import SIGNATURES, Use
-from skip_conditioning.diagnostics.spectrum import Spectrum, gram_floor, jacobian_floor
+from skip_conditioning.diagnostics.spectrum import Spectrum, values_floor
 
 METHOD = "exact: closed form of a layer"
 
@@ -35,9 +34,7 @@ METHOD = "exact: closed form of a layer"
 _MOST_VALUES = 2**20
 
 
-def param_spectrum(
-    map: Map, *, batch_mode: str, memory_budget: int, sample: int | None = None, note: str = ""
-) -> Spectrum | None:
+def param_spectrum(map: Map, *, memory_budget: int) -> Spectrum | None:
     """All singular values of the ``param`` map of a plain layer; None for any other, or where memory does not suffice.
 
     Layers with over a million singular values are left to the density as well.
@@ -46,10 +43,7 @@ def param_spectrum(
 
     Args:
         map: The map; to be used inside ``isolation.quiet``.
-        batch_mode: Recorded in the result.
         memory_budget: Bytes that activations, matrices and singular values may take.
-        sample: Recorded in the result.
-        note: Recorded in the result.
     """
     start = time.perf_counter()
     if map.name != "param" or min(map.rows, map.cols) > _MOST_VALUES:
@@ -57,26 +51,19 @@ def param_spectrum(
     layer = _plain_layer(map)
     if layer is None or layer.bytes > memory_budget:
         return None
-    notes = [note] if note else []
+    notes: list[str] = []
     values = layer.values(notes)
     if values is None:
         return None
     assert len(values) == min(map.rows, map.cols)
-    norm = float(values[0]) * float(np.linalg.norm(values / values[0])) if values[0] > 0 else 0.0
-    floor = jacobian_floor(norm, torch.finfo(map.point.dtype).eps)
-    if layer.gram_side:
-        floor = max(floor, gram_floor(float(values[0]), layer.gram_side))
-    return Spectrum(
+    return Spectrum.of_values(
+        values,
+        (map.rows, map.cols),
+        map.point.dtype,
+        floor=values_floor(values, map.point.dtype, layer.gram_side),
         map=map.name,
         layer=map.layer,
-        batch_mode=batch_mode,
-        sample=sample,
-        rows=map.rows,
-        cols=map.cols,
-        values=values,
-        floor=floor,
         method=METHOD,
-        dtype=str(map.point.dtype).removeprefix("torch."),
         seconds=time.perf_counter() - start,
         peak_bytes=layer.bytes,
         note="; ".join(notes),

@@ -1,4 +1,4 @@
-"""What a measurement of the tangent kernel says: blocks, spectra, and the speed felt by a gradient."""
+"""The result of measuring a tangent kernel: its blocks, their spectra, and Rayleigh quotients of gradients."""
 
 import time
 from dataclasses import dataclass, field
@@ -20,8 +20,8 @@ class TangentKernel:
 
     Attributes:
         blocks: The share of each layer, shape ``(N·R, N'·R)``, float64; rows run over (sample, output).
-        total: Of all the layers asked for together; parameters in two of them count once.
-        methods: How each block was found.
+        total: Of all requested layers; parameters in two of them count once.
+        methods: How each block was computed.
         num_parameters: Trainable parameters of each block and of ``total``, which bound its rank (but for ``trace``).
         outputs: ``all``, ``trace``, ``sum`` or ``centred``.
         batch_mode: ``batch`` or ``sample``.
@@ -62,7 +62,7 @@ class TangentKernel:
     def spectrum(self, name: str = TOTAL) -> Spectrum:
         """The eigenvalues of a block, with statistics and the size below which one cannot be told from zero.
 
-        For ``centred`` outputs those of the subspace where the outputs of a sample sum to zero: ``N·(O − 1)`` values.
+        For ``centred`` outputs, those on the subspace where the outputs of a sample sum to zero: ``N·(O − 1)`` values.
 
         Raises:
             InputError: There is no such block, or the kernel is between two batches.
@@ -75,19 +75,18 @@ class TangentKernel:
         if self.outputs != "trace":  # a sum over outputs, each of which may have that rank
             values[self.num_parameters[name] :] = 0  # beyond it there is only rounding
         trace = float(np.sum(values))
-        eps, rows = np.finfo(np.float64).eps, len(values)
+        eps, rows, dtype = np.finfo(np.float64).eps, len(values), getattr(torch, self.dtype)
         # Rounding of the Jacobian moves singular values, of the Gram matrix their squares.
-        floor = jacobian_floor(trace**0.5, torch.finfo(getattr(torch, self.dtype)).eps) ** 2
-        return Spectrum(
+        floor = jacobian_floor(trace**0.5, torch.finfo(dtype).eps) ** 2
+        return Spectrum.of_values(
+            values,
+            (rows, rows),
+            dtype,
+            floor=max(floor, rows * eps * float(values[0]), float(np.finfo(np.float64).tiny)),
             map="kernel",
             layer=name,
             batch_mode=self.batch_mode,
-            rows=rows,
-            cols=rows,
-            values=values,
-            floor=max(floor, rows * eps * float(values[0]), float(np.finfo(np.float64).tiny)),
             method=f"exact: {self.methods.get(name, 'sum of the blocks')}",
-            dtype=self.dtype,
             seconds=self.seconds + time.perf_counter() - start,
             peak_bytes=self.peak_bytes,
             note="; ".join(notes),
@@ -99,7 +98,7 @@ class TangentKernel:
         return self.spectrum().condition_number
 
     def rayleigh(self, gradient: Tensor, name: str = TOTAL) -> float:
-        """``gᵀ K g / |g|²``: for the gradient of the loss in the outputs, the speed of training actually felt.
+        """``gᵀ K g / |g|²``: for the gradient of the loss in the outputs, the rate at which training lowers the loss.
 
         Along gradient flow ``dℓ/dt = −gᵀ K g`` (MacDonald et al. 2023, section 2). NaN where the gradient is zero.
 
@@ -140,9 +139,9 @@ def _on_contrasts(matrix: Tensor, outputs: int) -> Tensor:
     """A square kernel ``(N·O, N·O)`` in an orthonormal basis of contrasts, ``(N·(O−1), N·(O−1))``."""
     basis = contrasts(outputs).to(matrix)
     view = matrix.view(-1, outputs, len(matrix) // outputs, outputs)
-    found = torch.einsum("iojp,ok,pl->ikjl", view, basis, basis)
-    size = found.shape[0] * found.shape[1]
-    return found.reshape(size, size)
+    blocks = torch.einsum("iojp,ok,pl->ikjl", view, basis, basis)
+    size = blocks.shape[0] * blocks.shape[1]
+    return blocks.reshape(size, size)
 
 
 def contrasts(outputs: int) -> Tensor:

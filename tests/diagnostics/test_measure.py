@@ -1,11 +1,11 @@
-"""The two public functions: what they return, and errors about anything but layers."""
+"""The public functions that measure a model: what they return, and errors about anything but layers."""
 
 import numpy as np
 import pytest
 import torch
 from torch import nn
 
-from skip_conditioning import jacobian, spectra, tangent_kernel
+from skip_conditioning import JacobianOperator, jacobian, spectra, tangent_kernel
 from skip_conditioning.diagnostics.errors import InputError, MemoryBudgetError, NonFiniteError, UnsupportedModelError
 from skip_conditioning.models import build_model
 
@@ -41,6 +41,15 @@ def test_unknown_options(options, message):
 def test_probes_that_are_none(probe, model):
     with pytest.raises(InputError, match=r"the probe must be a tensor of shape \(N, \*input_shape\)"):
         spectra(model, probe, map="network")
+
+
+def test_the_layer_map_is_the_default():
+    model = net().double()
+    x = torch.randn(2, 3, dtype=torch.float64)
+    expected = jacobian(model, x, map="layer", layer="2")
+    assert torch.equal(jacobian(model, x, layer="2"), expected)
+    assert torch.equal(JacobianOperator(model, x, layer="2").dense(), expected)
+    assert spectra(model, x, layers="2")["2"].map == "layer"
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])

@@ -4,15 +4,15 @@ import dataclasses
 
 import numpy as np
 import pytest
+import torch
 
 from skip_conditioning.diagnostics.spectrum import Spectrum, jacobian_floor, statistics
 from skip_conditioning.diagnostics.tables import SPECTRA, STATISTICS
 
 
-def spectrum(values, floor=1e-12, **options):
-    described = {"map": "tail", "layer": "block1", "batch_mode": "batch", "method": "exact: svd", "dtype": "float64"}
+def spectrum(values, floor=1e-12):
     values = np.array(values, dtype=float)
-    return Spectrum(**(described | {"rows": 3, "cols": 9, "values": values, "floor": floor} | options))
+    return Spectrum.of_values(values, (3, 9), torch.float64, floor=floor, map="tail", layer="block1")
 
 
 def test_statistics_by_hand():

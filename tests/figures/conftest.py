@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 
 from skip_conditioning.diagnostics.spectrum import Spectrum
 from skip_conditioning.diagnostics.tables import METRICS, SPECTRA, Experiment, TableWriter, read_experiment, write_json
@@ -68,14 +69,10 @@ class Fake:
                 values = np.sort(np.exp(np.linspace(0, -width, self.size) + 0.1 * rng.standard_normal(self.size)))[::-1]
                 if key in self.unresolved and depth == 0 and step == self.steps[0]:
                     values[-1] = 0.0
-                rows = {
-                    "rows": self.size,
-                    "cols": 100,
-                    "floor": 1e-4,
-                    "method": "exact: svd",
-                    "dtype": "float32",
-                }
-                row = Spectrum(map=self.map, layer=layer, batch_mode="batch", values=2 * values, **rows).as_row()
+                spectrum = Spectrum.of_values(
+                    2 * values, (self.size, 100), torch.float32, floor=1e-4, map=self.map, layer=layer
+                )
+                row = spectrum.as_row()
                 density = density_row(2 * values, rng) if (arm, trial) in self.densities else {}
                 spectra.append({"run_id": run_id, "step": step, **row, **density})
         spectra.flush()

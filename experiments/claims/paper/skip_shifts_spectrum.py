@@ -187,9 +187,8 @@ def _row(what: str, arm: str, trial: int, index: int, spectrum: Spectrum) -> dic
 
 def _matrix_spectrum(matrix: np.ndarray) -> Spectrum:
     values = np.linalg.svd(matrix, compute_uv=False)
-    rows, cols = matrix.shape
-    floor = rows * float(np.finfo(float).eps) * float(values[0])
-    return Spectrum("layer", "A", "batch", rows, cols, values, floor, "exact: svd", "float64")
+    floor = len(matrix) * float(np.finfo(float).eps) * float(values[0])
+    return Spectrum.of_values(values, matrix.shape, torch.float64, floor=floor, map="layer", layer="A")
 
 
 def _block_rows(network: _Network, trial: int, seed: int) -> Iterator[dict[str, Any]]:

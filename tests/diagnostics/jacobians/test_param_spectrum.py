@@ -20,7 +20,7 @@ def closed(model, x, layer="0", map="param", batch_mode="batch", memory_budget=2
     """The closed form of one layer's map, or None."""
     with measuring(model, x, batch_mode=batch_mode) as probed:
         (item,) = probed.maps(map, layer)
-        return param_spectrum(item, batch_mode=batch_mode, memory_budget=memory_budget)
+        return param_spectrum(item, memory_budget=memory_budget)
 
 
 def assert_dense(found, model, x, layer="0"):
@@ -376,7 +376,7 @@ def test_a_layer_that_writes_into_its_weights_writes_into_a_copy():
     with measuring(model, x) as probed:
         (item,) = probed.maps("param", "0")
         item.point.fill_(1)
-        assert param_spectrum(item, batch_mode="batch", memory_budget=2**30) is None
+        assert param_spectrum(item, memory_budget=2**30) is None
         assert bool((item.point == 1).all())
 
 

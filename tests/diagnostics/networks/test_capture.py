@@ -62,7 +62,7 @@ def test_layers_that_cannot_be_measured(map, layers, error, message):
 
 def test_the_call_that_is_meant_is_measured():
     model = Net().double()
-    first, second = (jacobian(model, TOKENS, layer=f"shared#{call}") for call in (1, 2))
+    first, second = (jacobian(model, TOKENS, map="tail", layer=f"shared#{call}") for call in (1, 2))
     head, shared = (torch.block_diag(*[layer.weight] * 4) for layer in (model.head, model.shared))
     torch.testing.assert_close(second, head.detach(), rtol=1e-14, atol=1e-15)
     torch.testing.assert_close(first, (head @ shared).detach(), rtol=1e-14, atol=1e-15)
@@ -157,7 +157,7 @@ def test_a_tail_that_bypasses_what_is_replaced_is_refused(way):
     with pytest.raises(UnsupportedModelError, match="layer 'act' works in place on a tensor that is used again; set"):
         spectra(UsesAgain(way), torch.randn(2, 3), map="tail", layers="act")
     model = UsesAgain("only")
-    assert torch.equal(jacobian(model, torch.randn(2, 3), layer="act"), 2 * torch.eye(6))
+    assert torch.equal(jacobian(model, torch.randn(2, 3), map="tail", layer="act"), 2 * torch.eye(6))
 
 
 def test_self_attention_is_differentiated_in_all_its_arguments(make, oracle):

@@ -88,15 +88,15 @@ def test_dropout_behind_a_transpose_has_the_mask_of_a_row_major_tensor(drop, ora
 
 def test_chain_rule_links_tail_param_and_kernel(make):
     model, x = make("conv-batch-norm")
-    product = jacobian(model, x, layer="1") @ jacobian(model, x, map="param", layer="1")
+    product = jacobian(model, x, map="tail", layer="1") @ jacobian(model, x, map="param", layer="1")
     assert_close(product @ product.T, jacobian(model, x, map="kernel", layer="1"), "kernel share")
 
 
 def test_permuting_the_probe_permutes_rows_and_leaves_the_spectrum(make):
     model, x = make("conv-batch-norm")
     order = torch.tensor([2, 0, 3, 1])
-    rows = jacobian(model, x, layer="0").view(4, 3, 4, -1)
-    permuted = jacobian(model, x[order], layer="0").view(4, 3, 4, -1)
+    rows = jacobian(model, x, map="tail", layer="0").view(4, 3, 4, -1)
+    permuted = jacobian(model, x[order], map="tail", layer="0").view(4, 3, 4, -1)
     assert_close(permuted, rows[order][:, :, order], "permuted Jacobian")
     before, after = (spectra(model, probe, map="tail", layers="0")["0"].values for probe in (x, x[order]))
     assert abs(before - after).max() <= 1e-12 * before[0]
@@ -107,7 +107,9 @@ def test_a_probe_in_any_layout_gives_the_same(make, oracle):
     strided = x.permute(2, 3, 0, 1).contiguous().permute(2, 3, 0, 1)
     assert not strided.is_contiguous()
     assert_close(jacobian(model, strided, map="network"), oracle(model, x, "network", None), "network")
-    assert_close(jacobian(model, strided.requires_grad_(), layer="0"), oracle(model, x, "tail", "0"), "tail")
+    assert_close(
+        jacobian(model, strided.requires_grad_(), map="tail", layer="0"), oracle(model, x, "tail", "0"), "tail"
+    )
 
 
 def test_output_may_have_no_or_many_dimensions():

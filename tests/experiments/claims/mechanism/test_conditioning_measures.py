@@ -3,6 +3,7 @@
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 
 from skip_conditioning.diagnostics.spectrum import Spectrum
 from skip_conditioning.diagnostics.tables import Experiment, empty_frame, spectra_frame
@@ -10,7 +11,7 @@ from skip_conditioning.experiments.claims.mechanism.conditioning_measures import
 
 
 def row(run, step, map_name, layer, values, rayleigh=None):
-    spectrum = Spectrum(map_name, layer, "batch", 3, 3, np.array(values), 1e-12, "exact: svd", "float64")
+    spectrum = Spectrum.of_values(np.array(values), (3, 3), torch.float64, floor=1e-12, map=map_name, layer=layer)
     return {"run_id": run, "step": step, **spectrum.as_row(), "rayleigh": rayleigh}
 
 

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
+import torch
 
 from skip_conditioning.diagnostics.spectrum import Spectrum
 from skip_conditioning.diagnostics.tables import Experiment, empty_frame, spectra_frame
@@ -86,5 +87,5 @@ def _metric(run_id: str, step: int, loss: float) -> dict[str, object]:
 
 def _spectrum(run_id: str, log_kappa: float) -> dict[str, object]:
     values = np.exp(-np.linspace(0, max(log_kappa, 1e-3), 8))
-    spectrum = Spectrum("tail", "stem", "batch", 8, 8, values, 1e-15, "exact: svd", "float64")
+    spectrum = Spectrum.of_values(values, (8, 8), torch.float64, floor=1e-15, map="tail", layer="stem")
     return {"run_id": run_id, "step": 0, **spectrum.as_row()}
