@@ -1,4 +1,4 @@
-"""What every command line of the house shares: options from dataclasses, and bad input as one line and exit code 2."""
+"""What every command line shares: options from dataclasses, and bad input as one line and exit code 2."""
 
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -15,7 +15,7 @@ Options = TypeVar("Options")
 
 
 def run_command(main: Callable[[Options], None], parse: Callable[[], Options]) -> int:
-    """Parse the command line, run the command, and return its exit code: 0, or 2 for bad input."""
+    """Parse the command line, run the command, and return its exit code: 0, 2 for bad input, 130 for Ctrl-C."""
     try:
         main(parse())
     except (InputError, ModelOptionError) as error:
@@ -42,7 +42,7 @@ def parse_preset(presets: Mapping[str, tuple[str, Options]], prog: str, args: Se
     """Options that start from a preset, named by the first argument.
 
     Raises:
-        InputError: No or an unknown preset (near matches are offered), option or value, in one line.
+        InputError: The preset is missing or unknown (near matches are offered), or an option or a value does not exist.
     """
     if not args:
         raise InputError(f"name a preset: {', '.join(presets)}; or see --help")

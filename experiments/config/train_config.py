@@ -1,4 +1,4 @@
-"""The configuration of a training experiment: its options in groups, each reached by its own name too."""
+"""The configuration of a training experiment: its options in groups."""
 
 import dataclasses
 import math
@@ -49,7 +49,7 @@ class TrainConfig:
         return _with_values(self, options | _implied(options))
 
     def check(self) -> None:
-        """Raise ``InputError`` for options that make no sense, by themselves or together."""
+        """Raise ``InputError`` for options that are out of range or contradict each other."""
         options = option_values(self)
         if self.output.out is tyro.MISSING:
             raise InputError("give --out, the directory to make for the experiment")

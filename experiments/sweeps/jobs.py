@@ -38,7 +38,7 @@ class JobOptions:
     """Time limit of a job on the cluster; a run that reaches it has failed, and goes on by --retry."""
 
     def check(self) -> None:
-        """Raise ``InputError`` for options that make no sense."""
+        """Raise ``InputError`` for options that are out of range."""
         if self.jobs is not None and self.jobs < 1:
             raise InputError(f"--jobs must be at least 1; it is {self.jobs}")
         if not 0 < self.hours < math.inf:
@@ -141,14 +141,14 @@ class JobQueue:
 
 @dataclass
 class _Job:
-    """A job of submitit's, and when it was first seen to run."""
+    """A job of submitit's, and when it was first known to run."""
 
     submitted: Any
     began: float | None = None
 
 
 def _slurm_executor(options: JobOptions, folder: Path, gpus: int) -> Any:
-    """What submits a job of so many GPUs whose files go to a folder."""
+    """A submitter of jobs with this many GPUs each, whose files go to a folder."""
     executor = importlib.import_module("submitit").SlurmExecutor(folder=folder)
     executor.update_parameters(
         time=math.ceil(60 * options.hours),
@@ -170,7 +170,7 @@ def _state(run: Run, status: dict[str, Any]) -> RunState:
 
 
 def _last_words(job: Any) -> str:
-    """Why a job has failed, as far as it said, in one line."""
+    """Why a job has failed, in one line: the last line of its log, if there is one."""
     if job.paths.result_pickle.exists():
         return str(job.stderr() or "its log is empty").strip().rpartition("\n")[2]
     return f"its process ended without a result; it was killed or could not start ({job.state.lower()})"

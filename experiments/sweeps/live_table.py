@@ -17,7 +17,7 @@ class RunState:
     Attributes:
         run_id: Its name.
         status: One of ``STATUSES``.
-        step: The latest step known of a running one.
+        step: The latest step recorded while it runs.
         seconds: How long it has run, or took.
         reason: Why it failed.
     """
@@ -30,10 +30,10 @@ class RunState:
 
 
 class LiveTable:
-    """Shows how runs stand, whenever asked to.
+    """Shows how runs stand.
 
     Args:
-        stream: Where to.
+        stream: Where the table is written.
         total_steps: Steps of every run.
     """
 

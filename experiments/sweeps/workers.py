@@ -97,7 +97,7 @@ class _Worker:
 
     def begin(self, run: Run) -> None:
         """Let it train a run."""
-        with contextlib.suppress(OSError):  # it has ended, which is seen when its reply is read
+        with contextlib.suppress(OSError):  # it has ended, which reading its reply shows
             self.connection.send(run.run_id)
 
     def reply(self) -> tuple[str, str] | None:
@@ -116,7 +116,12 @@ class _Worker:
 
 @contextlib.contextmanager
 def _workers(config: TrainConfig, count: int) -> Iterator[list[_Worker]]:
-    """So many processes, which are gone afterwards whatever happens."""
+    """Processes that train runs; all have ended afterwards, whatever happens.
+
+    Args:
+        config: Their options.
+        count: How many.
+    """
     cores_each = max(usable_cores() // count, 1)
     config = config.changed(
         measurements=(),
@@ -126,7 +131,7 @@ def _workers(config: TrainConfig, count: int) -> Iterator[list[_Worker]]:
     )
     workers: list[_Worker] = []
     try:
-        resource_tracker.ensure_running()  # when first started, it would let the signal through
+        resource_tracker.ensure_running()  # its first start would unblock the signal
         with _interrupts_held():
             workers.extend(_Worker(config) for _ in range(count))
         yield workers
@@ -198,7 +203,7 @@ def _interrupts_held() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _without_main() -> Iterator[None]:
-    """Processes spawned inside do not import the program's main module, which takes time and may do who knows what."""
+    """Processes spawned inside do not import the program's main module, which may run anything."""
     main = sys.modules["__main__"]
     sys.modules["__main__"] = types.ModuleType("__main__")
     try:
@@ -208,11 +213,11 @@ def _without_main() -> Iterator[None]:
 
 
 def _work(config: TrainConfig, connection: Connection) -> None:
-    """What a process does: train the runs that it is told to, and reply after each."""
+    """What a process does: train each run whose id it receives, and reply after it."""
     signal.signal(signal.SIGTERM, _leave)
     threading.Thread(target=_end_with_parent, daemon=True).start()
     torch.set_num_threads(1)
-    with contextlib.suppress(EOFError, ConnectionError):  # the one that started it wants no more
+    with contextlib.suppress(EOFError, ConnectionError):  # the parent needs no more runs
         run_id = connection.recv()
         try:
             whole = config.changed(measurements=PRESETS[config.output.experiment][1].diagnostics.measurements)
@@ -223,16 +228,16 @@ def _work(config: TrainConfig, connection: Connection) -> None:
                 run_id = connection.recv()
         except Exception as error:
             connection.send((_in_a_line(error), traceback.format_exc()))
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # what tidies up at exit would tell of a SystemExit
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # handlers at exit would report a SystemExit
 
 
 def _leave(*_: object) -> None:
-    """End the process as Ctrl-C would, with locks released, and nothing said."""
+    """End the process as Ctrl-C would, with locks released, and without a message."""
     sys.exit(1)
 
 
 def _end_with_parent() -> None:
-    """End this process as soon as the one that started it is gone, which may have been killed."""
+    """End this process as soon as its parent has ended, perhaps killed."""
     parent = multiprocessing.parent_process()
     assert parent is not None
     parent.join()
@@ -240,9 +245,9 @@ def _end_with_parent() -> None:
 
 
 def _in_a_line(error: Exception) -> str:
-    """An error that a user can meet as it is, any other with its kind and place."""
+    """The message of an error in a line; of one that is no ``InputError`` with its type and line of code."""
     if isinstance(error, InputError):
         return str(error)
-    place = traceback.extract_tb(error.__traceback__)[-1]
+    frame = traceback.extract_tb(error.__traceback__)[-1]
     first = str(error).partition("\n")[0]
-    return f"{type(error).__name__}: {first} ({Path(place.filename).name}, line {place.lineno})"
+    return f"{type(error).__name__}: {first} ({Path(frame.filename).name}, line {frame.lineno})"

@@ -43,7 +43,7 @@ class ExperimentDirectory:
             self.check_options()
 
     def check_options(self) -> None:
-        """The same without a look at the locks, for a process whose parent holds them."""
+        """``check`` without the locks, for a process whose parent holds them."""
         if self.ranks.is_first:
             check_out(self.config, self.ranks.count)
 

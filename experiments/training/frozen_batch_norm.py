@@ -1,4 +1,4 @@
-"""Batch norm with the statistics of one batch for good: an affine map of each channel that training leaves as it is.
+"""Batch norm that always uses the statistics of one batch: an affine map of each channel that training does not change.
 
 In train mode batch norm makes the images of a batch interact and rescales each layer anew at every step. With frozen
 statistics a network is, at initialisation and on that batch, the same function, without either.
@@ -50,7 +50,7 @@ def hold_batch_norms(model: nn.Module, name: str) -> dict[str, _BatchNorm]:
     """Make every batch norm of a network normalise by its running statistics, whatever mode it is put into.
 
     Args:
-        model: The network, such as one whose frozen statistics come from a checkpoint.
+        model: The network, for instance with frozen statistics from a checkpoint.
         name: What to call it in messages.
 
     Returns:

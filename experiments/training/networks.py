@@ -53,7 +53,7 @@ def build_network(
         "in_features": input_shape[0] * input_shape[1] * input_shape[2],
         "stem": "imagenet" if input_shape[-1] > _CIFAR_STEM_UP_TO else "cifar",
     }
-    # A user's factory knows its own sizes; a network of the registry is told those it asks for.
+    # A user's factory knows its own sizes; a network of the registry gets those among its options.
     known = () if ":" in name else model_options(name)
     sizes = {key: value for key, value in wanted.items() if key in known}
     with _users_code(name):
@@ -66,13 +66,13 @@ def build_network(
 
 
 def check_network(name: str, model: nn.Module, images: Tensor, num_classes: int) -> None:
-    """See that a network can be trained on some images, by a forward pass in train mode.
+    """Check that a network can be trained on some images, by a forward pass in train mode.
 
     Args:
         name: What to call it in messages.
-        model: The network, whose buffers and random stream this may move on.
-        images: Shape ``(N, C, H, W)``, as many as a training batch may be small.
-        num_classes: How many logits it must have at least.
+        model: The network; its buffers and the random streams may change.
+        images: Shape ``(N, C, H, W)``, with N no larger than the smallest training batch.
+        num_classes: Smallest number of logits that it must have.
 
     Raises:
         InputError: It cannot be applied to the images, or its output is not ``(N, num_classes)`` or wider.
@@ -87,16 +87,16 @@ def check_network(name: str, model: nn.Module, images: Tensor, num_classes: int)
     except (RuntimeError, ValueError, TypeError) as error:
         shape = " × ".join(map(str, images.shape))
         raise InputError(f"{name} cannot be applied to a batch of {shape} in train mode: {error}") from error
-    found = f"a tensor of shape {tuple(logits.shape)}" if isinstance(logits, Tensor) else type(logits).__name__
+    output = f"a tensor of shape {tuple(logits.shape)}" if isinstance(logits, Tensor) else type(logits).__name__
     if not isinstance(logits, Tensor) or logits.dim() != 2 or len(logits) != len(images):
-        raise InputError(f"{name} must return logits of shape ({len(images)}, {num_classes}); it returns {found}")
+        raise InputError(f"{name} must return logits of shape ({len(images)}, {num_classes}); it returns {output}")
     if logits.shape[1] < num_classes:
-        raise InputError(f"{name} must have a logit for each of the {num_classes} classes; it returns {found}")
+        raise InputError(f"{name} must have a logit for each of the {num_classes} classes; it returns {output}")
 
 
 @contextlib.contextmanager
 def _users_code(name: str) -> Iterator[None]:
-    """Report an error in a factory of the user's as bad input; one in our own networks stays what it is."""
+    """Report an error in a user's factory as bad input; an error in a network of the registry is raised as it is."""
     try:
         yield
     except (InputError, ModelOptionError):

@@ -1,4 +1,4 @@
-"""How far a run is: on a bar, or in its status."""
+"""Shows how far a run is: on a bar, or in its status."""
 
 import time
 from pathlib import Path
@@ -8,7 +8,7 @@ from tqdm import tqdm
 from skip_conditioning.diagnostics.spectrum import Spectrum
 from skip_conditioning.experiments.records.directory import write_status
 
-#: Seconds between two records of the step at which a run in a process of its own is.
+#: Seconds between two records of the step of a run in a process of its own.
 _RECORD_EVERY = 1.0
 
 
@@ -39,7 +39,7 @@ class StepRecord:
         self.directory, self.written = directory, -_RECORD_EVERY
 
     def __call__(self, step: int, loss: float, spectra: dict[str, Spectrum]) -> None:
-        """Record a step, if it is time."""
+        """Record a step, unless the last record is too recent."""
         if time.monotonic() >= self.written + _RECORD_EVERY:
             write_status(self.directory, "running", step=step)
             self.written = time.monotonic()

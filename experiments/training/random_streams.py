@@ -17,15 +17,18 @@ def seed_streams(seed: int) -> None:
 
 
 def rng_states() -> dict[str, Tensor]:
-    """The states of all: ``cpu``, ``numpy``, ``python`` and, where CUDA is in use, ``cuda:0`` and so on; uint8.
+    """The states of all: ``cpu``, ``numpy``, ``python`` and, where CUDA is in use, ``cuda:0`` and so on.
 
-    Each takes as many bytes at any time.
+    Returns:
+        Tensors of dtype uint8, each of the same length at any time.
     """
-    _, keys, place, has_spare, spare = cast(tuple[str, np.ndarray, int, int, float], np.random.get_state(legacy=True))
+    _, keys, position, has_spare, spare = cast(
+        tuple[str, np.ndarray, int, int, float], np.random.get_state(legacy=True)
+    )
     _, words, gauss = random.getstate()
     states = {
         "cpu": torch.get_rng_state(),
-        "numpy": _packed([*keys, place, has_spare], spare),
+        "numpy": _packed([*keys, position, has_spare], spare),
         "python": _packed(words, np.nan if gauss is None else gauss),
     }
     if torch.cuda.is_initialized():
@@ -34,13 +37,13 @@ def rng_states() -> dict[str, Tensor]:
 
 
 def set_rng_states(states: Mapping[str, Tensor]) -> None:
-    """Put them into saved states; other names than theirs are left to the caller."""
+    """Restore saved states; names that are not from ``rng_states`` are ignored."""
     for name, state in states.items():
         if name == "cpu":
             torch.set_rng_state(state)
         elif name == "numpy":
-            (*keys, place, has_spare), spare = _unpacked(state)
-            np.random.set_state(("MT19937", np.array(keys, np.uint32), place, has_spare, spare))
+            (*keys, position, has_spare), spare = _unpacked(state)
+            np.random.set_state(("MT19937", np.array(keys, np.uint32), position, has_spare, spare))
         elif name == "python":
             words, gauss = _unpacked(state)
             random.setstate((_PYTHON_VERSION, tuple(words), None if np.isnan(gauss) else gauss))
@@ -48,12 +51,12 @@ def set_rng_states(states: Mapping[str, Tensor]) -> None:
             torch.cuda.set_rng_state(state, name)
 
 
-#: Of the layout of ``random.getstate()``.
+#: Version of the layout of ``random.getstate()``.
 _PYTHON_VERSION = 3
 
 
 def _packed(words: Sequence[int], spare: float) -> Tensor:
-    """The words of a Mersenne twister and the normal number that it has in store, as bytes."""
+    """The words of a Mersenne twister and the normal number that it keeps for the next call, as bytes."""
     content = np.array(words, np.uint32).tobytes() + np.float64(spare).tobytes()
     return torch.frombuffer(bytearray(content), dtype=torch.uint8)
 

@@ -88,7 +88,7 @@ class Runner:
                 write_speed(self.config.output.out)
 
     def run_one(self, run_id: str) -> None:
-        """Train one run unless it is over, while another process holds the experiment; its status says its step."""
+        """Train one run unless it is over, for another process that holds the experiment; its status shows its step."""
         run = next(run for run in self.runs if run.run_id == run_id)
         directory = self.directory.of(run)
         if not is_over(directory):

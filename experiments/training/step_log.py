@@ -1,4 +1,4 @@
-"""What a run logs of its steps, without a training loop that waits for its device: numbers are fetched in blocks."""
+"""What a run logs of its steps. Numbers are fetched from the device in blocks, so that training never waits for it."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -25,8 +25,8 @@ class StepLog:
 
     Attributes:
         monitor: Measures, and writes the tables.
-        loggers: Services beside the tables.
-        progress: Told of every step.
+        loggers: Services that get the numbers too, such as TensorBoard.
+        progress: Called for every step.
     """
 
     monitor: SpectrumMonitor
@@ -42,7 +42,7 @@ class StepLog:
         """Log the numbers of a step measured before: ``loss``, ``accuracy``, ``lr`` and so on.
 
         Raises:
-            DivergedError: The loss is not finite; whatever was measured at later steps is forgotten.
+            DivergedError: The loss is not finite; what was measured at later steps is dropped.
         """
         self.monitor.log(step, split="train", grad_norm=grad_norm, **metrics)
         spectra = self._spectra.pop(step)
@@ -71,7 +71,7 @@ class StepLog:
 
 @dataclass(eq=False)
 class Block:
-    """Numbers of a few steps that a device may still be computing, to be fetched at once.
+    """Numbers of a few steps that a device may still be computing; they are fetched at once.
 
     Attributes:
         size: Steps after which it is full.
@@ -86,7 +86,7 @@ class Block:
         return len(self._waiting) >= self.size
 
     def add(self, step: int, numbers: Tensor, seconds: float) -> None:
-        """Hold a step's numbers, of the same shape at every step, and the seconds that it took."""
+        """Hold a step's numbers, shape ``(k,)`` with the same k at every step, and the seconds that it took."""
         self._waiting.append((step, numbers, seconds))
 
     def fetch(self) -> list[tuple[int, list[float], float]]:
@@ -94,5 +94,5 @@ class Block:
         waiting, self._waiting = self._waiting, []
         if not waiting:
             return []
-        numbers = torch.stack([one for _, one, _ in waiting]).tolist()
-        return [(step, found, seconds) for (step, _, seconds), found in zip(waiting, numbers, strict=True)]
+        fetched = torch.stack([numbers for _, numbers, _ in waiting]).tolist()
+        return [(step, numbers, seconds) for (step, _, seconds), numbers in zip(waiting, fetched, strict=True)]

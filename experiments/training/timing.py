@@ -1,7 +1,7 @@
-"""A short trial of a run: the seconds of its steps and evaluations, and the bytes that whole runs will leave.
+"""Times the steps and evaluations of a run from a few of each, and computes the bytes that whole runs will leave.
 
-GPUs work on after a call has returned: each time here is one between two moments at which the device has nothing left
-to do, and steps are timed in blocks.
+A GPU works on after a call has returned: times are taken between two moments at which it is idle, and steps are timed
+in blocks.
 """
 
 import contextlib
@@ -26,22 +26,22 @@ from skip_conditioning.experiments.records.resuming import last_whole_step
 from skip_conditioning.experiments.training.step_log import Block
 from skip_conditioning.experiments.training.trainer import Trainer
 
-#: Steps that are timed at once on a GPU, whose first block is the longest by far; elsewhere each is a block.
+#: Steps in a block on a GPU, where the first block is by far the longest; elsewhere each step is a block.
 _BLOCK = 5
-#: First blocks, which are slower, are left out; then so many are timed, or as many as fit into the seconds.
+#: The first blocks, which are slower, are left out; then this many are timed, or as many as fit into the seconds.
 _LEFT_OUT, _TIMED, _TIMED_AT_LEAST, _TIMED_SECONDS = 2, 20, 3, 3.0
-#: No more is timed, whatever has been, once the blocks after the first, or an evaluation, have taken so many seconds.
+#: Timing ends in any case when the blocks after the first, or an evaluation, have taken this many seconds.
 _PATIENCE = 20.0
 
 Result = TypeVar("Result")
 
 
 def time_steps(trainer: Trainer) -> tuple[float, int]:
-    """Take a few steps of a run without measurements; the trainer then can save and be evaluated, and no more.
+    """Take a few steps of a run without measurements; afterwards the trainer can only save and evaluate.
 
     Returns:
-        Seconds of a step, and how many were timed. The median block counts, but the mean of streamed images, which come
-        in bursts.
+        Seconds of a step, and the number of steps timed: from the median block, or from the mean for streamed images,
+        which come in bursts.
     """
     size = _BLOCK if trainer.device.type == "cuda" else 1
     total, lr = trainer.total_steps, trainer.lr
@@ -70,7 +70,7 @@ class _Clock:
 
     Args:
         size: Steps in a block.
-        ahead: Blocks whose images may have been ready before: so many more are left out, and timed.
+        ahead: Blocks whose images may have been decoded before: this many more are left out, and timed.
     """
 
     def __init__(self, size: int, ahead: int) -> None:
@@ -90,13 +90,13 @@ class _Clock:
             raise _Enough
 
     def counted(self) -> list[float]:
-        """Seconds of the blocks that count; of all there was for a run that diverged at once."""
+        """Seconds of the blocks that count; of all blocks if the run diverged at once."""
         blocks = self._blocks[_LEFT_OUT + self._ahead :] or self._blocks[1:] or self._blocks
         return blocks or [time.perf_counter() - self._last]
 
 
 def time_evaluation(trainer: Trainer) -> float:
-    """Seconds of an evaluation of all test images, from its first batches: one, or more if they come in bursts."""
+    """Seconds of an evaluation of all test images, from its first batch, or from several if they come in bursts."""
     whole, workers = trainer.test, _workers(trainer.test)
     for _ in range(1 if workers else 2):  # the first is slower, which matters little where many are timed
         some = _SomeBatches(whole, trainer.device, 2 * workers + 1)
@@ -146,7 +146,7 @@ def checkpoint_bytes(run: Path, saves: Iterable[int], kept: Callable[[int], bool
     """Bytes of a run's weights and training states: of those left at the end, and the most at any time.
 
     Args:
-        run: Directory of a trial that was saved as if at the run's last step.
+        run: Directory of a run that was saved as if at its last step.
         saves: Steps at which the run will save, in order.
         kept: Whether the weights of a step stay when later ones have been saved.
     """
@@ -173,12 +173,18 @@ def read_rows(directory: Path) -> pa.Table:
 
 
 def table_bytes(table: pa.Table, rows: int, parts: int) -> int:
-    """Bytes of so many rows in so many parts, from the sizes of a part with one row and with all rows there are."""
+    """Bytes of a table, from the sizes of a part with one row and of a part with all rows given.
+
+    Args:
+        table: Some rows of the table.
+        rows: Rows that it will have.
+        parts: Parts that it will be written in.
+    """
     if not len(table) or not rows or not parts:
         return 0
-    one, most = _part_bytes(table.slice(0, 1)), _part_bytes(table)
-    more = (most - one) / (len(table) - 1) if len(table) > 1 else one - _part_bytes(table.slice(0, 0))
-    return round(parts * one + max(rows - parts, 0) * more)
+    first, whole = _part_bytes(table.slice(0, 1)), _part_bytes(table)
+    later = (whole - first) / (len(table) - 1) if len(table) > 1 else first - _part_bytes(table.slice(0, 0))
+    return round(parts * first + max(rows - parts, 0) * later)
 
 
 def _part_bytes(table: pa.Table) -> int:
@@ -188,7 +194,7 @@ def _part_bytes(table: pa.Table) -> int:
 
 
 def _workers(batches: object) -> int:
-    """Processes that decode the images of batches; 0 for images that are held."""
+    """Processes that decode the images of batches; 0 for images held in memory."""
     return int(getattr(batches, "workers", 0))
 
 

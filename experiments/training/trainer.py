@@ -1,4 +1,4 @@
-"""One run: train a network with plain SGD, log every step, measure on schedule, leave checkpoints to resume from.
+"""Trains a network with plain SGD, logs every step, measures on schedule and saves checkpoints to resume from.
 
 Step s of the tables is the state after s updates: its row holds the loss and the spectra at θ_s, before the next
 update. Everything random is a function of the seed and the step, so a resumed run takes the same path, on a CPU to
@@ -23,10 +23,10 @@ from skip_conditioning.experiments.records.resuming import drop_older, last_whol
 from skip_conditioning.experiments.training.random_streams import rng_states, set_rng_states
 from skip_conditioning.experiments.training.step_log import Block, DivergedError, Progress, StepLog
 
-#: Images of the probe at which several processes see which parameters are used.
+#: Images of the probe by which several processes find the parameters in use.
 _EXAMPLE = 4
 
-#: Steps whose numbers are fetched from a GPU at once; a CPU has them anyway.
+#: Steps whose numbers are fetched from a GPU at once; on a CPU each step is fetched.
 _BLOCK = 50
 
 
@@ -40,7 +40,7 @@ class Trainer:
         batches: The run's training batches.
         test: Test images, batch by batch.
         monitor: Measures and writes tables.
-        directory: The run's.
+        directory: Directory of the run.
         lr: Learning rate at the start.
         total_steps: Steps to take.
         ranks: The processes that train the run together.
@@ -118,14 +118,14 @@ class Trainer:
         return every is None or step % (every * self.batches.per_epoch) == 0
 
     def save(self, step: int) -> None:
-        """Write the rows before a checkpoint first, then the checkpoint."""
+        """Write the rows that wait, then the checkpoint of a step."""
         self.monitor.flush(step)
         rng = self.ranks.gathered(rng_states())
         if self.ranks.is_first:
             save_run(self.directory, step, self.model, self.optimizer, rng)
 
     def drop_older(self, step: int) -> None:
-        """Remove the training states before a step, and those weights that are not to be kept."""
+        """Remove the training states before a step, and the weights that ``--keep-epochs`` does not keep."""
         if self.ranks.is_first:
             drop_older(self.directory, step, self.kept)
 
@@ -147,7 +147,7 @@ class Trainer:
         self.log.evaluation(step, epoch=step / self.batches.per_epoch, loss=loss / count, accuracy=right / count)
 
     def _step(self, network: nn.Module, step: int) -> None:
-        """Look at the state after so many updates, then make the next one unless it is the last."""
+        """Log and measure the state after ``step`` updates, then make the next update, unless the run ends here."""
         if self.checkpoint_due(step) or self.evaluation_due(step):
             self._fetch()
         if self.checkpoint_due(step):
@@ -157,7 +157,7 @@ class Trainer:
             self.evaluate(step)
         last = step == self.total_steps
         started = time.perf_counter()
-        numbers = self._look(network, step) if last else self._gradients(network, step)
+        numbers = self._last_metrics(network, step) if last else self._gradients(network, step)
         seconds = time.perf_counter() - started
         self.log.measure(step)
         self.block.add(step, numbers, seconds)
@@ -169,7 +169,7 @@ class Trainer:
             self.optimizer.step()
 
     def _fetch(self) -> None:
-        """Record the steps that wait for the device."""
+        """Record the steps whose numbers wait on the device."""
         for step, (loss, accuracy, grad_norm), seconds in self.block.fetch():
             self.log.record(
                 step,
@@ -182,7 +182,7 @@ class Trainer:
             )
 
     def _gradients(self, network: nn.Module, step: int) -> Tensor:
-        """Loss, accuracy and gradient norm of a step's batch; what SGD is to use is left in the parameters."""
+        """Loss, accuracy and gradient norm of a step's batch; the gradients for SGD are left in the parameters."""
         images, labels = self.batches.at(step)
         self.optimizer.zero_grad(set_to_none=True)
         logits = self._logits(network, images)
@@ -197,8 +197,8 @@ class Trainer:
             torch._foreach_div_(gradients, unit_divisor(norm))
         return torch.cat([self._means(loss, logits, labels), norm.double()[None]])
 
-    def _look(self, network: nn.Module, step: int) -> Tensor:
-        """Loss and accuracy of a step's batch in train mode, and nan; batch norm's buffers are put back."""
+    def _last_metrics(self, network: nn.Module, step: int) -> Tensor:
+        """Loss and accuracy of a step's batch in train mode, and NaN for the gradient norm; buffers are restored."""
         images, labels = self.batches.at(step)
         before = [buffer.clone() for buffer in self.model.buffers()]
         with torch.no_grad():
@@ -220,7 +220,7 @@ class Trainer:
 
 
 def unit_divisor(norms: Tensor) -> Tensor:
-    """What to divide gradients of these norms by to get length 1; a gradient of zero stays, an infinite one is nan.
+    """Divisors that give gradients of these norms length 1: 1 for a norm of zero, NaN for an infinite one.
 
     Finite entries of a norm that overflowed would become zeros, and the run would stand still instead of diverging.
     """
@@ -228,7 +228,7 @@ def unit_divisor(norms: Tensor) -> Tensor:
 
 
 def mixed_precision(precision: str, device: torch.device) -> torch.autocast:
-    """Forward passes of training in bfloat16 inside, where the option ``--precision`` says so."""
+    """A context in which forward passes run in bfloat16, if ``--precision`` says so."""
     return torch.autocast(device.type, torch.bfloat16, enabled=is_half(precision, device))
 
 
