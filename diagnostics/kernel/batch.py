@@ -83,7 +83,13 @@ class Batch:
         return self.recording.gradients(v)
 
     def extent(self, unit: Unit, *, by_rule: bool, coupled: bool) -> Extent | None:
-        """Sizes of a unit's signals on this batch; None where they cannot be told apart by sample."""
+        """Sizes of a unit's signals on this batch; None where they cannot be told apart by sample.
+
+        Args:
+            unit: The unit.
+            by_rule: Whether its kernel is found by its rule, or by autograd.
+            coupled: Whether samples interact.
+        """
         samples, rows = (1, self.rows) if coupled else (self.samples, len(self.basis))
         if not by_rule:
             return Extent(samples, rows, 1)

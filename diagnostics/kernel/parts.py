@@ -117,7 +117,13 @@ class PartSignals:
             self.values[:, first : first + g.shape[1]] = g
 
     def add_gradients(self, first: int, rows: Tensor, sample: int = 0) -> None:
-        """Keep the gradients ``(rows, P)`` of some rows of a sample."""
+        """Keep the gradients of some rows of a sample.
+
+        Args:
+            first: The first row.
+            rows: Shape ``(rows, P)``.
+            sample: Index of the sample.
+        """
         self.values[sample, first : first + len(rows)] = rows[:, self.part.start : self.part.stop]
 
 

@@ -55,6 +55,12 @@ def gaussian_block(length: int, count: int, operator: Operator, generator: torch
     """Standard normal vectors, shape ``(length, count)``, of the operator's dtype on its device.
 
     Drawn in float64 on the CPU, so that a seed gives the same vectors on every device.
+
+    Args:
+        length: Entries of a vector.
+        count: Vectors.
+        operator: Whose dtype and device they have.
+        generator: A CPU generator.
     """
     block = torch.randn(length, count, generator=generator, dtype=torch.float64)
     return block.to(device=operator.device, dtype=operator.dtype)

@@ -183,7 +183,16 @@ def vector_quadrature(
 
 
 def start_vector(operator: Operator, seed: int, index: int) -> torch.Tensor:
-    """A vector uniform on the unit sphere, the same on every device; shape ``(cols,)``, the operator's dtype."""
+    """A vector uniform on the unit sphere, the same on every device.
+
+    Args:
+        operator: Whose side, dtype and device the vector has.
+        seed: Of all random vectors.
+        index: Of this one, from 0.
+
+    Returns:
+        Shape ``(cols,)``.
+    """
     sequence = np.random.SeedSequence(seed, spawn_key=(_STREAM, index))
     drawn = np.random.default_rng(sequence).standard_normal(operator.shape[1])
     return torch.from_numpy(drawn / np.linalg.norm(drawn)).to(dtype=operator.dtype, device=operator.device)

@@ -41,7 +41,13 @@ class Measurement:
 
 
 def scheduled(item: str | Measurement, layers: Sequence[str] | str | None, schedule: Schedule | int) -> Measurement:
-    """A measurement with its schedule, from a map's name or a measurement that may lack one."""
+    """A measurement with its schedule.
+
+    Args:
+        item: A map's name, or a measurement, with a schedule or without.
+        layers: Layers of a map that is given by its name.
+        schedule: That of a map's name or a measurement without one.
+    """
     if isinstance(item, str):
         item = Measurement(item, layers)
     chosen = as_schedule(item.schedule if item.schedule is not None else schedule)

@@ -30,6 +30,11 @@ class RunTables:
     def append(self, table: str, step: int, row: Mapping[str, Any]) -> None:
         """Hold one row of a table.
 
+        Args:
+            table: ``metrics``, ``spectra`` or ``skipped``.
+            step: Optimiser steps taken so far.
+            row: The other columns, but for the run's name.
+
         Raises:
             InputError: A column that the table does not have.
         """
@@ -37,6 +42,11 @@ class RunTables:
 
     def log(self, step: int, split: str, metrics: Mapping[str, float | Tensor | None]) -> None:
         """Hold one row of metrics.
+
+        Args:
+            step: Optimiser steps taken so far.
+            split: What the metrics were computed on.
+            metrics: By column; tensors are fetched when the rows are written.
 
         Raises:
             InputError: A metric that is not a single number, or has no column.

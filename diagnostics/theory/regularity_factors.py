@@ -46,7 +46,14 @@ class Factor:
 
     @classmethod
     def of_sigma(cls, sigma: float, floor: float, rows: int, cols: int) -> "Factor":
-        """From the smallest singular value and the size below which it cannot be told from zero."""
+        """From the smallest singular value.
+
+        Args:
+            sigma: That value.
+            floor: Size below which it cannot be told from zero.
+            rows: As in the attributes.
+            cols: As in the attributes.
+        """
         if sigma <= floor:
             return cls(0.0, floor * floor, rows, cols, f"σ_min {sigma:.2g} is under its floor {floor:.2g}")
         value, error = sigma * sigma, (2 * sigma + floor) * floor
@@ -95,7 +102,13 @@ def factor_of_map(map: Map, rounding: float, model: nn.Module, memory_budget: in
 
 
 def explained(factor: Factor, map: Map, model: nn.Module) -> Factor:
-    """A factor; the cause of one that is zero is the operation of the layer that loses directions, if any."""
+    """A factor; the cause of one that is zero is the operation of the layer that loses directions, if any.
+
+    Args:
+        factor: The factor as measured.
+        map: The map of whose derivative it is.
+        model: For the names of modules.
+    """
     limit = rank_limit(model, map) if factor.cause and factor.rows else None
     return factor if limit is None or limit.rank >= factor.rows else replace(factor, cause=str(limit))
 
