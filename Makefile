@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 DEMO ?= runs/demo
 
-.PHONY: demo peers test lint types rooms pytest clean
+.PHONY: demo peers test check lint types rooms pytest clean
 
 # One environment for everything, made on first use and renewed when what it is made from changes.
 .venv/installed: setup.cfg pyproject.toml constraints.txt
@@ -30,6 +30,12 @@ peers: .venv/installed
 
 test: lint types rooms pytest
 
+# Before each commit: with a few tests of each room, chosen to take seconds.
+FAST := tests/test_front.py tests/models tests/figures/drawing tests/experiments/config \
+	$(addprefix tests/diagnostics/,test_spectrum.py test_tables.py test_measure.py networks/test_maps.py)
+check: lint types rooms
+	OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 $(FAST)
+
 lint: .venv/installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -53,4 +59,4 @@ pytest: .venv/installed
 	OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --maxprocesses 4
 
 clean:
-	rm -rf .venv runs
+	rm -rf .venv runs build *.egg-info .*_cache .hypothesis
