@@ -1,4 +1,6 @@
-"""Arms of an experiment compared in pairs: ratios over trials, with bootstrap intervals. No verdict, no correction.
+"""Arms of an experiment compared in pairs: ratios over trials, with bootstrap intervals.
+
+There is no verdict, and no correction for multiple tests.
 
 ``skip-conditioning ratios DIR``: each later arm over the one listed before it, and the last over the first.
 """

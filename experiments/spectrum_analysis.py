@@ -25,7 +25,7 @@ from skip_conditioning.experiments.analysis.results import (
     layer_step_table,
     write_spectra,
 )
-from skip_conditioning.experiments.analysis.shortcut_table import print_shortcut_table
+from skip_conditioning.experiments.analysis.shortcut_table import shortcut_report
 from skip_conditioning.experiments.analysis.targets import Target, check_probe, find_targets, foreign_target, load_probe
 from skip_conditioning.experiments.config.command_line import parse_options, run_command
 from skip_conditioning.experiments.processes.group import (
@@ -112,7 +112,9 @@ def analyse(options: Options) -> None:
     if options.shortcuts:
         if options.paths or options.weights is not None:
             raise InputError("--shortcuts is about fresh networks; give it without a PATH and without --weights")
-        return print_shortcut_table(seed=options.seed) if is_first_process() else None
+        if is_first_process():
+            print(shortcut_report(seed=options.seed))
+        return
     device = own_device(choose_device(options.device))
     _check(options)
     targets = _targets(options)

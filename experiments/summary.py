@@ -1,4 +1,4 @@
-"""What came of an experiment, on one screen: conditioning and speed per arm and learning rate, and where things are."""
+"""Summary of an experiment on one screen: conditioning and speed per arm and learning rate, and where its files are."""
 
 import sys
 from collections.abc import Sequence
@@ -55,7 +55,7 @@ def summary_table(directory: Path) -> pd.DataFrame:
 
 
 def print_summary(directory: Path) -> None:
-    """Print the table and where everything is.
+    """Print the table and where the files of the experiment are.
 
     Raises:
         InputError: The directory is no experiment, or its speed table is missing.
@@ -67,15 +67,15 @@ def print_summary(directory: Path) -> None:
         print(f"diagnostics took {share:.1%} of the training time (median run)")
     if len(tables.skipped):
         print(f"{len(tables.skipped)} scheduled measurements were skipped; why: the tables in runs/*/skipped")
-    places = {
+    contents = {
         "runs": "tables and checkpoints",
         SPEED: "speed",
         "analysis": "spectra of checkpoints",
         "figures": "figures",
     }
-    for place, what in places.items():
-        if (directory / place).exists():
-            print(f"{what}: {directory / place}")
+    for name, what in contents.items():
+        if (directory / name).exists():
+            print(f"{what}: {directory / name}")
 
 
 def _median(values: pd.Series, worse_than_all: pd.Series) -> str:
@@ -92,14 +92,14 @@ def _first_spectra(spectra: pd.DataFrame) -> pd.DataFrame:
 
 
 def _order(frame: pd.DataFrame) -> dict[str, int]:
-    """Learning rates by size, arms as they were listed."""
+    """Sort keys: learning rates by size, arms in their order in the runs table."""
     rates = [f"{lr:g}" for lr in sorted(frame["lr"].unique())]
     return {name: index for index, name in enumerate([*rates, *frame["arm"].unique()])}
 
 
 @dataclass(frozen=True)
 class Options:
-    """Print what came of an experiment, and where everything is."""
+    """Print the conditioning and speed of each arm and learning rate, and where the files of the experiment are."""
 
     directory: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="DIR")]
     """An experiment written by skip-conditioning train."""

@@ -1,4 +1,4 @@
-"""Spectra of the shortcuts that change the shape, arm by arm: ``python experiments/spectrum_analysis.py --shortcuts``.
+"""Spectra of the shortcuts that change the shape, arm by arm: ``skip-conditioning analyse --shortcuts``.
 
 A network's other shortcuts are identities. These are the ones in which the paper's arms ``original`` and ``modified``
 differ, and each is linear and acts on disjoint patches, so all its singular values follow from one small matrix.
@@ -69,22 +69,22 @@ def shortcut_table(
     with one_thread(), tqdm(cases, unit="network", dynamic_ncols=True, leave=False, disable=not progress) as bar:
         for model, image in bar:
             bar.set_description(f"{model} {_by(image)}")
-            fresh = {arm: _fresh(model, arm, options, image, seed) for arm in _shown(model)}
-            of_arm = {arm: _changing_shortcuts(network, image) for arm, network in fresh.items()}
-            if not any(of_arm.values()):
+            networks = {arm: _fresh(model, arm, options, image, seed) for arm in _shown(model)}
+            by_arm = {arm: _changing_shortcuts(network, image) for arm, network in networks.items()}
+            if not any(by_arm.values()):
                 raise UnsupportedModelError(f"{model} has no shortcut that changes the shape of its input")
-            for layer in next(iter(of_arm.values())):
-                place = {"model": model, "image": _by(image), "layer": layer}
-                for arm, found in of_arm.items():
+            for layer in next(iter(by_arm.values())):
+                keys = {"model": model, "image": _by(image), "layer": layer}
+                for arm, shortcuts in by_arm.items():
                     try:
-                        rows.append(place | {"arm": arm} | _row(*found[layer]))
+                        rows.append(keys | {"arm": arm} | _row(*shortcuts[layer]))
                     except UnsupportedModelError as error:
                         raise UnsupportedModelError(f"{layer} of {model}, arm {arm}: {error}") from error
     return pd.DataFrame(rows)
 
 
 def _shown(model: str) -> tuple[str, ...]:
-    """The paper's arms of a network, or all of one that has none of them."""
+    """The paper's arms of a network; all its arms if it has none of the paper's."""
     known = arms(model)
     return next((shown for shown in PAPER_ARMS if set(shown) <= set(known)), known)
 
@@ -102,19 +102,19 @@ def readable_shortcut_table(frame: pd.DataFrame) -> str:
     return text.to_string(index=False)
 
 
-def print_shortcut_table(
+def shortcut_report(
     models: Sequence[str] = MODELS, *, images: Sequence[tuple[int, int, int]] = IMAGES, seed: int = 0
-) -> None:
-    """Print the table, with a heading that says what it is about."""
+) -> str:
+    """The table as text, under a heading that explains it; arguments as for `shortcut_table`."""
     frame = shortcut_table(models, images=images, seed=seed, progress=sys.stderr.isatty())
-    print(
+    heading = (
         f"Shortcuts that change the shape, freshly initialised with seed {seed} (the same weights in every arm), "
         f"for one image of {' or '.join(map(_by, images))}.\n"
         "All singular values exactly, in float64, from the matrix that a shortcut applies to each patch. Of the "
         "min(rows, cols) values, rank are not zero; σ mean is over all of them.\n"
         "'blind to': the share of the input's dimensions that make no difference to the shortcut's output.\n"
     )
-    print(readable_shortcut_table(frame))
+    return f"{heading}\n{readable_shortcut_table(frame)}"
 
 
 def patch_matrix(module: nn.Module, input_shape: Sequence[int]) -> tuple[Tensor, int]:
@@ -137,7 +137,7 @@ def patch_matrix(module: nn.Module, input_shape: Sequence[int]) -> tuple[Tensor,
     """
     module = copy.deepcopy(module).cpu().double().eval()
     name, channels = type(module).__name__, input_shape[0]
-    # A stream of its own: measuring must not move the global one.
+    # A stream of its own: measuring must not move the global stream.
     x = torch.randn(1, *input_shape, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         y = (module(x) - module(torch.zeros_like(x)))[0]
@@ -150,7 +150,7 @@ def patch_matrix(module: nn.Module, input_shape: Sequence[int]) -> tuple[Tensor,
         inputs = channels * math.prod(patch)
         units = torch.eye(inputs, dtype=torch.float64).reshape(inputs, channels, *patch)
         constant = module(torch.zeros_like(units[:1]))
-        matrix = torch.cat([(module(some) - constant).flatten(1) for some in units.split(_UNIT_PATCHES)]).T
+        matrix = torch.cat([(module(chunk) - constant).flatten(1) for chunk in units.split(_UNIT_PATCHES)]).T
     split = x.reshape(channels, *(n for pair in zip(out_sides, patch, strict=True) for n in pair))
     pixels, within = range(1, split.dim(), 2), range(2, split.dim(), 2)
     patches = split.permute(*pixels, 0, *within).reshape(-1, inputs)  # (C, H', a, W', b) → (H', W', C, a, b)
@@ -163,7 +163,7 @@ def patch_matrix(module: nn.Module, input_shape: Sequence[int]) -> tuple[Tensor,
 
 
 def _fresh(name: str, arm: str, options: Sequence[str], image: tuple[int, int, int], seed: int) -> nn.Module:
-    """A network with weights from a seed; the global random stream is left where it was."""
+    """A network with weights from a seed; the global random stream does not move."""
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
         return build_network(name, arm, options, num_classes=10, input_shape=image)
@@ -173,18 +173,18 @@ def _changing_shortcuts(
     model: nn.Module, image: tuple[int, int, int]
 ) -> dict[str, tuple[nn.Module, torch.Size, torch.Size]]:
     """Shortcuts that change the shape, by dotted name, with the shapes of one input and output."""
-    found: dict[str, tuple[nn.Module, torch.Size, torch.Size]] = {}
+    shortcuts: dict[str, tuple[nn.Module, torch.Size, torch.Size]] = {}
     for name, block in model.named_modules():
         if isinstance(block, PreActivationBlock):
 
             def record(shortcut: nn.Module, args: tuple[Tensor, ...], y: Tensor, name: str = name) -> None:
                 if args[0].shape != y.shape:
-                    found[f"{name}.shortcut"] = (shortcut, args[0].shape[1:], y.shape[1:])
+                    shortcuts[f"{name}.shortcut"] = (shortcut, args[0].shape[1:], y.shape[1:])
 
             block.shortcut.register_forward_hook(record)
     with torch.no_grad():
         model.eval()(torch.zeros(1, *image))
-    return found
+    return shortcuts
 
 
 def _row(shortcut: nn.Module, shape: torch.Size, out_shape: torch.Size) -> dict[str, object]:
@@ -211,4 +211,5 @@ def _row(shortcut: nn.Module, shape: torch.Size, out_shape: torch.Size) -> dict[
 
 
 def _by(shape: Sequence[int]) -> str:
+    """A shape as text: ``64×32×32``."""
     return "×".join(map(str, shape))

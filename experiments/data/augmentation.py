@@ -1,6 +1,6 @@
 """Random crops and flips of whole batches of images, on whatever device they are.
 
-What happens to an image is drawn first, for a whole epoch at once; applying it to a batch takes no random numbers.
+The random numbers are drawn first, for a whole epoch at once; applying them to a batch draws none.
 """
 
 from __future__ import annotations
@@ -18,8 +18,9 @@ class Augmentation(NamedTuple):
     """A random change of images.
 
     Attributes:
-        draw: From a number of images and a generator, what happens to each: shape ``(k, N)``.
-        apply: That done to images of shape ``(N, C, H, W)``: a new tensor of the same shape and dtype.
+        draw: From a number of images and a generator, random numbers for each: shape ``(k, N)``.
+        apply: The change that these numbers make to images of shape ``(N, C, H, W)``: a new tensor, of the same shape
+            and dtype.
     """
 
     draw: Callable[[int, torch.Generator], Tensor]
@@ -31,7 +32,7 @@ def draw_crop_flips(n: int, generator: torch.Generator, *, padding: int = 4) -> 
 
     Args:
         n: Number of images.
-        generator: Where the randomness comes from, and on which device.
+        generator: Source of the random numbers; they are on its device.
         padding: Pixels added on each side.
 
     Returns:
@@ -73,7 +74,7 @@ def draw_parts(n: int, generator: torch.Generator) -> Tensor:
 
     Args:
         n: Number of images.
-        generator: Where the randomness comes from, and on which device.
+        generator: Source of the random numbers; they are on its device.
 
     Returns:
         Shape ``(5, n)``: width, height, left, top (in shares of the image's sides) and flip (0 or 1).

@@ -11,7 +11,7 @@ from torch import Tensor
 from skip_conditioning.experiments.data.augmentation import AUGMENTATIONS
 from skip_conditioning.experiments.data.datasets import Split, to_float
 
-# What a seed is for; each use has a stream of its own.
+# Uses of a seed; each has a random stream of its own.
 INITIALISATION, ORDER, AUGMENTATION, SUBSET, PROBE = range(5)
 
 _EVALUATION_BATCH = 500
@@ -28,7 +28,7 @@ def generator(*parts: int) -> torch.Generator:
 
 
 class TrainingBatches(Protocol):
-    """What a trainer needs of its data: the batches of one run, wherever they come from."""
+    """The training batches of one run, wherever they come from."""
 
     @property
     def per_epoch(self) -> int:
@@ -42,7 +42,7 @@ class TrainingBatches(Protocol):
 
 
 class EvaluationBatches(Protocol):
-    """What a trainer needs of the images that it is evaluated on."""
+    """The images on which a trainer evaluates."""
 
     def __len__(self) -> int:
         """Number of images, all processes together, unreadable ones included."""
@@ -58,7 +58,7 @@ class Pixels:
     Attributes:
         mean: Subtracted from each channel, or None.
         std: Divided by afterwards, or None.
-        memory_format: Of the result.
+        memory_format: Memory format of the result.
     """
 
     mean: tuple[float, ...] | None
@@ -80,8 +80,8 @@ class BatchOrder:
         seed: The trial's; the same for all its arms.
         augment: A name in ``AUGMENTATIONS``, whose random numbers are drawn anew for each epoch, or ``none``.
         device: Where indices and random numbers are kept; they are moved there once an epoch.
-        rank: Of this process among those that train together.
-        ranks: How many these are; each takes a contiguous part of every batch.
+        rank: Rank of this process among those that share each batch.
+        ranks: Number of these processes; each takes a contiguous part of every batch.
     """
 
     count: int
@@ -97,7 +97,7 @@ class BatchOrder:
 
     @property
     def per_epoch(self) -> int:
-        """Steps in one pass; fewer than two images a process, which batch norm cannot use, are left over."""
+        """Steps in one pass; a last batch of fewer than two images a process, too few for batch norm, is left out."""
         if self.batch_size is None:
             return 1
         whole, rest = divmod(self.count, self.batch_size)
@@ -110,12 +110,12 @@ class BatchOrder:
         return min(self.batch_size, self.count - step % self.per_epoch * self.batch_size)
 
     def at(self, step: int) -> tuple[Tensor, Tensor | None]:
-        """Indices of this process's images in the batch of a step, and what was drawn for each (last dimension)."""
-        epoch, place = divmod(step, self.per_epoch)
+        """Indices of this process's images in the batch of a step, and the random numbers of each (last dimension)."""
+        epoch, batch = divmod(step, self.per_epoch)
         if epoch != self._epoch:
             self._begin(epoch)
         size = self.size_at(step)
-        start = 0 if self.batch_size is None else place * self.batch_size
+        start = 0 if self.batch_size is None else batch * self.batch_size
         first, last = (start + size * part // self.ranks for part in (self.rank, self.rank + 1))
         chosen = self._order[first:last]
         return chosen, None if self._drawn is None else self._drawn[..., chosen]
@@ -173,8 +173,8 @@ class HeldImages:
     Attributes:
         split: Images, uint8, and labels.
         pixels: Makes floats of them.
-        rank: Of this process among those that evaluate together.
-        ranks: How many these are; each takes a contiguous part.
+        rank: Rank of this process among those that share the images.
+        ranks: Number of these processes; each takes a contiguous part.
     """
 
     split: Split

@@ -1,7 +1,7 @@
 """Image classification data as uint8 tensors: scikit-learn's digits, Hugging Face data sets, class folders.
 
 Everything is decoded once, into host memory (50,000 CIFAR images take 154 MB): training then moves the bytes
-to its device and augments there in batches. What does not fit is streamed instead (``streaming``). With a data
+to its device and augments there in batches. Data sets too large for this are streamed (``streaming``). With a data
 directory given, no network and no cache is touched.
 """
 
@@ -60,7 +60,7 @@ class ImageData:
     """A data set in memory.
 
     Attributes:
-        name: The name it was asked for by.
+        name: Its name, as given to `load_data`.
         train: Training images.
         test: Images for evaluation (the validation split where a data set's test labels are secret).
         num_classes: Number of classes, those that a limit left without images included.
@@ -93,7 +93,7 @@ def load_data(
     from the Hugging Face Hub.
 
     Args:
-        name: One of ``data_sources.DATASETS``, or a data set's name on the Hub.
+        name: One of ``sources.DATASETS``, or a data set's name on the Hub.
         data_dir: The data set's folder, or the folder that holds it under its name. In it either
             ``train*.parquet`` and ``test*.parquet`` (or ``validation*``; columns as on the Hub), or
             ``train/<class>/`` and ``val/<class>/`` with one image a file, classes numbered by sorted name.
@@ -149,8 +149,8 @@ def _decode(
 
     Args:
         records: As read.
-        source: What the images must be; what it leaves open is taken from the first ones.
-        what: The split, for messages.
+        source: Channels and size of the images; those it does not give are taken from the first images.
+        what: Name of the split in messages.
         skip_corrupt: Leave unreadable images out, and name them in a warning.
 
     Returns:
@@ -177,7 +177,7 @@ def _decode(
 
 
 def _described(head: Sequence[Record], source: Source, skip_corrupt: bool) -> Source:
-    """The source with what the first images say of channels and size, where it leaves these open."""
+    """The source with the channels and size of the first images, if it gives none."""
     if source.channels is not None and (source.size is not None or source.resize is not None):
         return source
     opened = []
@@ -195,7 +195,7 @@ def _described(head: Sequence[Record], source: Source, skip_corrupt: bool) -> So
 
 
 def _decode_chunk(records: Sequence[Record], source: Source, skip_corrupt: bool) -> tuple[Tensor, Tensor, list[str]]:
-    """Images, ``(N, C, H, W)``, labels, and what was wrong with those left out."""
+    """Images, ``(N, C, H, W)``, labels, and the errors of those left out."""
     pixels, labels, left_out = [], [], []
     for record in records:
         try:
@@ -232,7 +232,7 @@ def _decode_one(record: Record, source: Source) -> tuple[np.ndarray, Any]:
 
 
 def check_positive(**options: int | None) -> None:
-    """Refuse an option below 1, by its name; None is no choice."""
+    """Refuse an option below 1, by its name; None is allowed."""
     for option, value in options.items():
         if value is not None and value < 1:
             raise InputError(f"{option} is {value}; it must be at least 1")

@@ -54,7 +54,7 @@ class EncodedImages(Protocol):
         """Shape ``(N,)``, int64."""
 
     def where(self, index: int) -> str:
-        """What a message calls an image: its file, or its table and row."""
+        """Name of an image in messages: its file, or its table and row."""
 
     def encoded(self, index: int) -> str | BytesIO:
         """What Pillow opens: a path, or the file's content."""
@@ -68,7 +68,7 @@ class FolderImages:
     """One file an image, in a folder for each class.
 
     Attributes:
-        folders: Of the classes.
+        folders: Folders of the classes.
         files: Names in these, shape ``(N,)``, as bytes: worker processes share an array, but come to copy a list.
         labels: Shape ``(N,)``, int64; they number the folders.
     """
@@ -96,9 +96,9 @@ class TableImages:
 
     Attributes:
         table: The data set, images not decoded.
-        column: That of the images.
+        column: Name of the column of the images.
         parts: Names of the files it is made of, and the row of the table at which each ends.
-        rows: Of the images, shape ``(N,)``.
+        rows: Row of each image in the table, shape ``(N,)``.
         labels: Shape ``(N,)``, int64.
     """
 
@@ -131,7 +131,7 @@ class StreamedData:
     """A data set whose images are decoded when they are needed.
 
     Attributes:
-        name: The name it was asked for by.
+        name: Its name, as given to `open_images`.
         train: Training images.
         test: Images for evaluation.
         num_classes: Number of classes.
@@ -178,7 +178,7 @@ def open_images(
         limit_test: The same for the test split.
         image_size: Side of the squares that the network sees. Default: the source's own, else 224.
         draw: From the number of training images there are (or the limit leaves), the indices of those to take.
-        skip_corrupt: What to do later about images that turn out to be unreadable (``StreamedData``).
+        skip_corrupt: Whether unreadable images are left out later, with a warning (``StreamedData``).
 
     Raises:
         InputError: An option is out of range, a split or a column is missing, a class has no images in one of the
@@ -187,11 +187,11 @@ def open_images(
     check_positive(limit_train=limit_train, limit_test=limit_test, image_size=image_size)
     source = find_source(name)
     if data_dir is None:
-        found = load_hub(name, source)
-        train_split, test_split = hub_splits(found, source)
-        train, classes = _hub_table(found[train_split], source, train_split, limit_train)
+        splits = load_hub(name, source)
+        train_split, test_split = hub_splits(splits, source)
+        train, classes = _hub_table(splits[train_split], source, train_split, limit_train)
         known = replace(source, num_classes=_count_classes(train, classes, source))
-        test, test_classes = _hub_table(found[test_split], known, test_split, limit_test)
+        test, test_classes = _hub_table(splits[test_split], known, test_split, limit_test)
     else:
         folder = find_folder(name, source, data_dir)
         train, classes = _open_split(find_split(folder, ("train",)), source, limit_train)
@@ -248,7 +248,7 @@ def _open_parquet(paths: Sequence[Path], source: Source, limit: int | None) -> _
     except Exception as error:  # whatever goes wrong is wrapped, with the reason as its cause
         raise InputError(
             f"{paths[0].parent}: the Parquet files cannot be read into Hugging Face's cache"
-            f" ({one_line(error.__cause__ or error)}); copy them again, or set HF_HOME to a place with space"
+            f" ({one_line(error.__cause__ or error)}); copy them again, or set HF_HOME to a folder with space"
         ) from error
     return _open_table(table, source, tuple(zip(files, ends, strict=True)), limit)
 

@@ -22,7 +22,7 @@ from skip_conditioning.diagnostics.errors import InputError, near_matches
 from skip_conditioning.experiments.data.sources import DATASETS, Source, find_folder, find_split, list_images
 
 _BATCH = 256
-# JPEG's own halving, of whole blocks, is left to do only as much as resizing does still better at least twofold.
+# JPEG's decoder may halve images, but only to twice the size wanted; resizing, which is better, does the rest.
 _REDUCING_GAP = 2
 
 #: Where an image is (for messages), the image encoded as in Hugging Face data sets, its label.
@@ -51,19 +51,19 @@ def read_hub(name: str, source: Source, *, streaming: bool) -> tuple[Records, Re
     """The training and the test split on the Hugging Face Hub.
 
     Args:
-        name: The name it was asked for by.
-        source: What is known of it.
+        name: Its name, as given by the user.
+        source: Description of the data set.
         streaming: Fetch only what is read; else the whole set is downloaded, once, to Hugging Face's own cache.
 
     Raises:
         InputError: It cannot be fetched, or a split or a column is missing.
     """
-    found = load_hub(name, source, streaming=streaming)
+    dataset = load_hub(name, source, streaming=streaming)
     halves = []
-    for split in hub_splits(found, source):
-        features = found[split].features or {}
+    for split in hub_splits(dataset, source):
+        features = dataset[split].features or {}
         columns = find_columns(features, source, source.hub)
-        batches = found[split].select_columns(list(columns)).with_format("arrow").iter(_BATCH)
+        batches = dataset[split].select_columns(list(columns)).with_format("arrow").iter(_BATCH)
         rows = _rows(batches, columns, f"{source.hub}, {split} split")
         halves.append((rows, class_names(features, source, source.hub)))
     return halves[0], halves[1]
@@ -78,23 +78,23 @@ def load_hub(name: str, source: Source, *, streaming: bool = False) -> Mapping[s
     import datasets  # here, because it takes a second to import
 
     try:
-        found: Mapping[str, Any] = datasets.load_dataset(source.hub, streaming=streaming)
+        dataset: Mapping[str, Any] = datasets.load_dataset(source.hub, streaming=streaming)
     except Exception as error:  # the Hub's client raises a dozen unrelated classes
         known = f", or a known name ({', '.join(DATASETS)}).{near_matches(name, DATASETS)}"
         raise InputError(
             f"data set {name!r} cannot be loaded from the Hugging Face Hub ({one_line(error)}); give --data-dir, or "
             f"SKIP_DATA_DIR, with a local copy{'' if name in DATASETS else known}"
         ) from error
-    return found
+    return dataset
 
 
-def hub_splits(found: Mapping[str, Any], source: Source) -> tuple[str, str]:
+def hub_splits(dataset: Mapping[str, Any], source: Source) -> tuple[str, str]:
     """Names of the training and the test split among those on the Hub."""
     names = []
     for splits in (("train",), source.test_splits):
-        split = next((split for split in splits if split in found), None)
+        split = next((split for split in splits if split in dataset), None)
         if split is None:
-            raise InputError(f"{source.hub} has no split {' or '.join(splits)}, only {', '.join(found)}")
+            raise InputError(f"{source.hub} has no split {' or '.join(splits)}, only {', '.join(dataset)}")
         names.append(split)
     return names[0], names[1]
 
@@ -114,10 +114,10 @@ def _read_folder(folder: Path, source: Source, splits: Sequence[str]) -> Records
         return _read_class_folders(paths)
     files = [open_parquet(path) for path in paths]
     features = [parquet_features(file.schema_arrow) for file in files]
-    columns = [find_columns(found, source, str(path)) for found, path in zip(features, paths, strict=True)]
+    names_by_file = [find_columns(columns, source, str(path)) for columns, path in zip(features, paths, strict=True)]
     records = chain.from_iterable(
         _rows(file.iter_batches(_BATCH, columns=names), names, str(path))
-        for file, path, names in zip(files, paths, columns, strict=True)
+        for file, path, names in zip(files, paths, names_by_file, strict=True)
     )
     return records, class_names(features[0], source, str(paths[0]))
 

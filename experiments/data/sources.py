@@ -1,4 +1,4 @@
-"""What is known of a data set before it is read: its place on the Hub, its folders, its classes and statistics."""
+"""Known data sets, before they are read: name on the Hub, folders, classes and statistics."""
 
 import os
 import re
@@ -16,7 +16,7 @@ Statistics = tuple[tuple[float, ...], tuple[float, ...]]
 
 @dataclass(frozen=True)
 class Source:
-    """What is known of one data set; None is found out from the data.
+    """Description of a data set; what is None is read off the data.
 
     Attributes:
         hub: Its name on the Hugging Face Hub.
@@ -80,7 +80,7 @@ DATASETS = ("digits", *SOURCES)
 
 
 def find_source(name: str) -> Source:
-    """What is known of a data set, by its short name or its name on the Hub; hardly anything of a stranger."""
+    """Description of a data set by its short name or its name on the Hub; of an unknown one with the names only."""
     by_hub_name = {known.hub: known for known in SOURCES.values()}
     return SOURCES.get(name) or by_hub_name.get(name) or Source(name, (name.rsplit("/", 1)[-1],))
 
@@ -98,12 +98,12 @@ def find_folder(name: str, source: Source, data_dir: Path) -> Path:
     for folder in (home / inner for home in homes for inner in ("", "data", "plain_text", source.folders[0])):
         if _split_paths(folder, ("train",)):
             return folder
-    found = ", ".join(sorted(entry.name for entry in homes[0].iterdir())[:5]) or "nothing"
-    raise InputError(f"{homes[0]} holds no {name} data: looked for train*.parquet and train/<class>/, found {found}")
+    entries = ", ".join(sorted(entry.name for entry in homes[0].iterdir())[:5]) or "nothing"
+    raise InputError(f"{homes[0]} holds no {name} data: looked for train*.parquet and train/<class>/, found {entries}")
 
 
 def find_split(folder: Path, splits: Sequence[str]) -> list[Path]:
-    """Parquet files or class folders, sorted by name, of the first split there is any of.
+    """Parquet files or class folders, sorted by name, of the first split that has any.
 
     Raises:
         InputError: There are none.

@@ -1,6 +1,6 @@
 """Batches of images that do not fit in memory, decoded while training: in worker processes, ahead of the steps.
 
-What is seen of an image at a step is a function of the run's seed, the epoch and the image alone, so the number of
+The pixels of an image at a step are a function of the run's seed, the epoch and the image alone, so the number of
 workers changes nothing, and a resumed run sees the same pixels. They are those of torchvision's ``RandomResizedCrop``
 for training and ``Resize`` and ``CenterCrop`` for evaluation (scaling is bilinear with antialiasing); as usual with
 ImageNet, the orientation that a camera noted (EXIF) is ignored.
@@ -44,7 +44,7 @@ class Request(NamedTuple):
 
 
 class Decoded(NamedTuple):
-    """Images, uint8, shape ``(n, 3, size, size)``; labels, shape ``(n,)``; and what was wrong with those missing."""
+    """Images, uint8, shape ``(n, 3, size, size)``; labels, shape ``(n,)``; and the errors of those missing."""
 
     images: Tensor
     labels: Tensor
@@ -53,10 +53,10 @@ class Decoded(NamedTuple):
 
 @dataclass(eq=False)
 class Decoder(Dataset[Decoded]):
-    """Decodes images on request, in whatever process; each has a random stream of its own.
+    """Decodes images on request, in any process; each image has a random stream of its own.
 
     Attributes:
-        images: All there are.
+        images: The images of a split.
         size: Side of the squares to scale to.
     """
 
@@ -64,7 +64,7 @@ class Decoder(Dataset[Decoded]):
     size: int
 
     def __getitem__(self, request: Request) -> Decoded:
-        """The images asked for, without those that cannot be read."""
+        """The images of a request, without those that cannot be read."""
         squares = np.empty((len(request.indices), 3, self.size, self.size), np.uint8)
         kept: list[int] = []
         problems = []
@@ -92,7 +92,7 @@ def decode_at(data: StreamedData, indices: Tensor) -> tuple[Tensor, Tensor]:
     """The centres of some training images, uint8, shape ``(n, 3, size, size)``, and their labels.
 
     Raises:
-        InputError: One of them cannot be read and is not to be left out, or none can.
+        InputError: One of them cannot be read and ``skip_corrupt`` is off, or none can be read.
     """
     decoded = Decoder(data.train, data.size)[Request(indices.tolist(), None)]
     return _accept(decoded, data, torch.device("cpu"))
@@ -103,14 +103,14 @@ class StreamedBatches:
     """The batches of one run, decoded while it trains.
 
     Each worker holds up to two batches decoded ahead, in shared memory (``/dev/shm``): 38 MB for 256 images. The steps
-    are best asked for in order; any other step starts the workers anew. The same step may be asked for again.
+    should be taken in order; any other step starts the workers anew. The same step may be taken again.
 
     Attributes:
         data: Whose training images.
         order: Which images make a batch; its ``augment`` is ``resized-crop``, or ``none`` for the centres.
         pixels: Makes floats of them.
         device: Where images and labels go.
-        workers: Processes that decode; 0 decodes in this one, when a step is asked for.
+        workers: Processes that decode; 0 decodes in this one, when a step is taken.
     """
 
     data: StreamedData
@@ -142,7 +142,7 @@ class StreamedBatches:
         """This process's part of the batch of a step: images, float32, and labels, on the device.
 
         Raises:
-            InputError: An image cannot be read and is not to be left out, none is left, or a worker died.
+            InputError: An image cannot be read and ``skip_corrupt`` is off, none can be read, or a worker died.
         """
         if self._held is None or self._held[0] != step:
             self._held = (step, *self._fetch(step))
@@ -173,8 +173,8 @@ class StreamedImages:
         pixels: Makes floats of them.
         device: Where images and labels go.
         workers: Processes that decode, started for each pass; 0 decodes in this one.
-        rank: Of this process among those that evaluate together.
-        ranks: How many these are; each takes a contiguous part.
+        rank: Rank of this process among those that share the images.
+        ranks: Number of these processes; each takes a contiguous part.
     """
 
     data: StreamedData
@@ -210,7 +210,7 @@ def _requests(order: BatchOrder, first: int) -> Iterator[Request]:
 
 
 def _accept(decoded: Decoded, data: StreamedData, device: torch.device) -> tuple[Tensor, Tensor]:
-    """A batch on the device, once what could not be read is dealt with."""
+    """A batch on the device; unreadable images are warned about once, or are an error."""
     for problem in decoded.problems:
         if not data.skip_corrupt:
             raise UnreadableImageError(problem)
@@ -225,7 +225,7 @@ def _accept(decoded: Decoded, data: StreamedData, device: torch.device) -> tuple
 def _decode(
     decoder: Decoder, requests: Iterable[Request], workers: int, device: torch.device
 ) -> Generator[Decoded, None, None]:
-    """What is asked for, in order, decoded ahead by worker processes; without any, in this process when needed."""
+    """Decode requests in order, ahead by worker processes, or in this process when needed if there are none."""
     if not workers:
         yield from map(decoder.__getitem__, requests)
         return
@@ -235,7 +235,7 @@ def _decode(
         sampler=requests,
         num_workers=workers,
         pin_memory=device.type == "cuda",
-        generator=torch.Generator(),  # lest it draw from the global one
+        generator=torch.Generator(),  # so that it does not draw from the global stream
     )
     with _own_signal_handlers():
         batches = iter(loader)

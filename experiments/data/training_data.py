@@ -26,12 +26,12 @@ from skip_conditioning.experiments.data.streaming import StreamedBatches, Stream
 from skip_conditioning.experiments.processes.group import processes_here
 from skip_conditioning.experiments.processes.ranks import Ranks
 
-#: More processes than these do not decode faster where a training job is given its share of a machine.
+#: Most processes that decode by default; more were of no use on machines shared by several jobs.
 _MOST_WORKERS = 16
 
 
 class TrainingData(Protocol):
-    """What an experiment needs of a data set.
+    """A data set as an experiment uses it.
 
     Attributes:
         num_classes: Number of classes.
@@ -61,7 +61,7 @@ class HeldData:
     Attributes:
         data: In host memory.
         config: The experiment's options.
-        device: Where it is moved.
+        device: Device that it is moved to.
         ranks: The processes that share each batch.
     """
 
@@ -104,7 +104,7 @@ class DecodedData:
     Attributes:
         data: Its encoded images.
         config: The experiment's options.
-        device: Where batches are moved.
+        device: Device that batches are moved to.
         ranks: The processes that share each batch.
     """
 
@@ -145,11 +145,11 @@ def open_data(config: TrainConfig, device: torch.device, ranks: Ranks) -> Traini
     """The data set that the options name, with the subset that they draw.
 
     Raises:
-        InputError: The data are missing, unreadable or not what they should be, or fewer than are to be drawn.
+        InputError: The data are missing, unreadable or not as described, or too few for ``--subset`` or the processes.
     """
     options: dict[str, Any] = {
         "limit_train": config.data.limit_train,
-        # That a test split is there is checked also where it is never evaluated.
+        # A missing test split is an error even if it is never evaluated.
         "limit_test": config.data.limit_test if config.output.evaluate_epochs else 1,
         "skip_corrupt": config.data.skip_corrupt,
     }
@@ -174,7 +174,7 @@ def batch_order(config: TrainConfig, count: int, seed: int, ranks: Ranks, device
 
 
 def memory_format(config: TrainConfig) -> torch.memory_format:
-    """How images and convolutions are kept in memory."""
+    """Memory format of images and convolutions."""
     return torch.channels_last if config.optimisation.channels_last else torch.contiguous_format
 
 
@@ -182,7 +182,7 @@ def draw_indices(count: int, size: int | None, seed: int, purpose: int, option: 
     """Indices of some of ``count`` images, drawn once for the whole experiment; all in order for None.
 
     Raises:
-        InputError: There are not so many; the message names the option.
+        InputError: There are fewer; the message names the option.
     """
     if size is None or size == count:
         return torch.arange(count)

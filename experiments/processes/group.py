@@ -15,10 +15,10 @@ from skip_conditioning.diagnostics.support.sharding import together
 
 Result = TypeVar("Result")
 
-#: Attribute of an error: whether it is this process's own, and not that of all.
+#: Attribute of an error: whether it occurred in this process alone.
 _OWN = "_is_of_one_process"
 
-#: Seconds that a process with nothing to say gives the first to print, before it leaves.
+#: Seconds that a process without an error of its own leaves the first process to print the common one.
 _PATIENCE = 10.0
 
 
@@ -41,7 +41,7 @@ def process_group(device: torch.device) -> Iterator[distributed.ProcessGroup | N
 
 
 def choose_device(name: str) -> torch.device:
-    """A device by name; ``auto`` is a GPU if there is one, under ``torchrun`` the one meant for this process.
+    """A device by name; ``auto`` is a GPU if there is one, under ``torchrun`` the GPU of this process.
 
     Raises:
         InputError: No such device, or it is not there.
@@ -56,7 +56,7 @@ def choose_device(name: str) -> torch.device:
 
 
 def check_compiler(device: torch.device) -> None:
-    """See that torch.compile can compile for a device, by the smallest function.
+    """Check that torch.compile can compile for a device, with the smallest function.
 
     Raises:
         InputError: It cannot, for instance because there is no C++ compiler.
@@ -69,7 +69,7 @@ def check_compiler(device: torch.device) -> None:
 
 
 def own_device(device: torch.device) -> torch.device:
-    """The device for this process: of several GPUs, the one that ``torchrun`` means for it."""
+    """The device for this process: of several GPUs, that of its local rank."""
     if device.type == "cuda" and device.index is None and "LOCAL_RANK" in os.environ:
         return torch.device("cuda", int(os.environ["LOCAL_RANK"]))
     return device
@@ -79,12 +79,14 @@ def processes() -> int:
     """How many processes ``torchrun`` started; 1 without it.
 
     Raises:
-        InputError: The environment says so only in part, and not as ``torchrun`` does.
+        InputError: The environment variables of ``torchrun`` are incomplete or wrong.
     """
-    said = os.environ.get("WORLD_SIZE") or "1"
-    if not said.isdecimal() or (int(said) > 1 and not {"RANK", "MASTER_ADDR", "MASTER_PORT"} <= os.environ.keys()):
-        raise InputError(f"the environment says WORLD_SIZE={said}, but torchrun did not: start with it, or unset that")
-    return int(said)
+    world_size = os.environ.get("WORLD_SIZE") or "1"
+    if not world_size.isdecimal() or (
+        int(world_size) > 1 and not {"RANK", "MASTER_ADDR", "MASTER_PORT"} <= os.environ.keys()
+    ):
+        raise InputError(f"WORLD_SIZE={world_size} is set, but not by torchrun; start with torchrun, or unset it")
+    return int(world_size)
 
 
 def processes_here() -> int:
@@ -93,15 +95,15 @@ def processes_here() -> int:
 
 
 def is_first_process() -> bool:
-    """Whether this process is to write and print: the only one, or rank 0."""
+    """Whether this is the process that writes and prints: the only one, or rank 0."""
     return int(os.environ.get("RANK", "0")) == 0
 
 
 def everywhere(work: Callable[[], Result], group: distributed.ProcessGroup | None) -> Result:
-    """Some work that every process of a group does, where each would fail alike, or one for reasons of its own.
+    """Let every process of a group do some work, and fail in all of them if it fails in any.
 
     Raises:
-        Exception: What the work raised in any of them, in all of them, for the first one to print.
+        Exception: What the work raised in one of them; the first process prints it.
     """
     try:
         return together(work, group)
@@ -111,13 +113,13 @@ def everywhere(work: Callable[[], Result], group: distributed.ProcessGroup | Non
 
 
 def is_to_print(error: BaseException) -> bool:
-    """Whether this process is to print an error that ends it; if not, it has first waited for the one that is.
+    """Whether this process prints an error that ends it; if not, it has first waited for the process that does.
 
-    Every process prints what befell it alone. Of what all have alike, such as a wrong option, one line is enough: the
-    first process prints it, and the others wait, as ``torchrun`` ends all when one has left.
+    Every process prints an error of its own. An error common to all, such as a wrong option, is printed by the first
+    process only, and the others wait, because ``torchrun`` ends all processes when one has ended.
     """
     own = getattr(error, _OWN, None)
-    # Before it joined the others, a process knows no more than that those on its machine find the same wrong.
+    # Before the processes are joined, the first on each machine prints.
     if own or (is_first_process() if own is False else os.environ.get("LOCAL_RANK", "0") == "0"):
         return True
     time.sleep(_PATIENCE)
@@ -130,7 +132,7 @@ def _mark(error: Exception, *, own: bool) -> None:
 
 
 def leave(code: int) -> NoReturn:
-    """End the program; one process of several at once, as gloo's threads may abort while the interpreter winds up."""
+    """End the program; under ``torchrun`` at once, as gloo's threads may abort while the interpreter shuts down."""
     if "RANK" not in os.environ:
         sys.exit(code)
     sys.stdout.flush()

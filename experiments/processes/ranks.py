@@ -17,7 +17,7 @@ from skip_conditioning.diagnostics.networks.isolation import quiet, save_streams
 
 Value = TypeVar("Value")
 
-#: What gloo and NCCL say of a process that is gone, in lower case.
+#: Words in the errors of gloo and NCCL when a process is gone, in lower case.
 _GONE = (
     "connection closed by peer",
     "connection reset by peer",
@@ -44,7 +44,7 @@ class Ranks:
 
     @property
     def rank(self) -> int:
-        """Of this process, from 0."""
+        """Rank of this process, from 0."""
         return 0 if self.group is None else distributed.get_rank(self.group)
 
     @property
@@ -163,13 +163,13 @@ class Ranks:
         return {_prefix(rank) + name: state for rank, part in enumerate(parts) for name, state in part.items()}
 
     def own(self, gathered: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """This process's of what ``gathered`` made; nothing if that had fewer processes."""
+        """This process's part of what ``gathered`` returned; empty if that was of fewer processes."""
         prefix = _prefix(self.rank)
-        found = {name.removeprefix(prefix): state for name, state in gathered.items() if name.startswith(prefix)}
-        return {name: state for name, state in found.items() if "/" not in name}
+        states = {name.removeprefix(prefix): state for name, state in gathered.items() if name.startswith(prefix)}
+        return {name: state for name, state in states.items() if "/" not in name}
 
     def wait(self) -> None:
-        """Go on when all processes have come here."""
+        """Wait until all processes have called this."""
         if self.group is not None:
             distributed.barrier(self.group)
 
@@ -181,10 +181,10 @@ class Ranks:
 
 @contextlib.contextmanager
 def clear_rank_errors() -> Iterator[None]:
-    """Turn the many errors of a collective whose other process is gone into one.
+    """Turn the various errors of a collective in which a process has died into one.
 
     Raises:
-        InputError: Inside, gloo or NCCL said that a process is gone, or the network used other parameters than before.
+        InputError: gloo or NCCL reported that a process is gone, or the network used other parameters than before.
     """
     try:
         yield
@@ -213,9 +213,9 @@ def _prefix(rank: int) -> str:
 
 
 def _may_leave_unused(model: nn.Module, x: Tensor) -> bool:
-    """Whether the outputs of a forward pass may not depend on all parameters; nothing of the model changes.
+    """Whether the outputs of a forward pass may be independent of a parameter; the model does not change.
 
-    So it is, too, if a pass draws random numbers: it may be another layer each time that is left out.
+    True also if the pass draws random numbers, as it may leave out another layer each time.
     """
     x = torch.cat([x, x])  # batch norm cannot use a single input
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
@@ -233,7 +233,7 @@ def _may_leave_unused(model: nn.Module, x: Tensor) -> bool:
 
 
 def _random_state(devices: Sequence[torch.device]) -> tuple[Any, ...]:
-    """The state of every random stream that a forward pass can draw from, to be compared."""
+    """The state of every random stream that a forward pass can draw from, as values that can be compared."""
     python, (_, keys, *others), cpu, on_devices = save_streams(devices)
     return python, keys.tolist(), others, [state.tolist() for state in (cpu, *on_devices)]
 
@@ -249,7 +249,7 @@ def _twin(model: nn.Module) -> nn.Module:
         for module in model.modules():
             memo |= {id(tensor): tensor for tensor in _tensors(vars(module))}
         return copy.deepcopy(model, memo)
-    except Exception as error:  # whatever an attribute's own way of being copied raises
+    except Exception as error:  # whatever copying an attribute raises
         raise InputError(
             f"the network cannot be copied, which training in several processes needs: {error}; train in one process"
         ) from error

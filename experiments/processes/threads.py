@@ -1,4 +1,4 @@
-"""How many threads linear algebra runs on."""
+"""The number of threads of linear algebra."""
 
 import contextlib
 from collections.abc import Iterator
@@ -8,7 +8,7 @@ import torch
 
 @contextlib.contextmanager
 def one_thread() -> Iterator[None]:
-    """One thread inside: for small matrices several save seconds, and cost minutes where the cores have other work."""
+    """One thread inside: with small matrices more threads save seconds, and cost minutes where the cores are busy."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from skip_conditioning.diagnostics.errors import InputError, NonFiniteError, near_matches
 
-# What data parallelism and compilation put before every name.
+# Prefixes that data parallelism and compilation put before every name.
 _WRAPPERS = ("module.", "_orig_mod.")
 # Where training scripts keep the weights in a larger dictionary.
 _NESTED = ("state_dict", "model_state_dict", "model")
@@ -40,11 +40,11 @@ def training_state_path(run_dir: Path, step: int) -> Path:
 
 
 def list_checkpoints(run_dir: Path) -> list[tuple[int, Path]]:
-    """Steps and files of a run's checkpoints of weights, in order; temporary files are not counted."""
-    found = (
+    """Steps and files of a run's checkpoints of weights, in order, without temporary files."""
+    matches = (
         (re.fullmatch(r"step_(\d+)\.safetensors", path.name), path) for path in (run_dir / "checkpoints").glob("step_*")
     )
-    return sorted((int(match[1]), path) for match, path in found if match)
+    return sorted((int(match[1]), path) for match, path in matches if match)
 
 
 def save_checkpoint(path: Path, state: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
@@ -98,8 +98,8 @@ def read_metadata(path: Path) -> dict[str, str]:
 def load_weights(path: Path) -> dict[str, Tensor]:
     """Read a state dict onto the CPU, without ever running code from the file.
 
-    Weights nested under ``state_dict``, ``model_state_dict`` or ``model`` are found, and ``module.`` and
-    ``_orig_mod.`` are removed where all names begin with them.
+    Weights may be nested under ``state_dict``, ``model_state_dict`` or ``model``; ``module.`` and
+    ``_orig_mod.`` are removed if all names begin with them.
 
     Args:
         path: A ``.safetensors`` file, or a ``.pt`` or ``.pth`` file.
@@ -124,8 +124,8 @@ def load_weights(path: Path) -> dict[str, Tensor]:
 def load_into(model: nn.Module, path: Path) -> None:
     """Load weights that must fit the model exactly; on any error the model is left as it was.
 
-    Names are compared without wrappers' prefixes, so a model inside DDP or ``torch.compile`` is as good as a
-    bare one. Values are cast to the model's dtypes.
+    Names are compared without wrappers' prefixes, so the model may be inside DDP or ``torch.compile``.
+    Values are cast to the model's dtypes.
 
     Raises:
         InputError: The file cannot be read, or names or shapes differ from the model's.
@@ -165,7 +165,7 @@ def save_training_state(path: Path, optimizer: torch.optim.Optimizer, rng: Mappi
 
     Raises:
         InputError: The file cannot be written.
-        TypeError: The optimiser keeps something that JSON has no word for.
+        TypeError: The optimiser keeps a value that JSON cannot hold.
     """
     tensors = {f"rng.{name}": state for name, state in rng.items()}
     saved = optimizer.state_dict()

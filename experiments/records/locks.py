@@ -1,4 +1,4 @@
-"""Locks of directories, so that two processes never write one: held on a file in it until the process ends."""
+"""Locks of directories, so that two processes never write to the same: a lock on a file in it."""
 
 import contextlib
 import os
@@ -11,9 +11,9 @@ from filelock import FileLock, Timeout
 from skip_conditioning.diagnostics.errors import InputError
 from skip_conditioning.diagnostics.tables import clear_disk_errors
 
-#: The file that is locked. It is there while a process writes the directory, and after one that was killed.
+#: The file that is locked. It exists while a process writes the directory, and after one was killed.
 LOCK = ".lock"
-#: Seconds for another try, where the file was removed by its former holder before it could be locked.
+#: Seconds to keep trying, as the former holder may have removed the file before it could be locked.
 _PATIENCE = 0.1
 
 
@@ -46,7 +46,7 @@ def locked(directory: Path) -> Iterator[None]:
 
 
 def check_unlocked(directories: Iterable[Path]) -> None:
-    """See that no process writes any of some directories; what killed processes left of their locks is removed.
+    """Check that no process writes any of some directories; lock files of killed processes are removed.
 
     Raises:
         InputError: A process writes one of them.
@@ -58,7 +58,7 @@ def check_unlocked(directories: Iterable[Path]) -> None:
 
 
 def _holder(path: Path) -> str:
-    """What the process that holds a lock has written into it."""
+    """Process and host that hold a lock, as written into its file."""
     try:
         return path.read_text(errors="replace")[:500] or "unknown"
     except OSError:

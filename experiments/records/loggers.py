@@ -17,13 +17,13 @@ from skip_conditioning.diagnostics.tables import clear_disk_errors
 
 
 class Logger(Protocol):
-    """What training needs of a service."""
+    """A service that training logs to."""
 
     def log(self, step: int, scalars: Mapping[str, float]) -> None:
         """Log a step's numbers by name."""
 
     def close(self) -> None:
-        """Write what waits; the logger is not used afterwards."""
+        """Write what is pending; the logger is not used afterwards."""
 
 
 class TensorBoardLogger:
@@ -31,7 +31,7 @@ class TensorBoardLogger:
 
     Args:
         directory: The run's.
-        first: Step the run starts from; what was logged of it and later ones before a kill is no longer shown.
+        first: Step the run starts from; what an earlier, killed process logged from it on is no longer shown.
 
     Raises:
         InputError: The directory cannot be written.
@@ -51,7 +51,7 @@ class TensorBoardLogger:
         self._writer.flush()
 
     def close(self) -> None:
-        """Write what waits."""
+        """Write what is pending."""
         self._writer.close()
 
 
@@ -59,7 +59,7 @@ class WandbLogger:
     """Writes an offline run to the run's ``wandb/``, which ``wandb sync`` can upload.
 
     The step is logged as ``step`` and is the x-axis. A resumed run writes a further folder of the same id (for
-    ``wandb sync --append``), in which the steps since its last checkpoint are found again.
+    ``wandb sync --append``), which repeats the steps since its last checkpoint.
 
     Args:
         directory: The run's.
@@ -92,7 +92,7 @@ class WandbLogger:
         self._run.log({"step": step, **scalars})
 
     def close(self) -> None:
-        """Write what waits."""
+        """Write what is pending."""
         self._run.finish()
 
 
@@ -103,7 +103,7 @@ _LOGGERS: dict[str, type[TensorBoardLogger] | type[WandbLogger]] = {
 
 
 def check_loggers(names: Iterable[str]) -> None:
-    """See that the services' packages are installed.
+    """Check that the services' packages are installed.
 
     Raises:
         InputError: One is not; the message says how to install it.
@@ -132,6 +132,6 @@ def open_loggers(names: Iterable[str], directory: Path, first: int) -> list[Logg
 
 
 def spectrum_scalars(spectra: Mapping[str, Spectrum]) -> dict[str, float]:
-    """What is logged of the spectra of a step, by layer and statistic."""
+    """The numbers of a step's spectra that are logged, by layer and statistic."""
     statistics = ("sigma_min", "sigma_mean", "condition_number")
-    return {f"{key}/{name}": getattr(one, name) for key, one in spectra.items() for name in statistics}
+    return {f"{key}/{name}": getattr(spectrum, name) for key, spectrum in spectra.items() for name in statistics}

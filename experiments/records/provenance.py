@@ -22,7 +22,7 @@ def device_name(device: torch.device) -> str:
 
 
 def git_revision() -> str:
-    """The commit the code is at, marked when it was changed since; ``unknown`` outside a checkout."""
+    """The commit of the code, marked if files were changed since; ``unknown`` outside a checkout."""
     command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=12"]
     try:
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()

@@ -1,4 +1,4 @@
-"""What a run leaves to be resumed from: weights and training states, each written whole or not at all."""
+"""The files from which a run resumes: weights and training states, each written whole or not at all."""
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -20,7 +20,7 @@ from skip_conditioning.experiments.records.checkpoints import (
 
 
 def last_whole_step(directory: Path) -> int:
-    """The last step of which a run left both weights and training state; 0 if there is none."""
+    """The last step for which a run has both weights and training state; 0 if there is none."""
     steps = (step for step, _ in list_checkpoints(directory) if training_state_path(directory, step).exists())
     return max(steps, default=0)
 
@@ -28,7 +28,7 @@ def last_whole_step(directory: Path) -> int:
 def save_run(
     directory: Path, step: int, model: nn.Module, optimizer: torch.optim.Optimizer, rng: Mapping[str, Tensor]
 ) -> None:
-    """Write a run's weights, then what resuming needs beside them, which makes it whole.
+    """Write a run's weights, then the training state that resuming needs too.
 
     Raises:
         InputError: A file cannot be written, for instance because the disk is full.
@@ -40,7 +40,7 @@ def save_run(
 def load_run(directory: Path, step: int, model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
     """Put a model and its optimiser into the state of a step; returns the saved states of the random streams.
 
-    Where the run has left nothing of that step, which then is 0, all stays as it is.
+    Without a training state of that step, which then is 0, nothing is changed and nothing returned.
 
     Raises:
         InputError: A file is damaged, or of another model or optimiser.
@@ -51,7 +51,7 @@ def load_run(directory: Path, step: int, model: nn.Module, optimizer: torch.opti
     try:
         load_into(model, path)
     except NonFiniteError:
-        # A run that was killed before it was known to have diverged; it will be found again at its next step.
+        # The run was killed after it diverged and before it noticed; its next step shows it again.
         model.load_state_dict(load_file(path))
     except InputError as error:
         raise _damaged(directory, error) from error
@@ -66,7 +66,7 @@ def _damaged(directory: Path, error: InputError) -> InputError:
 
 
 def drop_older(directory: Path, step: int, keep: Callable[[int], bool]) -> None:
-    """Remove the training states of steps before ``step``, and the weights of those that are not to be kept."""
+    """Remove the training states of steps before ``step``, and the weights of steps for which ``keep`` is false."""
     for older, path in list_checkpoints(directory):
         if older < step:
             training_state_path(directory, older).unlink(missing_ok=True)

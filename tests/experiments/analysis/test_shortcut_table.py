@@ -14,8 +14,8 @@ from skip_conditioning.diagnostics.linalg.closed_forms import patchwise
 from skip_conditioning.experiments import spectrum_analysis
 from skip_conditioning.experiments.analysis.shortcut_table import (
     patch_matrix,
-    print_shortcut_table,
     readable_shortcut_table,
+    shortcut_report,
     shortcut_table,
 )
 from skip_conditioning.models import (
@@ -192,8 +192,8 @@ def test_a_network_that_the_table_cannot_describe_is_named(monkeypatch) -> None:
 
 
 def test_the_command_line_prints_the_table_and_needs_no_path(monkeypatch, capsys) -> None:
-    small = functools.partial(print_shortcut_table, ["paper-mnist"], images=[(1, 28, 28)])
-    monkeypatch.setattr(spectrum_analysis, "print_shortcut_table", small)
+    small = functools.partial(shortcut_report, ["paper-mnist"], images=[(1, 28, 28)])
+    monkeypatch.setattr(spectrum_analysis, "shortcut_report", small)
     assert spectrum_analysis.main(["--shortcuts", "--seed", "5"]) == 0
     printed = capsys.readouterr().out
     for words in ("seed 5", "1×28×28", "block2.shortcut", "modified", "20×4×4", "∞: rank-deficient"):
