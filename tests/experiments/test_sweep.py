@@ -85,7 +85,7 @@ def logs(out):
     return sorted(Path(out).glob("jobs/*/*_log.err"))
 
 
-def test_tables_are_those_of_training_and_finished_cells_are_not_repeated(small, train, same_results, capsys):
+def test_tables_are_those_of_training_and_finished_runs_are_not_repeated(small, train, same_results, capsys):
     options = ("--model", "nets:batch_norm", "--arms", "shrunk", "--lr", "0.1", "1e30", "--steps", "3")
     whole = train("whole", *options)
     printed = capsys.readouterr().out
@@ -105,7 +105,7 @@ def test_tables_are_those_of_training_and_finished_cells_are_not_repeated(small,
     assert len(logs("swept")) == 2
 
 
-def test_failing_cell_is_reported_and_the_rest_finish_and_it_can_be_retried(fragile, same_results, capsys):
+def test_failing_run_is_reported_and_the_rest_finish_and_it_can_be_retried(fragile, same_results, capsys):
     Path("mood").write_text("raises")
     assert main([*fragile, "--out", "o"]) == 1
     out, err = capsys.readouterr()
@@ -123,7 +123,7 @@ def test_failing_cell_is_reported_and_the_rest_finish_and_it_can_be_retried(frag
     same_results(Path("whole"), Path("o"))
 
 
-def test_killed_cell_has_failed_and_not_for_an_earlier_reason(fragile, capsys):
+def test_killed_run_has_failed_and_not_for_an_earlier_reason(fragile, capsys):
     Path("mood").write_text("dies")
     fragile += ["--arms", "fragile", "--out", "o"]
     said = "failed: fragile-lr0.1-trial00: its process ended without a result; it was killed or could not start"
@@ -263,7 +263,7 @@ def test_table_is_redrawn_in_place_on_a_terminal(monkeypatch):
     table.show(STATES)
     first = stream.getvalue()
     assert first.splitlines() == [
-        "3 runs: 1 running,",
+        "3 runs: 1 running, ",
         "a   finished  2.5 s",
         "bb  running   step "[:19],
         "c   queued  ",
