@@ -9,7 +9,7 @@ class InputError(ValueError):
 
 
 class UnknownLayerError(InputError):
-    """A name that is no module of the model, or a pattern that matches none."""
+    """A layer name that the model does not have, or a pattern that matches no module."""
 
 
 class LayerCallError(InputError):
@@ -35,5 +35,5 @@ def near_matches(name: object, candidates: Iterable[str]) -> str:
 
 
 def readable(size: int) -> str:
-    """A number of bytes as people write it."""
+    """A number of bytes with its unit, such as ``"1.5 GiB"``."""
     return f"{size / 2**30:.2g} GiB" if size >= 2**29 else f"{size / 2**20:.3g} MiB"

@@ -69,15 +69,15 @@ def spectra(
             form); ``lanczos`` a quadrature of their density from products
             with random vectors, with standard errors; ``auto`` is exact while that fits the memory budget and is
             cheaper by estimated cost or a matter of seconds (the spectrum's ``note`` says what was chosen, and why).
-        tolerance: Relative standard error of the mean σ that ``lanczos`` is to reach by adding steps and probe
-            vectors; None for 2 vectors and 32 steps. The ``note`` tells where a limit was met first.
+        tolerance: Relative standard error of the mean σ that ``lanczos`` should reach by adding steps and random
+            vectors; None for 2 vectors and 32 steps. The ``note`` says so where a limit came first.
         seed: Of the random vectors.
         dtype: Precision of the Jacobian; None keeps the model's. float64 resolves about 1e8 times smaller values.
         memory_budget: Bytes the measurement may take; chunks are chosen to fit.
         progress: Whether to show a bar.
-        group: Processes of ``torch.distributed`` to share the work among: probe vectors, or rows of an exact
-            Jacobian. Every one of them has to call, with the same weights and probe, and gets what the first would by
-            itself: with its buffers (batch norm's running statistics), whatever those of the others are.
+        group: Processes of ``torch.distributed`` to share the work among: random vectors, or rows of an exact
+            Jacobian. All have to call, with the same weights and probe, and all get what the first would get alone:
+            its buffers (batch norm's running statistics) are used in every process.
 
     Returns:
         One spectrum per layer, in the model's order, by name. In ``sample`` mode one per layer and sample, by
@@ -89,7 +89,7 @@ def spectra(
         NonFiniteError: NaN or infinity in the probe, the weights or a Jacobian.
         MemoryBudgetError: A spectrum that does not fit the budget.
         UnsupportedModelError: Something that cannot be differentiated.
-        InputError: An unknown map, batch mode or method, or a tolerance that is none.
+        InputError: An unknown map, batch mode or method, or a tolerance that is not a positive number.
     """
     check_method(method, tolerance)
 
@@ -132,8 +132,8 @@ def spectra(
                 return {_key(spectrum): spectrum for spectrum in together(kernels, group)}
             except MemoryBudgetError:
                 pass  # one layer at a time takes less memory: streamed, or matrix-free
-        found = _measure(evaluate, model, x, map, layers, batch_mode, dtype, group)
-    return {_key(spectrum): spectrum for spectrum in found}
+        measurements = _measure(evaluate, model, x, map, layers, batch_mode, dtype, group)
+    return {_key(spectrum): spectrum for spectrum in measurements}
 
 
 def jacobian(
@@ -273,7 +273,7 @@ def _measure(
 ) -> list[Result]:
     """What ``evaluate`` makes of every map (and sample, in ``sample`` mode), the model being held quiet.
 
-    In a group whatever fails in one process, an allocation say, is an error in all before they go on.
+    In a group, what fails in one process (an allocation, say) is an error in all before they go on.
     """
     check_map(name, batch_mode, dtype)
     results: list[Result] = []

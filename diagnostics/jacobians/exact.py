@@ -1,9 +1,10 @@
-"""All singular values of a map, exactly: by SVD, or from the smaller Gram side in float64, within a memory budget.
+"""All singular values of a map within a memory budget (``exact_spectrum``), and when they are worth it.
 
-A Jacobian that fits is held whole: a float64 one gets a proper SVD, whose small singular values are good to
-rounding; a float32 one the float64 Gram matrix of its smaller side, which squares nothing away that float32 had.
-A larger one is streamed: a tall one in blocks of rows (the Gram matrix accumulates; in float64 a QR factorisation
-is updated instead), a wide one in pairs of blocks.
+A Jacobian that fits is held whole. In float64 it gets an SVD, whose small singular values are right to rounding; in
+float32 they come from the float64 Gram matrix of its smaller side, which loses nothing that float32 had. A larger one
+is streamed: a tall one in blocks of rows (the Gram matrix accumulates; in float64 a QR factorisation is updated
+instead), a wide one in pairs of blocks. ``Plan`` decides between these; ``choose_method`` between all of them and
+the matrix-free density, for ``method="auto"``.
 """
 
 import math
@@ -25,16 +26,19 @@ from skip_conditioning.diagnostics.support.progress import Progress
 
 METHODS = ("auto", "exact", "lanczos")
 
-#: Products that a matrix-free measurement takes, about: a few random vectors with a few dozen steps of two each, run
-#: singly, which makes them several times slower than rows in chunks.
+#: Cost of a matrix-free measurement, in rows computed in chunks: a few random vectors take a few dozen steps of two
+#: products each, one at a time, which is several times slower than in chunks.
 _MATRIX_FREE_PRODUCTS = 1000
 
 #: Operations that take a few seconds at most: all singular values are worth them.
 _CHEAP = 1e11
 
+#: Copies of a Gram matrix that its eigensolver holds.
+_GRAM_COPIES = 3
+
 
 def check_method(method: str, tolerance: float | None) -> None:
-    """Raise ``InputError`` for an unknown method, or a tolerance that is none."""
+    """Raise ``InputError`` for an unknown method, or a tolerance that is not a positive number."""
     if method not in METHODS:
         raise InputError(f"unknown method {method!r}; known are {', '.join(METHODS)}.{near_matches(method, METHODS)}")
     if tolerance is not None and not 0 < tolerance < math.inf:
@@ -66,14 +70,10 @@ def choose_method(map: Map, memory_budget: int) -> tuple[str, str]:
 
 
 def _product_cost(map: Map) -> float:
-    """Operations of one product with the Jacobian: those of a forward pass, element by element ones included."""
+    """Arithmetic operations of one product with the Jacobian: about those of a forward pass."""
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
         map.function(map.point)
     return counter.get_total_flops() + 10.0 * map.widest
-
-
-#: Copies of a Gram matrix that its eigensolver holds.
-_GRAM_COPIES = 3
 
 
 def exact_spectrum(

@@ -14,10 +14,10 @@ from skip_conditioning.diagnostics.spectrum import Spectrum
 from skip_conditioning.diagnostics.support.progress import Progress
 from skip_conditioning.diagnostics.support.sharding import together
 
-#: With fewer steps there is no telling the shape of a density.
+#: With fewer steps the shape of a density cannot be told.
 _MIN_STEPS = 8
 
-#: Beyond these the density gains nothing that a reader could see.
+#: With more steps the density gains nothing that a reader could see.
 _MAX_STEPS = 256
 
 
@@ -34,7 +34,7 @@ def matrix_free_spectrum(
 
     σ_max is the largest Ritz value, its error the residual: some singular value lies that close. σ_min is the smallest
     Ritz value, an upper bound, so the condition number is a lower bound and ``resolved`` False;
-    ``extremes.smallest_singular_value`` looks for it in earnest.
+    ``extremes.smallest_singular_value`` searches for the value itself.
 
     Cost: one forward pass and one in forward mode, then two products for each step of each vector; memory for the
     activations twice and for as many vectors of the smaller side as there are steps.

@@ -25,7 +25,7 @@ class JacobianOperator(Operator):
     """The Jacobian of one map of a model at a batch, known by its products.
 
     It is a snapshot: training the model further does not change it, and using it changes nothing of the model. The
-    matrix is the one that ``diagnostics.jacobian`` returns; in ``sample`` mode the block-diagonal one of all samples,
+    matrix is the one that ``jacobian`` returns; in ``sample`` mode the block-diagonal one of all samples,
     and for ``kernel`` the kernel ``J·Jᵀ``. Vectors are flat, entries running over (sample, coordinate), row-major.
 
     Worth it where the matrix does not fit or few products are wanted. Building it takes a forward pass and a
@@ -144,9 +144,9 @@ class _BlockDiagonal(Operator):
         super().__init__((rows, cols), blocks[0].dtype, blocks[0].device, blocks[0].name)
 
     def _apply(self, block: Tensor) -> Tensor:
-        parts = block.split([one.shape[1] for one in self.blocks])
-        return torch.cat([one._apply(part) for one, part in zip(self.blocks, parts, strict=True)])
+        parts = block.split([operator.shape[1] for operator in self.blocks])
+        return torch.cat([operator._apply(part) for operator, part in zip(self.blocks, parts, strict=True)])
 
     def _apply_adjoint(self, block: Tensor) -> Tensor:
-        parts = block.split([one.shape[0] for one in self.blocks])
-        return torch.cat([one._apply_adjoint(part) for one, part in zip(self.blocks, parts, strict=True)])
+        parts = block.split([operator.shape[0] for operator in self.blocks])
+        return torch.cat([operator._apply_adjoint(part) for operator, part in zip(self.blocks, parts, strict=True)])

@@ -3,9 +3,9 @@
 Output channel c of such a layer at position t (sample and pixel, or token) is ``Σ_d w[c, d] · a[t, d] + b[c]``: it
 depends on the channel's own weights only, with the layer's activations as coefficients. So ``∂output/∂parameters`` is,
 up to the order of its rows and columns, a direct sum over the G groups of channels, and over the C channels of each, of
-one and the same matrix ``[A_g, 1]`` of shape ``(N·T, D + 1)`` (``kernel_rules`` has the letters). Its singular values
-are those of the G matrices, C times each; those of an embedding, whose activations are one-hot, are square roots of how
-often each index occurs.
+one and the same matrix ``[A_g, 1]`` of shape ``(N·T, D + 1)`` (the letters are those of ``networks.parameter_rules``).
+Its singular values are those of the G matrices, C times each; those of an embedding, whose activations are one-hot, are
+square roots of how often each index occurs.
 
 That a module is such a layer is not taken from its class, as a subclass or a hook may do anything: its one use of its
 parameters is watched, nothing may come before it that depends on them or after it that changes a value, and the

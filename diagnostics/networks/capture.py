@@ -100,7 +100,7 @@ _DROPOUTS = frozenset({functional.dropout, functional.alpha_dropout, torch.dropo
 
 @contextlib.contextmanager
 def clear_forward_errors(model: nn.Module, x: Tensor) -> Iterator[None]:
-    """Turn what a model says of a probe it cannot take into one line."""
+    """Turn the error of a model that cannot take the probe into an ``InputError`` of one line."""
     try:
         yield
     except (InputError, torch.OutOfMemoryError):
@@ -136,10 +136,10 @@ def forward_pass(model: nn.Module, state: State, x: Tensor, layers: Sequence[str
             pending.append((*_copy((args, kwargs), {}), save_streams(state.devices), versions, began))
 
         def after(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
-            found = first_tensor(output)
+            tensor = first_tensor(output)
             args, kwargs, streams, versions, began = pending.pop()
-            in_place = found is not None and found._version > versions.get(id(found), found._version)
-            kept = None if found is None else found.detach().clone()
+            in_place = tensor is not None and tensor._version > versions.get(id(tensor), tensor._version)
+            kept = None if tensor is None else tensor.detach().clone()
             number = len(calls[layer]) + 1
             calls[layer].append(Call(number, args, kwargs, streams, kept, in_place, began, len(watch.sizes)))
 
@@ -182,14 +182,14 @@ def logits_of(output: Any) -> Tensor:
     """The model's output as a tensor: itself, its ``.logits`` or ``["logits"]``, or the first of a tuple.
 
     Raises:
-        UnsupportedModelError: There is no floating tensor to be found.
+        UnsupportedModelError: It holds no floating tensor there.
     """
     logits = output.get("logits") if isinstance(output, dict) else getattr(output, "logits", None)
-    found = logits if isinstance(logits, Tensor) else first_tensor(output)
-    if found is None or not found.is_floating_point():
-        kind = type(output).__name__ if found is None else found.dtype
+    tensor = logits if isinstance(logits, Tensor) else first_tensor(output)
+    if tensor is None or not tensor.is_floating_point():
+        kind = type(output).__name__ if tensor is None else tensor.dtype
         raise UnsupportedModelError(f"the model returns {kind}; wrap it so that it returns its logits as a real tensor")
-    return found
+    return tensor
 
 
 def split_call(layer: str) -> tuple[str, int | None]:
@@ -212,7 +212,7 @@ def name_each_call(layers: Sequence[str], calls: Mapping[str, list[Call]]) -> li
 
 
 def one_call(layer: str, seen: ForwardPass) -> Call:
-    """The call of a layer that is meant.
+    """The call that a layer's name stands for.
 
     Raises:
         LayerCallError: It is never called, called less often than asked, or called twice with no call named.
@@ -254,10 +254,10 @@ def select_layers(model: nn.Module, patterns: Sequence[str] | str | None) -> lis
         return default_layers(model)
     names = [name for name, _ in model.named_modules() if name]
     chosen: list[str] = []
-    asked = [patterns] if isinstance(patterns, str) else patterns
-    if not isinstance(asked, Sequence) or not all(isinstance(pattern, str) for pattern in asked):
+    listed = [patterns] if isinstance(patterns, str) else patterns
+    if not isinstance(listed, Sequence) or not all(isinstance(pattern, str) for pattern in listed):
         raise InputError(f"layers must be names or globs, such as ['blocks.*']; they are {patterns!r}")
-    for pattern in asked:
+    for pattern in listed:
         name, number = split_call(pattern)
         matches = [name] if name in names else [known for known in names if _matches(known, name)]
         if not matches:

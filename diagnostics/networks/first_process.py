@@ -15,7 +15,11 @@ Result = TypeVar("Result")
 
 
 def as_first(work: Callable[[], Result], group: ProcessGroup | None) -> Result:
-    """What some work that all processes of a group do gives in the first; that of a lone process is its own.
+    """The result that the first process of a group gets from some work which all of them do.
+
+    Args:
+        work: Done in every process; its results in the others are dropped.
+        group: All its processes have to call; None for this process alone.
 
     Raises:
         Exception: What the work raised in any of them, in all of them.
@@ -24,8 +28,8 @@ def as_first(work: Callable[[], Result], group: ProcessGroup | None) -> Result:
         return work()
 
     def own(rank: int) -> Result | None:
-        found = work()
-        return found if rank == 0 else None  # nobody needs the others'
+        result = work()
+        return result if rank == 0 else None  # nobody needs the others'
 
     return deal(range(group.size()), own, group)[0]  # type: ignore[return-value]
 

@@ -135,10 +135,10 @@ def _choose(model: nn.Module, name: str, layers: Sequence[str] | str | None) -> 
         blocks = select_layers(model, None)
         # Behind the last block there is nothing: its tail is the identity.
         return (blocks[:-1] if name == "tail" and len(blocks) > 1 else blocks), name == "kernel"
-    asked = [layers] if isinstance(layers, str) else list(layers)
-    others = [layer for layer in asked if layer != TOTAL or name != "kernel"]
-    only_total = asked and not others
-    return ([] if only_total else select_layers(model, others)), name == "kernel" and TOTAL in asked
+    listed = [layers] if isinstance(layers, str) else list(layers)
+    others = [layer for layer in listed if layer != TOTAL or name != "kernel"]
+    only_total = listed and not others
+    return ([] if only_total else select_layers(model, others)), name == "kernel" and TOTAL in listed
 
 
 def _network_map(model: nn.Module, state: State, x: Tensor, seen: ForwardPass) -> Map:
@@ -255,10 +255,10 @@ def _first_input(layer: str, call: Call) -> tuple[Tensor, Callable[[Tensor], tup
 
 
 def _real_output(layer: str, output: Any) -> Tensor:
-    found = first_tensor(output)
-    if found is None or not found.is_floating_point():
+    tensor = first_tensor(output)
+    if tensor is None or not tensor.is_floating_point():
         raise UnsupportedModelError(f"layer {layer!r} returns no real tensor; choose a module that does")
-    return found
+    return tensor
 
 
 def _finish(

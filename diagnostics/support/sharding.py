@@ -27,7 +27,7 @@ _around: ContextVar[tuple[ProcessGroup, ...]] = ContextVar("_around", default=()
 
 @dataclass(frozen=True)
 class _Outcome:
-    """What a process tells the others at the end of a call.
+    """What a process sends to the others at the end of a call.
 
     Attributes:
         depth: Number of calls for the same group around this one.
@@ -47,7 +47,7 @@ class _FailedFurtherOutError(BaseException):
 
     def __init__(self, group: ProcessGroup, depth: int, error: Exception) -> None:
         super().__init__(str(error))
-        self.place, self.error = (group, depth), error
+        self.call, self.error = (group, depth), error
 
 
 def gathered_rows(rows: Callable[[int, int], Tensor], start: int, stop: int, group: ProcessGroup) -> Tensor:
@@ -134,7 +134,7 @@ def _call(indices: Sequence[int], work: Callable[[int], Result], group: ProcessG
     try:
         results, error = _attempt(indices, work)
     except _FailedFurtherOutError as failure:
-        if failure.place == (group, depth):
+        if failure.call == (group, depth):
             raise failure.error from None
         raise
     finally:
@@ -144,13 +144,17 @@ def _call(indices: Sequence[int], work: Callable[[int], Result], group: ProcessG
     outcomes = [own] * size
     distributed.all_gather_object(outcomes, own, group=group)
     outcomes[distributed.get_rank(group)] = own  # its error has a traceback
-    failed = {(one.depth, one.done * size + owner): one.error for owner, one in enumerate(outcomes) if one.error}
+    failed = {
+        (outcome.depth, outcome.done * size + owner): outcome.error
+        for owner, outcome in enumerate(outcomes)
+        if outcome.error
+    }
     if failed:
         outermost, first = min(failed)
         if outermost < depth:
             raise _FailedFurtherOutError(group, outermost, failed[outermost, first])
         raise failed[outermost, first]
-    return [one.results for one in outcomes]
+    return [outcome.results for outcome in outcomes]
 
 
 def _attempt(indices: Sequence[int], work: Callable[[int], Result]) -> tuple[list[Result], Exception | None]:
