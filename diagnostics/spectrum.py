@@ -132,6 +132,7 @@ class Spectrum:
             note: What a reader should know.
         """
         floor = values_floor(values, dtype) if floor is None else floor
+        errors: dict[str, Any] = {f"{name}_se": None for name in STATISTICS}
         return cls(
             map=map,
             layer=layer,
@@ -146,7 +147,7 @@ class Spectrum:
             peak_bytes=peak_bytes,
             note=note,
             **statistics(values, floor),
-            **{f"{name}_se": None for name in STATISTICS},
+            **errors,
         )
 
     @classmethod
@@ -180,7 +181,8 @@ class Spectrum:
         note = ""
         if not lanczos.converged:
             note = f"tolerance {tolerance:g} not reached: relative standard error {mean.error / mean.value:.2g}"
-        found: dict[str, Any] = {name: estimate.value for name, estimate in estimated.items()}
+        fields: dict[str, Any] = {name: estimate.value for name, estimate in estimated.items()}
+        fields |= {f"{name}_se": estimate.error for name, estimate in estimated.items()}
         return cls(
             map=map,
             layer=layer,
@@ -197,8 +199,7 @@ class Spectrum:
             peak_bytes=peak_bytes,
             note=note,
             resolved=False,
-            **(found | {"rank": round(found["rank"])}),
-            **{f"{name}_se": estimate.error for name, estimate in estimated.items()},
+            **(fields | {"rank": round(fields["rank"])}),
         )
 
     @property

@@ -56,7 +56,8 @@ def check_skips(options: TheoryOptions) -> list[Check]:
     Raises:
         LayerCallError: A network of the user's has no block whose output has the shape of its input.
     """
-    networks, layers = networks_to_check(options), options.layers
+    networks = networks_to_check(options)
+    layers: tuple[str, ...] | str | None = options.layers
     if options.model is None:
         networks = [network for network in networks if network.name.startswith("skip")]
         networks.append(contractive_network(options))
