@@ -12,7 +12,7 @@ from PIL import Image
 
 from skip_conditioning.diagnostics.errors import InputError
 from skip_conditioning.diagnostics.tables import read_experiment
-from skip_conditioning.experiments.records.locks import check_unlocked, locked
+from skip_conditioning.experiments.records.locks import LOCK, check_unlocked, locked
 from skip_conditioning.experiments.train import main, parse
 from skip_conditioning.experiments.training.runner import clear_memory_errors
 
@@ -168,7 +168,9 @@ def test_a_process_forked_from_one_that_was_killed_does_not_hold_its_lock(tmp_pa
             os.kill(os.getpid(), 9)
     os.waitpid(parent, 0)
     try:
+        assert (tmp_path / LOCK).exists()
         check_unlocked([tmp_path])
+        assert not (tmp_path / LOCK).exists()
     finally:
         os.kill(int((tmp_path / "child").read_text()), 9)
 

@@ -101,7 +101,7 @@ def test_a_method_that_was_asked_for_needs_no_reason(method):
 def test_known_methods_and_tolerances_pass():
     for method in METHODS:
         for tolerance in (None, 0.01, 1, 1e-9):
-            check_method(method, tolerance)
+            assert check_method(method, tolerance) is None
 
 
 @pytest.mark.parametrize("method", ["lanzcos", "", None, "Exact", 3])

@@ -154,9 +154,12 @@ def test_resuming_with_another_number_of_processes_shows_the_difference(made):
 
 def test_what_may_change_on_resuming(made, tmp_path):
     changed = {"trials": 7, "lr": (0.3,), "arms": ("chain",), "device": "cpu", "data_dir": tmp_path}
+    before = contents(made)
     check_out(config(made, resume=True, **changed))
-    made.rename(tmp_path / "moved")
-    check_out(config(tmp_path / "moved", resume=True))
+    assert contents(made) == before
+    moved = made.rename(tmp_path / "moved")
+    check_out(config(moved, resume=True))
+    assert [path.relative_to(moved) for path in contents(moved)] == [path.relative_to(made) for path in before]
 
 
 @pytest.mark.parametrize("content", ["", "{", "[1]", "null"])

@@ -128,4 +128,4 @@ def test_second_command_fails_at_once_and_the_first_goes_on(train, small, start,
 
 def test_what_a_process_killed_at_its_start_left_is_no_hindrance(train, hold):
     kill(hold("o"))
-    train("o")
+    assert read_experiment(train("o")).runs["status"].tolist() == ["finished"]

@@ -166,6 +166,7 @@ def test_processes_end_when_the_one_that_started_them_is_killed(script):
     script.kill()
     script.communicate(timeout=10)  # until none has its stderr any more
     check_unlocked([Path("o"), *Path("o/runs").glob("*")])
+    assert not [*Path("o").rglob(LOCK)]
 
 
 @pytest.mark.parametrize(
