@@ -32,8 +32,3 @@ def near_matches(name: object, candidates: Iterable[str]) -> str:
     """A hint such as ``" Did you mean 'block1'?"``, or the empty string when nothing is close."""
     close = difflib.get_close_matches(str(name), list(candidates), n=3, cutoff=0.5)
     return f" Did you mean {' or '.join(map(repr, close))}?" if close else ""
-
-
-def readable(size: int) -> str:
-    """A number of bytes with its unit, such as ``"1.5 GiB"``."""
-    return f"{size / 2**30:.2g} GiB" if size >= 2**29 else f"{size / 2**20:.3g} MiB"

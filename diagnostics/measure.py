@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributed import ProcessGroup
 
-from skip_conditioning.diagnostics.errors import InputError, MemoryBudgetError, readable
+from skip_conditioning.diagnostics.errors import InputError, MemoryBudgetError
 from skip_conditioning.diagnostics.jacobians.exact import check_method, choose_method, exact_spectrum, svdvals
 from skip_conditioning.diagnostics.jacobians.matrix_free import matrix_free_spectrum, steps_within
 from skip_conditioning.diagnostics.jacobians.param_spectrum import param_spectrum
@@ -24,10 +24,9 @@ from skip_conditioning.diagnostics.networks.isolation import require_finite
 from skip_conditioning.diagnostics.networks.maps import Map, check_map
 from skip_conditioning.diagnostics.networks.measuring import measuring
 from skip_conditioning.diagnostics.spectrum import Spectrum
+from skip_conditioning.diagnostics.support.memory import GIB, readable
 from skip_conditioning.diagnostics.support.progress import progress_bar
 from skip_conditioning.diagnostics.support.sharding import deal, fails_together, together
-
-GIB = 2**30
 
 #: Copies of a matrix, in float64, that its singular values take.
 _SVD_COPIES = 3

@@ -17,8 +17,9 @@ from tqdm import tqdm
 
 from skip_conditioning.diagnostics.errors import InputError
 from skip_conditioning.diagnostics.jacobians.exact import check_method
-from skip_conditioning.diagnostics.measure import GIB, spectra
+from skip_conditioning.diagnostics.measure import spectra
 from skip_conditioning.diagnostics.networks.maps import check_map
+from skip_conditioning.diagnostics.support.memory import GIB
 from skip_conditioning.experiments.analysis.results import (
     analysed_tables,
     draw_spectra,

@@ -17,11 +17,12 @@ from torch import Tensor
 from torch.distributed import ProcessGroup
 from torch.utils.flop_counter import FlopCounterMode
 
-from skip_conditioning.diagnostics.errors import InputError, MemoryBudgetError, NonFiniteError, near_matches, readable
+from skip_conditioning.diagnostics.errors import InputError, MemoryBudgetError, NonFiniteError, near_matches
 from skip_conditioning.diagnostics.jacobians.rows import RowSource
 from skip_conditioning.diagnostics.linalg.gram import CONVERTED_COLUMNS, eigenvalues, product, self_product
 from skip_conditioning.diagnostics.networks.maps import Map
 from skip_conditioning.diagnostics.spectrum import Spectrum, values_floor
+from skip_conditioning.diagnostics.support.memory import readable
 from skip_conditioning.diagnostics.support.progress import Progress
 
 METHODS = ("auto", "exact", "lanczos")

@@ -5,12 +5,13 @@ import time
 import torch
 from torch.distributed import ProcessGroup
 
-from skip_conditioning.diagnostics.errors import MemoryBudgetError, readable
+from skip_conditioning.diagnostics.errors import MemoryBudgetError
 from skip_conditioning.diagnostics.jacobians.operator import operator_of
 from skip_conditioning.diagnostics.linalg.operators import require_precision
 from skip_conditioning.diagnostics.linalg.slq import lanczos_density
 from skip_conditioning.diagnostics.networks.maps import Map
 from skip_conditioning.diagnostics.spectrum import Spectrum
+from skip_conditioning.diagnostics.support.memory import readable
 from skip_conditioning.diagnostics.support.progress import Progress
 from skip_conditioning.diagnostics.support.sharding import together
 

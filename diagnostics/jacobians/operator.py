@@ -17,8 +17,7 @@ from skip_conditioning.diagnostics.linalg.operators import Operator
 from skip_conditioning.diagnostics.networks.isolation import exact_numerics
 from skip_conditioning.diagnostics.networks.maps import TOTAL, Map, check_map
 from skip_conditioning.diagnostics.networks.measuring import measuring
-
-GIB = 2**30
+from skip_conditioning.diagnostics.support.memory import GIB
 
 
 class JacobianOperator(Operator):

@@ -13,10 +13,11 @@ import torch
 from torch import Tensor, distributed
 from torch.distributed import ProcessGroup
 
-from skip_conditioning.diagnostics.errors import MemoryBudgetError, NonFiniteError, UnsupportedModelError, readable
+from skip_conditioning.diagnostics.errors import MemoryBudgetError, NonFiniteError, UnsupportedModelError
 from skip_conditioning.diagnostics.kernel.batch import Batch
 from skip_conditioning.diagnostics.kernel.parts import Part, PartSignals, part_kernel, part_method, parts_of
 from skip_conditioning.diagnostics.networks.parameter_units import Unit
+from skip_conditioning.diagnostics.support.memory import readable
 from skip_conditioning.diagnostics.support.sharding import summed, together
 
 

@@ -15,8 +15,7 @@ from skip_conditioning.diagnostics.linalg.operators import Operator, require_pre
 from skip_conditioning.diagnostics.networks.isolation import exact_numerics
 from skip_conditioning.diagnostics.networks.maps import TOTAL, Map, check_map
 from skip_conditioning.diagnostics.networks.measuring import ProbedModel, measuring
-
-GIB = 2**30
+from skip_conditioning.diagnostics.support.memory import GIB
 
 OUTPUTS = ("all", "sum", "centred")
 

@@ -14,7 +14,6 @@ from skip_conditioning.diagnostics.errors import (
     MemoryBudgetError,
     UnsupportedModelError,
     near_matches,
-    readable,
 )
 from skip_conditioning.diagnostics.kernel.batch import Batch
 from skip_conditioning.diagnostics.kernel.engine import AutogradReference, Route, UnitKernel, unit_kernels
@@ -24,10 +23,9 @@ from skip_conditioning.diagnostics.networks.maps import TOTAL, check_map
 from skip_conditioning.diagnostics.networks.measuring import measuring
 from skip_conditioning.diagnostics.networks.parameter_units import Unit, blocks_of, units_of
 from skip_conditioning.diagnostics.networks.recording import Recording
+from skip_conditioning.diagnostics.support.memory import GIB, readable
 from skip_conditioning.diagnostics.support.progress import progress_bar
 from skip_conditioning.diagnostics.support.sharding import fails_together
-
-GIB = 2**30
 
 OUTPUTS = ("all", "trace", "sum", "centred")
 

@@ -11,12 +11,12 @@ import torch
 from torch import Tensor, nn
 
 from skip_conditioning.diagnostics.errors import UnknownLayerError, near_matches
-from skip_conditioning.diagnostics.jacobians.operator import GIB
 from skip_conditioning.diagnostics.jacobians.rows import dense_jacobian
 from skip_conditioning.diagnostics.linalg.operators import Operator
 from skip_conditioning.diagnostics.networks.isolation import unwrap
 from skip_conditioning.diagnostics.networks.maps import TOTAL
 from skip_conditioning.diagnostics.networks.measuring import measuring
+from skip_conditioning.diagnostics.support.memory import GIB
 
 #: Up to this share, weights are taken for scale-invariant: the ε of a normaliser leaves about ``ε`` over the variance.
 INVARIANT = 1e-3

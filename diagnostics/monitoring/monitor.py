@@ -24,7 +24,6 @@ from torch import Tensor, distributed, nn
 from torch.distributed import ProcessGroup
 
 from skip_conditioning.diagnostics.errors import InputError
-from skip_conditioning.diagnostics.measure import GIB
 from skip_conditioning.diagnostics.monitoring.bounds_log import BoundsLog
 from skip_conditioning.diagnostics.monitoring.due_queue import DueQueue
 from skip_conditioning.diagnostics.monitoring.measurement import Measurement, scheduled
@@ -36,6 +35,7 @@ from skip_conditioning.diagnostics.networks.first_process import as_first
 from skip_conditioning.diagnostics.networks.isolation import unwrap
 from skip_conditioning.diagnostics.networks.maps import TOTAL
 from skip_conditioning.diagnostics.spectrum import Spectrum
+from skip_conditioning.diagnostics.support.memory import GIB
 from skip_conditioning.diagnostics.support.sharding import deal
 
 #: Rows wait in memory at most this long at first (``run_tables.longest_wait``).

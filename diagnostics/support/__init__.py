@@ -1,1 +1,1 @@
-"""What every room may use: work shared among processes, and progress bars."""
+"""What every room may use: work shared among processes, progress bars, sizes of memory."""

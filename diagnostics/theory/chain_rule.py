@@ -15,11 +15,10 @@ from skip_conditioning.diagnostics.kernel.tangent_kernel import tangent_kernel
 from skip_conditioning.diagnostics.networks.isolation import unwrap
 from skip_conditioning.diagnostics.networks.maps import TOTAL
 from skip_conditioning.diagnostics.networks.measuring import ProbedModel, measuring
+from skip_conditioning.diagnostics.support.memory import GIB
 from skip_conditioning.diagnostics.theory.layered_network import LayeredNetwork
 from skip_conditioning.diagnostics.theory.rounding import Precisions, gram_rounding, random_vectors
 from skip_conditioning.diagnostics.theory.statement import Statement
-
-GIB = 2**30
 
 #: How far rounding may take the two sides apart, in units in the last place of their size for each layer. Batch norm
 #: amplifies rounding of the forward pass: measured up to 630 units over 30 layers (see ``spectrum.ROUNDING_UNITS``).

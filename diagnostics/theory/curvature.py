@@ -12,12 +12,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from skip_conditioning.diagnostics.errors import MemoryBudgetError, UnsupportedModelError, readable
-from skip_conditioning.diagnostics.jacobians.operator import GIB
+from skip_conditioning.diagnostics.errors import MemoryBudgetError, UnsupportedModelError
 from skip_conditioning.diagnostics.loss.costs import cost_of
 from skip_conditioning.diagnostics.loss.hessian import Eigenvalue, HessianOperator, largest_eigenvalue, spectral_norm
 from skip_conditioning.diagnostics.loss.probe_loss import loss_metrics
 from skip_conditioning.diagnostics.networks.measuring import measuring
+from skip_conditioning.diagnostics.support.memory import GIB, readable
 from skip_conditioning.diagnostics.theory.curvature_bounds import LayerConstants, hessian_bound
 from skip_conditioning.diagnostics.theory.layered_network import LayeredNetwork, NetworkLayer
 from skip_conditioning.diagnostics.theory.statement import Statement

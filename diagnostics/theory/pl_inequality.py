@@ -10,9 +10,9 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
-from skip_conditioning.diagnostics.errors import InputError, MemoryBudgetError, readable
+from skip_conditioning.diagnostics.errors import InputError, MemoryBudgetError
 from skip_conditioning.diagnostics.kernel.result import TangentKernel
-from skip_conditioning.diagnostics.kernel.tangent_kernel import GIB, tangent_kernel
+from skip_conditioning.diagnostics.kernel.tangent_kernel import tangent_kernel
 from skip_conditioning.diagnostics.loss.costs import Cost, CrossEntropy, class_dimension, cost_of
 from skip_conditioning.diagnostics.loss.probe_loss import gradient_rounding, loss_gradient
 from skip_conditioning.diagnostics.networks.isolation import unwrap
@@ -20,6 +20,7 @@ from skip_conditioning.diagnostics.networks.maps import TOTAL, check_map
 from skip_conditioning.diagnostics.networks.measuring import measuring
 from skip_conditioning.diagnostics.networks.parameter_units import units_of
 from skip_conditioning.diagnostics.spectrum import jacobian_floor
+from skip_conditioning.diagnostics.support.memory import GIB, readable
 from skip_conditioning.diagnostics.theory.rounding import gram_rounding
 from skip_conditioning.diagnostics.theory.statement import Relation, Statement
 

@@ -19,13 +19,12 @@ from skip_conditioning.diagnostics.kernel.result import contrasts
 from skip_conditioning.diagnostics.networks.isolation import unwrap
 from skip_conditioning.diagnostics.networks.measuring import measuring
 from skip_conditioning.diagnostics.spectrum import jacobian_floor
+from skip_conditioning.diagnostics.support.memory import GIB
 from skip_conditioning.diagnostics.theory.chain_rule import require_trainable
 from skip_conditioning.diagnostics.theory.layered_network import LayeredNetwork, NetworkLayer
 from skip_conditioning.diagnostics.theory.regularity_factors import Factor, Factors, LayerFactors, factor_of_columns
 from skip_conditioning.diagnostics.theory.rounding import Precisions
 from skip_conditioning.diagnostics.theory.statement import Statement
-
-GIB = 2**30
 
 SUBSPACES = ("all", "centred", "data")
 

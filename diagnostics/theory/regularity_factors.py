@@ -11,13 +11,14 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
-from skip_conditioning.diagnostics.errors import MemoryBudgetError, readable
+from skip_conditioning.diagnostics.errors import MemoryBudgetError
 from skip_conditioning.diagnostics.jacobians.exact import exact_spectrum
 from skip_conditioning.diagnostics.jacobians.operator import jacobian_of
 from skip_conditioning.diagnostics.jacobians.rows import dense_jacobian
 from skip_conditioning.diagnostics.networks.isolation import require_finite
 from skip_conditioning.diagnostics.networks.maps import Map
 from skip_conditioning.diagnostics.spectrum import jacobian_floor
+from skip_conditioning.diagnostics.support.memory import readable
 from skip_conditioning.diagnostics.theory.layered_network import LayeredNetwork, NetworkLayer
 from skip_conditioning.diagnostics.theory.rank_limits import rank_limit
 from skip_conditioning.diagnostics.theory.rounding import Precisions

@@ -14,11 +14,10 @@ from skip_conditioning.diagnostics.errors import InputError, LayerCallError
 from skip_conditioning.diagnostics.jacobians.exact import exact_spectrum
 from skip_conditioning.diagnostics.networks.maps import Map
 from skip_conditioning.diagnostics.networks.measuring import measuring
+from skip_conditioning.diagnostics.support.memory import GIB
 from skip_conditioning.diagnostics.theory.rank_limits import rank_limit
 from skip_conditioning.diagnostics.theory.rounding import Precisions
 from skip_conditioning.diagnostics.theory.statement import Statement
-
-GIB = 2**30
 
 _BOUND = "σ_min(αI + Jg) ≥ α − ‖Jg‖"
 

@@ -6,11 +6,11 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from skip_conditioning.diagnostics.measure import GIB
 from skip_conditioning.diagnostics.monitoring.measurement import Measurement, scheduled
 from skip_conditioning.diagnostics.monitoring.monitor import SpectrumMonitor
 from skip_conditioning.diagnostics.monitoring.schedule import as_schedule, log_spaced
 from skip_conditioning.diagnostics.monitoring.time_budget import forecast
+from skip_conditioning.diagnostics.support.memory import GIB
 from skip_conditioning.diagnostics.tables import SKIPPED, SPECTRA
 from skip_conditioning.experiments.config.train_config import measurements, spectra_dtype
 from skip_conditioning.experiments.training.runner import Runner

@@ -11,8 +11,7 @@ from skip_conditioning.diagnostics.errors import InputError
 from skip_conditioning.diagnostics.jacobians import exact as choice
 from skip_conditioning.diagnostics.jacobians.exact import METHODS, check_method, choose_method
 from skip_conditioning.diagnostics.networks.measuring import measuring
-
-GIB = 2**30
+from skip_conditioning.diagnostics.support.memory import GIB
 
 
 def chosen(model, x, memory_budget=GIB, map="network", layers=None):

@@ -10,11 +10,11 @@ from skip_conditioning.diagnostics.errors import InputError, NonFiniteError, Uns
 from skip_conditioning.diagnostics.jacobians.rows import dense_jacobian
 from skip_conditioning.diagnostics.networks.measuring import measuring
 from skip_conditioning.diagnostics.spectrum import jacobian_floor
+from skip_conditioning.diagnostics.support.memory import GIB
 from skip_conditioning.diagnostics.theory.rounding import Precisions, random_vectors
 from tests.diagnostics.theory.chains import D
 
 S = torch.float32
-GIB = 2**30
 
 
 @pytest.mark.parametrize(("dtype", "other"), [(D, S), (S, D)])
