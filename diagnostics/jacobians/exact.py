@@ -3,7 +3,7 @@
 A Jacobian that fits is held whole. In float64 it gets an SVD, whose small singular values are right to rounding; in
 float32 they come from the float64 Gram matrix of its smaller side, which loses nothing that float32 had. A larger one
 is streamed: a tall one in blocks of rows (the Gram matrix accumulates; in float64 a QR factorisation is updated
-instead), a wide one in pairs of blocks. ``Plan`` decides between these; ``choose_method`` between all of them and
+instead), a wide one in pairs of blocks. ``ExactPlan`` decides between these; ``choose_method`` between all of them and
 the matrix-free density, for ``method="auto"``.
 """
 
@@ -57,7 +57,7 @@ def choose_method(map: Map, memory_budget: int) -> tuple[str, str]:
         memory_budget: Bytes that a measurement may take.
     """
     try:
-        plan = Plan.of(map, memory_budget)
+        plan = ExactPlan.of(map, memory_budget)
     except MemoryBudgetError:
         return "lanczos", "auto: an exact spectrum does not fit the memory budget"
     products, algebra = plan.products(map), plan.algebra(map)
@@ -100,7 +100,7 @@ def exact_spectrum(
         NonFiniteError: The Jacobian holds NaN or infinity.
     """
     start = time.perf_counter()
-    plan = Plan.of(map, memory_budget)
+    plan = ExactPlan.of(map, memory_budget)
     source = RowSource(map, plan.chunk_bytes, progress=progress, group=group)
     notes: list[str] = []
     values, gram_side = _singular_values(plan, source, notes)
@@ -124,7 +124,7 @@ def exact_spectrum(
     )
 
 
-class Plan:
+class ExactPlan:
     """How the singular values of a map will be computed, and what it takes.
 
     Attributes:
@@ -139,7 +139,7 @@ class Plan:
         self.chunk_bytes = max(memory_budget - matrix_bytes, 0)
 
     @classmethod
-    def of(cls, map: Map, memory_budget: int) -> "Plan":
+    def of(cls, map: Map, memory_budget: int) -> "ExactPlan":
         """Choose the best method that fits the budget.
 
         Raises:
@@ -181,7 +181,7 @@ class Plan:
         return 2.0 * short**2 * long + 10.0 * short**3
 
 
-def _singular_values(plan: Plan, source: RowSource, notes: list[str]) -> tuple[np.ndarray, int]:
+def _singular_values(plan: ExactPlan, source: RowSource, notes: list[str]) -> tuple[np.ndarray, int]:
     """Singular values (descending), and the side of the Gram matrix they come from (0 for none)."""
     rows, cols = source.map.rows, source.map.cols
     if plan.method in ("svd", "qr, streamed"):

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from skip_conditioning.diagnostics.errors import InputError
-from skip_conditioning.diagnostics.jacobians.exact import Plan, check_method, choose_method
+from skip_conditioning.diagnostics.jacobians.exact import ExactPlan, check_method, choose_method
 from skip_conditioning.diagnostics.jacobians.matrix_free import affordable_steps
 from skip_conditioning.diagnostics.jacobians.operator import operator_of
 from skip_conditioning.diagnostics.jacobians.rows import RowSource
@@ -117,7 +117,7 @@ def spectrum_seconds(map: Map, method: str, memory_budget: int) -> float:
         ready = time.perf_counter()
         operator.gram_matvec(torch.ones(operator.shape[1], dtype=operator.dtype, device=operator.device))
         return ready - start + VECTORS * STEPS * (time.perf_counter() - ready)
-    source = RowSource(map, Plan.of(map, memory_budget).chunk_bytes)
+    source = RowSource(map, ExactPlan.of(map, memory_budget).chunk_bytes)
     start = time.perf_counter()
     source.rows(0, source.chunk)
     chunk = time.perf_counter() - start

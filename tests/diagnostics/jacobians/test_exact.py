@@ -8,7 +8,7 @@ from torch import nn
 from skip_conditioning import jacobian, spectra
 from skip_conditioning.diagnostics.errors import MemoryBudgetError, NonFiniteError
 from skip_conditioning.diagnostics.jacobians import exact as engine
-from skip_conditioning.diagnostics.jacobians.exact import Plan
+from skip_conditioning.diagnostics.jacobians.exact import ExactPlan
 from skip_conditioning.diagnostics.networks.measuring import measuring
 
 F64 = torch.float64
@@ -171,7 +171,7 @@ def smallest_budget(model, x, map, layers, dtype):
         while high - low > 1:
             middle = (low + high) // 2
             try:
-                Plan.of(one, middle)
+                ExactPlan.of(one, middle)
                 high = middle
             except MemoryBudgetError:
                 low = middle
