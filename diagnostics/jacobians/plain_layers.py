@@ -14,7 +14,7 @@ from torch import Tensor
 
 from skip_conditioning.diagnostics.linalg.gram import eigenvalues
 from skip_conditioning.diagnostics.networks.maps import Map
-from skip_conditioning.diagnostics.networks.parameter_rules import ConvolutionRule, Rule
+from skip_conditioning.diagnostics.networks.parameter_rules import ConvolutionRule, ParameterRule
 from skip_conditioning.diagnostics.networks.recording import Use
 
 #: ``Jᵀv`` may differ from autograd's by so many units in the last place of its norm (and by ``_MOST`` at most). With
@@ -105,7 +105,7 @@ class Channels(PlainLayer):
         parameters: Tensor,
         map: Map,
         use: Use,
-        rule: Rule,
+        rule: ParameterRule,
         weight: int | None,
         bias: int | None,
     ) -> None:

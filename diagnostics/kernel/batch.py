@@ -9,7 +9,7 @@ from torch.distributed import ProcessGroup
 from skip_conditioning.diagnostics.jacobians.rows import CACHE_BYTES
 from skip_conditioning.diagnostics.kernel.parts import Extent, Part, PartSignals
 from skip_conditioning.diagnostics.networks.measuring import ProbedModel
-from skip_conditioning.diagnostics.networks.parameter_rules import Rule, rule_for
+from skip_conditioning.diagnostics.networks.parameter_rules import ParameterRule, rule_for
 from skip_conditioning.diagnostics.networks.parameter_units import Unit
 from skip_conditioning.diagnostics.networks.recording import Recording, Use
 from skip_conditioning.diagnostics.support.progress import Progress
@@ -220,7 +220,7 @@ class Batch:
             limit = min(limit, CACHE_BYTES // largest)
         return max(int(limit), 1)
 
-    def _rule(self, unit: Unit) -> Rule | None:
+    def _rule(self, unit: Unit) -> ParameterRule | None:
         """The rule of a unit whose parameters are used in calls of one kind only, as far as can be seen."""
         held = [(use, unit.holds(use.weight), unit.holds(use.bias)) for use in self.recording.uses]
         uses = [use for use, has_weight, has_bias in held if has_weight or has_bias]

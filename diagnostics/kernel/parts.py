@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from skip_conditioning.diagnostics.linalg.gram import product
-from skip_conditioning.diagnostics.networks.parameter_rules import Rule
+from skip_conditioning.diagnostics.networks.parameter_rules import ParameterRule
 from skip_conditioning.diagnostics.networks.parameter_units import Unit
 
 #: The ways to the kernel of a part, as results name them.
@@ -33,7 +33,7 @@ class Part:
     """
 
     unit: Unit
-    rule: Rule | None
+    rule: ParameterRule | None
     start: int
     stop: int
     keeps_gradients: bool
@@ -49,7 +49,7 @@ class Extent:
     positions: int
 
 
-def parts_of(unit: Unit, rule: Rule | None, extent: Extent, item: int, limit: int) -> list[Part]:
+def parts_of(unit: Unit, rule: ParameterRule | None, extent: Extent, item: int, limit: int) -> list[Part]:
     """A unit cut into parts of at most ``limit`` bytes each, or single channels if even those take more.
 
     Args:
@@ -219,7 +219,7 @@ def _by_gradients(left: PartSignals, right: PartSignals, limit: int) -> Tensor:
     return total
 
 
-def _by_grams(rule: Rule, left: PartSignals, right: PartSignals, limit: int) -> Tensor:
+def _by_grams(rule: ParameterRule, left: PartSignals, right: PartSignals, limit: int) -> Tensor:
     """``Σ_{c,t,t'} (a[t]·a'[t']) g[c,t] g'[c,t']``, everything in float64."""
     (samples, rows, positions), (others, columns, other_positions) = (
         (kept.extent.samples, kept.extent.rows, kept.extent.positions) for kept in (left, right)

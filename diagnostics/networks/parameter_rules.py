@@ -25,7 +25,7 @@ from skip_conditioning.diagnostics.linalg.gram import product
 from skip_conditioning.diagnostics.networks.recording import Use
 
 
-class Rule(ABC):
+class ParameterRule(ABC):
     """The rule of parameters that are used in calls of one kind.
 
     Args:
@@ -67,7 +67,7 @@ class Rule(ABC):
         return activations if self.has_weight else activations[:, :, :0]
 
 
-class LinearRule(Rule):
+class LinearRule(ParameterRule):
     """``linear``: positions are all dimensions between the first and the last."""
 
     groups = 1
@@ -77,16 +77,16 @@ class LinearRule(Rule):
         self.inputs, self.outputs = uses[0].input.shape[-1] * has_weight, uses[0].output_shape[-1]
 
     def activations(self, use: Use) -> Tensor:
-        """See ``Rule``."""
+        """See ``ParameterRule``."""
         x = use.input.movedim(use.sample_axis, 0)
         return self._trained(x.reshape(len(x), 1, -1, x.shape[-1]).transpose(2, 3))
 
     def cotangents(self, g: Tensor) -> Tensor:
-        """See ``Rule``."""
+        """See ``ParameterRule``."""
         return g.reshape(*g.shape[:2], 1, -1, g.shape[-1]).transpose(3, 4)
 
 
-class ConvolutionRule(Rule):
+class ConvolutionRule(ParameterRule):
     """``conv1d``, ``conv2d``, ``conv3d``: activations are patches, positions the output's pixels."""
 
     def __init__(self, uses: Sequence[Use], has_weight: bool, has_bias: bool) -> None:
@@ -97,21 +97,21 @@ class ConvolutionRule(Rule):
         self.inputs = uses[0].input.shape[1] // self.groups * math.prod(self.kernel) * has_weight
 
     def activations(self, use: Use) -> Tensor:
-        """See ``Rule``."""
+        """See ``ParameterRule``."""
         stride, dilation = (self._each(use.options.get(name, 1)) for name in ("stride", "dilation"))
         x = _padded(use.input, self.kernel, use.options.get("padding", 0), dilation)
         patches = _patches(x, self.kernel, stride, dilation)
         return self._trained(patches.view(len(x), self.groups, -1, patches.shape[-1]))
 
     def cotangents(self, g: Tensor) -> Tensor:
-        """See ``Rule``."""
+        """See ``ParameterRule``."""
         return g.reshape(*g.shape[:2], self.groups, self.outputs, -1)
 
     def _each(self, value: Any) -> tuple[int, ...]:
         return (int(value),) * len(self.kernel) if isinstance(value, int) else _repeated(value, len(self.kernel))
 
 
-class EmbeddingRule(Rule):
+class EmbeddingRule(ParameterRule):
     """``embedding``: activations are one-hot, so two positions meet where their indices are equal."""
 
     groups = inputs = 1
@@ -122,14 +122,14 @@ class EmbeddingRule(Rule):
         self.outputs = uses[0].output_shape[-1]
 
     def activations(self, use: Use) -> Tensor:
-        """See ``Rule``; the indices themselves, with -1 for the one that is not trained, D = 1."""
+        """See ``ParameterRule``; the indices themselves, with -1 for the one that is not trained, D = 1."""
         x, padding = use.input.movedim(use.sample_axis, 0), use.options.get("padding_idx")
         if padding is not None:
             x = torch.where(x == padding % use.weight_shape[0], -1, x)
         return x.reshape(len(x), 1, 1, -1)
 
     def cotangents(self, g: Tensor) -> Tensor:
-        """See ``Rule``."""
+        """See ``ParameterRule``."""
         return g.reshape(*g.shape[:2], 1, -1, g.shape[-1]).transpose(3, 4)
 
     def similarities(self, left: Tensor, right: Tensor) -> Tensor:
@@ -138,13 +138,13 @@ class EmbeddingRule(Rule):
         return ((left == right) & (left >= 0)).double()
 
 
-class GainRule(Rule):
+class GainRule(ParameterRule):
     """Gain and bias of a normalisation: each channel is a group of its own, its activation the normalised value.
 
     Args:
         uses: The calls.
-        has_weight: As for ``Rule``.
-        has_bias: As for ``Rule``.
+        has_weight: As for ``ParameterRule``.
+        has_bias: As for ``ParameterRule``.
         normalise: What a call does before gain and bias.
         features: Trailing dimensions that the gain has entries for; None for a gain with an entry for each channel, the
             second dimension.
@@ -167,11 +167,11 @@ class GainRule(Rule):
         self._normalise, self._features = normalise, features
 
     def activations(self, use: Use) -> Tensor:
-        """See ``Rule``."""
+        """See ``ParameterRule``."""
         return self._trained(self._positions(self._normalise(use).movedim(use.sample_axis, 0)).unsqueeze(2))
 
     def cotangents(self, g: Tensor) -> Tensor:
-        """See ``Rule``."""
+        """See ``ParameterRule``."""
         return self._positions(g.flatten(0, 1)).reshape(*g.shape[:2], self.groups, 1, -1)
 
     def _positions(self, tensor: Tensor) -> Tensor:
@@ -181,7 +181,7 @@ class GainRule(Rule):
         return tensor.reshape(len(tensor), -1, self.groups).transpose(1, 2)
 
 
-def rule_for(uses: Sequence[Use], has_weight: bool, has_bias: bool) -> Rule | None:
+def rule_for(uses: Sequence[Use], has_weight: bool, has_bias: bool) -> ParameterRule | None:
     """The rule for parameters used in some calls of one function, or None where there is none.
 
     Args:
