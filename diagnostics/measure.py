@@ -26,7 +26,7 @@ from skip_conditioning.diagnostics.networks.measuring import measuring
 from skip_conditioning.diagnostics.spectrum import Spectrum
 from skip_conditioning.diagnostics.support.memory import GIB, readable
 from skip_conditioning.diagnostics.support.progress import progress_bar
-from skip_conditioning.diagnostics.support.sharding import deal, fails_together, together
+from skip_conditioning.diagnostics.support.sharding import distribute, fails_together, run_in_all
 
 #: Copies of a matrix, in float64, that its singular values take.
 _SVD_COPIES = 3
@@ -97,12 +97,12 @@ def spectra(
     def measured(item: Map) -> tuple[Spectrum, str]:
         """The spectrum of a map, and why ``auto`` chose its method."""
         if item.name == "param" and method != "lanczos":
-            closed = deal([0], lambda _: param_spectrum(item, memory_budget=budget), group)[0]
+            closed = distribute([0], lambda _: param_spectrum(item, memory_budget=budget), group)[0]
             if closed is not None:
                 return closed, "auto: the closed form of a layer" if method == "auto" else ""
         chosen, reason = method, ""
         if method == "auto":
-            chosen, reason = deal([0], lambda _: choose_method(item, budget), group)[0]
+            chosen, reason = distribute([0], lambda _: choose_method(item, budget), group)[0]
         free: Callable[..., Spectrum] = functools.partial(matrix_free_spectrum, tolerance=tolerance, seed=seed)
         engine = exact_spectrum if chosen == "exact" else free
         with progress_bar(f"{item.name} {item.layer}", show=progress) as advance:
@@ -128,7 +128,7 @@ def spectra(
     with buffers_of_first(model, group):
         if map == "kernel" and method != "lanczos":
             try:
-                return {_key(spectrum): spectrum for spectrum in together(kernels, group)}
+                return {_key(spectrum): spectrum for spectrum in run_in_all(kernels, group)}
             except MemoryBudgetError:
                 pass  # one layer at a time takes less memory: streamed, or matrix-free
         measurements = _measure(evaluate, model, x, map, layers, batch_mode, dtype, group)
@@ -278,6 +278,6 @@ def _measure(
     results: list[Result] = []
     with measuring(model, x, batch_mode=batch_mode, dtype=dtype) as probed:
         for part in probed.parts():
-            maps = together(functools.partial(part.maps, name, layers), group)
-            results += [together(functools.partial(evaluate, item, part.sample), group) for item in maps]
+            maps = run_in_all(functools.partial(part.maps, name, layers), group)
+            results += [run_in_all(functools.partial(evaluate, item, part.sample), group) for item in maps]
     return results

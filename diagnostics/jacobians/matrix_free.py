@@ -13,7 +13,7 @@ from skip_conditioning.diagnostics.networks.maps import Map
 from skip_conditioning.diagnostics.spectrum import Spectrum
 from skip_conditioning.diagnostics.support.memory import readable
 from skip_conditioning.diagnostics.support.progress import Progress
-from skip_conditioning.diagnostics.support.sharding import together
+from skip_conditioning.diagnostics.support.sharding import run_in_all
 
 #: With fewer steps the shape of a density cannot be told.
 _MIN_STEPS = 8
@@ -47,7 +47,7 @@ def matrix_free_spectrum(
             number of both.
         seed: Of the random vectors.
         progress: Called after every step.
-        group: Processes to deal the random vectors to; all have to call, and all get the same result.
+        group: Processes to share the random vectors among; all have to call, and all get the same result.
 
     Raises:
         UnsupportedModelError: An operator in the model cannot be differentiated.
@@ -55,7 +55,7 @@ def matrix_free_spectrum(
     """
     start = time.perf_counter()
     steps = affordable_steps(map, memory_budget)
-    operator = together(lambda: operator_of(map, memory_budget), group)
+    operator = run_in_all(lambda: operator_of(map, memory_budget), group)
     lanczos = lanczos_density(operator, tolerance=tolerance, seed=seed, max_steps=steps, progress=progress, group=group)
     return Spectrum.of_density(
         lanczos,

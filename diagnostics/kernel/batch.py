@@ -13,7 +13,7 @@ from skip_conditioning.diagnostics.networks.parameter_rules import ParameterRule
 from skip_conditioning.diagnostics.networks.parameter_units import Unit
 from skip_conditioning.diagnostics.networks.recording import Recording, Use
 from skip_conditioning.diagnostics.support.progress import Progress
-from skip_conditioning.diagnostics.support.sharding import summed, together
+from skip_conditioning.diagnostics.support.sharding import run_in_all, summed
 
 #: Copies of the largest activation that a backward pass keeps alive at a time.
 _LIVE_COPIES = 6
@@ -114,8 +114,8 @@ class Batch:
             )
         alone = [signals for signals in kept if signals.part.rule is None and not coupled]
         joint = [signals for signals in kept if signals not in alone]
-        together(lambda: self._joint_sweep(joint, coupled), self._group)
-        together(lambda: self._sample_by_sample(alone), self._group)
+        run_in_all(lambda: self._joint_sweep(joint, coupled), self._group)
+        run_in_all(lambda: self._sample_by_sample(alone), self._group)
         for signals in kept:
             summed(signals.values, self._group)
         return kept

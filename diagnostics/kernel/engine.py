@@ -18,7 +18,7 @@ from skip_conditioning.diagnostics.kernel.batch import Batch
 from skip_conditioning.diagnostics.kernel.parts import Part, PartSignals, part_kernel, part_method, parts_of
 from skip_conditioning.diagnostics.networks.parameter_units import Unit
 from skip_conditioning.diagnostics.support.memory import readable
-from skip_conditioning.diagnostics.support.sharding import summed, together
+from skip_conditioning.diagnostics.support.sharding import run_in_all, summed
 
 
 class AutogradReference:
@@ -161,7 +161,7 @@ def _attempted(kernels: Iterator[UnitKernel], *, may_fail: bool, group: ProcessG
     """
     while True:
         try:
-            result = together(lambda: next(kernels, None), group)
+            result = run_in_all(lambda: next(kernels, None), group)
         except (MemoryBudgetError, torch.OutOfMemoryError):
             raise
         except Exception:
@@ -270,6 +270,6 @@ def _shared(
     mine = index % distributed.get_world_size(group) == distributed.get_rank(group)
     rows, columns = sides[0].rows, sides[-1].rows
     nothing = torch.zeros(rows, columns, dtype=torch.float64, device=ends[0].values.device)
-    share, method = together(lambda: compute() if mine else (nothing, part_method(ends[0], ends[-1], limit)), group)
+    share, method = run_in_all(lambda: compute() if mine else (nothing, part_method(ends[0], ends[-1], limit)), group)
     summed(share, group)
     return share, method

@@ -19,7 +19,7 @@ from skip_conditioning.diagnostics.linalg.operators import Operator
 from skip_conditioning.diagnostics.linalg.quadrature import Quadrature
 from skip_conditioning.diagnostics.linalg.sketching import smaller_side
 from skip_conditioning.diagnostics.support.progress import Progress
-from skip_conditioning.diagnostics.support.sharding import deal, fails_together
+from skip_conditioning.diagnostics.support.sharding import distribute, fails_together
 
 #: Random vectors and steps of each, where no tolerance is given.
 VECTORS, STEPS = 2, 32
@@ -109,7 +109,8 @@ def lanczos_density(
         max_steps: Limit on the steps of each.
         seed: Of the random vectors.
         progress: Called after every step with the steps taken and those expected, in this process.
-        group: Processes to deal the random vectors to; all have to call, and all get the same result (not ``seconds``).
+        group: Processes to share the random vectors among; all have to call, and all get the same result (``seconds``
+            apart).
 
     Raises:
         InputError: An option is out of range.
@@ -132,7 +133,7 @@ def lanczos_density(
     while wanted > len(results):
         indices = range(len(results), wanted)
         advance.expect(len(indices) if group is None else -(-len(indices) // group.size()))
-        results += deal(indices, work, group)
+        results += distribute(indices, work, group)
         density = Density([result.quadrature for result in results], side.shape[1])
         wanted = len(results) if tolerance is None else min(_vectors_needed(density, results, tolerance), max_vectors)
     mean = density.mean()

@@ -7,7 +7,7 @@ from torch.distributed import ProcessGroup
 from skip_conditioning.diagnostics.monitoring.measurement import Measurement
 from skip_conditioning.diagnostics.monitoring.schedule import as_schedule
 from skip_conditioning.diagnostics.monitoring.time_budget import TimeBudget
-from skip_conditioning.diagnostics.support.sharding import deal
+from skip_conditioning.diagnostics.support.sharding import distribute
 
 #: In a group the first process is asked again whether a postponed measurement can be afforded after so large a share
 #: of the steps that it has waited already.
@@ -66,7 +66,7 @@ class DueQueue:
         first, again = self._postponed.get(index, (self._calls, self._calls))
         if self._group is not None and self._calls < again:
             return False
-        affordable = deal([0], lambda _: self._budget.affords(self.estimates[index]), self._group)[0]
+        affordable = distribute([0], lambda _: self._budget.affords(self.estimates[index]), self._group)[0]
         if index in self._postponed:
             self._postponed[index] = first, self._calls + max(int(_PATIENCE * (self._calls - first)), 1)
         return affordable

@@ -36,7 +36,7 @@ from skip_conditioning.diagnostics.networks.isolation import unwrap
 from skip_conditioning.diagnostics.networks.maps import TOTAL
 from skip_conditioning.diagnostics.spectrum import Spectrum
 from skip_conditioning.diagnostics.support.memory import GIB
-from skip_conditioning.diagnostics.support.sharding import deal
+from skip_conditioning.diagnostics.support.sharding import distribute
 
 #: Rows wait in memory at most this long at first (``run_tables.longest_wait``).
 _FLUSH_SECONDS = 1.0
@@ -139,7 +139,7 @@ class SpectrumMonitor:
             return seconds
 
         # The first process prepares, the others wait for it, and an error in it is raised in all of them.
-        seconds = deal([0], prepare, self._group)[0] if self._measures else []
+        seconds = distribute([0], prepare, self._group)[0] if self._measures else []
         self._queue = DueQueue(self._measurements, seconds, self._time, self._group)
         self._flushed = time.perf_counter()
 

@@ -9,7 +9,7 @@ from torch import Tensor, distributed, nn
 from torch.distributed import ProcessGroup
 
 from skip_conditioning.diagnostics.networks.isolation import stand_in_for_buffers, unwrap
-from skip_conditioning.diagnostics.support.sharding import deal, together
+from skip_conditioning.diagnostics.support.sharding import distribute, run_in_all
 
 Result = TypeVar("Result")
 
@@ -31,7 +31,7 @@ def as_first(work: Callable[[], Result], group: ProcessGroup | None) -> Result:
         result = work()
         return result if rank == 0 else None  # nobody needs the others'
 
-    return deal(range(group.size()), own, group)[0]  # type: ignore[return-value]
+    return distribute(range(group.size()), own, group)[0]  # type: ignore[return-value]
 
 
 @contextlib.contextmanager
@@ -46,7 +46,7 @@ def buffers_of_first(model: nn.Module, group: ProcessGroup | None) -> Iterator[N
     model = unwrap(model)
     held = {module: module._buffers for module in model.modules()}
     try:
-        sent = together(lambda: _copied_buffers(model), group)
+        sent = run_in_all(lambda: _copied_buffers(model), group)
         for tensor in sent:
             distributed.broadcast(tensor, distributed.get_global_rank(group, 0), group)
         with torch.no_grad():

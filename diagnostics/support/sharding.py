@@ -1,10 +1,10 @@
-"""Work shared among the processes of a ``torch.distributed`` group; every one gets the whole result.
+"""Work shared among the processes of a ``torch.distributed`` group; each process gets the whole result.
 
-Calls may be nested. Whatever fails in one process, in the work of a call or between two calls in it, is an error in
-all of them: the process that failed has left the work of the innermost call around it and sends its error at that
-call's end; the others, which then may be waiting in a call further in, leave everything up to that same call, and no
-``except`` in between sees the error. All it takes is that the messages of all calls have one form. Tensors are sent
-without such a message, so ``together`` has to come right before, with all that may fail, allocations too, in its work.
+Calls may be nested. What fails in one process, within a call's work, is an error in all of them. The process that
+failed leaves the work of the innermost call around it and sends its error at that call's end. The others may be waiting
+in a call further in by then: they leave everything up to that same call, and no ``except`` in between sees the error.
+This works because the messages of all calls have the same form. Tensors are sent without such a message, so
+``run_in_all`` has to come right before, with everything that may fail, allocations too, in its work.
 """
 
 import functools
@@ -21,8 +21,8 @@ from torch.distributed import ProcessGroup
 Arguments = ParamSpec("Arguments")
 Result = TypeVar("Result")
 
-#: The groups of the calls that this one is in the work of, from the outermost on.
-_around: ContextVar[tuple[ProcessGroup, ...]] = ContextVar("_around", default=())
+#: The groups of the calls in whose work this code runs, the outermost first.
+_enclosing: ContextVar[tuple[ProcessGroup, ...]] = ContextVar("_enclosing", default=())
 
 
 @dataclass(frozen=True)
@@ -30,10 +30,10 @@ class _Outcome:
     """What a process sends to the others at the end of a call.
 
     Attributes:
-        depth: Number of calls for the same group around this one.
+        depth: In how many calls for the same group this call lies.
         done: Number of indices before the first failure.
-        error: That failure, as something that can be sent.
-        results: What the others want of the results.
+        error: That failure, in a form that can be sent; None without one.
+        results: Results of the indices before it.
     """
 
     depth: int
@@ -43,7 +43,7 @@ class _Outcome:
 
 
 class _FailedFurtherOutError(BaseException):
-    """Another process failed outside of this call; on its way to the call, in this process, that it failed in."""
+    """Another process failed in an outer call; raised here until this process has left everything within that call."""
 
     def __init__(self, group: ProcessGroup, depth: int, error: Exception) -> None:
         super().__init__(str(error))
@@ -64,27 +64,27 @@ def gathered_rows(rows: Callable[[int, int], Tensor], start: int, stop: int, gro
     first = min(start + rank * share, stop)
 
     def compute() -> tuple[Tensor, list[Tensor]]:
-        own = rows(first, min(first + share, stop))
-        padded = own.new_zeros(share, own.shape[1])  # gathering needs equal sizes
-        padded[: len(own)] = own
+        block = rows(first, min(first + share, stop))
+        padded = block.new_zeros(share, block.shape[1])  # gathering needs equal sizes
+        padded[: len(block)] = block
         return padded, [torch.empty_like(padded) for _ in range(size)]
 
-    padded, parts = together(compute, group)
+    padded, parts = run_in_all(compute, group)
     distributed.all_gather(parts, padded, group=group)
     return torch.cat(parts)[: stop - start]
 
 
 def summed(tensor: Tensor, group: ProcessGroup | None) -> None:
-    """Replace a tensor by its sum over the processes of a group, in place; a lone process has the sum."""
+    """Replace a tensor by its sum over the processes of a group, in place; without a group nothing changes."""
     if group is not None:
         distributed.all_reduce(tensor, group=group)
 
 
-def together(work: Callable[[], Result], group: ProcessGroup | None) -> Result:
-    """This process's result of some work that every process of a group does.
+def run_in_all(work: Callable[[], Result], group: ProcessGroup | None) -> Result:
+    """Do some work in every process of a group and return this process's result; without a group, just do it.
 
     Raises:
-        Exception: What the work raised in any of them, in all of them: none goes on alone.
+        Exception: What the work raised in one process, raised in all: none goes on alone.
     """
     if group is None:
         return work()
@@ -94,18 +94,18 @@ def together(work: Callable[[], Result], group: ProcessGroup | None) -> Result:
 
 
 def fails_together(function: Callable[Arguments, Result]) -> Callable[Arguments, Result]:
-    """A function that, given a ``group`` by keyword, raises in all its processes what it raises in one."""
+    """Decorate a function with a ``group`` argument: what it raises in one process of the group, it raises in all."""
 
     @functools.wraps(function)
     def call(*args: Arguments.args, **options: Arguments.kwargs) -> Result:
         group: Any = options.get("group")
-        return together(lambda: function(*args, **options), group)
+        return run_in_all(lambda: function(*args, **options), group)
 
     return call
 
 
-def deal(indices: Sequence[int], work: Callable[[int], Result], group: ProcessGroup | None) -> list[Result]:
-    """The results of some work for each index, in order, the indices dealt to the processes in turn.
+def distribute(indices: Sequence[int], work: Callable[[int], Result], group: ProcessGroup | None) -> list[Result]:
+    """The results of some work for each index, in order; the processes take the indices in turn.
 
     Args:
         indices: The same in every process.
@@ -113,8 +113,7 @@ def deal(indices: Sequence[int], work: Callable[[int], Result], group: ProcessGr
         group: All its processes have to call; None for this process alone.
 
     Raises:
-        Exception: What ``work`` raised for the first index at which it failed, in every process: none waits for one
-            that has gone.
+        Exception: What ``work`` raised for the first index at which it failed, raised in every process.
     """
     if group is None:
         return [work(index) for index in indices]
@@ -127,10 +126,10 @@ def _call(indices: Sequence[int], work: Callable[[int], Result], group: ProcessG
     """Do this process's work, and return all processes' results.
 
     Raises:
-        Exception: Of the failures in all processes, that in the outermost call; of those, at the first index.
+        Exception: Of all processes' failures the one in the outermost call; of several there, the one at the first index.
     """
-    depth = _around.get().count(group)
-    entered = _around.set((*_around.get(), group))
+    depth = _enclosing.get().count(group)
+    token = _enclosing.set((*_enclosing.get(), group))
     try:
         results, error = _attempt(indices, work)
     except _FailedFurtherOutError as failure:
@@ -138,27 +137,27 @@ def _call(indices: Sequence[int], work: Callable[[int], Result], group: ProcessG
             raise failure.error from None
         raise
     finally:
-        _around.reset(entered)
-    own = _Outcome(depth, len(results), error, results)
+        _enclosing.reset(token)
+    outcome = _Outcome(depth, len(results), error, results)
     size = distributed.get_world_size(group)
-    outcomes = [own] * size
-    distributed.all_gather_object(outcomes, own, group=group)
-    outcomes[distributed.get_rank(group)] = own  # its error has a traceback
-    failed = {
-        (outcome.depth, outcome.done * size + owner): outcome.error
-        for owner, outcome in enumerate(outcomes)
+    outcomes = [outcome] * size
+    distributed.all_gather_object(outcomes, outcome, group=group)
+    outcomes[distributed.get_rank(group)] = outcome  # the error in it has a traceback, which a received one has not
+    errors = {
+        (outcome.depth, outcome.done * size + rank): outcome.error
+        for rank, outcome in enumerate(outcomes)
         if outcome.error
     }
-    if failed:
-        outermost, first = min(failed)
+    if errors:
+        outermost, first = min(errors)
         if outermost < depth:
-            raise _FailedFurtherOutError(group, outermost, failed[outermost, first])
-        raise failed[outermost, first]
+            raise _FailedFurtherOutError(group, outermost, errors[outermost, first])
+        raise errors[outermost, first]
     return [outcome.results for outcome in outcomes]
 
 
 def _attempt(indices: Sequence[int], work: Callable[[int], Result]) -> tuple[list[Result], Exception | None]:
-    """The results up to the first failure, and that, as something that can be sent."""
+    """The results up to the first failure, and that failure in a form that can be sent; None without one."""
     results: list[Result] = []
     for index in indices:
         try:

@@ -11,7 +11,7 @@ import torch
 from torch import distributed
 
 from skip_conditioning.diagnostics.errors import InputError
-from skip_conditioning.diagnostics.support.sharding import together
+from skip_conditioning.diagnostics.support.sharding import run_in_all
 
 Result = TypeVar("Result")
 
@@ -106,7 +106,7 @@ def everywhere(work: Callable[[], Result], group: distributed.ProcessGroup | Non
         Exception: What the work raised in one of them; the first process prints it.
     """
     try:
-        return together(work, group)
+        return run_in_all(work, group)
     except Exception as error:
         _mark(error, own=False)
         raise

@@ -26,7 +26,7 @@ from skip_conditioning import diagnostics
 from skip_conditioning import SpectrumMonitor
 from skip_conditioning.diagnostics.errors import InputError, LayerCallError, UnknownLayerError
 from skip_conditioning.diagnostics.monitoring.measurement import Measurement
-from skip_conditioning.diagnostics.support.sharding import deal, summed, together
+from skip_conditioning.diagnostics.support.sharding import distribute, run_in_all, summed
 from skip_conditioning.diagnostics.tables import read_experiment
 from tests.unchanged import nothing_changes
 
@@ -151,8 +151,8 @@ def clocks():
 
     # A long wait takes few rounds of messages, and lasts a tenth longer at most.
     diagnostics.monitoring.probe_measurements.forecast = lambda *args, **options: 100.0
-    asked, deal = [], diagnostics.monitoring.due_queue.deal
-    diagnostics.monitoring.due_queue.deal = lambda *args: (asked.append(step), deal(*args))[1]
+    asked, distribute = [], diagnostics.monitoring.due_queue.distribute
+    diagnostics.monitoring.due_queue.distribute = lambda *args: (asked.append(step), distribute(*args))[1]
     with monitor("wait", maps="network", max_overhead=0.1, schedule=lambda step: step == 5) as shared:
         measured = []
         for step in range(1200):
@@ -269,13 +269,13 @@ def nested():
 
         at("start")
         try:
-            together(lambda: at("first"), group)
+            run_in_all(lambda: at("first"), group)
             at("between")
             found = torch.ones(1)
-            together(lambda: at("second"), group)
+            run_in_all(lambda: at("second"), group)
             summed(found, group)
             assert found == 2
-            assert deal(range(3), lambda index: at("dealt") or index, group) == [0, 1, 2]
+            assert distribute(range(3), lambda index: at("dealt") or index, group) == [0, 1, 2]
         except ValueError as error:
             if failing.get("caught"):
                 return "caught"
@@ -284,7 +284,7 @@ def nested():
 
     def run(failing):
         try:
-            return together(lambda: together(lambda: inner(failing), group), group)
+            return run_in_all(lambda: run_in_all(lambda: inner(failing), group), group)
         except ValueError as error:
             return error.args
 

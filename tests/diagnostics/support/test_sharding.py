@@ -2,7 +2,7 @@
 
 import pytest
 
-from skip_conditioning.diagnostics.support.sharding import deal
+from skip_conditioning.diagnostics.support.sharding import distribute
 
 #: What each of the two processes runs: rank, and the file through which they meet.
 PROGRAM = """
@@ -13,7 +13,7 @@ import torch
 from torch import distributed
 from skip_conditioning.diagnostics.errors import NonFiniteError
 from skip_conditioning.diagnostics.linalg.operators import MatrixOperator
-from skip_conditioning.diagnostics.support.sharding import deal
+from skip_conditioning.diagnostics.support.sharding import distribute
 from skip_conditioning.diagnostics.linalg.slq import lanczos_density
 
 class Unpicklable(Exception):
@@ -29,10 +29,10 @@ def work(index):
     done.append(index)
     return index**2
 
-assert deal(range(3, 8), work, group) == [9, 16, 25, 36, 49]
+assert distribute(range(3, 8), work, group) == [9, 16, 25, 36, 49]
 assert done == ([3, 5, 7], [4, 6])[rank]
-assert deal([5], work, group) == [25]  # one process has nothing to do
-assert deal([], work, group) == []
+assert distribute([5], work, group) == [25]  # one process has nothing to do
+assert distribute([], work, group) == []
 
 def fails(error, at):
     def attempt(index):
@@ -43,13 +43,13 @@ def fails(error, at):
 
 for at in (2, 3):  # the error is one process's, then the other's
     try:
-        deal(range(5), fails(NonFiniteError, at), group)
+        distribute(range(5), fails(NonFiniteError, at), group)
     except NonFiniteError as error:
         assert error.args == (at,), error.args
     else:
         raise AssertionError("no error")
 try:
-    deal(range(4), fails(lambda index: Unpicklable(index, 0), 1), group)
+    distribute(range(4), fails(lambda index: Unpicklable(index, 0), 1), group)
 except RuntimeError as error:
     assert str(error) == "Unpicklable: 1"
 else:
@@ -75,9 +75,9 @@ def test_two_processes_agree_with_one_and_share_errors(agree_in_two_processes):
 
 
 def test_a_process_alone_does_everything_in_order():
-    assert deal([4, 2], lambda index: index + 1, None) == [5, 3]
+    assert distribute([4, 2], lambda index: index + 1, None) == [5, 3]
 
 
 def test_a_process_alone_raises_what_the_work_does():
     with pytest.raises(ZeroDivisionError):
-        deal([1, 0], lambda index: 1 / index, None)
+        distribute([1, 0], lambda index: 1 / index, None)
