@@ -96,7 +96,9 @@ def main() -> None:
     parser.add_argument("--steps", type=int, nargs=2, help="of the short and the long run")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--data-dir", type=Path, default=os.environ.get("SKIP_DATA_DIR"))
-    parser.add_argument("--options", nargs=argparse.REMAINDER, default=[], help="more, for experiments.train")
+    parser.add_argument(
+        "--options", nargs=argparse.REMAINDER, default=[], help="more options of skip-conditioning train"
+    )
     options = parser.parse_args()
     device = torch.device(options.device)
     short, long = options.steps or ((200, 1200) if device.type == "cuda" else (2, 7))

@@ -1,8 +1,8 @@
 """What a second process gains: images per second of training in one process and in two, of one thread each.
 
 A preactivation ResNet-18 of width 16 on CIFAR-10 (batches of 128, float32), or on random images of its size where
-``SKIP_DATA_DIR`` is not set. Both train the same steps by ``experiments.train``, in turn; the first steps, which warm
-up, are left out. Prints a row for each pair, and the ratio of the medians.
+``SKIP_DATA_DIR`` is not set. Both train the same steps by ``skip-conditioning train``, in turn; the first
+steps, which warm up, are left out. Prints a row for each pair, and the ratio of the medians.
 
 ``[SKIP_DATA_DIR=DIR] python -m benchmarks.two_processes [--steps N] [--pairs N]``
 """

@@ -239,12 +239,12 @@ def run_directories(directory: Path) -> list[Path]:
         InputError: The directory does not exist, or holds no run.
     """
     if not directory.is_dir():
-        raise InputError(f"{directory} is not a directory; give an experiment or a run written by experiments.train")
+        raise InputError(f"{directory} is not a directory; give an experiment or a run of skip-conditioning train")
     if any((directory / name).exists() for name in ("config.json", *SCHEMAS)):
         return [directory]
     runs = sorted(path for path in (directory / "runs").glob("*") if path.is_dir())
     if not runs:
-        raise InputError(f"{directory} holds no runs; give an experiment or a run written by experiments.train")
+        raise InputError(f"{directory} holds no runs; give an experiment or a run of skip-conditioning train")
     return runs
 
 

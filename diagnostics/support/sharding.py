@@ -126,7 +126,7 @@ def _call(indices: Sequence[int], work: Callable[[int], Result], group: ProcessG
     """Do this process's work, and return all processes' results.
 
     Raises:
-        Exception: Of all processes' failures the one in the outermost call; of several there, the one at the first index.
+        Exception: Of the failures in all processes, that of the outermost call; of several there, the first by index.
     """
     depth = _enclosing.get().count(group)
     token = _enclosing.set((*_enclosing.get(), group))

@@ -36,7 +36,7 @@ class Target:
 
     @property
     def is_foreign(self) -> bool:
-        """Whether no run of ``experiments.train`` made it."""
+        """Whether the checkpoint comes from elsewhere than ``skip-conditioning train``."""
         return "model" not in self.run
 
     def build(self, model: str | None, options: Sequence[str]) -> nn.Module:

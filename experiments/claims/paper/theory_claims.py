@@ -181,7 +181,9 @@ def _summary(findings: list[Finding]) -> str:
 
 def _change(verdict: Verdict, size: Size) -> str:
     if verdict == "contradicted":
-        return "Only an error in the check: a counterexample remains one. experiments.theory prints it to all digits."
+        return (
+            "Only an error in the check: a counterexample remains one. skip-conditioning theory prints all its digits."
+        )
     more = "--size mnist checks larger networks for longer" if size == "demo" else "Other networks, or longer training"
     return f"{more}; a single failing check of a theorem would contradict it."
 

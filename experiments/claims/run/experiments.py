@@ -1,7 +1,7 @@
 """Trains the experiments that claims plan, each once for all claims that share it, and reads their tables.
 
-An experiment is one of ``experiments.train``, in ``DIR/experiments/NAME``. After an interruption it is continued, arms
-and trials that are missing are added, and runs that are over are kept.
+An experiment is one of ``skip-conditioning train``, in ``DIR/experiments/NAME``. After an interruption it is continued:
+arms and trials that are missing are added, and finished runs are kept.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -112,7 +112,7 @@ def with_reused(experiments: Sequence[SharedExperiment], directories: Iterable[P
     replaced = list(experiments)
     for directory in directories:
         if not (directory / "experiment.json").exists():
-            raise InputError(f"{directory} holds no experiment of experiments.train; give another directory by --reuse")
+            raise InputError(f"{directory} holds no experiment of skip-conditioning train; --reuse another directory")
         refusals = []
         for position, experiment in enumerate(replaced):
             config = experiment.config.changed(out=directory)

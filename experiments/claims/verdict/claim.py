@@ -28,7 +28,7 @@ _INCIDENTAL: Final = ("data_dir", "device", "processes", "workers")
 
 @dataclass(frozen=True)
 class Plan:
-    """What is trained for a claim at one size: an experiment of ``experiments.train``.
+    """What is trained for a claim at one size: an experiment of ``skip-conditioning train``.
 
     Claims whose plans are equal but for arms and trials share one experiment, with the arms and trials of all.
 

@@ -13,7 +13,7 @@ from skip_conditioning.figures.drawing.saving import save
 from skip_conditioning.figures.loss_curves import loss_curves
 from skip_conditioning.figures.singular_value_histograms import singular_value_histograms
 
-#: The figures of an experiment of ``experiments.train``: what draws each, by name.
+#: The figures of an experiment of ``skip-conditioning train``: what draws each, by name.
 EXPERIMENT_FIGURES: Final[Mapping[str, Callable[[Experiment], Figure]]] = {
     "loss_curves": loss_curves,
     "singular_value_histograms": singular_value_histograms,
