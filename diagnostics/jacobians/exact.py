@@ -31,7 +31,7 @@ METHODS = ("auto", "exact", "lanczos")
 #: products each, one at a time, which is several times slower than in chunks.
 _MATRIX_FREE_PRODUCTS = 1000
 
-#: Operations that take a few seconds at most: all singular values are worth them.
+#: Arithmetic operations that take a few seconds at most: so many are always spent on all singular values.
 _CHEAP = 1e11
 
 #: Copies of a Gram matrix that its eigensolver holds.
@@ -143,7 +143,7 @@ class ExactPlan:
         """Choose the best method that fits the budget.
 
         Raises:
-            MemoryBudgetError: None does; the message says what would.
+            MemoryBudgetError: None fits; the message says what would.
         """
         rows, cols, item = map.rows, map.cols, map.point.element_size()
         short, double = min(rows, cols), map.point.dtype == torch.float64
@@ -170,19 +170,19 @@ class ExactPlan:
         return cls(f"gram of {side}, streamed", block, matrix_bytes, memory_budget)
 
     def products(self, map: Map) -> float:
-        """Rows of the Jacobian that it will compute, repeated ones included."""
+        """Rows of the Jacobian that will be computed, repeated ones included."""
         # A wide Jacobian that is streamed has its rows computed again for every pair of blocks.
         blocks = math.ceil(map.rows / self.block_rows)
         return map.rows * ((blocks + 1) / 2 if map.rows <= map.cols else 1)
 
     def algebra(self, map: Map) -> float:
-        """Arithmetic operations on the matrices, the Jacobian given."""
+        """Arithmetic operations on the matrices, without those for the Jacobian itself."""
         short, long = sorted((map.rows, map.cols))
         return 2.0 * short**2 * long + 10.0 * short**3
 
 
 def _singular_values(plan: ExactPlan, source: RowSource, notes: list[str]) -> tuple[np.ndarray, int]:
-    """Singular values (descending), and the side of the Gram matrix they come from (0 for none)."""
+    """Singular values (descending), and the side of the Gram matrix they come from (0 if they come from none)."""
     rows, cols = source.map.rows, source.map.cols
     if plan.method in ("svd", "qr, streamed"):
         whole = plan.method == "svd"
@@ -222,10 +222,10 @@ def _gram_by_pairs(source: RowSource, size: int) -> Tensor:
     rows = source.map.rows
     gram = torch.empty(rows, rows, dtype=torch.float64, device=source.map.point.device)
     for start in range(0, rows, size):
-        held = source.rows(start, min(start + size, rows))
-        gram[start : start + size, start : start + size] = self_product(held)
+        block = source.rows(start, min(start + size, rows))
+        gram[start : start + size, start : start + size] = self_product(block)
         for first in range(start + size, rows, size):
-            cross = product(source.rows(first, min(first + size, rows)), held)
+            cross = product(source.rows(first, min(first + size, rows)), block)
             gram[first : first + size, start : start + size] = cross
             gram[start : start + size, first : first + size] = cross.T
     return gram

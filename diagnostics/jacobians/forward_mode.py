@@ -1,9 +1,9 @@
-"""The derivative of a function at a point as a program: forward mode runs once, and what it did is done again.
+"""The derivative of a function at a point as a program: forward mode runs once, and its operators are repeated.
 
 ``torch.func.jvp`` evaluates the function anew at every product. Here one such evaluation is watched, operator by
 operator; those that touch the tangent are kept with everything else they used, and a product repeats only them. It
 costs about what the function itself does. (``torch.func.linearize`` does the same by tracing, which takes several
-times longer to set up and keeps copies that PyTorch's formulas make for nothing.)
+times longer to set up and keeps needless copies that PyTorch's formulas make.)
 """
 
 import dataclasses
@@ -22,20 +22,20 @@ from skip_conditioning.diagnostics.jacobians.batch_norm_tangent import ShortBatc
 
 _aten = torch.ops.aten
 
-#: Operators that forward-mode formulas call and ``vmap`` has no rule for, and the same by another name.
+#: Operators that forward-mode formulas call and ``vmap`` has no rule for, each with an equal one that has a rule.
 _BATCHED = {torch.ops.prims.add.default: _aten.add.Tensor}
 
-#: Operators that take no more than the shape of a tensor: it may change.
+#: Operators that use only a tensor's shape, so that its values may change.
 _SHAPES_ONLY = {_aten._new_zeros_with_same_feature_meta.default, _aten.zeros_like.default}
 
 
 class NotLinearizableError(Exception):
-    """The function's forward mode cannot be recorded; its double backward mode may still do."""
+    """The function's forward mode cannot be recorded; but the function may still have a double backward."""
 
 
 @dataclass(frozen=True)
 class _Slot:
-    """The place of a tensor that depends on the tangent."""
+    """Stands for a tensor that depends on the tangent and differs at each product."""
 
     index: int
 
@@ -48,7 +48,7 @@ class _Operation:
         operator: Called with the arguments.
         args: Positional arguments; tensors that depend on the tangent are slots, also within lists.
         kwargs: Keyword arguments, likewise.
-        results: The slot of each of its results that is a tensor, None for what is none.
+        results: The slot of each of its results; None for a result that is no tensor.
         written: Slots of the arguments that it writes into.
         is_copy: Whether its result is its first argument: a copy, an expansion to the same shape, a sum with zeros.
     """
@@ -65,7 +65,7 @@ class _Operation:
         return {leaf.index for leaf in tree_leaves((self.args, self.kwargs)) if isinstance(leaf, _Slot)}
 
     def signature(self) -> Any:
-        """Equal for operators that compute the same."""
+        """Equal for two operations that compute the same."""
         leaves, structure = tree_flatten((self.args, self.kwargs))
         keys = [id(leaf) if isinstance(leaf, Tensor) else leaf for leaf in leaves]
         return self.operator, str(structure), tuple((type(leaf), key) for leaf, key in zip(leaves, keys, strict=True))
@@ -80,11 +80,11 @@ class _Operation:
 
 
 def linearize(function: Callable[[Tensor], Tensor], point: Tensor) -> Callable[[Tensor], Tensor]:
-    """The linear map ``v ↦ ∂function(point) · v``, for as many ``v`` as wanted; it can be mapped by ``vmap``.
+    """The linear map ``v ↦ ∂function(point) · v``, for any number of ``v``; ``vmap`` can map it.
 
     Args:
         function: Differentiable in forward mode.
-        point: Where; not to be changed afterwards.
+        point: Where the derivative is taken; not to be changed afterwards.
 
     Returns:
         A function of tensors shaped like ``point``. It draws nothing from the random streams: a dropout mask is part of
@@ -94,7 +94,7 @@ def linearize(function: Callable[[Tensor], Tensor], point: Tensor) -> Callable[[
         NotLinearizableError: An operator has no forward derivative, or tensors that the program needs were overwritten
             while it was recorded.
     """
-    tangent = torch.zeros(point.shape, dtype=point.dtype, device=point.device)  # row-major, as those that will come
+    tangent = torch.zeros(point.shape, dtype=point.dtype, device=point.device)  # row-major, as later ones will be
     recorder = _Recorder(tangent)
     try:
         with torch.no_grad(), recorder, ShortBatchNorm():
@@ -154,13 +154,13 @@ class _Recorder(TorchDispatchMode):
 
     def _keep(self, func: torch._ops.OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any) -> None:
         is_copy = self._is_copy(func, args, result)
-        place = lambda leaf: _Slot(self._slots[leaf]) if self._is_slot(leaf) else leaf  # noqa: E731
-        args, kwargs = tree_map(place, args), tree_map(place, kwargs)
+        to_slot = lambda leaf: _Slot(self._slots[leaf]) if self._is_slot(leaf) else leaf  # noqa: E731
+        args, kwargs = tree_map(to_slot, args), tree_map(to_slot, kwargs)
         written = _written_slots(func, args, kwargs)
         results: list[int | None] = []
         for value in tree_leaves(result):
             if isinstance(value, Tensor):
-                # An operator that works in place returns its argument, whose place stays the same.
+                # An operator that works in place returns its argument, whose slot stays the same.
                 results.append(self._slots.setdefault(value, self._count))
                 self._count += 1
             else:
@@ -168,22 +168,22 @@ class _Recorder(TorchDispatchMode):
         self._operations.append(_Operation(_BATCHED.get(func, func), args, kwargs, results, written, is_copy))
 
     def overwritten(self) -> bool:
-        """Whether a constant is no longer what it was when it was used.
+        """Whether a constant was written into after it was used.
 
-        The program itself may not write into a constant: a second product would find it changed.
+        The program itself may not write into one either: a second product would use the changed constant.
         """
         return any(tensor._version != version for tensor, version in self._constants.values())
 
     def program(self, derivative: Tensor) -> Callable[[Tensor], Tensor]:
-        """What repeats the recorded operators; ``derivative`` is the result that is wanted."""
-        wanted = self._slots.get(derivative)
-        if wanted is None:  # the function does not depend on its argument
+        """A function that repeats the recorded operators and returns what ``derivative`` stands for."""
+        output = self._slots.get(derivative)
+        if output is None:  # the function does not depend on its argument
             return lambda tangent: torch.zeros_like(derivative)
         memory = _Memory(self._operations)
-        operations, wanted = memory.condensed(self._operations, wanted)
-        takes_copy, gives_copy = memory.is_written(0), memory.is_shared(0, wanted)
+        operations, output = memory.condensed(self._operations, output)
+        takes_copy, gives_copy = memory.is_written(0), memory.is_shared(0, output)
         steps: list[tuple[_Operation, list[int]]] = []
-        needed = {0, wanted}
+        needed = {0, output}
         for operation in reversed(operations):
             if not operation.written and needed.isdisjoint(operation.results):
                 continue  # such as the checks of shapes that operators make on the meta device
@@ -199,7 +199,7 @@ class _Recorder(TorchDispatchMode):
                 operation.run(values)
                 for slot in last_used:
                     del values[slot]
-            return values[wanted].clone() if gives_copy else values[wanted]
+            return values[output].clone() if gives_copy else values[output]
 
         return product
 
@@ -213,12 +213,13 @@ class _Memory:
 
     def __init__(self, operations: list[_Operation]) -> None:
         self._owners: dict[int, int] = {0: 0}
-        for one in operations:
-            viewed = next(iter(one.slots()), None) if one.operator.is_view else None  # type: ignore[attr-defined]
-            for slot in one.results:
+        for operation in operations:
+            is_view = operation.operator.is_view  # type: ignore[attr-defined]
+            viewed = next(iter(operation.slots()), None) if is_view else None
+            for slot in operation.results:
                 if slot is not None:
                     self._owners.setdefault(slot, slot if viewed is None else self._owners[viewed])
-        self._written = {self._owners[slot] for one in operations for slot in one.written}
+        self._written = {self._owners[slot] for operation in operations for slot in operation.written}
 
     def is_written(self, slot: int) -> bool:
         """Whether some operator writes into the slot's memory."""
@@ -228,13 +229,13 @@ class _Memory:
         """Whether two slots have memory in common."""
         return self._owners[slot] == self._owners[other]
 
-    def condensed(self, operations: list[_Operation], wanted: int) -> tuple[list[_Operation], int]:
-        """The program without needless copies and repetitions, and where its result now is.
+    def condensed(self, operations: list[_Operation], output: int) -> tuple[list[_Operation], int]:
+        """The program without needless copies and repetitions, and the slot of its result.
 
-        Both are needed where the memory of an argument or of the result is written into.
+        An operation stays where the memory of an argument or of a result of it is written into.
         """
         same: dict[int, int] = {}
-        found: dict[Any, int] = {}
+        by_signature: dict[Any, int] = {}
         renamed = lambda leaf: _Slot(same.get(leaf.index, leaf.index)) if isinstance(leaf, _Slot) else leaf  # noqa: E731
         kept = []
         for original in operations:
@@ -246,11 +247,11 @@ class _Memory:
                 kept.append(operation)
             elif operation.is_copy:
                 same[result] = args[0].index
-            elif (known := found.setdefault(operation.signature(), result)) != result:
-                same[result] = known
+            elif (earlier := by_signature.setdefault(operation.signature(), result)) != result:
+                same[result] = earlier
             else:
                 kept.append(operation)
-        return kept, same.get(wanted, wanted)
+        return kept, same.get(output, output)
 
 
 def _written_slots(func: torch._ops.OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[int]:

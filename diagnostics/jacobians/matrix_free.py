@@ -15,10 +15,10 @@ from skip_conditioning.diagnostics.support.memory import readable
 from skip_conditioning.diagnostics.support.progress import Progress
 from skip_conditioning.diagnostics.support.sharding import run_in_all
 
-#: With fewer steps the shape of a density cannot be told.
+#: Fewer steps do not resolve the shape of a density.
 _MIN_STEPS = 8
 
-#: With more steps the density gains nothing that a reader could see.
+#: More steps change the density by less than a reader could see.
 _MAX_STEPS = 256
 
 
@@ -33,7 +33,7 @@ def matrix_free_spectrum(
 ) -> Spectrum:
     """A quadrature of the density of a map's singular values, and statistics with standard errors.
 
-    σ_max is the largest Ritz value, its error the residual: some singular value lies that close. σ_min is the smallest
+    σ_max is the largest Ritz value and its error the residual: a singular value lies within it. σ_min is the smallest
     Ritz value, an upper bound, so the condition number is a lower bound and ``resolved`` False;
     ``extremes.smallest_singular_value`` searches for the value itself.
 
@@ -81,14 +81,14 @@ def affordable_steps(map: Map, memory_budget: int) -> int:
 
 
 def steps_within(memory_budget: int, shape: tuple[int, int], vector_bytes: int, dtype: torch.dtype, name: str) -> int:
-    """The same for any operator; errors as for ``affordable_steps``.
+    """As ``affordable_steps``, for any operator.
 
     Args:
         memory_budget: Bytes that the vectors may take.
         shape: ``(rows, cols)``.
         vector_bytes: Memory of one vector.
         dtype: Precision of the products.
-        name: What to call the operator.
+        name: The operator's name in messages.
     """
     require_precision(dtype, name)
     steps = memory_budget // vector_bytes

@@ -1,4 +1,4 @@
-"""The Jacobian of a map as an operator: products with vectors from one forward pass, no matrix anywhere.
+"""The Jacobian of a map as an operator: products with vectors from one forward pass, without the matrix itself.
 
 Products with the Jacobian repeat a recorded forward mode (``linearize``), those with its adjoint a saved backward pass:
 ``JᵀJ v`` costs about one evaluation of the map's gradient.
@@ -27,7 +27,7 @@ class JacobianOperator(Operator):
     matrix is the one that ``jacobian`` returns; in ``sample`` mode the block-diagonal one of all samples,
     and for ``kernel`` the kernel ``J·Jᵀ``. Vectors are flat, entries running over (sample, coordinate), row-major.
 
-    Worth it where the matrix does not fit or few products are wanted. Building it takes a forward pass and a
+    Use it where the matrix does not fit or a few products are enough. Building it takes a forward pass and a
     forward-mode pass of the map; it holds the activations between the map's ends twice, and a copy of the weights.
 
     Args:
@@ -65,7 +65,7 @@ class JacobianOperator(Operator):
             maps = [part.maps(map, None if layer is None else [layer]) for part in parts]
             if len(maps[0]) != 1:
                 raise InputError(f"{layer!r} stands for {len(maps[0])} layers; name one of them")
-            blocks = [operator_of(of_part[0], memory_budget) for of_part in maps]
+            blocks = [operator_of(part_maps[0], memory_budget) for part_maps in maps]
         self._inner = blocks[0] if len(blocks) == 1 else _BlockDiagonal(blocks)
         super().__init__(self._inner.shape, self._inner.dtype, self._inner.device, self._inner.name)
 
@@ -135,7 +135,7 @@ class _MapOperator(Operator):
 
 
 class _BlockDiagonal(Operator):
-    """Operators side by side, each with entries of its own; ``sample`` mode's samples."""
+    """A block-diagonal matrix of operators: those of the samples in ``sample`` mode."""
 
     def __init__(self, blocks: list[Operator]) -> None:
         self.blocks = blocks

@@ -7,9 +7,9 @@ one and the same matrix ``[A_g, 1]`` of shape ``(N·T, D + 1)`` (the letters are
 Its singular values are those of the G matrices, C times each; those of an embedding, whose activations are one-hot, are
 square roots of how often each index occurs.
 
-That a module is such a layer is not taken from its class, as a subclass or a hook may do anything: its one use of its
-parameters is watched, nothing may come before it that depends on them or after it that changes a value, and the
-closed form must give the same ``Jᵀv`` as autograd for one random ``v``, entry by entry.
+Whether a module is such a layer is not read from its class, as a subclass or a hook may do anything. It has to use its
+parameters in one call, with nothing before the call that depends on them and nothing after it that changes a value; and
+the closed form has to give the same ``Jᵀv`` as autograd for a random ``v``.
 """
 
 import time
@@ -30,12 +30,12 @@ from skip_conditioning.diagnostics.spectrum import Spectrum, values_floor
 
 METHOD = "exact: closed form of a layer"
 
-#: With more singular values than this a density says as much, and fits a table.
+#: With more singular values than this a density says as much, and fits into a table.
 _MOST_VALUES = 2**20
 
 
 def param_spectrum(map: Map, *, memory_budget: int) -> Spectrum | None:
-    """All singular values of the ``param`` map of a plain layer; None for any other, or where memory does not suffice.
+    """All singular values of the ``param`` map of a plain layer; None for any other, or beyond the memory budget.
 
     Layers with over a million singular values are left to the density as well.
 
@@ -75,14 +75,14 @@ class _Call:
     """One call of a known function with arguments that depend on the parameters.
 
     Attributes:
-        function: Which.
-        given: Its arguments by name.
-        output: What it returned.
-        version: How often that had been changed in place by then.
+        function: The function.
+        arguments: Its arguments by name.
+        output: The tensor it returned.
+        version: That tensor's version when it was returned; a change in place raises it.
     """
 
     function: Any
-    given: dict[str, Any]
+    arguments: dict[str, Any]
     output: Tensor
     version: int
 
@@ -97,8 +97,8 @@ class _Watch(TorchFunctionMode):
     def __torch_function__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
         output = func(*args, **(kwargs or {}))
         if func in SIGNATURES and output.requires_grad:
-            given = dict(zip(SIGNATURES[func], args, strict=False)) | (kwargs or {})
-            self.calls.append(_Call(func, given, output, output._version))
+            arguments = dict(zip(SIGNATURES[func], args, strict=False)) | (kwargs or {})
+            self.calls.append(_Call(func, arguments, output, output._version))
         return output
 
 
@@ -113,26 +113,26 @@ def _plain_layer(map: Map) -> PlainLayer | None:
     except torch.OutOfMemoryError:
         raise
     except RuntimeError:
-        return None  # such as writing into a weight; the general engine may know better, or tells what is wrong
+        return None  # such as writing into a weight; the general engine can measure it, or says what is wrong
     if len(watch.calls) != 1 or not output.requires_grad:
         return None
     (call,) = watch.calls
     if call.output._version != call.version or not (output is call.output or torch.equal(output, call.output)):
         return None
-    begins = _places(call, parameters)
-    return None if begins is None else _layer_of(call, begins, output, parameters, map)
+    offsets = _offsets(call, parameters)
+    return None if offsets is None else _layer_of(call, offsets, output, parameters, map)
 
 
-def _layer_of(call: _Call, begins: dict[str, int], output: Tensor, parameters: Tensor, map: Map) -> PlainLayer | None:
-    """The layer that a call is, whose parameters begin at known places; None if its function has no closed form."""
-    given = call.given
-    options = {name: value for name, value in given.items() if name not in ("input", "weight", "bias")}
-    weight = given.get("weight")
+def _layer_of(call: _Call, offsets: dict[str, int], output: Tensor, parameters: Tensor, map: Map) -> PlainLayer | None:
+    """The layer of a call whose weight and bias begin at these offsets; None if its function has no closed form."""
+    arguments = call.arguments
+    options = {name: value for name, value in arguments.items() if name not in ("input", "weight", "bias")}
+    weight = arguments.get("weight")
     shape = torch.Size() if weight is None else weight.shape
     # Which axis the samples run along makes no difference here: all positions of all samples are alike.
     use = Use(
         function=call.function,
-        input=given["input"].detach(),
+        input=arguments["input"].detach(),
         weight=None,
         bias=None,
         weight_shape=shape,
@@ -145,33 +145,33 @@ def _layer_of(call: _Call, begins: dict[str, int], output: Tensor, parameters: T
         return None
     if call.function in (functional.linear, functional.embedding) and len(shape) != 2:
         return None
-    rule = rule_for([use], "weight" in begins, "bias" in begins)
+    rule = rule_for([use], "weight" in offsets, "bias" in offsets)
     if rule is None:
         return None
     if call.function is functional.embedding:
         return Embedding(output, parameters, map, use.input, shape, options.get("padding_idx"))
     channels = rule.groups * rule.outputs
     sizes = {"weight": channels * rule.inputs, "bias": channels}
-    if any(given[name].numel() != sizes[name] for name in begins):
+    if any(arguments[name].numel() != sizes[name] for name in offsets):
         return None
-    return Channels(output, parameters, map, use, rule, begins.get("weight"), begins.get("bias"))
+    return Channels(output, parameters, map, use, rule, offsets.get("weight"), offsets.get("bias"))
 
 
-def _places(call: _Call, parameters: Tensor) -> dict[str, int] | None:
-    """Where weight and bias of a call begin among the parameters, those that are trained.
+def _offsets(call: _Call, parameters: Tensor) -> dict[str, int] | None:
+    """Where the trained ones of a call's weight and bias begin in the vector of parameters.
 
-    None if they are anything but the parameters themselves, all of them, or if anything else depends on these.
+    None unless these are views of the vector that cover it, one after the other, and no other argument depends on it.
     """
-    begins: dict[str, int] = {}
-    for name, value in call.given.items():
+    offsets: dict[str, int] = {}
+    for name, value in call.arguments.items():
         if not isinstance(value, Tensor) or not value.requires_grad:
             continue
         if name not in ("weight", "bias") or value._base is not parameters or not value.is_contiguous():
             return None
-        begins[name] = int(value.storage_offset())
+        offsets[name] = int(value.storage_offset())
     end = 0
-    for name in sorted(begins, key=begins.__getitem__):
-        if begins[name] != end:
+    for name in sorted(offsets, key=offsets.__getitem__):
+        if offsets[name] != end:
             return None
-        end += call.given[name].numel()
-    return begins if end == parameters.numel() else None
+        end += call.arguments[name].numel()
+    return offsets if end == parameters.numel() else None

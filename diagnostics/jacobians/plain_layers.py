@@ -1,6 +1,6 @@
-"""Layers whose Jacobian in their own parameters is known in closed form, once it is known that they are such layers.
+"""The closed form of a layer's Jacobian in its own parameters: evaluated, and compared with autograd.
 
-``param_spectrum`` finds them and has the mathematics; here the closed form is evaluated, and held against autograd.
+``param_spectrum`` finds the layers that have one, and has the mathematics.
 """
 
 import dataclasses
@@ -18,14 +18,14 @@ from skip_conditioning.diagnostics.networks.parameter_rules import ConvolutionRu
 from skip_conditioning.diagnostics.networks.recording import Use
 
 #: ``Jᵀv`` may differ from autograd's by so many units in the last place of its norm (and by ``_MOST`` at most). With
-#: a standard normal ``v`` the difference is as large as what is wrong with J, in the Frobenius norm. Sums over
-#: many positions are off by dozens of units where all is right; what is off by more goes to the general engine.
+#: a standard normal ``v`` the difference is about the Frobenius norm of the error in J. Sums over many positions differ
+#: by dozens of units where the closed form is right; a layer that differs by more goes to the general engine.
 _ROUNDING_UNITS, _MOST = 1000, 0.25
 
 #: Entries of the activations that are converted to float64 at a time.
 _CHUNK_ENTRIES = 2**21
 
-#: Up to so many operations a matrix in less than float64 gets a singular value decomposition in float64 all the same.
+#: Operations up to which also a matrix in less than float64 gets a singular value decomposition, in float64.
 _CHEAP = 1e9
 
 #: Copies: of a matrix that is factorised, of the singular values while their statistics are taken, of the output.
@@ -33,15 +33,15 @@ _MATRIX_COPIES, _VALUE_COPIES, _OUTPUT_COPIES = 3, 6, 4
 
 
 class PlainLayer(ABC):
-    """A layer whose Jacobian is known in closed form, if it is what it looks like.
+    """A layer whose Jacobian seems to have a closed form; ``values`` finds out whether it has.
 
     Args:
-        output: What the map's function returned, with its graph.
-        parameters: What it was given: a leaf of that graph.
+        output: The value of the map's function, with its graph.
+        parameters: The argument of that function: a leaf of the graph.
         map: The layer's map.
 
     Attributes:
-        bytes: What ``values`` will take.
+        bytes: Memory that ``values`` will take.
         gram_side: Side of the Gram matrix that the values come from; 0 for none.
     """
 
@@ -59,30 +59,30 @@ class PlainLayer(ABC):
 
     @abstractmethod
     def values(self, notes: list[str]) -> np.ndarray | None:
-        """All singular values, descending; None if the closed form is not that of the map."""
+        """All singular values, descending; None if the closed form is wrong for this map."""
 
     def _product(self) -> tuple[Tensor, Tensor | None]:
         """A random cotangent, shaped like the output, and ``Jᵀ`` of it by autograd; None where that fails."""
-        # On the CPU, so that it is the same on every device; the global stream is none of a diagnostic's business.
+        # On the CPU, so that it is the same on every device; a generator of its own leaves the global stream alone.
         generator = torch.Generator().manual_seed(0)
         v = torch.randn(self._map.output_shape, generator=generator, dtype=self._map.point.dtype)
         v = v.to(self._output.device)
         try:
-            (found,) = torch.autograd.grad(self._output, self._parameters, v)
+            (gradient,) = torch.autograd.grad(self._output, self._parameters, v)
         except torch.OutOfMemoryError:
             raise
         except RuntimeError:
             return v, None  # such as an input written into after the call
-        return v, found
+        return v, gradient
 
-    def _agree(self, found: Tensor, expected: Tensor) -> bool:
-        """Whether ``Jᵀv`` by autograd is that of the closed form, up to rounding."""
+    def _agree(self, gradient: Tensor, expected: Tensor) -> bool:
+        """Whether ``Jᵀv`` by autograd equals that of the closed form, up to rounding."""
         # Divided by the largest first: squares of extreme values would leave the range of float64.
         scale = expected.abs().max()
         if scale == 0:
-            return not bool(found.any())
-        allowed = min(_ROUNDING_UNITS * torch.finfo(found.dtype).eps, _MOST)
-        error = torch.linalg.vector_norm((found.double() - expected) / scale)
+            return not bool(gradient.any())
+        allowed = min(_ROUNDING_UNITS * torch.finfo(gradient.dtype).eps, _MOST)
+        error = torch.linalg.vector_norm((gradient.double() - expected) / scale)
         return bool(error <= allowed * torch.linalg.vector_norm(expected / scale))
 
 
@@ -94,7 +94,7 @@ class Channels(PlainLayer):
         parameters: As for ``PlainLayer``.
         map: As for ``PlainLayer``.
         use: The call.
-        rule: That of the call.
+        rule: The call's rule.
         weight: Where the weight begins among the parameters; None if it is not among them.
         bias: Likewise.
     """
@@ -116,7 +116,7 @@ class Channels(PlainLayer):
         self._plan()
 
     def _plan(self) -> None:
-        """Choose between a factorisation of the matrix and its Gram matrix, and how much is held at a time."""
+        """Choose between a factorisation of the matrix and its Gram matrix, and the samples in memory at a time."""
         groups, samples = self._rule.groups, len(self._use.input)
         short, long = sorted((self._positions, self._inputs))
         self._tall = self._positions > self._inputs
@@ -127,13 +127,13 @@ class Channels(PlainLayer):
         if self._map.point.dtype != torch.float64 and 2.0 * groups * long * short**2 > _CHEAP:
             self.gram_side = short
         normalised = 0 if isinstance(self._rule, ConvolutionRule) else self._use.input.numel()
-        held = groups * short**2 + self._samples * per_sample
-        self.bytes = self._fixed_bytes + 8 * (normalised + _MATRIX_COPIES * held)
+        matrix_entries = groups * short**2 + self._samples * per_sample
+        self.bytes = self._fixed_bytes + 8 * (normalised + _MATRIX_COPIES * matrix_entries)
 
     def values(self, notes: list[str]) -> np.ndarray | None:
         """See ``PlainLayer``."""
-        v, found = self._product()
-        if found is None:
+        v, gradient = self._product()
+        if gradient is None:
             return None
         rule, matrix = self._rule, None
         expected = torch.zeros(rule.groups, rule.outputs, self._inputs, dtype=torch.float64, device=v.device)
@@ -143,15 +143,15 @@ class Channels(PlainLayer):
             expected += g.permute(1, 2, 0, 3).flatten(2).double() @ block
             matrix = self._add(matrix, block)
         assert matrix is not None
-        if not self._agree(self._by_channel(found), expected) or not bool(torch.isfinite(matrix).all()):
+        if not self._agree(self._by_channel(gradient), expected) or not bool(torch.isfinite(matrix).all()):
             return None
-        each = self._singular_values(matrix, notes)
-        return np.repeat(np.sort(each, axis=None)[::-1], rule.outputs)
+        by_group = self._singular_values(matrix, notes)
+        return np.repeat(np.sort(by_group, axis=None)[::-1], rule.outputs)
 
     def _activations(self) -> Iterator[Tensor]:
-        """Of some samples at a time, shape ``(m, G, D, T)``."""
+        """Activations of some samples at a time, shape ``(m, G, D, T)``."""
         if isinstance(self._rule, ConvolutionRule):
-            # The patches of all samples together would be many times as large as the input.
+            # The patches of all samples at once would be many times as large as the input.
             for piece in self._use.input.split(self._samples):
                 yield self._rule.activations(dataclasses.replace(self._use, input=piece))
         else:
@@ -165,7 +165,7 @@ class Channels(PlainLayer):
         return block
 
     def _add(self, matrix: Tensor | None, block: Tensor) -> Tensor:
-        """A block of rows added to the Gram matrix or triangular factor of a tall matrix; a wide one is one block."""
+        """Add a block of rows to the Gram matrix or triangular factor of a tall matrix; a wide matrix is one block."""
         if not self._tall:
             return block
         if self.gram_side:
@@ -186,7 +186,7 @@ class Channels(PlainLayer):
         return torch.cat(parts, dim=2)
 
     def _singular_values(self, matrix: Tensor, notes: list[str]) -> np.ndarray:
-        """Of what ``_add`` has made: shape ``(G, min(N·T, D + 1))``."""
+        """Singular values of the result of ``_add``: shape ``(G, min(N·T, D + 1))``."""
         if not self.gram_side:
             try:
                 return torch.linalg.svdvals(matrix).cpu().numpy()
@@ -198,7 +198,7 @@ class Channels(PlainLayer):
         else:
             gram = matrix if self._tall else matrix @ matrix.mT
         # Rounding makes zero eigenvalues slightly negative; they lie under the floor and are marked by it.
-        return np.sqrt(np.clip([eigenvalues(one, notes) for one in gram], 0, None))
+        return np.sqrt(np.clip([eigenvalues(of_group, notes) for of_group in gram], 0, None))
 
 
 class Embedding(PlainLayer):
@@ -208,7 +208,7 @@ class Embedding(PlainLayer):
         output: As for ``PlainLayer``.
         parameters: As for ``PlainLayer``; the whole table.
         map: As for ``PlainLayer``.
-        indices: What was looked up.
+        indices: The indices that were looked up.
         shape: Of the table.
         padding: The index that is not trained, if any.
     """
@@ -229,17 +229,17 @@ class Embedding(PlainLayer):
 
     def values(self, notes: list[str]) -> np.ndarray | None:
         """See ``PlainLayer``."""
-        v, found = self._product()
-        if found is None:
+        v, gradient = self._product()
+        if gradient is None:
             return None
         rows, width = self._shape
         counts = torch.bincount(self._indices, minlength=rows)
-        expected = torch.zeros(rows, width, dtype=torch.float64, device=found.device)
+        expected = torch.zeros(rows, width, dtype=torch.float64, device=gradient.device)
         expected.index_add_(0, self._indices, v.reshape(-1, width).double())
         if self._padding is not None:
             counts[self._padding] = 0
             expected[self._padding] = 0
-        if not self._agree(found.view(rows, width), expected):
+        if not self._agree(gradient.view(rows, width), expected):
             return None
         # Unused indices have zeros; where there are more indices than tokens, not all of them count.
         largest = counts.sort(descending=True).values[: min(rows, len(self._indices))]

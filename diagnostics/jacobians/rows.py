@@ -16,8 +16,8 @@ from skip_conditioning.diagnostics.support.sharding import gathered_rows
 #: Copies of the largest activation that the backward pass of one row keeps alive at a time.
 _LIVE_COPIES = 6
 
-#: On a CPU larger chunks only fall out of the cache, and their memory goes back to the system and is asked for again
-#: every time: the largest tensor of a chunk stays near this many bytes.
+#: Bytes near which the largest tensor of a chunk stays on a CPU: larger chunks fall out of the cache, and their memory
+#: is returned to the system and allocated anew every time.
 CACHE_BYTES = 3 * 2**20
 
 
@@ -28,7 +28,7 @@ class RowSource:
         map: The map; to be used inside ``isolation.quiet``.
         memory_budget: Bytes that the temporaries of a chunk may take.
         progress: Called after every chunk.
-        group: Processes to share the rows among; every one of them has to ask for the same rows, and gets them all.
+        group: Processes to share the rows among; all have to call for the same rows, and each gets all of them.
 
     Raises:
         UnsupportedModelError: An operator in the model cannot be differentiated by ``torch.func``.
@@ -58,7 +58,7 @@ class RowSource:
         block = self.map.point.new_empty(stop - start, self.map.cols)
         for first in range(start, stop, self.chunk):
             last = min(first + self.chunk, stop)
-            self._into(block[first - start : last - start], first, last)
+            self._write_rows(block[first - start : last - start], first, last)
             self._done += last - first
             if self._progress is not None:
                 self._progress(self._done, max(self._done, self.map.rows))
@@ -69,7 +69,7 @@ class RowSource:
         for start in range(0, self.map.rows, size):
             yield self.rows(start, min(start + size, self.map.rows))
 
-    def _into(self, block: Tensor, first: int, last: int) -> None:
+    def _write_rows(self, block: Tensor, first: int, last: int) -> None:
         cotangents = self.map.point.new_zeros(last - first, self.map.rows)
         cotangents[:, first:last].fill_diagonal_(1)
         with clear_autograd_errors(self.map):
@@ -111,7 +111,7 @@ def dense_jacobian(map: Map, memory_budget: int) -> Tensor:
 
 @contextlib.contextmanager
 def clear_autograd_errors(map: Map) -> Iterator[None]:
-    """Turn what autograd says of an operator it cannot differentiate into one line that names the layer."""
+    """Turn autograd's error about an operator it cannot differentiate into one line that names the layer."""
     try:
         yield
     except torch.OutOfMemoryError:
@@ -120,5 +120,5 @@ def clear_autograd_errors(map: Map) -> Iterator[None]:
         first_line = str(error).strip().splitlines()[0]
         raise UnsupportedModelError(
             f"the {map.name} map of {map.layer!r} cannot be differentiated ({first_line}); turn gradient checkpointing "
-            "off if that is it, or choose a layer behind the operator"
+            "off if the model uses it, or choose a layer behind the operator"
         ) from error
