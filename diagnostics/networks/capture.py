@@ -1,4 +1,4 @@
-"""One forward pass that shows which modules exist, which are called, and with what."""
+"""A forward pass that shows which modules are called, with what and how often; and the layers that names stand for."""
 
 import contextlib
 import fnmatch
@@ -31,10 +31,10 @@ class Call:
         args: Positional arguments, tensors detached and cloned.
         kwargs: Keyword arguments, likewise.
         streams: The random streams when it was called, so that dropout draws the same mask again.
-        output: The first tensor of what it returned, detached and cloned; None when it returned none.
+        output: The first tensor that it returned, detached and cloned; None if it returned none.
         in_place: Whether that tensor is an input that the module changed.
-        began: Of the forward pass's tensors, how many had been made when it was called.
-        ended: The same when it returned.
+        began: How many of ``ForwardPass.sizes`` were made before the call.
+        ended: How many were made before it returned.
     """
 
     number: int
@@ -49,11 +49,11 @@ class Call:
 
 @dataclass(frozen=True)
 class ForwardPass:
-    """What one forward pass showed.
+    """What a forward pass showed.
 
     Attributes:
-        calls: Every call of the modules asked for, in order.
-        output: What the model returned.
+        calls: Every call of the watched modules, in order, by module name.
+        output: The model's output.
         sizes: Entries of each tensor made on the way that depends on the input, in order; memory is planned by them.
     """
 
@@ -62,7 +62,7 @@ class ForwardPass:
     sizes: list[int]
 
     def widest(self, first: int = 0, last: int | None = None) -> int:
-        """Entries of the largest of these tensors (of those made between two moments); 0 if there is none."""
+        """Entries of the largest of these tensors, from the ``first`` to before the ``last``; 0 if there is none."""
         return max(self.sizes[first:last], default=0)
 
 
@@ -81,13 +81,13 @@ def run(
         restore_streams(streams, state.devices)
     # Copied, so that a module that works in place writes neither into the probe nor into a captured input.
     args, keywords = _copy((args, dict(kwargs or {})), {})
-    # Aliases of tied weights are all in the state, so there is nothing left to tie.
+    # The state has tied weights under all their names, so nothing is left to tie.
     with state.row_major_outputs(), _RowMajorDropout():
         return torch.func.functional_call(module, state.of(module, replaced), args, keywords, tie_weights=False)
 
 
 class _RowMajorDropout(TorchFunctionMode):
-    """Makes what dropout acts on row-major: masks are drawn in the order of memory, which ``torch.func`` changes."""
+    """Makes the input of dropout row-major: masks are drawn in the order of memory, which ``torch.func`` changes."""
 
     def __torch_function__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
         if func in _DROPOUTS and args:
@@ -100,7 +100,7 @@ _DROPOUTS = frozenset({functional.dropout, functional.alpha_dropout, torch.dropo
 
 @contextlib.contextmanager
 def clear_forward_errors(model: nn.Module, x: Tensor) -> Iterator[None]:
-    """Turn the error of a model that cannot take the probe into an ``InputError`` of one line."""
+    """Turn the error of a model that cannot be applied to the probe into an ``InputError`` of one line."""
     try:
         yield
     except (InputError, torch.OutOfMemoryError):
@@ -139,11 +139,11 @@ def forward_pass(model: nn.Module, state: State, x: Tensor, layers: Sequence[str
             tensor = first_tensor(output)
             args, kwargs, streams, versions, began = pending.pop()
             in_place = tensor is not None and tensor._version > versions.get(id(tensor), tensor._version)
-            kept = None if tensor is None else tensor.detach().clone()
+            copied = None if tensor is None else tensor.detach().clone()
             number = len(calls[layer]) + 1
-            calls[layer].append(Call(number, args, kwargs, streams, kept, in_place, began, len(watch.sizes)))
+            calls[layer].append(Call(number, args, kwargs, streams, copied, in_place, began, len(watch.sizes)))
 
-        # First, so that a pre-hook of the user's own is not applied twice when the call is made again.
+        # Before the user's own pre-hooks, so that these are not applied twice when the call is repeated.
         handles.append(modules[layer].register_forward_pre_hook(before, with_kwargs=True, prepend=True))
         handles.append(modules[layer].register_forward_hook(after, with_kwargs=True))
 
@@ -167,7 +167,7 @@ def first_tensor(output: Any) -> Tensor | None:
 
 
 def with_first_tensor(output: Any, tensor: Tensor) -> Any:
-    """A module's output with its first tensor exchanged."""
+    """A module's output with its first tensor replaced."""
     if isinstance(output, Tensor):
         return tensor
     if isinstance(output, dict):
@@ -211,14 +211,14 @@ def name_each_call(layers: Sequence[str], calls: Mapping[str, list[Call]]) -> li
     return named
 
 
-def one_call(layer: str, seen: ForwardPass) -> Call:
+def named_call(layer: str, forward: ForwardPass) -> Call:
     """The call that a layer's name stands for.
 
     Raises:
-        LayerCallError: It is never called, called less often than asked, or called twice with no call named.
+        LayerCallError: It is never called, less often than the named call, or several times with no call named.
     """
     name, number = split_call(layer)
-    calls = seen.calls[name]
+    calls = forward.calls[name]
     if number is None and len(calls) > 1:
         raise LayerCallError(
             f"layer {name!r} is called {len(calls)} times in one forward pass; "
@@ -226,26 +226,26 @@ def one_call(layer: str, seen: ForwardPass) -> Call:
         )
     if calls and number is not None and number > len(calls):
         raise LayerCallError(f"layer {layer!r}: {name!r} is called only {len(calls)} time(s) in one forward pass")
-    first = first_call(layer, seen)
+    first = first_call(layer, forward)
     return first if number is None else calls[number - 1]
 
 
-def first_call(layer: str, seen: ForwardPass) -> Call:
-    """The first call of a layer, whichever call is named.
+def first_call(layer: str, forward: ForwardPass) -> Call:
+    """The first call of a layer, also if another is named.
 
     Raises:
         LayerCallError: It is never called.
     """
     name, _ = split_call(layer)
-    if not seen.calls[name]:
+    if not forward.calls[name]:
         raise LayerCallError(f"layer {name!r} is never called in the forward pass; choose one that is")
-    return seen.calls[name][0]
+    return forward.calls[name][0]
 
 
 def select_layers(model: nn.Module, patterns: Sequence[str] | str | None) -> list[str]:
     """Module names that the names and globs stand for, in the model's order; None gives ``default_layers``.
 
-    ``blocks.*`` are the children of ``blocks``, not theirs in turn.
+    ``blocks.*`` stands for the children of ``blocks``, not for their children.
 
     Raises:
         UnknownLayerError: A name is no module, or a glob matches none; near matches are offered.
@@ -259,7 +259,7 @@ def select_layers(model: nn.Module, patterns: Sequence[str] | str | None) -> lis
         raise InputError(f"layers must be names or globs, such as ['blocks.*']; they are {patterns!r}")
     for pattern in listed:
         name, number = split_call(pattern)
-        matches = [name] if name in names else [known for known in names if _matches(known, name)]
+        matches = [name] if name in names else [module for module in names if _matches(module, name)]
         if not matches:
             hint = near_matches(name, names) or f" It has {', '.join(names[:12])}{', …' if len(names) > 12 else ''}."
             raise UnknownLayerError(f"layer {pattern!r} is no module of {type(model).__name__}.{hint}")
@@ -270,7 +270,7 @@ def select_layers(model: nn.Module, patterns: Sequence[str] | str | None) -> lis
 
 
 def _matches(name: str, pattern: str) -> bool:
-    """Whether a glob stands for a name; as in paths, ``*`` stays between two dots."""
+    """Whether a name matches a glob; as in paths, ``*`` does not match the dots between parts."""
     parts, globs = name.split("."), pattern.split(".")
     return len(parts) == len(globs) and all(map(fnmatch.fnmatchcase, parts, globs))
 
@@ -282,7 +282,7 @@ def default_layers(model: nn.Module) -> list[str]:
     def open_up(module: nn.Module, prefix: str) -> None:
         for name, child in module.named_children():
             path = f"{prefix}{name}"
-            # A list is never called itself; a sequence of sequences is a stage of blocks, not a block.
+            # A list is never called itself; a sequence of modules with children is a stage of blocks, not a block.
             is_list = isinstance(child, nn.ModuleList | nn.ModuleDict)
             is_stage = type(child) is nn.Sequential and any(list(part.children()) for part in child.children())
             if is_list or is_stage:
@@ -298,7 +298,7 @@ def _copy(value: Any, copies: dict[int, Tensor]) -> Any:
     """A copy that in-place operations of a forward pass cannot reach, for tensors within tuples, lists and dicts.
 
     Args:
-        value: What to copy.
+        value: The value to copy.
         copies: Those made so far, by the tensor's id: one tensor passed twice (as in ``attention(x, x, x)``) stays one.
     """
     if isinstance(value, Tensor):

@@ -1,4 +1,4 @@
-"""What the first process of a group gives to the others: its results, and the buffers that all measure with."""
+"""The first process of a group decides: all use its results, and measure with its buffers."""
 
 import contextlib
 from collections.abc import Callable, Iterator
@@ -15,36 +15,36 @@ Result = TypeVar("Result")
 
 
 def as_first(work: Callable[[], Result], group: ProcessGroup | None) -> Result:
-    """The result that the first process of a group gets from some work which all of them do.
+    """Do some work in every process of a group, and return in each the result of the first.
 
     Args:
-        work: Done in every process; its results in the others are dropped.
+        work: Its results in the other processes are dropped.
         group: All its processes have to call; None for this process alone.
 
     Raises:
-        Exception: What the work raised in any of them, in all of them.
+        Exception: What the work raised in one process, raised in all.
     """
     if group is None:
         return work()
 
-    def own(rank: int) -> Result | None:
+    def result_in_first(rank: int) -> Result | None:
         result = work()
-        return result if rank == 0 else None  # nobody needs the others'
+        return result if rank == 0 else None
 
-    return distribute(range(group.size()), own, group)[0]  # type: ignore[return-value]
+    return distribute(range(group.size()), result_in_first, group)[0]  # type: ignore[return-value]
 
 
 @contextlib.contextmanager
 def buffers_of_first(model: nn.Module, group: ProcessGroup | None) -> Iterator[None]:
     """Inside, a model has copies of the buffers that it has in the group's first process; outside, its own.
 
-    Batch norm that sees another share of the data in each process has other running statistics in each.
+    Where each process trains on its own share of the data, running statistics of batch norm differ between them.
     """
     if group is None:
         yield
         return
     model = unwrap(model)
-    held = {module: module._buffers for module in model.modules()}
+    own_buffers = {module: module._buffers for module in model.modules()}
     try:
         sent = run_in_all(lambda: _copied_buffers(model), group)
         for tensor in sent:
@@ -54,11 +54,11 @@ def buffers_of_first(model: nn.Module, group: ProcessGroup | None) -> Iterator[N
                 buffer.copy_(tensor.view(buffer.dtype).view(buffer.shape))
         yield
     finally:
-        for module, buffers in held.items():
+        for module, buffers in own_buffers.items():
             vars(module)["_buffers"] = buffers
 
 
 def _copied_buffers(model: nn.Module) -> list[Tensor]:
-    """Give a model copies of its buffers, and return what is in them as bytes: not every backend sends every type."""
+    """Give a model copies of its buffers, and return their contents as bytes: not every backend sends every type."""
     stand_in_for_buffers(model)
     return [buffer.reshape(-1).view(torch.uint8).clone() for buffer in model.buffers()]

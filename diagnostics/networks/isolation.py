@@ -1,4 +1,4 @@
-"""What keeps the observer from changing anything: a model is measured inside ``quiet`` and comes out as it went in.
+"""Measuring without changing: a model is measured inside ``quiet`` and comes out as it went in.
 
 Weights are used detached and buffers cloned (``State``); random number streams, the modules' attributes (train/eval
 flags among them) and global numerical switches are put back.
@@ -81,8 +81,8 @@ def quiet(model: nn.Module, *, batch_mode: str) -> Iterator[None]:
 def stand_in_for_buffers(model: nn.Module) -> None:
     """Give the model copies of its buffers.
 
-    A gradient checkpoint runs a part of the model again, in the backward pass, when the copies that ``State`` gives to
-    a forward pass are no longer in place.
+    A gradient checkpoint runs a part of the model again in the backward pass. The copies that ``State`` gives to a
+    forward pass are no longer in place by then, and the model's own buffers would be written into.
     """
     copies: dict[Tensor, Tensor] = {}
     for module in model.modules():
@@ -95,7 +95,7 @@ def stand_in_for_buffers(model: nn.Module) -> None:
 
 @contextlib.contextmanager
 def exact_numerics(devices: Sequence[torch.device]) -> Iterator[None]:
-    """Autocast, TF32, fused attention kernels and compiled code, which lose digits or derivatives, are off inside."""
+    """Inside, autocast, TF32, fused attention and compiled code, which lose digits or derivatives, are turned off."""
     with contextlib.ExitStack() as stack:
         stack.enter_context(_full_precision())
         stack.enter_context(sdpa_kernel(SDPBackend.MATH))
@@ -125,7 +125,7 @@ def _no_tf32() -> Iterator[None]:
     cudnn: Any = torch.backends.cudnn
     mkldnn: Any = torch.backends.mkldnn
     operators = (cuda.matmul, cudnn.conv, cudnn.rnn, mkldnn.matmul, mkldnn.conv, mkldnn.rnn)
-    # Only what is reduced is touched: reading or writing the older switches raises once a user has used these.
+    # Only reduced precisions are touched: the older switches raise an error once a user has used these.
     reduced = {operator: operator.fp32_precision for operator in operators}
     reduced = {operator: precision for operator, precision in reduced.items() if precision not in ("ieee", "none")}
     try:
@@ -150,10 +150,10 @@ def _no_tf32_before_torch_2_9() -> Iterator[None]:
 
 
 def seed_streams(devices: Sequence[torch.device]) -> None:
-    """Start the random streams anew; called before every forward pass of a measurement.
+    """Seed the random streams; called before every forward pass of a measurement.
 
     Args:
-        devices: Where the weights live; ``torch.manual_seed`` would reach devices whose streams are not put back.
+        devices: Where the weights live; ``torch.manual_seed`` would also seed devices whose streams are not restored.
     """
     random.seed(_MASK_SEED)
     np.random.seed(_MASK_SEED)
@@ -169,7 +169,7 @@ def save_streams(devices: Sequence[torch.device]) -> tuple[Any, ...]:
 
 
 def restore_streams(streams: tuple[Any, ...], devices: Sequence[torch.device]) -> None:
-    """Put the random streams back as ``save_streams`` found them."""
+    """Restore the random streams that ``save_streams`` returned."""
     python, legacy_numpy, cpu, on_devices = streams
     random.setstate(python)
     np.random.set_state(legacy_numpy)
@@ -213,19 +213,19 @@ class State:
                 raise InputError(f"{name} has no shape yet; run the model once before it is measured")
             require_finite(tensor.detach(), name)
             layout = torch.channels_last if tensor in kernels else torch.preserve_format
-            held = convert(tensor.detach(), dtype).to(memory_format=layout)
-            # Tensors made in inference mode are not taken by autograd.
-            self._tensors[tensor] = held.clone() if tensor in shortened or held.is_inference() else held
+            weight = convert(tensor.detach(), dtype).to(memory_format=layout)
+            # Autograd does not take tensors made in inference mode.
+            self._tensors[tensor] = weight.clone() if tensor in shortened or weight.is_inference() else weight
         for name, buffer in model.named_buffers():
-            # An infinite buffer may be a mask; what diverged shows in the values of the maps.
+            # An infinite buffer may be a mask; divergence shows in the values of the maps.
             require_finite(buffer, name, or_infinite=True)
             self._tensors[buffer] = convert(buffer.detach(), dtype)
         self.devices = [tensor.device for tensor in self._tensors]
 
     def snapshot(self) -> "State":
-        """The same in memory of its own, which later training does not reach."""
+        """The same in memory of its own, so that later training does not change it."""
         copied = copy.copy(self)
-        copied._tensors = {tensor: held.clone() for tensor, held in self._tensors.items()}
+        copied._tensors = {tensor: value.clone() for tensor, value in self._tensors.items()}
         return copied
 
     def of(self, module: nn.Module, replaced: Mapping[nn.Parameter, Tensor] | None = None) -> dict[str, Tensor]:
@@ -242,8 +242,8 @@ class State:
         for path, part in module.named_modules():
             prefix = f"{path}." if path else ""
             for name, parameter in part.named_parameters(recurse=False, remove_duplicate=False):
-                other = (replaced or {}).get(parameter)
-                weights[prefix + name] = self[parameter] if other is None else other
+                replacement = (replaced or {}).get(parameter)
+                weights[prefix + name] = self[parameter] if replacement is None else replacement
             for name, buffer in part.named_buffers(recurse=False, remove_duplicate=False):
                 weights[prefix + name] = self[buffer].clone()
         return weights
@@ -273,8 +273,8 @@ def _embeddings(model: nn.Module) -> list[nn.Embedding | nn.EmbeddingBag]:
 def _is_narrow(module: nn.Module) -> bool:
     """Whether a convolution's backward is much faster with its weights laid out channels last.
 
-    So it is (about twice) on a CPU for few channels, or a number that does not fill the blocks of 16 that oneDNN
-    would pad it to; for the usual multiples of 16 it makes no difference.
+    On a CPU it is about twice as fast for numbers of channels that are no multiples of 16, which oneDNN would pad to
+    blocks of 16; for multiples of 16 it makes no difference.
     """
     if type(module) is not nn.Conv2d or module.weight.device.type != "cpu":
         return False
@@ -288,13 +288,13 @@ def convert(tensor: Tensor, dtype: torch.dtype | None) -> Tensor:
 
 def require_finite(tensor: Tensor, name: str, *, or_infinite: bool = False) -> None:
     """Raise ``NonFiniteError`` when a floating tensor holds NaN or, unless allowed, infinity."""
-    # A sum is one pass and one number; where it is not finite although every entry may be, the entries are looked at.
+    # A finite sum, which takes a single pass, proves it; a sum may overflow, so otherwise the entries decide.
     if tensor.dtype in (torch.float32, torch.float64) and math.isfinite(tensor.sum().item()):
         return
-    good = ~torch.isnan(tensor) if or_infinite else torch.isfinite(tensor)
-    if not bool(good.all()):
-        bad = int((~good).sum())
+    allowed = ~torch.isnan(tensor) if or_infinite else torch.isfinite(tensor)
+    if not bool(allowed.all()):
+        count = int((~allowed).sum())
         raise NonFiniteError(
-            f"{name} holds {bad} NaN or infinite of {tensor.numel()} values; "
+            f"{name} holds {count} NaN or infinite of {tensor.numel()} values; "
             "measure an earlier step, or find out where the run diverged"
         )

@@ -21,7 +21,7 @@ from skip_conditioning.diagnostics.networks.capture import (
     forward_pass,
     logits_of,
     name_each_call,
-    one_call,
+    named_call,
     run,
     select_layers,
     split_call,
@@ -32,7 +32,7 @@ from skip_conditioning.diagnostics.networks.isolation import State, convert, dev
 MAPS = ("layer", "tail", "network", "param", "kernel")
 BATCH_MODES = ("batch", "sample")
 
-#: The layer that stands for all parameters together in the ``kernel`` map.
+#: The layer of the ``kernel`` map that stands for all parameters of the model.
 TOTAL = "total"
 
 
@@ -69,9 +69,9 @@ class Map:
 
 def check_map(name: str, batch_mode: str, dtype: torch.dtype | None = None) -> None:
     """Raise ``InputError`` for an unknown map or batch mode, or a dtype without derivatives."""
-    for kind, value, known in (("map", name, MAPS), ("batch_mode", batch_mode, BATCH_MODES)):
-        if value not in known:
-            raise InputError(f"unknown {kind} {value!r}; known are {', '.join(known)}.{near_matches(value, known)}")
+    for kind, value, names in (("map", name, MAPS), ("batch_mode", batch_mode, BATCH_MODES)):
+        if value not in names:
+            raise InputError(f"unknown {kind} {value!r}; known are {', '.join(names)}.{near_matches(value, names)}")
     if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
         raise InputError(f"dtype must be a floating torch.dtype such as torch.float64, or None; it is {dtype!r}")
 
@@ -86,8 +86,8 @@ def probe_input(x: Tensor, model: nn.Module, dtype: torch.dtype | None) -> Tenso
         raise InputError("the probe must be a tensor of shape (N, *input_shape) with at least one sample")
     require_finite(x, "the probe")
     with torch.inference_mode(False):
-        held = convert(x.detach().to(device_of(model, x)), dtype)
-        return held.clone() if held.is_inference() else held  # which autograd would not take
+        converted = convert(x.detach().to(device_of(model, x)), dtype)
+        return converted.clone() if converted.is_inference() else converted  # autograd takes no inference tensors
 
 
 def build_maps(model: nn.Module, state: State, x: Tensor, name: str, layers: Sequence[str] | str | None) -> list[Map]:
@@ -110,63 +110,63 @@ def build_maps(model: nn.Module, state: State, x: Tensor, name: str, layers: Seq
     if name == "network":
         return [_network_map(model, state, x, forward_pass(model, state, x, []))]
     chosen, with_total = _choose(model, name, layers)
-    seen = forward_pass(model, state, x, [split_call(layer)[0] for layer in chosen])
+    forward = forward_pass(model, state, x, [split_call(layer)[0] for layer in chosen])
     if layers is None and name != "kernel":
-        chosen = name_each_call(chosen, seen.calls)
+        chosen = name_each_call(chosen, forward.calls)
     build = {"layer": _layer_map, "tail": _tail_map, "param": _param_map, "kernel": _kernel_map}[name]
     maps = []
     for layer in chosen:
         try:
-            maps.append(build(model, state, x, layer, seen))
+            maps.append(build(model, state, x, layer, forward))
         except (LayerCallError, UnsupportedModelError):
-            # Among the default blocks, those the map does not exist for (an unused one, an embedding) are left out.
+            # Default blocks for which the map does not exist (an unused one, an embedding) are left out.
             if layers is not None:
                 raise
     if with_total:
-        maps.append(_kernel_map(model, state, x, TOTAL, seen))
+        maps.append(_kernel_map(model, state, x, TOTAL, forward))
     if not maps:
         raise InputError(f"{type(model).__name__} has no blocks with a {name} map; name the layers to measure")
     return maps
 
 
 def _choose(model: nn.Module, name: str, layers: Sequence[str] | str | None) -> tuple[list[str], bool]:
-    """The modules to measure, and whether the whole tangent kernel is wanted beside them."""
+    """The modules to measure, and whether the whole tangent kernel is measured too."""
     if layers is None:
         blocks = select_layers(model, None)
-        # Behind the last block there is nothing: its tail is the identity.
+        # After the last block nothing follows: its tail is the identity.
         return (blocks[:-1] if name == "tail" and len(blocks) > 1 else blocks), name == "kernel"
     listed = [layers] if isinstance(layers, str) else list(layers)
-    others = [layer for layer in listed if layer != TOTAL or name != "kernel"]
-    only_total = listed and not others
-    return ([] if only_total else select_layers(model, others)), name == "kernel" and TOTAL in listed
+    modules = [layer for layer in listed if layer != TOTAL or name != "kernel"]
+    only_total = listed and not modules
+    return ([] if only_total else select_layers(model, modules)), name == "kernel" and TOTAL in listed
 
 
-def _network_map(model: nn.Module, state: State, x: Tensor, seen: ForwardPass) -> Map:
+def _network_map(model: nn.Module, state: State, x: Tensor, forward: ForwardPass) -> Map:
     def function(point: Tensor) -> Tensor:
         return logits_of(run(model, state, (point,)))
 
-    return _finish("network", "network", function, x, logits_of(seen.output), seen.widest())
+    return _finish("network", "network", function, x, logits_of(forward.output), forward.widest())
 
 
-def _layer_map(model: nn.Module, state: State, x: Tensor, layer: str, seen: ForwardPass) -> Map:
-    call = one_call(layer, seen)
+def _layer_map(model: nn.Module, state: State, x: Tensor, layer: str, forward: ForwardPass) -> Map:
+    call = named_call(layer, forward)
     module = model.get_submodule(split_call(layer)[0])
-    point, place = _first_input(layer, call)
+    point, arguments_with = _first_input(layer, call)
 
     def function(point: Tensor) -> Tensor:
-        args, kwargs = place(point)
+        args, kwargs = arguments_with(point)
         return _real_output(layer, run(module, state, args, kwargs, streams=call.streams))
 
     value = _real_output(layer, call.output)
-    return _finish("layer", layer, function, point, value, seen.widest(call.began, call.ended))
+    return _finish("layer", layer, function, point, value, forward.widest(call.began, call.ended))
 
 
-def _tail_map(model: nn.Module, state: State, x: Tensor, layer: str, seen: ForwardPass) -> Map:
-    call = one_call(layer, seen)
+def _tail_map(model: nn.Module, state: State, x: Tensor, layer: str, forward: ForwardPass) -> Map:
+    call = named_call(layer, forward)
     module = model.get_submodule(split_call(layer)[0])
     point = _real_output(layer, call.output)
 
-    def function(point: Tensor, spoil: bool = False) -> Tensor:
+    def function(point: Tensor, fill_with_nan: bool = False) -> Tensor:
         count = 0
 
         def replace(module: nn.Module, args: Any, output: Any) -> Any:
@@ -174,7 +174,7 @@ def _tail_map(model: nn.Module, state: State, x: Tensor, layer: str, seen: Forwa
             count += 1
             if count != call.number:
                 return None
-            if spoil and (changed := first_tensor(output)) is not None:
+            if fill_with_nan and (changed := first_tensor(output)) is not None:
                 changed.fill_(torch.nan)
             return with_first_tensor(output, point.clone())
 
@@ -186,17 +186,17 @@ def _tail_map(model: nn.Module, state: State, x: Tensor, layer: str, seen: Forwa
 
     if call.in_place:
         with torch.no_grad():
-            # The tensor that the module changed is replaced where it is returned, not where it is used beside that.
-            if bool(torch.isnan(function(point, spoil=True)).any()):
+            # What the module returns is replaced; other uses of the tensor it changed are not, and show as NaN here.
+            if bool(torch.isnan(function(point, fill_with_nan=True)).any()):
                 raise UnsupportedModelError(
                     f"layer {layer!r} works in place on a tensor that is used again; "
                     "set inplace=False, or measure another layer"
                 )
-    return _finish("tail", layer, function, point, logits_of(seen.output), seen.widest(call.ended))
+    return _finish("tail", layer, function, point, logits_of(forward.output), forward.widest(call.ended))
 
 
-def _param_map(model: nn.Module, state: State, x: Tensor, layer: str, seen: ForwardPass) -> Map:
-    call = one_call(layer, seen)
+def _param_map(model: nn.Module, state: State, x: Tensor, layer: str, forward: ForwardPass) -> Map:
+    call = named_call(layer, forward)
     module = model.get_submodule(split_call(layer)[0])
     point, replace = _flat_parameters(module, state, layer)
 
@@ -204,32 +204,32 @@ def _param_map(model: nn.Module, state: State, x: Tensor, layer: str, seen: Forw
         return _real_output(layer, run(module, state, call.args, call.kwargs, replace(point), call.streams))
 
     value = _real_output(layer, call.output)
-    return _finish("param", layer, function, point, value, seen.widest(call.began, call.ended))
+    return _finish("param", layer, function, point, value, forward.widest(call.began, call.ended))
 
 
-def _kernel_map(model: nn.Module, state: State, x: Tensor, layer: str, seen: ForwardPass) -> Map:
-    # A module used twice has its parameters used twice: no call needs to be named, the cross terms are in.
-    began = 0 if layer == TOTAL else first_call(layer, seen).began
+def _kernel_map(model: nn.Module, state: State, x: Tensor, layer: str, forward: ForwardPass) -> Map:
+    # No call needs to be named: where a module is used twice, the kernel includes the cross terms.
+    began = 0 if layer == TOTAL else first_call(layer, forward).began
     module = model if layer == TOTAL else model.get_submodule(split_call(layer)[0])
     point, replace = _flat_parameters(module, state, layer)
 
     def function(point: Tensor) -> Tensor:
         return logits_of(run(model, state, (x,), replaced=replace(point)))
 
-    return _finish("kernel", layer, function, point, logits_of(seen.output), seen.widest(began))
+    return _finish("kernel", layer, function, point, logits_of(forward.output), forward.widest(began))
 
 
 def _flat_parameters(
     module: nn.Module, state: State, layer: str
 ) -> tuple[Tensor, Callable[[Tensor], dict[nn.Parameter, Tensor]]]:
-    """The module's trainable parameters as one vector, and the way back."""
+    """The module's trainable parameters as one vector, and a function from such a vector to the parameters."""
     parameters = [parameter for parameter in module.parameters() if parameter.requires_grad]
     if not parameters:
         raise LayerCallError(f"layer {layer!r} has no trainable parameters; choose one that has, or unfreeze it")
     sizes = [parameter.numel() for parameter in parameters]
 
     def replace(point: Tensor) -> dict[nn.Parameter, Tensor]:
-        # Where precisions are mixed the vector has the highest, and each parameter its own again.
+        # The vector has the highest of mixed precisions; each parameter gets its own back.
         pieces = zip(parameters, point.split(sizes), strict=True)
         return {parameter: piece.view(parameter.shape).to(state[parameter].dtype) for parameter, piece in pieces}
 
@@ -237,7 +237,7 @@ def _flat_parameters(
 
 
 def _first_input(layer: str, call: Call) -> tuple[Tensor, Callable[[Tensor], tuple[tuple[Any, ...], dict[str, Any]]]]:
-    """The first tensor among a call's arguments, and a function that puts another in all its places."""
+    """The first tensor among a call's arguments, and a function that gives the arguments with another in its place."""
     values = (*call.args, *call.kwargs.values())
     first = next((value for value in values if isinstance(value, Tensor)), None)
     if first is None:
@@ -247,11 +247,11 @@ def _first_input(layer: str, call: Call) -> tuple[Tensor, Callable[[Tensor], tup
             f"layer {layer!r} has an input of {first.dtype}, which has no derivative; measure its 'tail' map instead"
         )
 
-    def place(point: Tensor) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    def arguments_with(point: Tensor) -> tuple[tuple[Any, ...], dict[str, Any]]:
         args = tuple(point if value is first else value for value in call.args)
         return args, {key: point if value is first else value for key, value in call.kwargs.items()}
 
-    return first, place
+    return first, arguments_with
 
 
 def _real_output(layer: str, output: Any) -> Tensor:

@@ -1,4 +1,4 @@
-"""How every measurement begins: the model unwrapped and held quiet, the probe and the weights in one precision."""
+"""How every measurement begins: the model unwrapped and ``quiet``, the probe and the weights in one precision."""
 
 import contextlib
 from collections.abc import Iterator, Mapping, Sequence
@@ -23,8 +23,8 @@ class ProbedModel:
         state: Its weights and buffers, likewise.
         batch_mode: ``batch`` or ``sample``.
         dtype: The precision; None for the model's own.
-        given: The probe inputs as they came, which another precision starts from.
-        sample: The index of the sample that ``x`` holds, where it is one of ``parts`` in ``sample`` mode.
+        original: The probe inputs before the conversion; ``in_dtype`` converts these.
+        sample: Index of the only sample in ``x``, for one of ``parts`` in ``sample`` mode; else None.
     """
 
     model: nn.Module
@@ -32,7 +32,7 @@ class ProbedModel:
     state: State
     batch_mode: str
     dtype: torch.dtype | None
-    given: Tensor
+    original: Tensor
     sample: int | None = None
 
     def maps(self, name: str, layers: Sequence[str] | str | None = None) -> list[Map]:
@@ -40,33 +40,33 @@ class ProbedModel:
         return build_maps(self.model, self.state, self.x, name, layers)
 
     def recording(self) -> Recording:
-        """A forward pass to be pulled back through."""
+        """A differentiable forward pass, through which cotangents can be pulled back."""
         return Recording(self.model, self.state, self.x)
 
     def logits(self, replaced: Mapping[nn.Parameter, Tensor] | None = None) -> Tensor:
-        """The model's outputs, in autograd's graph; with other tensors in place of some parameters, if given."""
+        """The model's outputs, in autograd's graph; ``replaced`` has tensors to use in place of some parameters."""
         return logits_of(run(self.model, self.state, (self.x,), replaced=replaced))
 
     def parts(self) -> "list[ProbedModel]":
-        """What is measured by itself: the whole probe in ``batch`` mode, each sample in ``sample`` mode."""
+        """The parts that are measured separately: the whole probe in ``batch`` mode, each sample in ``sample`` mode."""
         return [self] if self.batch_mode == "batch" else self.samples()
 
     def samples(self) -> "list[ProbedModel]":
         """The model at each sample of the probe."""
-        pairs = zip(self.x.split(1), self.given.split(1), strict=True)
-        return [replace(self, x=x, given=given, sample=index) for index, (x, given) in enumerate(pairs)]
+        pairs = zip(self.x.split(1), self.original.split(1), strict=True)
+        return [replace(self, x=x, original=original, sample=index) for index, (x, original) in enumerate(pairs)]
 
     def at(self, x: Tensor) -> "ProbedModel":
         """The model at another batch, in the same precision."""
-        return replace(self, x=probe_input(x, self.model, self.dtype), given=x)
+        return replace(self, x=probe_input(x, self.model, self.dtype), original=x)
 
     def in_dtype(self, dtype: torch.dtype) -> "ProbedModel":
         """The same in another precision."""
-        x = probe_input(self.given, self.model, dtype)
+        x = probe_input(self.original, self.model, dtype)
         return replace(self, x=x, state=State(self.model, dtype), dtype=dtype)
 
     def snapshot(self) -> "ProbedModel":
-        """The same with weights and buffers in memory of their own, which later training does not reach."""
+        """The same with weights and buffers in memory of their own, so that later training does not change them."""
         return replace(self, state=self.state.snapshot())
 
 

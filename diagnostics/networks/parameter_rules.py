@@ -1,4 +1,4 @@
-"""How the gradient of a parameter follows from what its layer was given and the cotangent of what that returned.
+"""How the gradient of a parameter follows from its layer's input and the cotangent of its layer's output.
 
 For a linear layer, a convolution, a normalisation's gain and an embedding alike, the gradient in output channel c is a
 sum over positions t (pixels, tokens, calls): ``Σ_t a[t] · g[c, t]``, with ``a`` the layer's activations (patches of
@@ -26,7 +26,7 @@ from skip_conditioning.diagnostics.networks.recording import Use
 
 
 class ParameterRule(ABC):
-    """The rule of parameters that are used in calls of one kind.
+    """The rule of parameters that are used in calls of a single kind.
 
     Args:
         uses: The calls.
@@ -50,20 +50,20 @@ class ParameterRule(ABC):
 
     @abstractmethod
     def activations(self, use: Use) -> Tensor:
-        """Of one call: ``(M, G, D, T)``."""
+        """The activations of a call: shape ``(M, G, D, T)``."""
 
     @abstractmethod
     def cotangents(self, g: Tensor) -> Tensor:
-        """Of one call, from the cotangents of its output, samples first: ``(rows, M, G, C, T)``."""
+        """The cotangents of a call's output, which come samples first, as ``(rows, M, G, C, T)``."""
 
     def similarities(self, left: Tensor, right: Tensor) -> Tensor:
         """``a[t]·a'[t']`` of activations ``(m, 1, D, T)``: shape ``(m·T, m'·T')``, float64, the bias included."""
         flat = left[:, 0].transpose(1, 2).flatten(0, 1)
-        found = product(flat, flat if right is left else right[:, 0].transpose(1, 2).flatten(0, 1))
-        return found.add_(1) if self.has_bias else found
+        products = product(flat, flat if right is left else right[:, 0].transpose(1, 2).flatten(0, 1))
+        return products.add_(1) if self.has_bias else products
 
     def _trained(self, activations: Tensor) -> Tensor:
-        """Activations ``(M, G, D, T)`` with the weight, else none."""
+        """Activations ``(M, G, D, T)``; without the weight none of them, D = 0."""
         return activations if self.has_weight else activations[:, :, :0]
 
 
@@ -112,7 +112,7 @@ class ConvolutionRule(ParameterRule):
 
 
 class EmbeddingRule(ParameterRule):
-    """``embedding``: activations are one-hot, so two positions meet where their indices are equal."""
+    """``embedding``: activations are one-hot, those of two positions orthogonal unless their indices are equal."""
 
     groups = inputs = 1
     forms_gradients = False
@@ -145,7 +145,7 @@ class GainRule(ParameterRule):
         uses: The calls.
         has_weight: As for ``ParameterRule``.
         has_bias: As for ``ParameterRule``.
-        normalise: What a call does before gain and bias.
+        normalise: Computes the normalised values of a call, before gain and bias.
         features: Trailing dimensions that the gain has entries for; None for a gain with an entry for each channel, the
             second dimension.
     """
@@ -182,7 +182,7 @@ class GainRule(ParameterRule):
 
 
 def rule_for(uses: Sequence[Use], has_weight: bool, has_bias: bool) -> ParameterRule | None:
-    """The rule for parameters used in some calls of one function, or None where there is none.
+    """The rule for parameters used in calls of one function; None if there is none.
 
     Args:
         uses: The calls, at least one.
@@ -192,13 +192,13 @@ def rule_for(uses: Sequence[Use], has_weight: bool, has_bias: bool) -> Parameter
     function, options = uses[0].function, uses[0].options
     spatial = _SPATIAL.get(function)
     if any(len(use.output_shape) < 2 for use in uses):
-        return None  # a single sample without a dimension for it
+        return None  # a single sample without a sample dimension
     if function is functional.linear:
         return LinearRule(uses, has_weight, has_bias)
     if spatial is not None:
         alike = all(use.options.get("groups") == options.get("groups") for use in uses)
-        known = alike and all(len(use.output_shape) == spatial + 2 for use in uses)
-        return ConvolutionRule(uses, has_weight, has_bias) if known else None
+        batched = all(len(use.output_shape) == spatial + 2 for use in uses)
+        return ConvolutionRule(uses, has_weight, has_bias) if alike and batched else None
     if function is functional.embedding:
         special = any(use.options.get(name) for use in uses for name in ("max_norm", "scale_grad_by_freq", "sparse"))
         return None if special else EmbeddingRule(uses, has_weight, has_bias)
@@ -240,12 +240,12 @@ _NORMALISATIONS: dict[Callable[..., Any], Callable[[Use], Tensor]] = {
 
 
 def _repeated(values: Sequence[int], count: int) -> tuple[int, ...]:
-    """One number for each dimension, from as many or from a single one."""
+    """A number for each dimension, from as many numbers or from a single one."""
     return tuple(values) * (count if len(values) == 1 else 1)
 
 
 def _padded(x: Tensor, kernel: tuple[int, ...], padding: Any, dilation: tuple[int, ...]) -> Tensor:
-    """The input with a convolution's zero padding: a number, one for each dimension, ``"same"`` or ``"valid"``."""
+    """The input with zero padding, given as a number, a number for each dimension, ``"same"`` or ``"valid"``."""
     if padding == "valid":
         return x
     if padding == "same":
@@ -263,7 +263,7 @@ def _patches(x: Tensor, kernel: tuple[int, ...], stride: tuple[int, ...], dilati
     Args:
         x: Shape ``(M, channels, *spatial)``.
         kernel: Size of the patch in each dimension.
-        stride: Step from one to the next.
+        stride: Step from one patch to the next.
         dilation: Step within a patch.
 
     Returns:
@@ -273,5 +273,5 @@ def _patches(x: Tensor, kernel: tuple[int, ...], stride: tuple[int, ...], dilati
     for dimension, (size, step, spread) in enumerate(zip(kernel, stride, dilation, strict=True), start=2):
         x = x.unfold(dimension, spread * (size - 1) + 1, step)[..., ::spread]
     order = (0, 1, *range(2 + spatial, 2 + 2 * spatial), *range(2, 2 + spatial))
-    places = math.prod(x.shape[2 : 2 + spatial])
-    return x.permute(order).reshape(len(x), -1, places)
+    positions = math.prod(x.shape[2 : 2 + spatial])
+    return x.permute(order).reshape(len(x), -1, positions)

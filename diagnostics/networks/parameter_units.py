@@ -1,4 +1,4 @@
-"""What a tangent kernel is summed over: a network's trainable parameters, in units that a rule can speak for."""
+"""A network's trainable parameters in units: a tangent kernel is a sum over them, each computed by a rule."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,11 +12,11 @@ from skip_conditioning.diagnostics.networks.maps import TOTAL
 
 @dataclass(frozen=True, eq=False)
 class Unit:
-    """Trainable parameters whose share of the kernel is computed together.
+    """Trainable parameters whose share of the kernel is computed as a whole.
 
     Attributes:
         name: Dotted name of the module whose weight and bias they are, or of a single parameter.
-        parameters: In the model's order.
+        parameters: The parameters, in the model's order.
         owners: Names of the modules that hold them.
     """
 
@@ -26,7 +26,7 @@ class Unit:
 
     def holds(self, parameter: nn.Parameter | None) -> bool:
         """Whether a parameter is one of them."""
-        return any(one is parameter for one in self.parameters)
+        return any(member is parameter for member in self.parameters)
 
     def within(self, layer: str) -> bool:
         """Whether one of the owners is a layer or lies in it."""
@@ -34,7 +34,7 @@ class Unit:
 
 
 def units_of(model: nn.Module) -> list[Unit]:
-    """Every trainable parameter in exactly one unit: a module's own weight and bias together, any other by itself.
+    """Every trainable parameter in exactly one unit: a module's own weight and bias in one, any other by itself.
 
     Raises:
         UnsupportedModelError: A trainable parameter is complex.
@@ -53,14 +53,14 @@ def units_of(model: nn.Module) -> list[Unit]:
             )
     units = []
     for name, module in model.named_modules():
-        held = dict.fromkeys(parameter for parameter in module._parameters.values() if parameter in owners)
-        own = tuple(parameter for parameter in held if owners[parameter] == [name])
+        trainable = dict.fromkeys(parameter for parameter in module._parameters.values() if parameter in owners)
+        own = tuple(parameter for parameter in trainable if owners[parameter] == [name])
         if name and own and set(module._parameters) <= {"weight", "bias"}:
             units.append(Unit(name, own, (name,)))
         else:
-            units += [Unit(names[one], (one,), (name,)) for one in own]
-        tied = [parameter for parameter in held if len(owners[parameter]) > 1 and owners[parameter][0] == name]
-        units += [Unit(names[one], (one,), tuple(owners[one])) for one in tied]
+            units += [Unit(names[parameter], (parameter,), (name,)) for parameter in own]
+        tied = [parameter for parameter in trainable if len(owners[parameter]) > 1 and owners[parameter][0] == name]
+        units += [Unit(names[parameter], (parameter,), tuple(owners[parameter])) for parameter in tied]
     return units
 
 
@@ -69,33 +69,34 @@ def blocks_of(model: nn.Module, layers: Sequence[str] | str | None, units: Seque
 
     Args:
         model: The unwrapped module.
-        layers: Names or globs; None takes the blocks of the network and, each by itself, whatever lies outside them:
+        layers: Names or globs; None takes the blocks of the network, and each unit outside them as a block of its own:
             every unit is then in exactly one block.
-        units: All of the model's.
+        units: All units of the model.
 
     Raises:
         UnknownLayerError: A name that is no module.
-        LayerCallError: A named layer has no trainable parameters; those that a glob meets are left out.
-        InputError: The model has none at all.
+        LayerCallError: A layer named in full has no trainable parameters; those that only a glob matches are left out.
+        InputError: The model has no trainable parameters.
     """
     if not units:
         raise InputError(f"{type(model).__name__} has no trainable parameters; unfreeze those to be measured")
     if layers is None:
         return _partition(model, units)
-    asked = [layers] if isinstance(layers, str) else list(layers)
-    named = [layer for layer in asked if layer != TOTAL]
-    chosen = dict.fromkeys(split_call(layer)[0] for layer in select_layers(model, named)) if named or not asked else {}
+    listed = [layers] if isinstance(layers, str) else list(layers)
+    named = [layer for layer in listed if layer != TOTAL]
+    only_total = listed and not named
+    chosen = {} if only_total else dict.fromkeys(split_call(layer)[0] for layer in select_layers(model, named))
     blocks = {layer: [unit for unit in units if unit.within(layer)] for layer in chosen}
-    for layer, held in blocks.items():
-        if not held and (layer in named or not any(blocks.values())):
+    for layer, members in blocks.items():
+        if not members and (layer in named or not any(blocks.values())):
             raise LayerCallError(f"layer {layer!r} has no trainable parameters; choose one that has, or unfreeze it")
-    return {layer: held for layer, held in blocks.items() if held}
+    return {layer: members for layer, members in blocks.items() if members}
 
 
 def _partition(model: nn.Module, units: Sequence[Unit]) -> dict[str, list[Unit]]:
     blocks: dict[str, list[Unit]] = {layer: [] for layer in default_layers(model)}
     rest: dict[str, list[Unit]] = {}
     for unit in units:
-        home = next((layer for layer in blocks if unit.within(layer)), None)
-        (blocks[home] if home else rest.setdefault(unit.name, [])).append(unit)
-    return {name: held for name, held in (blocks | rest).items() if held}
+        block = next((layer for layer in blocks if unit.within(layer)), None)
+        (blocks[block] if block else rest.setdefault(unit.name, [])).append(unit)
+    return {name: members for name, members in (blocks | rest).items() if members}

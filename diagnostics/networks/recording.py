@@ -1,4 +1,4 @@
-"""A forward pass kept for many backward ones: what was done with every parameter, and with what."""
+"""A forward pass kept for many backward ones: which functions used each parameter, and on which inputs."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -34,14 +34,14 @@ class Use:
     """One call of a function of ``SIGNATURES`` with a trainable parameter.
 
     Attributes:
-        function: Which.
-        input: What it was given, detached; samples first.
-        weight: The trainable parameter in that place; None if there is none.
+        function: The function.
+        input: Its input, detached; samples first unless ``sample_axis`` is 1.
+        weight: The trainable parameter that was its weight; None if that was none.
         bias: Likewise.
-        weight_shape: Shape of what was in the weight's place; empty if nothing was.
-        options: The other arguments that were given.
-        output_shape: Shape of what it returned, as it was returned.
-        edge: Where the cotangent of that arrives; it holds also if the tensor was changed in place afterwards.
+        weight_shape: Shape of its weight, trainable or not; empty without a weight.
+        options: The other arguments of the call.
+        output_shape: Shape of the tensor it returned, when it was returned.
+        edge: Where the cotangent of that tensor arrives, also if the tensor was changed in place afterwards.
         sample_axis: Which axis of the output the samples run along; 1 for sequences that come first.
     """
 
@@ -57,7 +57,7 @@ class Use:
 
 
 class Recording:
-    """A differentiable forward pass of a model on a batch, to be pulled back through as often as one likes.
+    """A differentiable forward pass of a model on a batch, through which any number of cotangents can be pulled back.
 
     Args:
         model: The unwrapped module; to be used inside ``isolation.quiet``.
@@ -65,11 +65,11 @@ class Recording:
         x: Inputs, shape ``(N, *input_shape)``.
 
     Attributes:
-        logits: Shape ``(N, O)``: what the model returned, flattened per sample.
+        logits: The model's output, flattened per sample: shape ``(N, O)``.
         output_shape: Its shape before.
-        uses: The calls in which the structure of parameter gradients is known, in order.
+        uses: The calls of functions of ``SIGNATURES`` with a trainable parameter, in order.
         leaves: The trainable parameters' stand-ins in the graph, so that nothing of the model is touched.
-        widest: Entries of the largest tensor that such a call returned; memory is planned by it.
+        widest: Entries of the largest of the input, the output and what those calls returned; memory is planned by it.
 
     Raises:
         UnsupportedModelError: The output has no dimension of samples, or is not differentiable.
@@ -112,62 +112,63 @@ class Recording:
 
     def gradients(self, cotangent: Tensor) -> dict[nn.Parameter, Tensor]:
         """``Jᵀ v`` by autograd for one cotangent ``(N, O)``, without parameters that the logits do not depend on."""
-        found = self._grad(cotangent, [*self.leaves.values()])
-        return {one: part for one, part in zip(self.leaves, found, strict=True) if part is not None}
+        gradients = self._grad(cotangent, [*self.leaves.values()])
+        pairs = zip(self.leaves, gradients, strict=True)
+        return {parameter: gradient for parameter, gradient in pairs if gradient is not None}
 
     def pull_back(self, cotangents: Tensor, targets: Sequence[Use | Tensor]) -> list[Tensor]:
-        """Pull cotangents of the logits back, several at a time.
+        """Pull several cotangents of the logits back at a time.
 
         Args:
             cotangents: Shape ``(rows, N, O)``.
-            targets: Calls, for the cotangent of what they returned, or leaves.
+            targets: Where to: a call stands for the tensor it returned; or one of ``leaves``.
 
         Returns:
             For each target a tensor of shape ``(rows, *its shape)``; zeros where the logits do not depend on it.
         """
-        places = [target.edge if isinstance(target, Use) else target for target in targets]
+        inputs = [target.edge if isinstance(target, Use) else target for target in targets]
         if len(cotangents) == 1:
-            found = [None if part is None else part[None] for part in self._grad(cotangents[0], places)]
+            gradients = [None if part is None else part[None] for part in self._grad(cotangents[0], inputs)]
         else:
-            found = self._batched_grad(cotangents, places)
+            gradients = self._batched_grad(cotangents, inputs)
         shapes = [target.output_shape if isinstance(target, Use) else target.shape for target in targets]
         return [
-            self.logits.new_zeros(len(cotangents), *shape) if part is None else part
-            for part, shape in zip(found, shapes, strict=True)
+            self.logits.new_zeros(len(cotangents), *shape) if gradient is None else gradient
+            for gradient, shape in zip(gradients, shapes, strict=True)
         ]
 
-    def _grad(self, cotangent: Tensor, places: Sequence[Any]) -> list[Tensor | None]:
+    def _grad(self, cotangent: Tensor, inputs: Sequence[Any]) -> list[Tensor | None]:
         """Gradients at tensors and edges of the graph; None where the logits do not depend on them."""
         try:
-            found = torch.autograd.grad(self.logits, places, cotangent, retain_graph=True, allow_unused=True)
+            gradients = torch.autograd.grad(self.logits, inputs, cotangent, retain_graph=True, allow_unused=True)
         except torch.OutOfMemoryError:
             raise
         except RuntimeError as error:
             raise UnsupportedModelError(
                 f"the outputs cannot be differentiated in the parameters ({str(error).strip().splitlines()[0]}); turn "
-                "gradient checkpointing off if that is it"
+                "gradient checkpointing off if the model uses it"
             ) from error
-        return [part.to_dense() if part is not None and part.is_sparse else part for part in found]
+        return [part.to_dense() if part is not None and part.is_sparse else part for part in gradients]
 
-    def _batched_grad(self, cotangents: Tensor, places: Sequence[Any]) -> list[Tensor | None]:
+    def _batched_grad(self, cotangents: Tensor, inputs: Sequence[Any]) -> list[Tensor | None]:
         """The same for several cotangents; by ``vmap``, as ``is_grads_batched`` runs convolutions one at a time."""
         reached: list[bool] = []
 
         def grad(cotangent: Tensor) -> list[Tensor]:
-            found = torch.autograd.grad(self.logits, places, cotangent, retain_graph=True, allow_unused=True)
-            reached[:] = [part is not None for part in found]
-            return [part for part in found if part is not None]
+            gradients = torch.autograd.grad(self.logits, inputs, cotangent, retain_graph=True, allow_unused=True)
+            reached[:] = [gradient is not None for gradient in gradients]
+            return [gradient for gradient in gradients if gradient is not None]
 
-        found = iter(vmap(grad)(cotangents))
-        return [next(found) if there else None for there in reached]
+        batched = iter(vmap(grad)(cotangents))
+        return [next(batched) if is_reached else None for is_reached in reached]
 
     def hides_parameters(self) -> bool:
-        """Whether a reentrant checkpoint cuts the graph: parameters inside it would be taken for unused."""
-        seen, waiting = set(), [self.logits.grad_fn]
+        """Whether a reentrant gradient checkpoint cuts the graph: the parameters inside it would pass for unused."""
+        visited, waiting = set(), [self.logits.grad_fn]
         while waiting:
             node = waiting.pop()
-            if node is not None and node not in seen:
-                seen.add(node)
+            if node is not None and node not in visited:
+                visited.add(node)
                 if node.name() == "CheckpointFunctionBackward":
                     return True
                 waiting += [following for following, _ in node.next_functions]
@@ -178,8 +179,8 @@ class _Watch(TorchFunctionMode):
     """Notes the calls of known functions with trainable parameters.
 
     Args:
-        parameters: By their leaf.
-        samples: N.
+        parameters: The trainable parameters, by their leaves.
+        samples: Their number, N.
     """
 
     def __init__(self, parameters: Mapping[Tensor, nn.Parameter], samples: int) -> None:
@@ -196,34 +197,34 @@ class _Watch(TorchFunctionMode):
             self._note(func, dict(zip(SIGNATURES[func], args, strict=False)) | kwargs, output)
         return output
 
-    def _note(self, func: Callable[..., Any], given: dict[str, Any], output: Tensor, axis: int | None = None) -> None:
-        weight, bias = self._parameter(given.get("weight")), self._parameter(given.get("bias"))
+    def _note(self, func: Callable[..., Any], args: dict[str, Any], output: Tensor, axis: int | None = None) -> None:
+        weight, bias = self._parameter(args.get("weight")), self._parameter(args.get("bias"))
         if (weight is None and bias is None) or not output.requires_grad:
             return
-        options = {name: value for name, value in given.items() if name not in ("input", "weight", "bias")}
+        options = {name: value for name, value in args.items() if name not in ("input", "weight", "bias")}
         edge, shape = get_gradient_edge(output), output.shape
         if axis is None:
             axis = int(output.dim() == 3 and shape[0] != self._samples == shape[1])
-        weight_shape = torch.Size() if given.get("weight") is None else given["weight"].shape
-        self.uses.append(Use(func, given["input"].detach(), weight, bias, weight_shape, options, shape, edge, axis))
+        weight_shape = torch.Size() if args.get("weight") is None else args["weight"].shape
+        self.uses.append(Use(func, args["input"].detach(), weight, bias, weight_shape, options, shape, edge, axis))
 
     def _parameter(self, tensor: Any) -> nn.Parameter | None:
         return self._parameters.get(tensor) if isinstance(tensor, Tensor) else None
 
     def _attention(self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """Self-attention with its projections taken out, where they can be noted; any other as it is."""
+        """Self-attention with its projections as calls of ``linear``, which can be noted; other attention unchanged."""
         names = func.__code__.co_varnames[: func.__code__.co_argcount]
-        given = dict(zip(names, args, strict=False)) | kwargs
-        query = given["query"]
-        if not (query is given["key"] is given["value"]) or given.get("use_separate_proj_weight") or query.dim() != 3:
+        named = dict(zip(names, args, strict=False)) | kwargs
+        query = named["query"]
+        if not (query is named["key"] is named["value"]) or named.get("use_separate_proj_weight") or query.dim() != 3:
             return func(*args, **kwargs)
-        projected = self._linear(query, given["in_proj_weight"], given["in_proj_bias"])
-        unchanged = torch.eye(query.shape[-1], dtype=projected.dtype, device=projected.device)
+        projected = self._linear(query, named["in_proj_weight"], named["in_proj_bias"])
+        identity = torch.eye(query.shape[-1], dtype=projected.dtype, device=projected.device)
         parts = dict(zip(("query", "key", "value"), projected.chunk(3, dim=-1), strict=True))
-        weights = dict.fromkeys(("q_proj_weight", "k_proj_weight", "v_proj_weight", "out_proj_weight"), unchanged)
+        weights = dict.fromkeys(("q_proj_weight", "k_proj_weight", "v_proj_weight", "out_proj_weight"), identity)
         without = dict.fromkeys(("in_proj_weight", "in_proj_bias", "out_proj_bias"))
-        mixed, attention = func(**given | parts | weights | without | {"use_separate_proj_weight": True})
-        return self._linear(mixed, given["out_proj_weight"], given["out_proj_bias"]), attention
+        mixed, attention = func(**named | parts | weights | without | {"use_separate_proj_weight": True})
+        return self._linear(mixed, named["out_proj_weight"], named["out_proj_bias"]), attention
 
     def _linear(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         output = functional.linear(x, weight, bias)

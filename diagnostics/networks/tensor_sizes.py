@@ -1,4 +1,4 @@
-"""How large the tensors of a forward pass are, which memory is planned by."""
+"""Sizes of the tensors of a forward pass; memory is planned by them."""
 
 from collections.abc import Iterable, Iterator
 from typing import Any
@@ -9,12 +9,12 @@ from torch.utils.weak import WeakIdKeyDictionary
 
 
 class DependentSizes(TorchDispatchMode):
-    """Notes the entries of every tensor made that depends on the input."""
+    """Records the number of entries of every tensor that is made from the input."""
 
     def __init__(self, x: Tensor) -> None:
         super().__init__()
         self.sizes: list[int] = []
-        # Weak, as keeping every activation alive would take the memory of a whole training step.
+        # Weak references: keeping every activation alive would take the memory of a whole training step.
         self._dependent = WeakIdKeyDictionary({x: True})
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
@@ -27,7 +27,7 @@ class DependentSizes(TorchDispatchMode):
 
 
 def _tensors(values: Iterable[Any]) -> Iterator[Tensor]:
-    """The tensors among an operator's arguments or results, lists of them opened."""
+    """The tensors among an operator's arguments or results, also within lists and tuples."""
     for value in values:
         if isinstance(value, Tensor):
             yield value

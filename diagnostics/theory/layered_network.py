@@ -19,7 +19,7 @@ from skip_conditioning.diagnostics.networks.capture import (
     forward_pass,
     logits_of,
     name_each_call,
-    one_call,
+    named_call,
     run,
     select_layers,
     split_call,
@@ -150,17 +150,17 @@ class LayeredNetwork:
     def _cuts(self, layers: Sequence[str] | str | None) -> dict[str, Call]:
         """The calls behind which the network is cut, in the order in which they return."""
         chosen = select_layers(self._model, layers)
-        seen = forward_pass(self._model, self._state, self.x, [split_call(layer)[0] for layer in chosen])
-        self._sizes, self._tensors_made = seen.widest, len(seen.sizes)
-        self.logits = logits_of(seen.output).detach()
+        forward = forward_pass(self._model, self._state, self.x, [split_call(layer)[0] for layer in chosen])
+        self._sizes, self._tensors_made = forward.widest, len(forward.sizes)
+        self.logits = logits_of(forward.output).detach()
         if self.logits.dim() == 0 or len(self.logits) != len(self.x):
             raise UnsupportedModelError(
                 f"the model returns a tensor of shape {tuple(self.logits.shape)} for {len(self.x)} samples; return "
                 "one row of outputs for each sample"
             )
         if layers is None:
-            chosen = [layer for layer in name_each_call(chosen, seen.calls) if seen.calls[split_call(layer)[0]]]
-        calls = {layer: one_call(layer, seen) for layer in chosen}
+            chosen = [layer for layer in name_each_call(chosen, forward.calls) if forward.calls[split_call(layer)[0]]]
+        calls = {layer: named_call(layer, forward) for layer in chosen}
         return dict(sorted(calls.items(), key=lambda item: item[1].ended))
 
     def _require_chain(self, names: Sequence[str]) -> dict[str, list[nn.Parameter]]:
