@@ -1,4 +1,4 @@
-"""The errors a user can meet, each one line that names the culprit and the way out."""
+"""The errors a user can meet; each message is a line that names what is wrong and the way out."""
 
 import difflib
 from collections.abc import Iterable
@@ -13,7 +13,7 @@ class UnknownLayerError(InputError):
 
 
 class LayerCallError(InputError):
-    """A layer that the forward pass never calls, or calls more often than the map can express."""
+    """A layer without the map: never called, called several times with no call named, or without parameters."""
 
 
 class NonFiniteError(InputError):
@@ -21,11 +21,11 @@ class NonFiniteError(InputError):
 
 
 class UnsupportedModelError(InputError):
-    """A model whose output, or an operator in it, cannot be differentiated as asked."""
+    """A model whose output cannot be differentiated as the measurement needs, or that holds an operator that cannot."""
 
 
 class MemoryBudgetError(InputError):
-    """A spectrum that cannot be computed exactly within the memory budget."""
+    """A measurement that does not fit the memory budget."""
 
 
 def near_matches(name: object, candidates: Iterable[str]) -> str:

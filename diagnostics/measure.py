@@ -65,18 +65,18 @@ def spectra(
             (so that batch norm in train mode couples the samples). ``sample`` measures each sample by itself,
             in eval mode (batch norm with running statistics, no dropout).
         method: ``exact`` computes all singular values (those of the ``param`` map of a plain layer by a closed
-            form); ``lanczos`` a quadrature of their density from products
-            with random vectors, with standard errors; ``auto`` is exact while that fits the memory budget and is
-            cheaper by estimated cost or a matter of seconds (the spectrum's ``note`` says what was chosen, and why).
+            form); ``lanczos`` a quadrature of their density from products with random vectors, with standard errors;
+            ``auto`` is exact where that fits the memory budget and is either cheaper by estimated cost or takes only
+            seconds (the spectrum's ``note`` says what was chosen, and why).
         tolerance: Relative standard error of the mean σ that ``lanczos`` should reach by adding steps and random
-            vectors; None for 2 vectors and 32 steps. The ``note`` says so where a limit came first.
+            vectors; None for 2 vectors and 32 steps. ``note`` says so where it was not reached.
         seed: Of the random vectors.
         dtype: Precision of the Jacobian; None keeps the model's. float64 resolves about 1e8 times smaller values.
         memory_budget: Bytes the measurement may take; chunks are chosen to fit.
         progress: Whether to show a bar.
         group: Processes of ``torch.distributed`` to share the work among: random vectors, or rows of an exact
-            Jacobian. All have to call, with the same weights and probe, and all get what the first would get alone:
-            its buffers (batch norm's running statistics) are used in every process.
+            Jacobian. All have to call, with the same weights and probe, and all get the result of the first alone: its
+            buffers (batch norm's running statistics) are used in every process.
 
     Returns:
         One spectrum per layer, in the model's order, by name. In ``sample`` mode one per layer and sample, by
@@ -87,7 +87,7 @@ def spectra(
         LayerCallError: A layer that is never called, or several times with no call named.
         NonFiniteError: NaN or infinity in the probe, the weights or a Jacobian.
         MemoryBudgetError: A spectrum that does not fit the budget.
-        UnsupportedModelError: Something that cannot be differentiated.
+        UnsupportedModelError: An operator or a model that cannot be differentiated.
         InputError: An unknown map, batch mode or method, or a tolerance that is not a positive number.
     """
     check_method(method, tolerance)
@@ -103,8 +103,8 @@ def spectra(
         chosen, reason = method, ""
         if method == "auto":
             chosen, reason = distribute([0], lambda _: choose_method(item, budget), group)[0]
-        free: Callable[..., Spectrum] = functools.partial(matrix_free_spectrum, tolerance=tolerance, seed=seed)
-        engine = exact_spectrum if chosen == "exact" else free
+        matrix_free: Callable[..., Spectrum] = functools.partial(matrix_free_spectrum, tolerance=tolerance, seed=seed)
+        engine = exact_spectrum if chosen == "exact" else matrix_free
         with progress_bar(f"{item.name} {item.layer}", show=progress) as advance:
             return engine(item, memory_budget=budget, progress=advance, group=group), reason
 
@@ -130,7 +130,7 @@ def spectra(
             try:
                 return {_key(spectrum): spectrum for spectrum in run_in_all(kernels, group)}
             except MemoryBudgetError:
-                pass  # one layer at a time takes less memory: streamed, or matrix-free
+                pass  # one layer at a time, streamed or matrix-free, takes less memory
         measurements = _measure(evaluate, model, x, map, layers, batch_mode, dtype, group)
     return {_key(spectrum): spectrum for spectrum in measurements}
 
@@ -195,14 +195,14 @@ def spectrum_of(
     Args:
         matrix: Shape ``(rows, cols)``, real; or any ``Operator``, such as a ``JacobianOperator``.
         method: ``exact`` computes all singular values in float64, those of an operator from ``min(rows, cols)``
-            products; ``lanczos`` a quadrature of their density, with standard errors; ``auto`` is exact for a matrix
-            that fits the memory budget, and for a small operator, where it takes no more products.
+            products; ``lanczos`` a quadrature of their density, with standard errors; ``auto`` is exact within the
+            memory budget for a matrix, and for an operator so small that ``lanczos`` would take as many products.
         tolerance: As for ``spectra``.
         seed: Of the random vectors.
         memory_budget: Bytes that the measurement may take.
 
     Returns:
-        The spectrum, its floor that of the matrix's own precision.
+        The spectrum; its floor is that of the matrix's own precision.
 
     Raises:
         InputError: The matrix is empty or not real, or an option is out of range; half precision for ``lanczos``.
@@ -270,9 +270,9 @@ def _measure(
     dtype: torch.dtype | None,
     group: ProcessGroup | None = None,
 ) -> list[Result]:
-    """What ``evaluate`` makes of every map (and sample, in ``sample`` mode), the model being held quiet.
+    """Call ``evaluate`` on every map (of every sample, in ``sample`` mode) while the model is ``quiet``.
 
-    In a group, what fails in one process (an allocation, say) is an error in all before they go on.
+    In a group, a failure in one process (of an allocation, say) is an error in all processes.
     """
     check_map(name, batch_mode, dtype)
     results: list[Result] = []

@@ -16,11 +16,10 @@ from skip_conditioning.diagnostics.linalg.quadrature import Estimate
 from skip_conditioning.diagnostics.linalg.slq import Lanczos
 from skip_conditioning.diagnostics.tables import STATISTICS
 
-#: Rounding moves a small singular value by so many units in the last place of ``‖J‖_F`` at most. Measured, float32
+#: Rounding moves a small singular value by at most so many units in the last place of ``‖J‖_F``. Measured, float32
 #: against float64, over 19 networks (tests/diagnostics/test_floor.py): 7.6 (AMD) or 8.9 (Intel with AVX-512) for 30
 #: layers with batch norm and no skip, 1.4 at most for all others. Large values move further where a deep normalised
-#: chain amplifies rounding of the forward pass (up to 630 units, still only 1e-4 of the value), which no reader takes
-#: for zero.
+#: chain amplifies rounding of the forward pass: up to 630 units, but that is only 1e-4 of the value.
 ROUNDING_UNITS = 16
 
 
@@ -32,7 +31,7 @@ class Spectrum:
     on: None where all singular values were computed.
 
     Attributes:
-        map: ``layer``, ``tail``, ``network``, ``param`` or ``kernel``; ``matrix`` where it is no map's of a network.
+        map: ``layer``, ``tail``, ``network``, ``param`` or ``kernel``; ``matrix`` for any other matrix.
         layer: Dotted module name; ``network`` for the network map, ``total`` for the whole kernel, an operator's name.
         batch_mode: ``batch`` or ``sample``.
         sample: Index of the probe sample in ``sample`` mode, else None.
@@ -123,7 +122,7 @@ class Spectrum:
             shape: ``(rows, cols)``.
             dtype: Precision in which the matrix was computed.
             floor: Size below which a value cannot be told from zero; None for ``values_floor`` of the dtype.
-            map: Recorded, as all that follows.
+            map: As for the attribute, like all that follow.
             layer: Module or operator.
             batch_mode: ``batch`` or ``sample``.
             method: How the values were obtained.
@@ -163,26 +162,26 @@ class Spectrum:
         seconds: float = 0.0,
         peak_bytes: int = 0,
     ) -> "Spectrum":
-        """The spectrum of an operator of which the density of the singular values was estimated.
+        """The spectrum of an operator whose density of singular values was estimated.
 
         Args:
             lanczos: What ``lanczos_density`` returned.
             shape: ``(rows, cols)``.
             dtype: Precision of the operator's products.
-            tolerance: The one asked for; the note says so where it was not reached.
-            map: Recorded, as all that follows.
+            tolerance: The relative standard error aimed for; ``note`` says so if it was not reached.
+            map: As for the attribute, like all that follow.
             layer: Module or operator.
             seconds: Time it took.
             peak_bytes: Memory it took.
         """
         density = lanczos.density
         floor = jacobian_floor(density.rms().value * min(shape) ** 0.5, torch.finfo(dtype).eps)
-        estimated, mean = estimates(lanczos, floor), density.mean()
+        by_name, mean = estimates(lanczos, floor), density.mean()
         note = ""
         if not lanczos.converged:
             note = f"tolerance {tolerance:g} not reached: relative standard error {mean.error / mean.value:.2g}"
-        fields: dict[str, Any] = {name: estimate.value for name, estimate in estimated.items()}
-        fields |= {f"{name}_se": estimate.error for name, estimate in estimated.items()}
+        fields: dict[str, Any] = {name: estimate.value for name, estimate in by_name.items()}
+        fields |= {f"{name}_se": estimate.error for name, estimate in by_name.items()}
         return cls(
             map=map,
             layer=layer,
@@ -208,7 +207,7 @@ class Spectrum:
         return self.sigma_mean * min(self.rows, self.cols) if self.map == "kernel" else None
 
     def as_row(self) -> dict[str, Any]:
-        """The spectrum as a row of the ``spectra`` table (without ``run_id``, ``step`` and what takes a loss)."""
+        """The spectrum as a row of the ``spectra`` table, without ``run_id`` and ``step``; ``rayleigh`` is None."""
         row = {item.name: getattr(self, item.name) for item in dataclasses.fields(self)}
         lists = {name: row[name].tolist() or None for name in ("values", "nodes", "weights")}
         return row | lists | {"trace": self.trace, "rayleigh": None}
@@ -237,7 +236,7 @@ def statistics(values: np.ndarray, floor: float) -> dict[str, Any]:
     scaled = values / largest if largest > 0 else np.zeros_like(values)
     square_sum, total = float(np.sum(scaled**2)), float(np.sum(scaled))
     shares = scaled[scaled > 0] / total if total > 0 else np.ones(0)
-    found = {
+    by_name = {
         "sigma_max": largest,
         "sigma_min": float(raised[-1]),
         "sigma_mean": largest * float(np.mean(scaled)),
@@ -249,8 +248,8 @@ def statistics(values: np.ndarray, floor: float) -> dict[str, Any]:
         "effective_rank": float(np.exp(-np.sum(shares * np.log(shares)))) if total > 0 else 0.0,
         "stable_rank": square_sum,
     }
-    assert tuple(found) == STATISTICS
-    return found | {"resolved": bool(values[-1] > floor)}
+    assert tuple(by_name) == STATISTICS
+    return by_name | {"resolved": bool(values[-1] > floor)}
 
 
 def estimates(lanczos: Lanczos, floor: float) -> dict[str, Estimate]:
@@ -274,37 +273,28 @@ def estimates(lanczos: Lanczos, floor: float) -> dict[str, Estimate]:
 
 
 def values_floor(values: np.ndarray, dtype: torch.dtype, gram_side: int = 0) -> float:
-    """The floor of a matrix whose singular values are all known: ``jacobian_floor``, or ``gram_floor`` if larger.
+    """The floor of a matrix whose singular values are all known: ``jacobian_floor``, or its Gram matrix's if larger.
 
     Args:
         values: All singular values, descending.
         dtype: Precision in which the matrix was computed.
-        gram_side: Side of the Gram matrix that they come from; 0 where they come from the matrix itself.
+        gram_side: Side of the float64 Gram matrix that they come from, whose eigenvalues are known to
+            ``gram_side · eps · σ_max²``; 0 where they come from the matrix itself.
     """
     # Divided by the largest first so that no square overflows.
     norm = float(values[0]) * float(np.linalg.norm(values / values[0])) if values[0] > 0 else 0.0
-    floor = jacobian_floor(norm, torch.finfo(dtype).eps)
-    return max(floor, gram_floor(float(values[0]), gram_side)) if gram_side else floor
+    squaring = float(values[0]) * float(np.sqrt(gram_side * np.finfo(np.float64).eps))
+    return max(jacobian_floor(norm, torch.finfo(dtype).eps), squaring)
 
 
 def jacobian_floor(frobenius_norm: float, eps: float) -> float:
-    """What rounding makes of a singular value that is zero: ``ROUNDING_UNITS · eps · ‖J‖_F`` at most.
+    """How large rounding may make a singular value that is zero: ``ROUNDING_UNITS · eps · ‖J‖_F``.
 
-    By Weyl's inequality it moves by at most the norm of the perturbation, which is measured (see
-    ``ROUNDING_UNITS``). Never zero: a map that vanishes has all its values under the floor.
+    By Weyl's inequality the value moves by at most the norm of the perturbation, as measured (``ROUNDING_UNITS``).
+    The floor is never zero, so that all values of a map that vanishes lie under it.
 
     Args:
         frobenius_norm: ``‖J‖_F``.
         eps: Unit roundoff of the dtype in which the Jacobian was computed.
     """
     return max(ROUNDING_UNITS * eps * frobenius_norm, float(np.finfo(np.float64).tiny))
-
-
-def gram_floor(sigma_max: float, size: int) -> float:
-    """What squaring costs: eigenvalues of a float64 Gram matrix are known to ``size · eps · σ_max²``.
-
-    Args:
-        sigma_max: Largest singular value.
-        size: Side of the Gram matrix.
-    """
-    return sigma_max * float(np.sqrt(size * np.finfo(np.float64).eps))

@@ -1,10 +1,10 @@
 """Tables on disk: small Parquet parts, readable at any moment, and an experiment read as pandas frames.
 
 A run directory holds ``config.json``, ``status.json``, ``metrics/``, ``spectra/``, ``skipped/`` and
-``checkpoints/``; an experiment holds its runs under ``runs/``. A part is written to a temporary name (which
+``checkpoints/``; an experiment holds its runs under ``runs/``. A part is written under a temporary name (which
 ``pandas.read_parquet`` ignores, as it begins with a dot) and then renamed, so a reader never sees half of one.
 
-This module knows nothing of torch, so that figures can be drawn without it.
+This module does not import torch, so that figures can be drawn without it.
 """
 
 import contextlib
@@ -65,7 +65,7 @@ SPECTRA = pa.schema(
     ]
 )
 
-#: The Polyak–Łojasiewicz chain of the loss on the probe, and what one step of training made of it: ``grad_squared`` is
+#: The Polyak–Łojasiewicz chain of the loss on the probe, and how far one step lowered the loss: ``grad_squared`` is
 #: ``|∇ℓ|²``, ``pl_floor`` and ``pl_ceiling`` bound it, and ``pl_verdict`` is ``holds``, ``violated: <statements>`` or
 #: ``vacuous: <statements and causes>`` (``theory.pl_inequality``); the decreases are those of ``loss.descent``.
 BOUNDS = (
@@ -96,7 +96,7 @@ METRICS = pa.schema(
     ]
 )
 
-#: Scheduled measurements that were not made, and why: nothing is dropped in silence.
+#: Scheduled measurements that were not made, and why.
 SKIPPED = pa.schema(
     [
         ("run_id", _TEXT),
@@ -114,7 +114,7 @@ RUN_COLUMNS = (
     "status", "device", "versions", "git_revision",
 )  # fmt: skip
 
-#: What makes a row unique within each table; of two rows with one key the later written counts.
+#: Columns that identify a row within each table; of two rows with the same key the one written later counts.
 KEYS = {
     "metrics": ("run_id", "step", "split"),
     "spectra": ("run_id", "step", "map", "layer", "batch_mode", "sample"),
@@ -160,17 +160,17 @@ class TableWriter:
                 raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
 
     def append(self, row: Mapping[str, Any]) -> None:
-        """Hold one row until the next ``flush``; a column the table does not have is an error."""
+        """Keep a row in memory until the next ``flush``; a column the table does not have is an error."""
         unknown = set(row) - set(self.schema.names)
         if unknown:
             raise InputError(f"unknown column {sorted(unknown)[0]!r}; the table has {', '.join(self.schema.names)}")
         self._rows.append({name: row.get(name) for name in self.schema.names})
 
     def flush(self) -> None:
-        """Write the rows held so far as one part, named for the steps it covers."""
+        """Write the rows in memory as one part, named after the steps it covers."""
         if not self._rows:
             return
-        # Scalars still on a device are fetched here, all at once, rather than when they were logged.
+        # Scalars still on a device are fetched here, all at once, and not when they are logged.
         rows = [{name: _number(value) for name, value in row.items()} for row in self._rows]
         steps = [row["step"] for row in self._rows]
         stem = f"part-{min(steps):09d}-{max(steps):09d}"
@@ -180,7 +180,7 @@ class TableWriter:
         self._rows.clear()
 
     def rewind(self, step: int) -> None:
-        """Forget every row after ``step``: what a killed run logged beyond the checkpoint it resumes from."""
+        """Delete every row after ``step``: those that a killed run logged after the checkpoint it resumes from."""
         for part in sorted(self.directory.glob("part-*.parquet")):
             first, last = (int(number) for number in part.stem.split("-")[1:3])
             if first > step:
@@ -193,25 +193,26 @@ class TableWriter:
 
 
 def write_parquet(table: pa.Table, path: Path) -> None:
-    """Write a table whole or not at all: under a temporary name first, then renamed."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    with clear_disk_errors(path):
-        try:
-            with temporary.open("wb") as file:
-                pq.write_table(table, file)
-                file.flush()
-                os.fsync(file.fileno())
-            temporary.replace(path)
-        finally:
-            temporary.unlink(missing_ok=True)
+    """Write a table whole or not at all."""
+    with _written_whole(path) as temporary, temporary.open("wb") as file:
+        pq.write_table(table, file)
+        file.flush()
+        os.fsync(file.fileno())
 
 
 def write_json(content: Mapping[str, Any], path: Path) -> None:
     """Write a JSON file whole or not at all."""
+    with _written_whole(path) as temporary:
+        temporary.write_text(json.dumps(content, indent=2, allow_nan=False) + "\n")
+
+
+@contextlib.contextmanager
+def _written_whole(path: Path) -> Iterator[Path]:
+    """A temporary path to write to; it becomes ``path`` at the end, or is removed if writing fails."""
     temporary = path.with_name(f".{path.name}.tmp")
     with clear_disk_errors(path):
         try:
-            temporary.write_text(json.dumps(content, indent=2, allow_nan=False) + "\n")
+            yield temporary
             temporary.replace(path)
         finally:
             temporary.unlink(missing_ok=True)
@@ -257,7 +258,7 @@ def read_experiment(directory: str | os.PathLike[str]) -> Experiment:
         directory: An experiment (which holds ``runs/``) or one run's directory.
 
     Raises:
-        InputError: The directory does not exist or holds no run, or a file in it is not what it should be.
+        InputError: The directory does not exist or holds no run, or a file in it cannot be read.
     """
     runs = run_directories(Path(directory))
     return Experiment(
@@ -266,7 +267,7 @@ def read_experiment(directory: str | os.PathLike[str]) -> Experiment:
 
 
 def empty_frame(name: str) -> pd.DataFrame:
-    """A table without rows, with its columns and types; one of ``SCHEMAS``."""
+    """One of the tables of ``SCHEMAS`` without rows, with its columns and types."""
     return _to_pandas(SCHEMAS[name].empty_table())
 
 
@@ -289,11 +290,11 @@ def _read_runs(runs: list[Path]) -> pd.DataFrame:
 
 def _read_table(runs: list[Path], name: str) -> pd.DataFrame:
     schema = SCHEMAS[name]
-    parts = [part for run in runs for part in sorted((run / name).glob("part-*.parquet"), key=_written)]
+    parts = [part for run in runs for part in sorted((run / name).glob("part-*.parquet"), key=_time_written)]
     tables = [_read_part(part, schema) for part in parts]
     frame = _to_pandas(pa.concat_tables(tables) if tables else schema.empty_table())
     keys = list(KEYS[name])
-    # By step only: layers stay in the order in which they were measured, the forward pass's.
+    # Sorted by step only: layers stay in the order of the forward pass, in which they were measured.
     frame = frame.drop_duplicates(keys, keep="last")
     return frame.sort_values(["run_id", "step"], kind="stable", ignore_index=True)
 
@@ -310,7 +311,7 @@ def _number(value: Any) -> Any:
     return value.item() if hasattr(value, "item") else value
 
 
-def _written(part: Path) -> tuple[int, str]:
+def _time_written(part: Path) -> tuple[int, str]:
     return part.stat().st_mtime_ns, part.name
 
 
@@ -326,4 +327,4 @@ def clear_disk_errors(path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         reason = error.strerror or str(error)
-        raise InputError(f"cannot write {path} ({reason}); free some space or choose another place") from error
+        raise InputError(f"cannot write {path} ({reason}); free some space or choose another path") from error

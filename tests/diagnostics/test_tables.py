@@ -172,7 +172,7 @@ def test_directories_that_hold_nothing(tmp_path):
 def test_a_folder_that_cannot_be_made_or_written(tmp_path, monkeypatch):
     (tmp_path / "file").write_text("not a folder")
     for place in ("file", "file/metrics"):
-        with pytest.raises(InputError, match=r"cannot write .*file.*free some space or choose another place"):
+        with pytest.raises(InputError, match=r"cannot write .*file.*free some space or choose another path"):
             TableWriter(tmp_path / place, METRICS)
     monkeypatch.setattr(os, "access", lambda path, mode: False)
     with pytest.raises(InputError, match=r"cannot write .*read-only \(Permission denied\)"):
