@@ -1,4 +1,4 @@
-"""Batch norm with a short forward mode: one pass over the tangent where PyTorch's formula takes about a dozen.
+"""Batch norm with a fast forward mode: one pass over the tangent where PyTorch's formula takes about a dozen.
 
 Without gain and shift, batch norm's Jacobian for the values of one channel is ``P = (I − 11ᵀ/m − x̂x̂ᵀ/m) / σ``, which
 is symmetric (Ioffe & Szegedy 2015, section 3). So ``P (γ t)``, which the fused backward pass computes, is ``γ P t``.
@@ -16,18 +16,18 @@ _DEFAULTS = {"weight": None, "bias": None, "training": False, "momentum": 0.1, "
 
 
 class ShortBatchNorm(TorchFunctionMode):
-    """Inside, ``functional.batch_norm`` in train mode has the short forward mode; its values are the same."""
+    """Inside, ``functional.batch_norm`` in train mode has the fast forward mode; its values are the same."""
 
     def __torch_function__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
         kwargs = kwargs or {}
         if func is not functional.batch_norm:
             return func(*args, **kwargs)
-        given: dict[str, Any] = _DEFAULTS | dict(zip(_NAMES, args, strict=False)) | kwargs
-        uses_batch = given["training"] or given["running_mean"] is None
-        # One value a channel is an error that PyTorch explains.
-        if not uses_batch or given["input"].numel() == given["input"].shape[1]:
+        arguments: dict[str, Any] = _DEFAULTS | dict(zip(_NAMES, args, strict=False)) | kwargs
+        uses_batch = arguments["training"] or arguments["running_mean"] is None
+        # For one value a channel PyTorch raises an error that explains itself.
+        if not uses_batch or arguments["input"].numel() == arguments["input"].shape[1]:
             return func(*args, **kwargs)
-        return _BatchNorm.apply(*(given[name] for name in _NAMES))[0]
+        return _BatchNorm.apply(*(arguments[name] for name in _NAMES))[0]
 
 
 class _BatchNorm(torch.autograd.Function):
@@ -50,7 +50,7 @@ class _BatchNorm(torch.autograd.Function):
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-        """Keep what the tangent needs."""
+        """Save what ``jvp`` needs."""
         x, _, _, weight, _, _, _, eps = inputs
         _, mean, inverse_deviation = output
         ctx.save_for_forward(x, weight, mean, inverse_deviation)
@@ -59,7 +59,7 @@ class _BatchNorm(torch.autograd.Function):
 
     @staticmethod
     def jvp(ctx: Any, *tangents: Tensor | None) -> tuple[Tensor | None, None, None]:
-        """The tangent of the values, from those of input, gain and shift."""
+        """The tangent of the values, from the tangents of input, gain and shift."""
         x, weight, mean, inverse_deviation = ctx.saved_tensors
         of_x, _, _, of_weight, of_bias = tangents[:5]
         shape = (1, -1, *(1,) * (x.dim() - 2))

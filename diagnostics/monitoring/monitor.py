@@ -41,10 +41,10 @@ from skip_conditioning.diagnostics.support.sharding import distribute
 #: Rows wait in memory at most this long at first (``run_tables.longest_wait``).
 _FLUSH_SECONDS = 1.0
 
-#: What the table of skipped measurements calls that of ``BoundsLog``, instead of a map.
+#: Stands in place of a map in the table ``skipped``, for the measurement of ``BoundsLog``.
 _BOUNDS = "bounds"
 
-#: A diverging network is a result: after these the training goes on.
+#: Errors after which the training goes on: a diverging network is a result.
 _FAILURES = (InputError, np.linalg.LinAlgError, torch.OutOfMemoryError)
 
 Value = TypeVar("Value")
@@ -66,7 +66,7 @@ class SpectrumMonitor:
         layers: Layers of those maps that are given by name only.
         schedule: Interval in steps, or a function of the step; for maps without a schedule of their own.
         max_overhead: Share of the training time that measurements may take. One that would exceed it is skipped,
-            which the table ``skipped`` records, and made as soon as it can be afforded. None: never skip.
+            which the table ``skipped`` records, and made as soon as it fits. None: never skip.
         method: ``auto``, ``exact`` or ``lanczos``, as for ``spectra``.
         tolerance: Accuracy of matrix-free spectra, as for ``spectra``.
         dtype: Precision of the Jacobians; None keeps the model's.
@@ -115,18 +115,18 @@ class SpectrumMonitor:
         self.x, self.y = self._probe.x, self._probe.y
         self.run_id = run_id or Path(out).resolve().name
         self.latest: dict[str, Spectrum] = {}
-        otherwise = schedule if schedule is not None else log_spaced()
+        default = schedule if schedule is not None else log_spaced()
         requested = [maps] if isinstance(maps, str | Measurement) else maps
-        self._measurements = [scheduled(item, layers, otherwise) for item in requested]
+        self._measurements = [scheduled(item, layers, default) for item in requested]
         self._num_maps = len(self._measurements)
         self._tried, self._unaffordable = 0, 0
         if bounds and self.y is None:
-            raise InputError("bounds are those of a loss; give the probe's targets too, as probe=(x, y)")
+            raise InputError("bounds need a loss; give the probe's targets too, as probe=(x, y)")
         if bounds:
-            self._measurements.append(scheduled(Measurement(_BOUNDS, TOTAL), None, otherwise))
+            self._measurements.append(scheduled(Measurement(_BOUNDS, TOTAL), None, default))
         self._writes, self._measures = _roles(group)
         self._group = group if self._measures else None
-        self._bounds: BoundsLog | None = None  # of the process that writes, as are the tables
+        self._bounds: BoundsLog | None = None  # in the process that writes only, as the tables
         self._tables: RunTables | None = None
 
         def prepare(_: int) -> list[float]:
@@ -149,7 +149,7 @@ class SpectrumMonitor:
         return self._queue.estimates
 
     def _try(self) -> list[float]:
-        """Meet every bad input, and forecast the seconds of each measurement."""
+        """Raise the errors of bad input, and forecast the seconds of each measurement."""
         seconds = [self._probe.forecast(item) for item in self._measurements[: self._num_maps]]
         self._probe.loss()
         return seconds if self._bounds is None else [*seconds, self._bounds.forecast()]
@@ -191,7 +191,7 @@ class SpectrumMonitor:
         return self._time.overhead
 
     def flush(self, step: int | None = None) -> None:
-        """Write the rows that still wait in memory.
+        """Write the rows in memory.
 
         Args:
             step: Optimiser steps taken by now. A row of the bounds that waits for that step is completed; for another,
@@ -201,14 +201,14 @@ class SpectrumMonitor:
         self._write()
 
     def rewind(self, step: int) -> None:
-        """Forget every row after ``step``; for a run resumed from a checkpoint made at that step."""
+        """Delete every row after ``step``; for a run resumed from a checkpoint made at that step."""
         if self._bounds is not None:
             self._bounds.rewind(step)
         if self._tables is not None:
             self._tables.rewind(step)
 
     def close(self) -> None:
-        """Write what waits in memory; the monitor may still be used afterwards.
+        """Write the rows in memory; the monitor may still be used afterwards.
 
         Warns when measurements were due and none could be afforded.
         """
@@ -290,7 +290,7 @@ class SpectrumMonitor:
             self._append("metrics", step, row)
 
     def _release(self, step: int | None) -> None:
-        """Log the row that waits, completed if it waits for the step ``step``."""
+        """Log the row that waits, completed by the decreases if it waits for the step ``step``."""
         if self._bounds is None or self._bounds.row is None:
             return
         with self._measuring():

@@ -41,7 +41,7 @@ class RunTables:
         self._writers[table].append({"run_id": self._run_id, "step": step, **row})
 
     def log(self, step: int, split: str, metrics: Mapping[str, float | Tensor | None]) -> None:
-        """Hold one row of metrics.
+        """Keep a row of metrics in memory until the next ``flush``.
 
         Args:
             step: Optimiser steps taken so far.
@@ -51,26 +51,26 @@ class RunTables:
         Raises:
             InputError: A metric that is not a single number, or has no column.
         """
-        held = {key: _scalar(key, value) for key, value in metrics.items()}
-        self.append("metrics", step, {"split": split, **held})
+        scalars = {key: _scalar(key, value) for key, value in metrics.items()}
+        self.append("metrics", step, {"split": split, **scalars})
 
     def flush(self) -> None:
-        """Write the rows held so far."""
+        """Write the rows in memory."""
         for writer in self._writers.values():
             writer.flush()
 
     def rewind(self, step: int) -> None:
-        """Forget every row on disk after ``step``."""
+        """Delete every row on disk after ``step``."""
         for writer in self._writers.values():
             writer.rewind(step)
 
 
 def longest_wait(elapsed: float, first: float = 1.0) -> float:
-    """Seconds that rows wait in memory at most, so that steps do not make a file each, even slow ones in long runs.
+    """The most seconds that rows wait in memory, so that not every step makes a file, even slow steps of long runs.
 
     Args:
         elapsed: Seconds since the run began.
-        first: The wait in its first hundred seconds; it grows with them, up to sixty times.
+        first: The wait in the first hundred seconds; then it grows in proportion to ``elapsed``, up to sixty times.
     """
     return first * min(max(elapsed / 100, 1.0), 60.0)
 
