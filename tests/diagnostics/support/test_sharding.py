@@ -56,7 +56,7 @@ else:
     raise AssertionError("no error")
 
 matrix = torch.from_numpy(np.random.default_rng(0).normal(size=(60, 40)))
-for options in ({"probes": 3, "steps": 8}, {"tolerance": 0.02}):
+for options in ({"vectors": 3, "steps": 8}, {"tolerance": 0.02}):
     alone = lanczos_density(MatrixOperator(matrix), **options)
     shared = lanczos_density(MatrixOperator(matrix), group=group, **options)
     assert shared.steps == alone.steps and shared.products == alone.products
