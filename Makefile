@@ -56,7 +56,7 @@ rooms: tree
 
 # Threads of linear algebra would only be in each other's way.
 pytest: .venv/installed
-	OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --maxprocesses 4
+	OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist worksteal
 
 clean:
 	rm -rf .venv runs build *.egg-info .*_cache .hypothesis

@@ -54,7 +54,7 @@ torch.save(model.state_dict(), "weights.pt")
 # Runs scripts, each in a process of its own as Python starts it; what takes long to import is imported once for all.
 SCRIPTS = """
 import json, os, runpy, sys
-import pandas, pyarrow.parquet, scipy.stats, seaborn, sklearn.datasets, torch.func, tyro
+import datasets, pandas, pyarrow.parquet, scipy.stats, seaborn, sklearn.datasets, torch._dynamo, torch.func, tyro
 
 for folder, script, *words in json.loads(sys.argv[1]):
     print("$", script, *words, flush=True)
@@ -141,7 +141,8 @@ def test_what_is_called_like_our_folders_stays_the_users(environment: Path, tmp_
     command = environment / "bin" / "skip-conditioning"
     small = ("--steps", "1", "--trials", "1", "--lr", "0.1", "--arms", "default", "--model-options", "--no-diagnostics")
     lines = []
-    for layout in ("packages", "folders", "files"):
+    layouts = ("packages", "folders", "files") if environment.name.startswith("wheel") else ("folders",)
+    for layout in layouts:
         folder = tmp_path / layout
         module, file = write_users_folder(folder, layout)
         (folder / "train.py").write_text(TRAIN.format(module=module))
@@ -152,7 +153,7 @@ def test_what_is_called_like_our_folders_stays_the_users(environment: Path, tmp_
             (*train, "--model", f"{file}:factory", "--out", "by-file"),
         ]
     run_scripts(environment, *lines)
-    assert len({path.parents[2] for path in tmp_path.glob("*/by-*/runs/*/metrics/*.parquet")}) == 6
+    assert len({path.parents[2] for path in tmp_path.glob("*/by-*/runs/*/metrics/*.parquet")}) == 2 * len(layouts)
 
 
 def test_every_subcommand_works_in_a_users_folder(environment: Path, tmp_path: Path) -> None:
