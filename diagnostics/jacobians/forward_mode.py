@@ -14,11 +14,11 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.func import jvp
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_map
 from torch.utils.weak import WeakIdKeyDictionary
 
 from skip_conditioning.diagnostics.jacobians.batch_norm_tangent import ShortBatchNorm
-from skip_conditioning.diagnostics.support.dispatch import EagerDispatchMode
 
 _aten = torch.ops.aten
 
@@ -106,7 +106,7 @@ def linearize(function: Callable[[Tensor], Tensor], point: Tensor) -> Callable[[
     return recorder.program(derivative)
 
 
-class _Recorder(EagerDispatchMode):
+class _Recorder(TorchDispatchMode):
     """Watches a forward-mode evaluation and keeps the operators that touch the tangent."""
 
     def __init__(self, tangent: Tensor) -> None:

@@ -4,12 +4,11 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.weak import WeakIdKeyDictionary
 
-from skip_conditioning.diagnostics.support.dispatch import EagerDispatchMode
 
-
-class DependentSizes(EagerDispatchMode):
+class DependentSizes(TorchDispatchMode):
     """Records the number of entries of every tensor that is made from the input."""
 
     def __init__(self, x: Tensor) -> None:

@@ -162,9 +162,7 @@ def test_every_subcommand_works_in_a_users_folder(environment: Path, tmp_path: P
     names = [name for group in COMMANDS.values() for name in group]
     small = ["--steps", "2", "--trials", "1", "--lr", "0.1", "--arms", "chain", "residual", "--layers", "blocks.0"]
     network = ["--model-options", "depth=2", "width=8", "--subset", "32"]
-    lines = [
-        ["--version"],
-        ["models"],
+    for_real = [
         ["train", "demo", "--out", "runs/demo", *network, *small],
         ["figures", "runs/demo", "--only", "loss_curves"],
         ["summary", "runs/demo"],
@@ -172,12 +170,17 @@ def test_every_subcommand_works_in_a_users_folder(environment: Path, tmp_path: P
         ["ratios", "runs/demo"],
         ["analyse", "runs/demo", "--map", "layer", "--layers", "blocks.0"],
     ]
-    others = set(names) - {line[0] for line in lines}
-    lines += [[name, "--help"] for name in sorted(others)]
+    wheel = environment.name.startswith("wheel")
+    lines = [["--version"], ["models"], *(for_real if wheel else ())]
+    lines += [[name, "--help"] for name in sorted(set(names) - {line[0] for line in lines})]
     printed = run_scripts(environment, *((tmp_path, command, *line) for line in lines))
-    assert all(word in printed for word in (skip_conditioning.__version__, "preact-resnet18", "residual", "κ"))
-    assert [*(tmp_path / "runs" / "demo" / "figures").glob("*.png")]
-    assert [*(tmp_path / "runs" / "demo" / "analysis" / "spectra").glob("*.parquet")]
+    assert all(
+        word in printed for word in (skip_conditioning.__version__, "preact-resnet18", "usage: skip-conditioning")
+    )
+    if wheel:
+        assert "κ" in printed
+        assert [*(tmp_path / "runs" / "demo" / "figures").glob("*.png")]
+        assert [*(tmp_path / "runs" / "demo" / "analysis" / "spectra").glob("*.parquet")]
 
 
 def test_the_wheel_holds_one_package_with_everything_in_it(tree: Path, wheel: Path) -> None:

@@ -189,7 +189,7 @@ def test_a_violation_is_a_finding_with_its_numbers_and_not_an_error(tmp_path, ca
         (["--dataset", "mnist"], "name it by --model"),
         (["pl", "--samples", "0", "--model", "residual-mlp"], "--samples is 0"),
         (["pl", "--model", "resnet"], "resnet"),
-        (["pl", "--model", "nowhere:nothing"], "cannot import 'nowhere'"),
+        (["pl", "--model", "nowhere:nothing"], "there is no module 'nowhere'"),
         (["pl", "--model", f"{HERE}:tuple_network"], "must return logits of shape"),
         (
             ["regularity", "--model", f"{HERE}:user_network", "--layers", "3"],

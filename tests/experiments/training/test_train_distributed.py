@@ -270,7 +270,7 @@ def test_a_process_that_is_killed_ends_the_other_and_the_run_goes_on_to_the_same
 
 def test_resuming_with_another_number_of_processes_is_refused(folder, shared, capsys):
     assert main([*arguments("plain"), "plain", "--resume"]) == 2
-    assert "are others (torchrun-processes 2 → 1)" in capsys.readouterr().err
+    assert "torchrun-processes 2 → 1" in capsys.readouterr().err
 
 
 def test_what_is_wrong_in_one_process_is_not_lost(shared):

@@ -231,7 +231,7 @@ def test_infinite_mediators_count_as_the_most_extreme_finite_one_and_pairs_alone
         (lambda r: r[r["trial"] < 5], "5 trials are too few.* needs 6"),
         (lambda r: r.assign(mediator=2.0), "the mediator is the same"),
         (lambda r: r.assign(mediator=r["trial"] / 3), "the mediator is the same"),
-        (lambda r: r.assign(mediator=r["trial"] / 3 - r["treated"]), "the mediator follows from treated"),
+        (lambda r: r.assign(mediator=r["trial"] / 3 - r["treated"]), "the mediator is determined by treated"),
         (lambda r: r.drop(columns="mediator"), "lack the columns mediator"),
         (lambda r: r.assign(speed=r["speed"].where(r["trial"] > 0)), "speed is NaN in 6 of 180 runs"),
         (lambda r: r.assign(speed=np.inf), "speed is infinite in all runs"),
