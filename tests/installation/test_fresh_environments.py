@@ -156,6 +156,8 @@ def test_what_is_called_like_our_folders_stays_the_users(environment: Path, tmp_
     assert len({path.parents[2] for path in tmp_path.glob("*/by-*/runs/*/metrics/*.parquet")}) == 2 * len(layouts)
 
 
+# What the editable install adds, finding the folders, is tested above.
+@pytest.mark.parametrize("environment", ["wheel"], indirect=True)
 def test_every_subcommand_works_in_a_users_folder(environment: Path, tmp_path: Path) -> None:
     write_users_folder(tmp_path, "folders")
     command = environment / "bin" / "skip-conditioning"
@@ -170,16 +172,14 @@ def test_every_subcommand_works_in_a_users_folder(environment: Path, tmp_path: P
         ["ratios", "runs/demo"],
         ["analyse", "runs/demo", "--map", "layer", "--layers", "blocks.0"],
     ]
-    wheel = environment.name.startswith("wheel")
-    lines = [["--version"], ["models"], *(for_real if wheel else ())]
+    lines = [["--version"], ["models"], *for_real]
     lines += [[name, "--help"] for name in sorted(set(names) - {line[0] for line in lines})]
     printed = run_scripts(environment, *((tmp_path, command, *line) for line in lines))
     expected = (skip_conditioning.__version__, "preact-resnet18", "usage: skip-conditioning")
     assert all(words in printed for words in expected)
-    if wheel:
-        assert "κ" in printed
-        assert [*(tmp_path / "runs" / "demo" / "figures").glob("*.png")]
-        assert [*(tmp_path / "runs" / "demo" / "analysis" / "spectra").glob("*.parquet")]
+    assert "κ" in printed
+    assert [*(tmp_path / "runs" / "demo" / "figures").glob("*.png")]
+    assert [*(tmp_path / "runs" / "demo" / "analysis" / "spectra").glob("*.parquet")]
 
 
 def test_the_wheel_holds_one_package_with_everything_in_it(tree: Path, wheel: Path) -> None:

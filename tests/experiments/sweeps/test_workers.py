@@ -96,20 +96,13 @@ def written():
     return {path: path.stat().st_mtime_ns for path in Path("o").rglob("*") if path.is_file()}
 
 
-def test_results_are_those_of_one_process_to_the_bit(train, small, same_results, capsys):
+def test_results_are_those_of_one_process_to_the_bit(train, same_results, capsys):
     whole = train("whole", *RUNS)
     capsys.readouterr()
-    run([*small, *RUNS])
-    same_results(whole, Path("o"))
+    same_results(whole, train("o", *RUNS, "--processes", "2"))
     assert sorted(set(statuses().values())) == ["diverged", "finished"]
     assert not [*Path("o").rglob(".*")]
-    assert "8/8" in capsys.readouterr().err
-
-
-def test_the_training_command_trains_in_processes_when_asked_to(train, same_results, capsys):
-    same_results(train("whole", *RUNS), train("o", *RUNS, "--processes", "2"))
     assert "8/8" in capsys.readouterr().err  # runs, where one process alone counts steps
-    same_results(Path("whole"), train("o", *RUNS, "--processes", "3", "--resume"))
 
 
 def test_processes_of_the_training_command_that_make_no_sense(small, capsys, monkeypatch):

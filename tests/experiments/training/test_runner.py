@@ -231,10 +231,9 @@ def jacobian_behind_stem(model, x):
     return torch.stack(rows)
 
 
-@pytest.mark.parametrize("name", ["cifar10", "cifar100"])
-def test_paper_cifar_runs(nets, real_data, name):
+def test_paper_cifar_runs(nets, real_data):
     made = preset(
-        *(f"paper-{name}", "--data-dir", str(real_data), "--limit-train", "16", "--limit-test", "8", "--trials", "1"),
+        *("paper-cifar100", "--data-dir", str(real_data), "--limit-train", "16", "--limit-test", "8", "--trials", "1"),
         *("--batch-size", "8", "--epochs", "1", "--lr", "0.05", "--probe-size", "2", "--layers", "layer4.1"),
         *("--arms", "modified", "--max-overhead", "None"),
     )
@@ -247,7 +246,7 @@ def test_paper_cifar_runs(nets, real_data, name):
     assert {*metrics.index.unique("split")} == {"train", "probe", "test"}
     assert tables.spectra["layer"].unique().tolist() == ["layer4.1"]
     tails, blocks = (tables.spectra[tables.spectra["map"] == map] for map in ("tail", "layer"))
-    assert set(tails["rows"]) == {20 if name == "cifar10" else 200}
+    assert set(tails["rows"]) == {200}
     assert tails["values"].notna().all()
     # Matrix-free: a density with standard errors.
     assert set(blocks["rows"]) == {2 * 512 * 4 * 4}
