@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 DEMO ?= runs/demo
 
-.PHONY: demo peers test check lint types rooms pytest clean
+.PHONY: demo peers test slow check lint types rooms pytest clean
 
 # One environment for everything, made on first use and renewed when what it is made from changes.
 .venv/installed: setup.cfg pyproject.toml constraints.txt
@@ -56,7 +56,11 @@ rooms: tree
 
 # Threads of linear algebra would only be in each other's way.
 pytest: .venv/installed
-	OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist worksteal
+	OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist worksteal -m "not slow"
+
+# What `make test` leaves out: kills in a row, compilation, every subcommand in a fresh environment.
+slow: .venv/installed
+	OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist worksteal -m slow
 
 clean:
 	rm -rf .venv runs build *.egg-info .*_cache .hypothesis

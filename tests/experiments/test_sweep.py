@@ -136,6 +136,7 @@ def test_killed_run_has_failed_and_not_for_an_earlier_reason(fragile, capsys):
     assert said in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_ctrl_c_cancels_the_jobs_and_says_how_to_go_on(fragile, same_results, capsys, monkeypatch):
     def interrupt(table, states):
         if any(state.step for state in states):
@@ -169,6 +170,7 @@ def wait_until_unlocked(run):
             time.sleep(0.05)
 
 
+@pytest.mark.slow
 def test_no_more_jobs_at_a_time_than_asked_for(fragile, capsys, monkeypatch):
     shown = []
     monkeypatch.setattr(LiveTable, "show", lambda table, states: shown.append([state.status for state in states]))

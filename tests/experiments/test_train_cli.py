@@ -205,6 +205,7 @@ def test_help_names_every_preset(capsys):
 RUNS = ("--trials", "2", "--steps", "40", "--model", "nets:dropout", "--arms", "default", "--momentum", "0.9")
 
 
+@pytest.mark.slow
 def test_killed_at_any_moment_it_resumes_to_the_same_bits(train, start, same_results):
     whole = train("whole", *RUNS)
     moments = random.Random(0)
@@ -228,6 +229,7 @@ def test_killed_at_any_moment_it_resumes_to_the_same_bits(train, start, same_res
     assert metrics.query("split == 'train'").groupby("run_id")["step"].apply(list).tolist() == [[*range(41)]] * 2
 
 
+@pytest.mark.slow
 def test_stopped_before_or_after_writing_any_file_it_resumes_to_the_same_bits(stopped_at_every_file):
     options = ("--model", "nets:dropout", "--arms", "default", "--steps", "3", "--momentum", "0.9")
     assert [*stopped_at_every_file(*options, fewest=15)]

@@ -157,6 +157,7 @@ def test_what_is_called_like_our_folders_stays_the_users(environment: Path, tmp_
 
 
 # What the editable install adds, finding the folders, is tested above.
+@pytest.mark.slow
 @pytest.mark.parametrize("environment", ["wheel"], indirect=True)
 def test_every_subcommand_works_in_a_users_folder(environment: Path, tmp_path: Path) -> None:
     write_users_folder(tmp_path, "folders")

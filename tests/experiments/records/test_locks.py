@@ -111,6 +111,7 @@ def test_training_refuses_a_directory_that_another_process_writes(train, small, 
     assert not [*Path("o").rglob(".*")]
 
 
+@pytest.mark.slow
 def test_second_command_fails_at_once_and_the_first_goes_on(train, small, start, same_results, capsys):
     options = ("--steps", "300", "--no-diagnostics")
     process = start("--out", "o", *options)

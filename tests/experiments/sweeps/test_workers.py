@@ -155,6 +155,7 @@ def test_ctrl_c_ends_all_processes_and_says_how_to_go_on(script):
     assert not [*Path("o").rglob(LOCK)]
 
 
+@pytest.mark.slow
 def test_processes_end_when_the_one_that_started_them_is_killed(script):
     script.kill()
     script.communicate(timeout=10)  # until none has its stderr any more

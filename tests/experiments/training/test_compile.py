@@ -11,6 +11,7 @@ from skip_conditioning.diagnostics.tables import read_experiment
 from skip_conditioning.experiments.train import main
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(shutil.which("g++") is None, reason="there is no C++ compiler")
 def test_compiled_runs_are_those_of_plain_ones_and_resume(train, small):
     plain, compiled = train("plain"), train("compiled", "--compile")
@@ -20,6 +21,7 @@ def test_compiled_runs_are_those_of_plain_ones_and_resume(train, small):
     assert main([*small, "--out", "compiled", "--compile", "--resume"]) == 0
 
 
+@pytest.mark.slow
 def test_without_a_compiler_it_is_refused_before_anything_is_written(small, nets):
     command = [sys.executable, "-m", "skip_conditioning.experiments.train", *small, "--out", "o", "--compile"]
     without = os.environ | {"CXX": "/nowhere", "CC": "/nowhere", "TORCHINDUCTOR_CACHE_DIR": str(nets / "empty")}

@@ -236,6 +236,7 @@ def test_what_is_wrong_is_said_before_anything_is_written(nets, capsys, options,
     assert not (nets / "out").exists()
 
 
+@pytest.mark.slow
 def test_two_processes_train_as_one(nets):
     (nets / "doubled.py").write_text(DOUBLE)
     arguments = [

@@ -249,6 +249,7 @@ def test_torchrun_passes_on_one_line_of_bad_input(folder):
     assert done.stderr.count("error: --lr must be a positive number; it is -1.0\n") == 1
 
 
+@pytest.mark.slow
 def test_a_process_that_is_killed_ends_the_other_and_the_run_goes_on_to_the_same_bits(folder, shared):
     interrupted = [*arguments("dropout"), "killed"]
     (code, out, error), (other_code, *_) = in_two_processes(folder, interrupted, killed_at=4)

@@ -85,6 +85,7 @@ def test_a_skip_that_surely_does_nothing_leaves_nothing_to_explain():
     assert set(verdicts(World(noise=0.001), worlds=50)) == {"vacuous"}
 
 
+@pytest.mark.slow
 def test_half_an_arms_runs_diverging_costs_power_and_makes_no_false_support():
     world = World(direct=-0.5, noise=0.05, diverging="orthogonal chain")
     assert is_at_most(verdicts(world) == "supported", RULE.level)
