@@ -90,7 +90,7 @@ def test_file_that_its_holder_removed_is_not_locked(tmp_path, monkeypatch):
 
 def test_directory_that_cannot_be_written(tmp_path):
     (tmp_path / "file").touch()
-    with pytest.raises(InputError, match=r"cannot write .*file.*another place"), locked(tmp_path / "file"):
+    with pytest.raises(InputError, match=r"cannot write .*file.*another path"), locked(tmp_path / "file"):
         pass
 
 
