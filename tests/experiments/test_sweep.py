@@ -105,6 +105,7 @@ def test_tables_are_those_of_training_and_finished_runs_are_not_repeated(small, 
     assert len(logs("swept")) == 2
 
 
+@pytest.mark.slow
 def test_failing_run_is_reported_and_the_rest_finish_and_it_can_be_retried(fragile, same_results, capsys):
     Path("mood").write_text("raises")
     assert main([*fragile, "--out", "o"]) == 1

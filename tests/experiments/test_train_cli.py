@@ -239,6 +239,7 @@ def files(directory):
     return sum(1 for path in Path(directory).rglob("*") if not path.name.startswith("."))
 
 
+@pytest.mark.slow
 def test_ctrl_c_says_how_to_go_on(train, start, same_results):
     # As at a terminal: a suite that runs in the background of a shell hands down that the signal is to be ignored.
     heeded = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)"
@@ -254,6 +255,7 @@ def test_ctrl_c_says_how_to_go_on(train, start, same_results):
     same_results(train("whole", *RUNS), train("stopped", "--resume", *RUNS))
 
 
+@pytest.mark.slow
 def test_full_disk_is_one_line_and_the_run_can_be_resumed(train, start, same_results):
     # No file may grow beyond 55 kB: the weights fit, the optimiser's momentum with the random numbers does not.
     limit = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (55_000, 55_000))"

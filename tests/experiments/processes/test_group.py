@@ -40,6 +40,7 @@ def two_processes(folder, *options):
     return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=120)
 
 
+@pytest.mark.slow
 def test_two_processes_write_and_print_what_one_does_once(foreign, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     options = [*foreign, "--layers", "0", "2", "--map", "tail", "--method", "lanczos", "--spectra-dtype", "float64"]

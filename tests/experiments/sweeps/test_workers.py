@@ -114,6 +114,7 @@ def test_processes_of_the_training_command_that_make_no_sense(small, capsys, mon
     assert not Path("o").exists()
 
 
+@pytest.mark.slow
 def test_only_what_is_not_over_is_trained(train, small, same_results):
     whole = train("whole", *RUNS)
     run([*small, *RUNS, "--trials", "1"], processes=1)
@@ -145,6 +146,7 @@ def test_killed_process_is_reported_with_its_run(fragile):
     assert set(statuses().values()) == {"finished"}
 
 
+@pytest.mark.slow
 def test_ctrl_c_ends_all_processes_and_says_how_to_go_on(script):
     os.killpg(script.pid, signal.SIGINT)  # as a terminal does
     _, err = script.communicate(timeout=10)

@@ -200,6 +200,7 @@ def preset(name, *options):
     return Runner(parse([name, "--out", "out", "--device", "cpu", *options]))
 
 
+@pytest.mark.slow
 def test_paper_mnist_measures_the_whole_spectrum_of_the_paper(train, real_data):
     options = ("paper-mnist", "--trials", "1", "--steps", "2", "--out", "out", "--data-dir", str(real_data))
     made = Runner(parse(options))

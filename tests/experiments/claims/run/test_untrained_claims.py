@@ -40,6 +40,7 @@ def judged(tmp_path, *claims, processes=2):
         return judgements()
 
 
+@pytest.mark.slow
 def test_claims_are_judged_elsewhere_and_those_with_plans_are_left(tmp_path):
     found = judged(tmp_path, Alone("a"), Alone("b"), Alone("planned", planned=True))
     assert {name: one.change for name, one in found.items()} == {"a": "a", "b": "b"}
