@@ -58,7 +58,7 @@ rooms: tree
 pytest: .venv/installed
 	OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist worksteal -m "not slow"
 
-# What `make test` leaves out: kills, interrupts, compilation, every subcommand in a fresh environment.
+# What `make test` leaves out: the theory's quick check, kills, interrupts, compilation, every subcommand in a fresh environment.
 slow: .venv/installed
 	OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist worksteal -m slow
 

@@ -94,6 +94,7 @@ def quick(tmp_path_factory):
     return out
 
 
+@pytest.mark.slow
 def test_the_quick_version_writes_every_statement_and_no_theorem_is_violated(quick):
     table = pd.read_parquet(quick / "theory.parquet")
     assert set(table["experiment"]) == set(theory.EXPERIMENTS)
@@ -107,12 +108,14 @@ def test_the_quick_version_writes_every_statement_and_no_theorem_is_violated(qui
     assert (bounds.loc[bounds["verdict"] == "holds", "right"] > 0).all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", FIGURES)
 @pytest.mark.parametrize("suffix", ["png", "svg"])
 def test_the_quick_version_draws_every_figure(quick, name, suffix):
     assert (quick / "figures" / f"{name}.{suffix}").stat().st_size > 5000
 
 
+@pytest.mark.slow
 def test_the_chain_is_logged_at_every_step_with_the_decrease_of_each_but_the_last(quick):
     metrics = read_experiment(quick / "pl").metrics
     for _, run in metrics.groupby("run_id"):
@@ -123,6 +126,7 @@ def test_the_chain_is_logged_at_every_step_with_the_decrease_of_each_but_the_las
         assert run["predicted_decrease"][:-1].to_numpy() == pytest.approx(0.1 * run["grad_squared"][:-1].to_numpy())
 
 
+@pytest.mark.slow
 def test_a_run_repeats(quick, tmp_path):
     assert theory.main(["skips", "--out", str(tmp_path), "--quick"]) == 0
     again, before = (pd.read_parquet(directory / "theory.parquet") for directory in (tmp_path, quick))

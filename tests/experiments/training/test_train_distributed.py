@@ -241,6 +241,7 @@ def test_what_is_wrong_for_both_is_said_once(name, message, folder, shared):
     assert not (folder / name).exists()
 
 
+@pytest.mark.slow
 def test_torchrun_passes_on_one_line_of_bad_input(folder):
     launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     command = [sys.executable, *launcher, "-m", "skip_conditioning.experiments.train", *arguments("wrong"), "bad"]
