@@ -12,6 +12,8 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
+from skip_conditioning.diagnostics.errors import InputError
+
 Loss = TypeVar("Loss", float, Tensor)
 
 #: The class index that PyTorch's cross-entropy passes over; its mean is over the other samples.
@@ -93,19 +95,44 @@ class MeanSquare:
 Cost = CrossEntropy | MeanSquare
 
 
-def cost_of(logits: Tensor, y: Tensor) -> Cost:
+def cost_of(logits: Tensor, y: Tensor, x: Tensor) -> Cost:
     """The cost that targets stand for: cross-entropy for class indices, the mean square for real numbers.
 
     Args:
         logits: The network's outputs, samples first.
         y: Targets, as for ``probe_loss.probe_metrics``.
+        x: The inputs.
     """
     if y.is_floating_point():
         return MeanSquare(len(logits), logits[0].numel())
     counted = int((y != IGNORED).sum())
-    return CrossEntropy(counted, logits.shape[class_dimension(logits, y)])
+    return CrossEntropy(counted, logits.shape[class_dimension(logits, y, x)])
 
 
-def class_dimension(logits: Tensor, y: Tensor) -> int:
-    """The dimension of the logits along which class indices point: the last, or as in PyTorch's losses the second."""
-    return 1 if logits.dim() > 2 and y.shape == (logits.shape[0], *logits.shape[2:]) else logits.dim() - 1
+def class_dimension(logits: Tensor, y: Tensor, x: Tensor) -> int:
+    """The dimension of the logits along which class indices point: the last, or as in PyTorch's losses the second.
+
+    Shapes decide, ``(N, *positions, K)`` or ``(N, K, *positions)`` for targets ``(N, *positions)``. Where they allow
+    both, as many classes as positions, the last is taken for integer inputs of the targets' shape: language models.
+
+    Args:
+        logits: The network's outputs, samples first.
+        y: Class indices.
+        x: The inputs.
+
+    Raises:
+        InputError: The shapes fit both ways or neither.
+    """
+    last, second = y.shape == logits.shape[:-1], y.shape == logits.shape[:1] + logits.shape[2:]
+    if last and (not second or logits.dim() == 2 or (x.shape == y.shape and not x.is_floating_point())):
+        return logits.dim() - 1
+    if second and not last:
+        return 1
+    shapes = f"class indices {tuple(y.shape)} for logits {tuple(logits.shape)}"
+    if not last:
+        raise InputError(f"the probe's targets do not fit the logits ({shapes}); correct or leave them out")
+    raise InputError(
+        f"the probe's targets fit the logits in two ways ({shapes}: the classes may be in the second dimension or the "
+        "last); choose a probe with another number of positions (a shorter sequence, a cropped image), or leave the "
+        "targets out"
+    )

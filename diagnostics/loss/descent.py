@@ -46,7 +46,7 @@ class Descent:
     def __init__(self, model: nn.Module, x: Tensor, y: Tensor) -> None:
         self._x, self._y = x, y
         with measuring(model, x, dtype=torch.float64) as probed:
-            gradient = loss_gradient(probed.recording(), y)
+            gradient = loss_gradient(probed.recording(), y, probed.x)
         names = {parameter: name for name, parameter in probed.model.named_parameters()}
         self._loss, self._scale = gradient.loss, gradient.scale
         self._gradient = {names[parameter]: part for parameter, part in gradient.parameters.items()}

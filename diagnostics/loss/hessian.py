@@ -78,7 +78,7 @@ class HessianOperator(Operator):
                 self._point = outputs.point.requires_grad_()
                 logits = outputs.function(self._point)
                 # Copied, as the graph keeps the targets.
-                loss = loss_metrics(logits, y.detach().clone() if isinstance(y, Tensor) else y)["loss"]
+                loss = loss_metrics(logits, y.detach().clone() if isinstance(y, Tensor) else y, probed.x)["loss"]
                 (self._gradient,) = torch.autograd.grad(loss, self._point, create_graph=True)
                 _require_symmetry(logits, self._point)
         super().__init__(

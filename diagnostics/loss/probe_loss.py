@@ -26,8 +26,8 @@ def probe_metrics(model: nn.Module, x: Tensor, y: Tensor, dtype: torch.dtype | N
     Args:
         model: The model, left as it is.
         x: Probe inputs, shape ``(N, *input_shape)``.
-        y: Class indices, for the last dimension of the logits or (as in PyTorch's losses) for the second, or real
-            targets with as many entries as the logits.
+        y: Class indices, for the last dimension of the logits or (as in PyTorch's losses) for the second, as the shapes
+            tell (``costs.class_dimension``); or real targets in the logits' shape, or flattened.
         dtype: Precision of the measurement; None keeps the model's own.
 
     Returns:
@@ -37,7 +37,7 @@ def probe_metrics(model: nn.Module, x: Tensor, y: Tensor, dtype: torch.dtype | N
         InputError: The targets do not fit the logits.
     """
     with measuring(model, x, dtype=dtype) as probed, torch.no_grad():
-        return loss_metrics(probed.logits(), y)
+        return loss_metrics(probed.logits(), y, probed.x)
 
 
 def rayleigh_quotients(
@@ -77,7 +77,7 @@ def rayleigh_quotients(
         for part in probed.parts():
             index = part.sample
             targets, mark = (y, "") if index is None else (y[index : index + 1], f"[{index}]")
-            gradient = loss_gradient(part.recording(), targets)
+            gradient = loss_gradient(part.recording(), targets, part.x)
             squares, size = gradient.squares(), float((gradient.outputs**2).sum())
             for name, held in [*blocks.items(), (TOTAL, units)]:
                 square = sum(squares.get(parameter, 0.0) for unit in held for parameter in unit.parameters)
@@ -106,19 +106,20 @@ class LossGradient:
         return {parameter: float((part**2).sum()) for parameter, part in self.parameters.items()}
 
 
-def loss_gradient(recording: Recording, y: Tensor) -> LossGradient:
+def loss_gradient(recording: Recording, y: Tensor, x: Tensor) -> LossGradient:
     """The loss and its gradients, by one backward pass.
 
     Args:
         recording: A forward pass; to be used inside ``isolation.quiet``.
         y: Targets, as for ``probe_metrics``.
+        x: The inputs of that pass.
 
     Raises:
         InputError: The targets do not fit the outputs.
         NonFiniteError: The gradient in the outputs holds NaN or infinity.
     """
     logits = recording.logits.detach().view(recording.output_shape).requires_grad_()
-    loss = loss_metrics(logits, y)["loss"]
+    loss = loss_metrics(logits, y, x)["loss"]
     slope = torch.autograd.grad(loss, logits)[0]
     require_finite(slope, "the gradient of the loss in the outputs")
     scale = slope.abs().max().clamp(min=torch.finfo(slope.dtype).tiny).double()
@@ -158,18 +159,48 @@ def gradient_rounding(probed: ProbedModel, gradient: LossGradient, dtype: torch.
     return factor * moved / max(float(gradient.outputs.norm()), torch.finfo(torch.float64).tiny)
 
 
-def loss_metrics(logits: Tensor, y: Tensor) -> dict[str, Tensor]:
-    """Loss, and accuracy for class indices, of outputs of any shape; as ``probe_metrics``, in autograd's graph."""
+def loss_metrics(logits: Tensor, y: Tensor, x: Tensor) -> dict[str, Tensor]:
+    """Loss, and accuracy for class indices, in autograd's graph.
+
+    Args:
+        logits: Outputs of any shape, samples first.
+        y: Targets, as for ``probe_metrics``.
+        x: The inputs.
+
+    Returns:
+        As ``probe_metrics``.
+
+    Raises:
+        InputError: The targets do not fit the logits.
+    """
     try:
         y = y.to(logits.device)
         if y.is_floating_point():
-            return {"loss": mse_loss(logits, y.to(logits.dtype).reshape(logits.shape))}
-        logits = logits.movedim(class_dimension(logits, y), -1)
-        loss = cross_entropy(logits.flatten(0, -2), y.long().flatten())
+            return {"loss": mse_loss(logits, _arranged_as(logits, y.to(logits.dtype)))}
+        logits = logits.movedim(class_dimension(logits, y, x), -1)
         counted = y != IGNORED
-        if not bool(counted.any()):
-            raise ValueError(f"every class index is {IGNORED}, which cross-entropy passes over")
+        _require_classes(y[counted], logits.shape[-1])
+        loss = cross_entropy(logits.flatten(0, -2), y.long().flatten())
         return {"loss": loss, "accuracy": (logits.argmax(-1) == y)[counted].double().mean()}
+    except InputError:
+        raise
     except (AttributeError, IndexError, RuntimeError, ValueError) as error:
         reason = str(error).splitlines()[0]
         raise InputError(f"the probe's targets do not fit the logits ({reason}); correct or leave them out") from error
+
+
+def _arranged_as(logits: Tensor, y: Tensor) -> Tensor:
+    """Real targets in the logits' shape, from which they may differ by dimensions of size 1 or by being flattened."""
+    sizes = [[size for size in tensor.shape if size != 1] for tensor in (logits, y)]
+    if sizes[0] != sizes[1] and min(logits.dim(), y.dim()) > 2:
+        raise ValueError(f"real targets of shape {tuple(y.shape)} for logits of shape {tuple(logits.shape)}")
+    return y.reshape(logits.shape)
+
+
+def _require_classes(y: Tensor, classes: int) -> None:
+    """Check class indices here: on a GPU an index out of bounds ends all use of the device."""
+    if not len(y):
+        raise ValueError(f"every class index is {IGNORED}, which cross-entropy passes over")
+    wrong = y[(y < 0) | (y >= classes)]
+    if len(wrong):
+        raise ValueError(f"class index {int(wrong[0])} is out of bounds for {classes} classes")

@@ -43,12 +43,12 @@ class BoundsLog:
         """
         with measuring(self._model, self._x, dtype=torch.float64) as probed:
             recording = probed.recording()
-            loss_gradient(recording, self._y)
+            loss_gradient(recording, self._y, probed.x)
             start = time.perf_counter()  # a first backward pass is slower than those that follow
-            loss_gradient(recording, self._y)
+            loss_gradient(recording, self._y, probed.x)
             seconds = time.perf_counter() - start
         logits = recording.logits.detach().view(recording.output_shape)
-        checked_cost(logits, self._y, self._memory_budget)
+        checked_cost(logits, self._y, self._x, self._memory_budget)
         rows = logits.numel()
         return rows * seconds + _EIGENVALUE_FLOPS * rows**3 / FLOPS
 

@@ -98,8 +98,8 @@ def curvature(
         network = LayeredNetwork(probed, layers)
         constants = measured_constants(network.layers, memory_budget)
         logits = network.logits.clone().requires_grad_()
-        (slope,) = torch.autograd.grad(loss_metrics(logits, y)["loss"], logits)
-    gradient, cost = float(torch.linalg.vector_norm(slope)), cost_of(logits, y)
+        (slope,) = torch.autograd.grad(loss_metrics(logits, y, x)["loss"], logits)
+    gradient, cost = float(torch.linalg.vector_norm(slope)), cost_of(logits, y, x)
     return Curvature(
         largest=largest_eigenvalue(hessian),
         spectral_norm=spectral_norm(hessian),

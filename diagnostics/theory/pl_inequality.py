@@ -200,19 +200,19 @@ def pl_chain(
     units_of(unwrap(model))  # raises for complex parameters
     with measuring(model, x, dtype=dtype) as probed:
         recording = probed.recording()
-        gradient = loss_gradient(recording, y)
+        gradient = loss_gradient(recording, y, x)
         rounding = gradient_rounding(probed, gradient, recording.logits.dtype)
         directions = (gradient.outputs, torch.randn(recording.logits.shape, generator=torch.Generator().manual_seed(0)))
         along, throughout = (gram_rounding(recording, direction) for direction in directions)
     logits = recording.logits.detach().view(recording.output_shape)
-    cost = checked_cost(logits, y, memory_budget)
+    cost = checked_cost(logits, y, x, memory_budget)
     kernel = tangent_kernel(model, x, layers=TOTAL, dtype=dtype, memory_budget=int(memory_budget))
     spectrum, vector, scale = kernel.spectrum(), gradient.outputs.flatten(), gradient.scale
     kernel_squared = float(vector @ kernel.total @ vector)
     gradient_squared, size = sum(gradient.squares().values()), float(vector @ vector)
     centred, uncentred = None, 0.0
     if isinstance(cost, CrossEntropy):
-        dimension = class_dimension(logits, y)
+        dimension = class_dimension(logits, y, x)
         uncentred = float((gradient.outputs.view_as(logits).mean(dimension) ** 2).sum()) * cost.classes
         kernel = _on_predictions(kernel, logits.shape, dimension)
         centred = float(kernel.spectrum().values[-1])
@@ -239,19 +239,20 @@ def pl_chain(
     )
 
 
-def checked_cost(logits: Tensor, y: Tensor, memory_budget: int) -> Cost:
+def checked_cost(logits: Tensor, y: Tensor, x: Tensor, memory_budget: int) -> Cost:
     """The cost that the targets stand for, after checking that its chain can be measured.
 
     Args:
         logits: The network's outputs, samples first.
         y: Targets that fit them.
+        x: The inputs.
         memory_budget: Bytes the measurement may take.
 
     Raises:
         InputError: A single class.
         MemoryBudgetError: The kernel does not fit the budget.
     """
-    cost, rows = cost_of(logits, y), logits.numel()
+    cost, rows = cost_of(logits, y, x), logits.numel()
     if isinstance(cost, CrossEntropy) and cost.classes < 2:
         raise InputError("the cross-entropy of a single class is always zero; give real targets, or more outputs")
     needed = 8 * _MATRICES * rows**2

@@ -176,7 +176,7 @@ class _Descent:
         self.weights = dict(self.network.named_parameters())
         self.runs = len(next(iter(start.values())))
         with torch.no_grad():
-            self.cost = cost_of(self._features()[-1][0], self.targets)
+            self.cost = cost_of(self._features()[-1][0], self.targets, self.inputs)
         self._labels = self.targets.repeat(self.runs) if problem.is_classification else None
         self._start = start
         self._region: _Region | None = None

@@ -67,7 +67,7 @@ def _gradient_flow(network: CheckedNetwork, model: nn.Module, kernel_squared: fl
     Its error is estimated from a second one with half the step, and from the rounding of the losses.
     """
     with measuring(model, network.x, dtype=torch.float64) as probed:
-        gradient = loss_gradient(probed.recording(), network.y)
+        gradient = loss_gradient(probed.recording(), network.y, probed.x)
         slope = {parameter: gradient.scale * part for parameter, part in gradient.parameters.items()}
         length = sum(float((part**2).sum()) for part in slope.values())
         if length == 0 or gradient.loss == 0:
@@ -77,7 +77,7 @@ def _gradient_flow(network: CheckedNetwork, model: nn.Module, kernel_squared: fl
         def loss(time: float) -> float:
             """After so much gradient flow, to first order; with the same dropout masks every time."""
             moved = {parameter: probed.state[parameter] - time * part for parameter, part in slope.items()}
-            return loss_metrics(probed.logits(moved), network.y)["loss"].item()
+            return loss_metrics(probed.logits(moved), network.y, probed.x)["loss"].item()
 
         time = _CHANGE * gradient.loss / length
         whole, half = ((loss(step) - loss(-step)) / (2 * step) for step in (time, time / 2))

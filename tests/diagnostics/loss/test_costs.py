@@ -4,7 +4,8 @@ import pytest
 import torch
 from torch.func import grad, hessian
 
-from skip_conditioning.diagnostics.loss.costs import Cost, CrossEntropy, MeanSquare, cost_of
+from skip_conditioning.diagnostics.errors import InputError
+from skip_conditioning.diagnostics.loss.costs import Cost, CrossEntropy, MeanSquare, class_dimension, cost_of
 
 COSTS: list[Cost] = [CrossEntropy(3, 4), CrossEntropy(1, 2), MeanSquare(3, 2)]
 
@@ -22,7 +23,7 @@ def test_bounds_hold_at_random_outputs(cost: Cost, scale: float) -> None:
         else:
             y = torch.randn(cost.samples, columns, generator=random, dtype=torch.float64)
             function = lambda z, y=y: (z - y).square().mean()  # noqa: E731
-        assert cost_of(outputs, y) == cost
+        assert cost_of(outputs, y, outputs) == cost
         loss, slope = float(function(outputs)), float(grad(function)(outputs).norm())
         side = outputs.numel()
         curvature = torch.linalg.eigvalsh(hessian(function)(outputs).reshape(side, side))[-1]
@@ -44,3 +45,35 @@ def test_the_floors_slope_is_nowhere_exceeded_and_almost_attained(cost: Cost) ->
     losses = torch.linspace(0, 5, 100_001, dtype=torch.float64)
     slopes = cost.gradient_floor(losses).diff() / losses.diff()
     assert 0.98 * cost.gradient_floor_slope < slopes.max() <= cost.gradient_floor_slope * (1 + 1e-6)
+
+
+TOKENS, POSITIONS = torch.zeros(2, 4, dtype=torch.long), torch.zeros(2, 3, 4)
+
+
+@pytest.mark.parametrize(
+    ("logits", "y", "x", "dimension"),
+    [
+        ((2, 4), (2,), POSITIONS, 1),
+        ((2, 3, 4), (2, 3), POSITIONS, 2),
+        ((2, 3, 4), (2, 4), POSITIONS, 1),
+        ((2, 3, 4, 4), (2, 4, 4), POSITIONS, 1),
+        ((2, 4, 4), (2, 4), TOKENS, 2),
+        ((2, 2), (2,), torch.zeros(2), 1),
+    ],
+)
+def test_shapes_tell_the_dimension_of_the_classes(
+    logits: tuple[int, ...], y: tuple[int, ...], x: torch.Tensor, dimension: int
+) -> None:
+    assert class_dimension(torch.zeros(logits), torch.zeros(y, dtype=torch.long), x) == dimension
+
+
+@pytest.mark.parametrize("shape", [(2, 4, 4), (2, 4, 4, 4)])
+def test_classes_in_either_of_two_dimensions_are_not_guessed(shape: tuple[int, ...]) -> None:
+    y = torch.zeros(shape[:-1], dtype=torch.long)
+    with pytest.raises(InputError, match=r"in two ways .*choose a probe with another number of positions"):
+        class_dimension(torch.zeros(shape), y, torch.zeros(2, 3, *shape[2:]))
+
+
+def test_class_indices_of_another_shape_are_refused() -> None:
+    with pytest.raises(InputError, match=r"do not fit the logits \(class indices \(6,\) for logits \(2, 3, 4\)\)"):
+        class_dimension(torch.zeros(2, 3, 4), torch.zeros(6, dtype=torch.long), POSITIONS)
