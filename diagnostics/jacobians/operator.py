@@ -1,22 +1,17 @@
 """The Jacobian of a map as an operator: products with vectors from one forward pass, without the matrix itself.
 
-Products with the Jacobian repeat a recorded forward mode (``linearize``), those with its adjoint a saved backward pass:
-``JᵀJ v`` costs about one evaluation of the map's gradient.
+Both come from one kept backward graph (``pullback``): ``JᵀJ v`` costs about one evaluation of the map's gradient.
 """
-
-from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
-from torch.func import vjp, vmap
 
 from skip_conditioning.diagnostics.errors import InputError
-from skip_conditioning.diagnostics.jacobians.forward_mode import NotLinearizableError, linearize
-from skip_conditioning.diagnostics.jacobians.rows import chunk_size, clear_autograd_errors
+from skip_conditioning.diagnostics.jacobians.pullback import Pullback
 from skip_conditioning.diagnostics.linalg.operators import Operator
-from skip_conditioning.diagnostics.networks.isolation import exact_numerics
 from skip_conditioning.diagnostics.networks.maps import TOTAL, Map, check_map
 from skip_conditioning.diagnostics.networks.measuring import measuring
+from skip_conditioning.diagnostics.networks.numerics import exact_numerics
 from skip_conditioning.diagnostics.support.memory import GIB
 
 
@@ -27,8 +22,8 @@ class JacobianOperator(Operator):
     matrix is the one that ``jacobian`` returns; in ``sample`` mode the block-diagonal one of all samples,
     and for ``kernel`` the kernel ``J·Jᵀ``. Vectors are flat, entries running over (sample, coordinate), row-major.
 
-    Use it where the matrix does not fit or a few products are enough. Building it takes a forward pass and a
-    forward-mode pass of the map; it holds the activations between the map's ends twice, and a copy of the weights.
+    Use it where the matrix does not fit or a few products are enough. Building it takes a forward and
+    a backward pass of the map; it holds the activations between the map's ends twice, and a copy of the weights.
 
     Args:
         model: Any module whose forward pass takes ``x`` and returns logits.
@@ -103,35 +98,13 @@ class _MapOperator(Operator):
     def __init__(self, map: Map, memory_budget: int) -> None:
         device, dtype = map.point.device, map.point.dtype
         super().__init__((map.rows, map.cols), dtype, device, f"the {map.name} map of {map.layer!r}")
-        self._map, self._chunk = map, chunk_size(map, memory_budget)
-        with clear_autograd_errors(map):
-            output, pullback = vjp(map.function, map.point)[:2]
-            self._pullback: Callable[[Tensor], Tensor] = lambda cotangent: pullback(cotangent)[0]
-            try:
-                self._pushforward = linearize(map.function, map.point)
-            except NotLinearizableError:
-                # The pullback is linear in its cotangent: the adjoint of its derivative is the Jacobian.
-                twice = vjp(self._pullback, torch.zeros_like(output))[1]
-                self._pushforward = lambda tangent: twice(tangent)[0]
+        self._pullback = Pullback(map, memory_budget, twice=True)
 
     def _apply(self, block: Tensor) -> Tensor:
-        return self._columns(self._pushforward, block, self._map.point.shape)
+        return self._pullback.forward(block.T).T
 
     def _apply_adjoint(self, block: Tensor) -> Tensor:
-        return self._columns(self._pullback, block, self._map.output_shape)
-
-    def _columns(self, function: Callable[[Tensor], Tensor], block: Tensor, shape: torch.Size) -> Tensor:
-        """A function of one tensor applied to each column of a block, as many at a time as memory allows."""
-        vectors = block.T.reshape(-1, *shape)
-        with torch.no_grad(), clear_autograd_errors(self._map):
-            if self._chunk > 1 and len(vectors) > 1:
-                try:
-                    chunks = [vmap(function)(chunk).flatten(1) for chunk in vectors.split(self._chunk)]
-                    return torch.cat(chunks).T
-                except RuntimeError:
-                    self._chunk = 1  # some operator cannot be batched; one vector at a time always works
-            products = [function(vector).reshape(-1, 1) for vector in vectors]
-            return products[0] if len(products) == 1 else torch.cat(products, dim=1)
+        return self._pullback(block.T).T
 
 
 class _BlockDiagonal(Operator):

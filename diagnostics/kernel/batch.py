@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributed import ProcessGroup
 
-from skip_conditioning.diagnostics.jacobians.rows import CACHE_BYTES
+from skip_conditioning.diagnostics.jacobians.pullback import CACHE_BYTES
 from skip_conditioning.diagnostics.kernel.parts import Extent, Part, PartSignals
 from skip_conditioning.diagnostics.networks.measuring import ProbedModel
 from skip_conditioning.diagnostics.networks.parameter_rules import ParameterRule, rule_for

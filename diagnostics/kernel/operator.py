@@ -12,9 +12,9 @@ from skip_conditioning.diagnostics.errors import InputError, UnsupportedModelErr
 from skip_conditioning.diagnostics.jacobians.operator import operator_of
 from skip_conditioning.diagnostics.linalg.extremes import Extreme, largest_singular_value, smallest_singular_value
 from skip_conditioning.diagnostics.linalg.operators import Operator, require_precision
-from skip_conditioning.diagnostics.networks.isolation import exact_numerics
 from skip_conditioning.diagnostics.networks.maps import TOTAL, Map, check_map
 from skip_conditioning.diagnostics.networks.measuring import ProbedModel, measuring
+from skip_conditioning.diagnostics.networks.numerics import exact_numerics
 from skip_conditioning.diagnostics.support.memory import GIB
 
 OUTPUTS = ("all", "sum", "centred")

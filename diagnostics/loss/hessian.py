@@ -14,13 +14,13 @@ from scipy.sparse.linalg import ArpackNoConvergence, LinearOperator, eigsh
 from torch import Tensor, nn
 
 from skip_conditioning.diagnostics.errors import InputError, UnsupportedModelError
-from skip_conditioning.diagnostics.jacobians.rows import chunk_size, clear_autograd_errors
+from skip_conditioning.diagnostics.jacobians.pullback import chunk_size, clear_autograd_errors
 from skip_conditioning.diagnostics.linalg.extremes import Extreme
 from skip_conditioning.diagnostics.linalg.operators import Operator, require_precision
 from skip_conditioning.diagnostics.loss.probe_loss import loss_metrics
-from skip_conditioning.diagnostics.networks.isolation import exact_numerics
 from skip_conditioning.diagnostics.networks.maps import TOTAL, check_map
 from skip_conditioning.diagnostics.networks.measuring import measuring
+from skip_conditioning.diagnostics.networks.numerics import exact_numerics
 from skip_conditioning.diagnostics.support.memory import GIB
 
 #: A second derivative keeps the tensors of the backward pass as well as those of the forward pass.

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, distributed, nn
 from torch.distributed import ProcessGroup
 
-from skip_conditioning.diagnostics.networks.isolation import stand_in_for_buffers, unwrap
+from skip_conditioning.diagnostics.networks.isolation import buffer_copies, unwrap
 from skip_conditioning.diagnostics.support.sharding import distribute, run_in_all
 
 Result = TypeVar("Result")
@@ -60,5 +60,6 @@ def buffers_of_first(model: nn.Module, group: ProcessGroup | None) -> Iterator[N
 
 def _copied_buffers(model: nn.Module) -> list[Tensor]:
     """Give a model copies of its buffers, and return their contents as bytes: not every backend sends every type."""
-    stand_in_for_buffers(model)
+    for module, buffers in buffer_copies(model).items():
+        vars(module)["_buffers"] = buffers
     return [buffer.reshape(-1).view(torch.uint8).clone() for buffer in model.buffers()]

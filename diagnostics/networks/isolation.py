@@ -1,23 +1,23 @@
 """Measuring without changing: a model is measured inside ``quiet`` and comes out as it went in.
 
-Weights are used detached and buffers cloned (``State``); random number streams, the modules' attributes (train/eval
-flags among them) and global numerical switches are put back.
+Weights are used detached and buffers cloned (``State``); random number streams, global numerical switches and whatever
+else a forward pass changes (``python_state``) are put back.
 """
 
 import contextlib
 import copy
 import math
 import random
-import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from skip_conditioning.diagnostics.errors import InputError, NonFiniteError, UnsupportedModelError
+from skip_conditioning.diagnostics.networks.numerics import exact_numerics
+from skip_conditioning.diagnostics.networks.python_state import held
 
 #: Dropout draws the same mask at every measurement, so that spectra differ because weights do.
 _MASK_SEED = 0
@@ -55,98 +55,38 @@ def device_of(model: nn.Module, otherwise: Tensor) -> torch.device:
 def quiet(model: nn.Module, *, batch_mode: str) -> Iterator[None]:
     """Measure inside, change nothing outside.
 
-    Random number streams are forked and the modules' attributes restored (a forward pass may set some); numbers are
-    computed as in ``exact_numerics``.
+    Random number streams are forked, and what a forward pass changes is put back, as by ``python_state.held``; numbers
+    are computed as in ``exact_numerics``.
 
     Args:
         model: The unwrapped module.
         batch_mode: ``sample`` puts every module in eval mode, so that batch norm uses its running statistics;
             ``batch`` leaves the flags as they are.
     """
-    attributes = {module: dict(vars(module)) for module in model.modules()}
     devices = [tensor.device for tensor in (*model.parameters(), *model.buffers())]
-    with _forked_streams(devices), exact_numerics(devices):
-        try:
-            stand_in_for_buffers(model)
+    with _forked_streams(devices), exact_numerics(devices), held(model) as state:
+        for module, buffers in buffer_copies(model).items():
+            state.set_attribute(module, "_buffers", buffers)
             if batch_mode == "sample":
-                for module in attributes:
-                    module.training = False
-            yield
-        finally:
-            for module, before in attributes.items():
-                vars(module).clear()
-                vars(module).update(before)
+                state.set_attribute(module, "training", False)
+        yield
 
 
-def stand_in_for_buffers(model: nn.Module) -> None:
-    """Give the model copies of its buffers.
+def buffer_copies(model: nn.Module) -> dict[nn.Module, dict[str, Tensor | None]]:
+    """Tables of copies of a model's buffers, by module, to take the place of its own.
 
     A gradient checkpoint runs a part of the model again in the backward pass. The copies that ``State`` gives to a
     forward pass are no longer in place by then, and the model's own buffers would be written into.
     """
     copies: dict[Tensor, Tensor] = {}
-    for module in model.modules():
-        if isinstance(module._buffers, dict):
-            vars(module)["_buffers"] = {
-                name: buffer if buffer is None else copies.setdefault(buffer, buffer.detach().clone())
-                for name, buffer in module._buffers.items()
-            }
-
-
-@contextlib.contextmanager
-def exact_numerics(devices: Sequence[torch.device]) -> Iterator[None]:
-    """Inside, autocast, TF32, fused attention and compiled code, which lose digits or derivatives, are turned off."""
-    with contextlib.ExitStack() as stack:
-        stack.enter_context(_full_precision())
-        stack.enter_context(sdpa_kernel(SDPBackend.MATH))
-        for kind in {"cpu", *(device.type for device in devices)}:
-            stack.enter_context(torch.autocast(kind, enabled=False))
-        stack.enter_context(torch.inference_mode(False))
-        stack.enter_context(torch.enable_grad())
-        if "torch._dynamo" in sys.modules:
-            stack.enter_context(torch.compiler.set_stance("force_eager"))
-        yield
-
-
-@contextlib.contextmanager
-def _full_precision() -> Iterator[None]:
-    fastpath = torch.backends.mha.get_fastpath_enabled()
-    with _no_tf32() if hasattr(torch.backends, "fp32_precision") else _no_tf32_before_torch_2_9():
-        try:
-            torch.backends.mha.set_fastpath_enabled(False)
-            yield
-        finally:
-            torch.backends.mha.set_fastpath_enabled(fastpath)
-
-
-@contextlib.contextmanager
-def _no_tf32() -> Iterator[None]:
-    cuda: Any = torch.backends.cuda
-    cudnn: Any = torch.backends.cudnn
-    mkldnn: Any = torch.backends.mkldnn
-    operators = (cuda.matmul, cudnn.conv, cudnn.rnn, mkldnn.matmul, mkldnn.conv, mkldnn.rnn)
-    # Only reduced precisions are touched: the older switches raise an error once a user has used these.
-    reduced = {operator: operator.fp32_precision for operator in operators}
-    reduced = {operator: precision for operator, precision in reduced.items() if precision not in ("ieee", "none")}
-    try:
-        for operator in reduced:
-            operator.fp32_precision = "ieee"
-        yield
-    finally:
-        for operator, precision in reduced.items():
-            operator.fp32_precision = precision
-
-
-@contextlib.contextmanager
-def _no_tf32_before_torch_2_9() -> Iterator[None]:
-    precision, tf32 = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
-    try:
-        torch.set_float32_matmul_precision("highest")
-        torch.backends.cudnn.allow_tf32 = False
-        yield
-    finally:
-        torch.set_float32_matmul_precision(precision)
-        torch.backends.cudnn.allow_tf32 = tf32
+    return {
+        module: {
+            name: buffer if buffer is None else copies.setdefault(buffer, buffer.detach().clone())
+            for name, buffer in module._buffers.items()
+        }
+        for module in model.modules()
+        if isinstance(module._buffers, dict)
+    }
 
 
 def seed_streams(devices: Sequence[torch.device]) -> None:
@@ -221,12 +161,21 @@ class State:
             require_finite(buffer, name, or_infinite=True)
             self._tensors[buffer] = convert(buffer.detach(), dtype)
         self.devices = [tensor.device for tensor in self._tensors]
+        self._tables = [(module, dict(module._parameters), dict(module._buffers)) for module in model.modules()]
 
     def snapshot(self) -> "State":
         """The same in memory of its own, so that later training does not change it."""
-        copied = copy.copy(self)
-        copied._tensors = {tensor: value.clone() for tensor, value in self._tensors.items()}
-        return copied
+        return self.moved(torch.clone)
+
+    def in_dtype(self, dtype: torch.dtype) -> "State":
+        """The same, everything floating converted."""
+        return self.moved(lambda tensor: convert(tensor, dtype))
+
+    def moved(self, change: Callable[[Tensor], Tensor]) -> "State":
+        """The same with every tensor changed."""
+        changed = copy.copy(self)
+        changed._tensors = {tensor: change(value) for tensor, value in self._tensors.items()}
+        return changed
 
     def of(self, module: nn.Module, replaced: Mapping[nn.Parameter, Tensor] | None = None) -> dict[str, Tensor]:
         """What ``functional_call`` needs for one module of the model: all its tensors, each under every name.
@@ -250,6 +199,23 @@ class State:
 
     def __getitem__(self, tensor: Tensor) -> Tensor:
         return self._tensors[tensor]
+
+    @contextlib.contextmanager
+    def installed(self) -> Iterator[None]:
+        """Inside, the modules hold these weights and copies of these buffers instead of their own."""
+        own = [(module, module._parameters, module._buffers) for module, _, _ in self._tables]
+        try:
+            for module, parameters, buffers in self._tables:
+                vars(module)["_parameters"] = {
+                    name: None if tensor is None else self[tensor] for name, tensor in parameters.items()
+                }
+                vars(module)["_buffers"] = {
+                    name: None if tensor is None else self[tensor].clone() for name, tensor in buffers.items()
+                }
+            yield
+        finally:
+            for module, parameters, buffers in own:
+                vars(module)["_parameters"], vars(module)["_buffers"] = parameters, buffers
 
     @contextlib.contextmanager
     def row_major_outputs(self) -> Iterator[None]:

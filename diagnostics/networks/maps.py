@@ -5,8 +5,11 @@
 the module's share of the tangent kernel (layer ``total`` is the whole of it).
 """
 
+import contextlib
+import functools
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -28,6 +31,7 @@ from skip_conditioning.diagnostics.networks.capture import (
     with_first_tensor,
 )
 from skip_conditioning.diagnostics.networks.isolation import State, convert, device_of, require_finite
+from skip_conditioning.diagnostics.networks.reference import Reference, References, Target
 
 MAPS = ("layer", "tail", "network", "param", "kernel")
 BATCH_MODES = ("batch", "sample")
@@ -43,10 +47,15 @@ class Map:
     Attributes:
         name: One of ``MAPS``.
         layer: The module's dotted name, ``network`` or ``total``.
-        function: Takes a tensor shaped like ``point``; differentiable by ``torch.func``.
+        function: Takes a tensor shaped like ``point``; differentiable by autograd.
         point: Where the derivative is taken; floating, detached.
         output_shape: Shape of the function's value, samples first.
         widest: Entries of the largest tensor between point and output, which memory is planned by.
+        installed: A context for backward passes: a gradient checkpoint runs a part of the model again, which needs the
+            weights that the forward pass had.
+        target: What ``reference`` needs to know of the map.
+        reference: Random products by plain autograd; None for a function that is no module's.
+        note: What a reader of its spectrum should know.
     """
 
     name: str
@@ -55,6 +64,10 @@ class Map:
     point: Tensor
     output_shape: torch.Size
     widest: int
+    installed: Callable[[], AbstractContextManager[None]] = contextlib.nullcontext
+    target: Target | None = None
+    reference: Reference | None = None
+    note: str = ""
 
     @property
     def rows(self) -> int:
@@ -108,7 +121,8 @@ def build_maps(model: nn.Module, state: State, x: Tensor, name: str, layers: Seq
         UnsupportedModelError: A map whose input or output is no real tensor.
     """
     if name == "network":
-        return [_network_map(model, state, x, forward_pass(model, state, x, []))]
+        forward = forward_pass(model, state, x, [])
+        return _referenced(model, state, x, [_network_map(model, state, x, forward)])
     chosen, with_total = _choose(model, name, layers)
     forward = forward_pass(model, state, x, [split_call(layer)[0] for layer in chosen])
     if layers is None and name != "kernel":
@@ -126,7 +140,17 @@ def build_maps(model: nn.Module, state: State, x: Tensor, name: str, layers: Seq
         maps.append(_kernel_map(model, state, x, TOTAL, forward))
     if not maps:
         raise InputError(f"{type(model).__name__} has no blocks with a {name} map; name the layers to measure")
-    return maps
+    return _referenced(model, state, x, maps)
+
+
+def _referenced(model: nn.Module, state: State, x: Tensor, maps: list[Map]) -> list[Map]:
+    """The maps, with what their backward passes and their witnesses need."""
+    targets = [item.target for item in maps if item.target is not None]
+    references = References(model, state, x, maps[0].name, targets)
+    return [
+        replace(item, installed=state.installed, reference=item.target and Reference(references, item.target))
+        for item in maps
+    ]
 
 
 def _choose(model: nn.Module, name: str, layers: Sequence[str] | str | None) -> tuple[list[str], bool]:
@@ -145,7 +169,7 @@ def _network_map(model: nn.Module, state: State, x: Tensor, forward: ForwardPass
     def function(point: Tensor) -> Tensor:
         return logits_of(run(model, state, (point,)))
 
-    return _finish("network", "network", function, x, logits_of(forward.output), forward.widest())
+    return _finish("network", "network", function, x, logits_of(forward.output), forward.widest(), Target)
 
 
 def _layer_map(model: nn.Module, state: State, x: Tensor, layer: str, forward: ForwardPass) -> Map:
@@ -158,7 +182,8 @@ def _layer_map(model: nn.Module, state: State, x: Tensor, layer: str, forward: F
         return _real_output(layer, run(module, state, args, kwargs, streams=call.streams))
 
     value = _real_output(layer, call.output)
-    return _finish("layer", layer, function, point, value, forward.widest(call.began, call.ended))
+    target = functools.partial(Target, module=module, call=call.number, in_place=call.in_place)
+    return _finish("layer", layer, function, point, value, forward.widest(call.began, call.ended), target)
 
 
 def _tail_map(model: nn.Module, state: State, x: Tensor, layer: str, forward: ForwardPass) -> Map:
@@ -192,37 +217,40 @@ def _tail_map(model: nn.Module, state: State, x: Tensor, layer: str, forward: Fo
                     f"layer {layer!r} works in place on a tensor that is used again; "
                     "set inplace=False, or measure another layer"
                 )
-    return _finish("tail", layer, function, point, logits_of(forward.output), forward.widest(call.ended))
+    target = functools.partial(Target, module=module, call=call.number)
+    return _finish("tail", layer, function, point, logits_of(forward.output), forward.widest(call.ended), target)
 
 
 def _param_map(model: nn.Module, state: State, x: Tensor, layer: str, forward: ForwardPass) -> Map:
     call = named_call(layer, forward)
     module = model.get_submodule(split_call(layer)[0])
-    point, replace = _flat_parameters(module, state, layer)
+    point, replace, parameters = _flat_parameters(module, state, layer)
 
     def function(point: Tensor) -> Tensor:
         return _real_output(layer, run(module, state, call.args, call.kwargs, replace(point), call.streams))
 
     value = _real_output(layer, call.output)
-    return _finish("param", layer, function, point, value, forward.widest(call.began, call.ended))
+    target = functools.partial(Target, module=module, call=call.number, in_place=call.in_place, parameters=parameters)
+    return _finish("param", layer, function, point, value, forward.widest(call.began, call.ended), target)
 
 
 def _kernel_map(model: nn.Module, state: State, x: Tensor, layer: str, forward: ForwardPass) -> Map:
     # No call needs to be named: where a module is used twice, the kernel includes the cross terms.
     began = 0 if layer == TOTAL else first_call(layer, forward).began
     module = model if layer == TOTAL else model.get_submodule(split_call(layer)[0])
-    point, replace = _flat_parameters(module, state, layer)
+    point, replace, parameters = _flat_parameters(module, state, layer)
 
     def function(point: Tensor) -> Tensor:
         return logits_of(run(model, state, (x,), replaced=replace(point)))
 
-    return _finish("kernel", layer, function, point, logits_of(forward.output), forward.widest(began))
+    target = functools.partial(Target, parameters=parameters)
+    return _finish("kernel", layer, function, point, logits_of(forward.output), forward.widest(began), target)
 
 
 def _flat_parameters(
     module: nn.Module, state: State, layer: str
-) -> tuple[Tensor, Callable[[Tensor], dict[nn.Parameter, Tensor]]]:
-    """The module's trainable parameters as one vector, and a function from such a vector to the parameters."""
+) -> tuple[Tensor, Callable[[Tensor], dict[nn.Parameter, Tensor]], tuple[nn.Parameter, ...]]:
+    """The module's trainable parameters as one vector, a function from such a vector to the parameters, and these."""
     parameters = [parameter for parameter in module.parameters() if parameter.requires_grad]
     if not parameters:
         raise LayerCallError(f"layer {layer!r} has no trainable parameters; choose one that has, or unfreeze it")
@@ -233,7 +261,8 @@ def _flat_parameters(
         pieces = zip(parameters, point.split(sizes), strict=True)
         return {parameter: piece.view(parameter.shape).to(state[parameter].dtype) for parameter, piece in pieces}
 
-    return torch.cat([state[parameter].reshape(-1) for parameter in parameters]), replace
+    point = torch.cat([state[parameter].reshape(-1) for parameter in parameters])
+    return point, replace, tuple(parameters)
 
 
 def _first_input(layer: str, call: Call) -> tuple[Tensor, Callable[[Tensor], tuple[tuple[Any, ...], dict[str, Any]]]]:
@@ -262,7 +291,13 @@ def _real_output(layer: str, output: Any) -> Tensor:
 
 
 def _finish(
-    name: str, layer: str, function: Callable[[Tensor], Tensor], point: Tensor, value: Tensor, widest: int
+    name: str,
+    layer: str,
+    function: Callable[[Tensor], Tensor],
+    point: Tensor,
+    value: Tensor,
+    widest: int,
+    target: Callable[..., Target],
 ) -> Map:
     """A map from its function, its point, the function's value there and the largest tensor on the way."""
     if not point.is_floating_point():
@@ -270,4 +305,5 @@ def _finish(
             f"the {name} map has an input of {point.dtype}, which has no derivative; measure 'tail' or 'layer' instead"
         )
     require_finite(value, f"the output of the {name} map of {layer!r}")
-    return Map(name, layer, function, point, value.shape, max(point.numel(), widest))
+    described = target(layer=layer, rows=value.numel(), dtype=point.dtype)
+    return Map(name, layer, function, point, value.shape, max(point.numel(), widest), target=described)

@@ -80,13 +80,18 @@ def test_too_small_a_budget_is_told_before_anything_is_computed():
         spectra(net(), X, memory_budget=1000, method="exact")
 
 
-def test_checkpointed_gradients_are_refused_by_name():
+def test_checkpointed_gradients_are_those_without_checkpoints():
     class Checkpointed(nn.Linear):
         def forward(self, x):
-            return torch.utils.checkpoint.checkpoint(super().forward, x, use_reentrant=False)
+            return torch.utils.checkpoint.checkpoint(
+                lambda h: super(Checkpointed, self).forward(h).sin(), x, use_reentrant=False
+            )
 
-    with pytest.raises(UnsupportedModelError, match="the network map of 'network' cannot be differentiated"):
-        spectra(Checkpointed(3, 2), X, map="network")
+    torch.manual_seed(0)
+    model, x = Checkpointed(3, 2), X.double()
+    rows = torch.autograd.functional.jacobian(lambda x: (x @ model.weight.double().T + model.bias.double()).sin(), x)
+    found = jacobian(model, x, map="network", dtype=torch.float64)
+    torch.testing.assert_close(found, rows.reshape(found.shape), rtol=1e-12, atol=1e-14)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32, torch.float64])

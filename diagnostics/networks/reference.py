@@ -1,0 +1,329 @@
+"""Random products with Jacobians by plain reverse mode, on the network as it is called: what measurements are held to.
+
+A whole forward pass of the model, with nothing replaced in it, shows the inputs and outputs of modules in autograd's
+graph; ordinary backward passes give ``u`` times the Jacobian of each. They are taken in float64, where rounding is that
+of the network alone: an operator that computes in a narrower precision, whatever is asked for, is repeated with its
+results moved by their rounding (``RoundingNoise``), and a float64 measurement with all of them.
+"""
+
+import functools
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.graph import get_gradient_edge
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_flatten, tree_map
+
+from skip_conditioning.diagnostics.networks.capture import logits_of, run
+from skip_conditioning.diagnostics.networks.isolation import State, convert
+
+#: Random cotangents: pairs of them show how the rounding of a Jacobian is spread over directions.
+_VECTORS = 4
+#: A map with fewer rows than this many a cotangent gets fewer: each costs as much as a row.
+_ROWS_A_VECTOR = 24
+
+#: Entries of the table from which noise is read.
+_TABLE = 2**20
+
+
+@dataclass(frozen=True)
+class Target:
+    """A map whose products are wanted.
+
+    Attributes:
+        layer: The layer's name, with its call.
+        rows: Rows of the Jacobian.
+        dtype: Precision of the measurement.
+        module: The layer's module; None for the whole network.
+        call: Which call of the module, from 1.
+        in_place: Whether the module changes its input.
+        parts: Which of the module's floating output tensors a tail starts from.
+        parameters: Those of ``param`` and ``kernel``, in order.
+    """
+
+    layer: str
+    rows: int
+    dtype: torch.dtype
+    module: nn.Module | None = None
+    call: int = 1
+    in_place: bool = False
+    parts: tuple[int, ...] = (0,)
+    parameters: tuple[nn.Parameter, ...] = ()
+
+
+@dataclass(frozen=True, eq=False)
+class Reference:
+    """The products of one map with random cotangents.
+
+    Attributes:
+        references: Those of all maps that share a forward pass.
+        target: The map.
+    """
+
+    references: "References"
+    target: Target
+
+    @property
+    def cotangents(self) -> Tensor:
+        """``U``, shape ``(k, rows)``, float64, representable in the measurement's dtype."""
+        return self.references.cotangents[self.target.rows]
+
+    @property
+    def exact(self) -> Tensor:
+        """``U J`` in float64, shape ``(k, cols)``."""
+        return self.references.exact[self.target.layer]
+
+    @property
+    def plain(self) -> Tensor:
+        """``U J`` in the precision of the measurement, as training computes it."""
+        return self.references.plain[self.target.layer]
+
+
+class References:
+    """The products of several maps of one kind, made when the first of them is asked for.
+
+    Args:
+        model: The unwrapped module; to be used inside ``isolation.quiet``.
+        state: Its weights and buffers, in the precision of the measurement.
+        x: Probe inputs, likewise.
+        name: The kind, one of ``maps.MAPS``.
+        targets: The maps.
+    """
+
+    def __init__(self, model: nn.Module, state: State, x: Tensor, name: str, targets: Sequence[Target]) -> None:
+        self._model, self._state, self._x, self._name, self._targets = model, state, x, name, targets
+        counts, dtype = {target.rows for target in targets}, targets[0].dtype
+        #: By their length; drawn beforehand, as noise would move them.
+        self.cotangents = {rows: random_cotangents(rows, dtype, x.device) for rows in counts}
+
+    @functools.cached_property
+    def exact(self) -> dict[str, Tensor]:
+        """``U J`` by layer, in float64, with the rounding of what is computed in narrower precisions."""
+        measured = self._targets[0].dtype
+        if measured != torch.float64:
+            try:
+                with RoundingNoise(measured, wide=True):
+                    return self._products(self._state.in_dtype(torch.float64), convert(self._x, torch.float64))
+            except (RuntimeError, TypeError, NotImplementedError):
+                pass  # the network, or the device, does not compute in float64
+        with RoundingNoise(measured, wide=False) as noise:
+            return self._products(self._state.moved(noise.moved), noise.moved(self._x))
+
+    @functools.cached_property
+    def plain(self) -> dict[str, Tensor]:
+        """The same in the precision of the measurement, as training computes it."""
+        return self._products(self._state, self._x)
+
+    def _products(self, state: State, x: Tensor) -> dict[str, Tensor]:
+        if self._name in ("layer", "param"):
+            products: dict[str, Tensor] = {}
+            for group in _not_nested(self._targets):
+                products |= self._local_products(state, x, group)
+            return products
+        return self._global_products(state, x)
+
+    def _local_products(self, state: State, x: Tensor, targets: Sequence[Target]) -> dict[str, Tensor]:
+        """Those of ``layer`` and ``param``: each module's own graph, taken while the network runs without one."""
+        products: dict[str, Tensor] = {}
+        counts: dict[nn.Module, int] = {}
+        open_calls: list[Any] = []
+        leaves = {p: state[p].detach().requires_grad_() for target in targets for p in target.parameters}
+
+        def before(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+            counts[module] = counts.get(module, 0) + 1
+            target = next((t for t in targets if t.module is module and t.call == counts[module]), None)
+            open_calls.append(None)
+            if target is None:
+                return None
+            torch.set_grad_enabled(True)
+            values, _ = tree_flatten((args, kwargs))
+            first = next((value for value in values if isinstance(value, Tensor)), None)
+            leaf = given = None
+            if self._name == "layer" and first is not None:
+                leaf = first.detach().clone().requires_grad_()
+                given = leaf.clone()
+                args, kwargs = tree_map(lambda value: given if value is first else value, (args, kwargs))
+            open_calls[-1] = (target, first, leaf, given)
+            return args, kwargs
+
+        def after(module: nn.Module, args: Any, kwargs: Any, output: Any) -> Any:
+            opened = open_calls.pop()
+            if opened is None:
+                return None
+            target, first, leaf, given = opened
+            value = floating_tensors(output)[0]
+            points = [leaf] if self._name == "layer" else [leaves[p] for p in target.parameters]
+            products[target.layer] = _pulled_back(value, points, self.cotangents[target.rows])
+            torch.set_grad_enabled(False)
+            if target.in_place and given is not None:
+                first.copy_(given.detach())
+            return tree_map(lambda part: part.detach() if isinstance(part, Tensor) else part, output)
+
+        handles = []
+        try:
+            for module in {target.module: None for target in targets}:
+                assert module is not None
+                handles.append(module.register_forward_pre_hook(before, with_kwargs=True, prepend=True))
+                handles.append(module.register_forward_hook(after, with_kwargs=True))
+            with torch.no_grad():
+                run(self._model, state, (x,), replaced=leaves)
+        finally:
+            for handle in handles:
+                handle.remove()
+        return products
+
+    def _global_products(self, state: State, x: Tensor) -> dict[str, Tensor]:
+        """Those of ``tail``, ``network`` and ``kernel``: one graph for all, and as many backward passes as cotangents."""
+        edges: dict[str, list[Any]] = {}
+        counts: dict[nn.Module, int] = {}
+        leaves = {
+            p: state[p].detach().requires_grad_() for p in self._model.parameters() if state[p].is_floating_point()
+        }
+        point = x.detach().clone().requires_grad_() if x.is_floating_point() else x
+
+        def after(module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
+            counts[module] = counts.get(module, 0) + 1
+            for target in self._targets:
+                if target.module is module and target.call == counts[module]:
+                    tensors = floating_tensors(output)
+                    edges[target.layer] = [
+                        (get_gradient_edge(tensors[part]), tensors[part].shape) for part in target.parts
+                    ]
+
+        handles = []
+        try:
+            if self._name == "tail":
+                for module in {target.module: None for target in self._targets}:
+                    assert module is not None
+                    handles.append(module.register_forward_hook(after, with_kwargs=True))
+            with torch.enable_grad():
+                logits = logits_of(run(self._model, state, (point,), replaced=leaves))
+        finally:
+            for handle in handles:
+                handle.remove()
+        if self._name == "tail":
+            return {
+                target.layer: _pulled_back(logits, edges[target.layer], self.cotangents[target.rows])
+                for target in self._targets
+            }
+        points = (
+            {"network": [point]}
+            if self._name == "network"
+            else {t.layer: [leaves[p] for p in t.parameters] for t in self._targets}
+        )
+        return {
+            target.layer: _pulled_back(logits, points[target.layer], self.cotangents[target.rows])
+            for target in self._targets
+        }
+
+
+def random_cotangents(rows: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """The random cotangents of a map, shape ``(k, rows)``: in float64, but representable in the measurement's dtype."""
+    count = max(3, min(_VECTORS, rows // _ROWS_A_VECTOR))
+    drawn = torch.randn(count, rows, generator=torch.Generator().manual_seed(0), dtype=torch.float32)
+    return drawn.to(dtype).to(device, torch.float64)
+
+
+def _not_nested(targets: Sequence[Target]) -> Iterator[list[Target]]:
+    """The targets in groups none of which holds a module and another within it."""
+    waiting = list(targets)
+    while waiting:
+        group: list[Target] = []
+        for target in waiting:
+            assert target.module is not None
+            inside = set(target.module.modules())
+            if not any(
+                other.module in inside or target.module in set(other.module.modules())
+                for other in group
+                if other.module is not target.module
+            ):  # type: ignore[union-attr]
+                group.append(target)
+        yield group
+        waiting = [target for target in waiting if target not in group]
+
+
+def _pulled_back(output: Tensor, points: Sequence[Any], cotangents: Tensor) -> Tensor:
+    """The random cotangents of an output times its Jacobian in some tensors or edges, in float64."""
+    inputs = [point[0] if isinstance(point, tuple) else point for point in points]
+    shapes = [point[1] if isinstance(point, tuple) else point.shape for point in points]
+    products = []
+    for cotangent in cotangents:
+        if not output.requires_grad:
+            gradients: Sequence[Tensor | None] = [None] * len(inputs)
+        else:
+            gradients = torch.autograd.grad(
+                output, inputs, cotangent.view(output.shape).to(output.dtype), retain_graph=True, allow_unused=True
+            )
+        parts = [
+            output.new_zeros(shape.numel()) if part is None else (part.to_dense() if part.is_sparse else part).flatten()
+            for part, shape in zip(gradients, shapes, strict=True)
+        ]
+        products.append(torch.cat([part.double() for part in parts]))
+    return torch.stack(products)
+
+
+def floating_tensors(output: Any) -> list[Tensor]:
+    """The floating tensors of a module's output, also within tuples, lists and dictionaries, in order."""
+    return [part for part in tree_flatten(output)[0] if isinstance(part, Tensor) and part.is_floating_point()]
+
+
+class RoundingNoise(TorchDispatchMode):
+    """Moves the result of every operator by about its rounding: by one unit in the last place, up or down at random.
+
+    Random numbers are drawn as in the measurement's precision, so that a dropout mask is the same.
+
+    Args:
+        measured: Precision of the measurement.
+        wide: Whether the network is evaluated in float64 instead; float64 results are then left as they are.
+    """
+
+    def __init__(self, measured: torch.dtype, *, wide: bool) -> None:
+        super().__init__()
+        self._measured, self._wide, self._generator = measured, wide, torch.Generator().manual_seed(0)
+        self._tables: dict[tuple[torch.device, torch.dtype], Tensor] = {}
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+        kwargs = kwargs or {}
+        if torch.Tag.nondeterministic_seeded in func.tags and self._wide:
+            return self._drawn(func, args, kwargs)
+        result = func(*args, **kwargs)
+        if func.is_view or func._schema.is_mutable:
+            return result
+        for part in result if isinstance(result, tuple | list) else (result,):
+            if isinstance(part, Tensor) and self._is_rounded(part):
+                part.mul_(self._factors(part))
+        return result
+
+    def _drawn(self, func: Any, args: Any, kwargs: Any) -> Any:
+        """The result of a random operator, drawn in the measurement's precision."""
+        narrow = lambda value: convert(value, self._measured) if isinstance(value, Tensor) else value  # noqa: E731
+        if kwargs.get("dtype") == torch.float64:
+            kwargs = {**kwargs, "dtype": self._measured}
+        result = func(*tree_map(narrow, args), **tree_map(narrow, kwargs))
+        if func._schema.is_mutable:
+            return args[0].copy_(result)
+        wide = lambda value: convert(value, torch.float64) if isinstance(value, Tensor) else value  # noqa: E731
+        return tree_map(wide, result)
+
+    def moved(self, tensor: Tensor) -> Tensor:
+        """A copy of a tensor, moved if it is floating."""
+        return tensor * self._factors(tensor) if tensor.is_floating_point() else tensor
+
+    def _is_rounded(self, tensor: Tensor) -> bool:
+        kept = self._wide and tensor.dtype == torch.float64
+        return tensor.layout is torch.strided and tensor.is_floating_point() and not kept
+
+    def _factors(self, tensor: Tensor) -> Tensor:
+        """Factors near 1 for the entries of a tensor."""
+        key = (tensor.device, tensor.dtype)
+        if key not in self._tables:
+            signs = torch.randint(0, 2, (_TABLE,), generator=self._generator).to(tensor.device, tensor.dtype) * 2 - 1
+            self._tables[key] = 1 + signs * torch.finfo(tensor.dtype).eps
+        table, count = self._tables[key], tensor.numel()
+        start = int(torch.randint(0, _TABLE, (), generator=self._generator))
+        while len(table) < start + count:
+            table = torch.cat([table, table])
+        return table[start : start + count].view(tensor.shape)
