@@ -11,6 +11,7 @@ import contextlib
 import errno
 import json
 import os
+import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -143,6 +144,8 @@ class Experiment:
 class TableWriter:
     """Appends rows to one table of one run, as Parquet parts that a reader can open at any moment.
 
+    Parts that something else adds meanwhile are an error before the first part is written, later a warning.
+
     Args:
         directory: The table's folder; made if missing.
         schema: Columns and types of every part. Missing columns are filled with nulls.
@@ -158,6 +161,12 @@ class TableWriter:
             directory.mkdir(parents=True, exist_ok=True)
             if not os.access(directory, os.W_OK):
                 raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+        self._known, self._has_written = self._parts(), False
+
+    @property
+    def last_step(self) -> int | None:
+        """The last step that the parts on disk cover; None where there are none."""
+        return max((_steps(part)[1] for part in self._parts()), default=None)
 
     def append(self, row: Mapping[str, Any]) -> None:
         """Keep a row in memory until the next ``flush``; a column the table does not have is an error."""
@@ -167,22 +176,30 @@ class TableWriter:
         self._rows.append({name: row.get(name) for name in self.schema.names})
 
     def flush(self) -> None:
-        """Write the rows in memory as one part, named after the steps it covers."""
+        """Write the rows in memory as one part, named after the steps it covers.
+
+        Raises:
+            InputError: Something else has written to the folder, or it cannot be written.
+        """
         if not self._rows:
             return
+        self._require_own()
         # Scalars still on a device are fetched here, all at once, and not when they are logged.
         rows = [{name: _number(value) for name, value in row.items()} for row in self._rows]
         steps = [row["step"] for row in self._rows]
         stem = f"part-{min(steps):09d}-{max(steps):09d}"
         number = sum(1 for _ in self.directory.glob(f"{stem}-*.parquet"))
         table = pa.Table.from_pylist(rows, schema=self.schema)
-        write_parquet(table, self.directory / f"{stem}-{number:03d}.parquet")
+        part = self.directory / f"{stem}-{number:03d}.parquet"
+        write_parquet(table, part)
+        self._known.add(part)
+        self._has_written = True
         self._rows.clear()
 
     def rewind(self, step: int) -> None:
         """Delete every row after ``step``: those that a killed run logged after the checkpoint it resumes from."""
-        for part in sorted(self.directory.glob("part-*.parquet")):
-            first, last = (int(number) for number in part.stem.split("-")[1:3])
+        for part in sorted(self._parts()):
+            first, last = _steps(part)
             if first > step:
                 part.unlink()
             elif last > step:
@@ -190,6 +207,21 @@ class TableWriter:
                 write_parquet(table.filter(pa.compute.field("step") <= step), part)
         for leftover in self.directory.glob(".*.tmp"):
             leftover.unlink()
+        self._known = self._parts()
+
+    def _parts(self) -> set[Path]:
+        return set(self.directory.glob("part-*.parquet"))
+
+    def _require_own(self) -> None:
+        """Check that nothing else writes to the folder, which would mix its rows with these."""
+        others = self._parts() - self._known
+        if not others:
+            return
+        message = f"something else writes to {self.directory} ({min(others).name}); give each run a folder of its own"
+        if not self._has_written:
+            raise InputError(message)
+        warnings.warn(message, stacklevel=3)
+        self._known |= others
 
 
 def write_parquet(table: pa.Table, path: Path) -> None:
@@ -305,6 +337,12 @@ def _read_part(part: Path, schema: pa.Schema) -> pa.Table:
     except (OSError, ValueError, KeyError, pa.ArrowException) as error:
         table = part.parent.name
         raise InputError(f"{part} is not a readable part of the {table} table ({error}); remove it") from error
+
+
+def _steps(part: Path) -> tuple[int, int]:
+    """The first and the last step of a part, by its name."""
+    first, last = part.stem.split("-")[1:3]
+    return int(first), int(last)
 
 
 def _number(value: Any) -> Any:

@@ -61,7 +61,8 @@ class SpectrumMonitor:
         model: The network; ``torch.compile`` and DDP wrappers are removed.
         probe: Inputs ``x``, or ``(x, y)``; with targets, the probe's loss and accuracy are logged (split
             ``probe``) at every measurement: cross-entropy for class indices, mean square error otherwise.
-        out: The run's directory.
+        out: The run's directory. One that holds rows of that step or a later one is refused by ``step``: they are
+            another run's, or this one's before it was resumed (``rewind``).
         maps: Names of maps, as for ``spectra``, or ``Measurement`` objects.
         layers: Layers of those maps that are given by name only.
         schedule: Interval in steps, or a function of the step; for maps without a schedule of their own.
@@ -84,7 +85,7 @@ class SpectrumMonitor:
     Raises:
         InputError: Unknown layers, a probe or weights that are not finite, targets that do not fit the logits or are
             missing, a measurement that does not fit the memory budget, a directory that cannot be written: all before
-            the first step, and in every process of the group.
+            the first step, and in every process of the group. At the first step: ``out`` holds rows of another run.
     """
 
     def __init__(
@@ -113,7 +114,8 @@ class SpectrumMonitor:
             self.model, probe, method=method, tolerance=tolerance, dtype=dtype, memory_budget=memory_budget
         )
         self.x, self.y = self._probe.x, self._probe.y
-        self.run_id = run_id or Path(out).resolve().name
+        self._out = Path(out)
+        self.run_id = run_id or self._out.resolve().name
         self.latest: dict[str, Spectrum] = {}
         default = schedule if schedule is not None else log_spaced()
         requested = [maps] if isinstance(maps, str | Measurement) else maps
@@ -129,17 +131,17 @@ class SpectrumMonitor:
         self._bounds: BoundsLog | None = None  # in the process that writes only, as the tables
         self._tables: RunTables | None = None
 
-        def prepare(_: int) -> list[float]:
-            """Open the tables, and forecast what each measurement will take."""
+        def prepare(_: int) -> tuple[list[float], int | None]:
+            """Open the tables, and forecast what each measurement will take; also the last step on disk."""
             if bounds and self.y is not None:
                 self._bounds = BoundsLog(self.model, self.x, self.y, memory_budget)
             with self._time.measuring(torch.device("cpu")):
                 seconds = self._try() if estimates is None else [*estimates]
-            self._tables = RunTables(Path(out), self.run_id)
-            return seconds
+            self._tables = RunTables(self._out, self.run_id)
+            return seconds, self._tables.last_step
 
         # The first process prepares, the others wait for it, and an error in it is raised in all of them.
-        seconds = distribute([0], prepare, self._group)[0] if self._measures else []
+        seconds, self._earlier = distribute([0], prepare, self._group)[0] if self._measures else ([], None)
         self._queue = DueQueue(self._measurements, seconds, self._time, self._group)
         self._flushed = time.perf_counter()
 
@@ -168,10 +170,11 @@ class SpectrumMonitor:
             same in all processes of the group.
 
         Raises:
-            InputError: A metric that is not a single number, or has no column.
+            InputError: A metric that is not a single number, or has no column; or the directory holds another run.
         """
         if not self._measures:
             return {}
+        self._require_new(step)
         self._release(step)
         if metrics:
             self.log(step, split=split, **metrics)
@@ -183,6 +186,7 @@ class SpectrumMonitor:
     def log(self, step: int, *, split: str, **metrics: float | Tensor | None) -> None:
         """Log metrics without measuring, such as those of an evaluation; arguments as for ``step``."""
         if self._tables is not None:
+            self._require_new(step)
             self._tables.log(step, split, metrics)
 
     @property
@@ -202,6 +206,7 @@ class SpectrumMonitor:
 
     def rewind(self, step: int) -> None:
         """Delete every row after ``step``; for a run resumed from a checkpoint made at that step."""
+        self._earlier = None
         if self._bounds is not None:
             self._bounds.rewind(step)
         if self._tables is not None:
@@ -228,6 +233,14 @@ class SpectrumMonitor:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+    def _require_new(self, step: int) -> None:
+        """Check that the rows found on disk at the start are from before a step: two runs never share rows."""
+        if self._earlier is not None and step <= self._earlier:
+            raise InputError(
+                f"{self._out} holds a run up to step {self._earlier} already; choose another out or delete the folder; "
+                f"to go on with that run, call rewind({step - 1}) before the first step"
+            )
 
     def _measure_due(self, step: int) -> dict[str, Spectrum]:
         measured: dict[str, Spectrum] = {}

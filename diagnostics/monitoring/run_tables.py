@@ -27,6 +27,12 @@ class RunTables:
         self._run_id = run_id
         self._writers = {name: TableWriter(out / name, schema) for name, schema in schemas.items()}
 
+    @property
+    def last_step(self) -> int | None:
+        """The last step of the rows on disk; None where there are none."""
+        steps = [writer.last_step for writer in self._writers.values()]
+        return max((step for step in steps if step is not None), default=None)
+
     def append(self, table: str, step: int, row: Mapping[str, Any]) -> None:
         """Hold one row of a table.
 
@@ -55,7 +61,7 @@ class RunTables:
         self.append("metrics", step, {"split": split, **scalars})
 
     def flush(self) -> None:
-        """Write the rows in memory."""
+        """Write the rows in memory; errors as for ``TableWriter.flush``."""
         for writer in self._writers.values():
             writer.flush()
 

@@ -96,6 +96,22 @@ def test_rows_of_the_spectra_table_keep_the_order_of_the_layers(run):
     assert found["sample"].isna().tolist() == [False, False, True]
 
 
+def test_parts_of_another_writer_are_an_error_at_first_and_a_warning_later(run):
+    one, other = (TableWriter(run / "metrics", METRICS) for _ in range(2))
+    assert one.last_step == 3
+    one.append({"run_id": "a", "step": 10, "split": "train"})
+    one.flush()
+    assert one.last_step == 10
+    other.append({"run_id": "a", "step": 11, "split": "train"})
+    with pytest.raises(InputError, match=r"something else writes to .*part-000000010"):
+        other.flush()
+    other.rewind(10)  # takes the parts for its own
+    other.flush()
+    one.append({"run_id": "a", "step": 12, "split": "train"})
+    with pytest.warns(UserWarning, match=r"something else writes to .*part-000000011"):
+        one.flush()
+
+
 def test_rewind_forgets_what_came_after(run):
     writer = TableWriter(run / "metrics", METRICS)
     for step in range(4, 9):
@@ -116,10 +132,9 @@ def test_rewind_forgets_what_came_after(run):
 
 
 def test_a_part_never_replaces_another(run):
-    writers = [TableWriter(run / "spectra", SPECTRA) for _ in range(2)]
-    for number, writer in enumerate(writers):
+    for number in range(2):
+        writer = TableWriter(run / "spectra", SPECTRA)
         writer.append({"run_id": "one", "step": 0, "map": "tail", "layer": f"layer{number}", "batch_mode": "batch"})
-    for writer in writers:
         writer.flush()
     assert sorted(read_experiment(run).spectra.layer) == ["layer0", "layer1"]
 

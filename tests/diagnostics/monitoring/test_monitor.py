@@ -162,7 +162,7 @@ def test_measuring_nothing_at_all_is_warned_about_once(model, tmp_path, clock):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         monitor.close()
-        with SpectrumMonitor(model, X, tmp_path, schedule=1) as monitor:
+        with SpectrumMonitor(model, X, tmp_path / "other", schedule=1) as monitor:
             clock.now += 100.0
             monitor.step(0)
         with SpectrumMonitor(model, X, tmp_path, schedule=lambda step: False):
@@ -309,17 +309,33 @@ def test_a_run_resumed_from_a_checkpoint_has_each_step_once(model, tmp_path):
     assert tables.metrics.loss.tolist() == [7.0] * 4 + [9.0] * 5
 
 
-def test_two_monitors_may_write_into_one_folder(model, tmp_path):
+def test_a_second_run_in_the_same_folder_is_refused(model, tmp_path):
+    def run(steps, **options):
+        with SpectrumMonitor(model, X, tmp_path / "mine", max_overhead=None, **options) as monitor:
+            for step in steps:
+                monitor.step(step, loss=1.0)
+
+    run(range(4))
+    for options in ({}, {"schedule": lambda step: False}, {"run_id": "other"}):
+        with pytest.raises(InputError, match=r"mine holds a run up to step 3 already; .*another out or delete.*rewind\(1\)"):
+            run(range(2, 9), **options)
+    with pytest.raises(InputError, match="holds a run up to step 3"):
+        SpectrumMonitor(model, X, tmp_path / "mine").log(3, split="test", loss=1.0)
+    run(range(4, 6))  # resumed where it ended
+    assert read_experiment(tmp_path / "mine").metrics.step.tolist() == list(range(6))
+
+
+def test_two_monitors_do_not_write_into_one_folder(model, tmp_path):
     options = {"schedule": 1, "max_overhead": None}
-    with (
-        SpectrumMonitor(model, X, tmp_path, maps="tail", **options) as one,
-        SpectrumMonitor(model, X, tmp_path, maps="network", **options) as other,
-    ):
-        for step in range(3):
-            one.step(step, loss=1.0)
-            other.step(step)
-            one.flush(), other.flush()
-    assert len(read_experiment(tmp_path).spectra) == 6
+    one, other = (SpectrumMonitor(model, X, tmp_path, maps=name, **options) for name in ("tail", "network"))
+    one.step(0, loss=1.0)
+    other.step(0, loss=2.0)
+    one.close()
+    with pytest.raises(InputError, match=r"something else writes to .*; give each run a folder of its own"):
+        other.close()
+    one.step(1, loss=1.0)
+    one.close()
+    assert read_experiment(tmp_path).metrics.loss.tolist() == [1.0, 1.0]
 
 
 KILLED = """
