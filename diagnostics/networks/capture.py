@@ -18,8 +18,24 @@ from skip_conditioning.diagnostics.errors import (
     UnsupportedModelError,
     near_matches,
 )
+from skip_conditioning.diagnostics.networks import python_state
+from skip_conditioning.diagnostics.networks.copies import CapturedArguments, copied
 from skip_conditioning.diagnostics.networks.isolation import State, restore_streams, save_streams, seed_streams
+from skip_conditioning.diagnostics.networks.python_state import PythonState
 from skip_conditioning.diagnostics.networks.tensor_sizes import DependentSizes
+
+
+@dataclass(frozen=True)
+class Moment:
+    """What a module's call depends on besides its arguments, its weights and its buffers.
+
+    Attributes:
+        streams: The random streams, so that dropout draws the same mask again.
+        python: The Python side of the model; None if it is not being measured.
+    """
+
+    streams: tuple[Any, ...]
+    python: PythonState | None
 
 
 @dataclass(frozen=True)
@@ -28,9 +44,9 @@ class Call:
 
     Attributes:
         number: Which call of the module it was, from 1.
-        args: Positional arguments, tensors detached and cloned.
+        args: Copies of the positional arguments, with all that is in them.
         kwargs: Keyword arguments, likewise.
-        streams: The random streams when it was called, so that dropout draws the same mask again.
+        moment: What else the call depends on, so that it can be repeated.
         output: The first tensor that it returned, detached and cloned; None if it returned none.
         in_place: Whether that tensor is an input that the module changed.
         began: How many of ``ForwardPass.sizes`` were made before the call.
@@ -40,7 +56,7 @@ class Call:
     number: int
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
-    streams: tuple[Any, ...]
+    moment: "Moment"
     output: Tensor | None
     in_place: bool
     began: int
@@ -72,18 +88,31 @@ def run(
     args: tuple[Any, ...],
     kwargs: Mapping[str, Any] | None = None,
     replaced: Mapping[nn.Parameter, Tensor] | None = None,
-    streams: tuple[Any, ...] | None = None,
+    moment: Moment | None = None,
 ) -> Any:
-    """Call the model, or one of its modules, with the weights of ``state``, cloned buffers and seeded dropout."""
-    if streams is None:
+    """Call the model, or one of its modules, so that the result is a function of the arguments.
+
+    Weights are those of ``state``, buffers copies of its own; random streams are seeded, and the Python side of the
+    model is what it was when the measurement began, unless ``moment`` gives others.
+    """
+    python = python_state.state_of(module) if moment is None else moment.python
+    if python is not None:
+        python.put_in_place()
+    if moment is None:
         seed_streams(state.devices)
     else:
-        restore_streams(streams, state.devices)
+        restore_streams(moment.streams, state.devices)
     # Copied, so that a module that works in place writes neither into the probe nor into a captured input.
-    args, keywords = _copy((args, dict(kwargs or {})), {})
+    args, keywords = copied((args, dict(kwargs or {})), {})
     # The state has tied weights under all their names, so nothing is left to tie.
     with state.row_major_outputs(), _RowMajorDropout():
         return torch.func.functional_call(module, state.of(module, replaced), args, keywords, tie_weights=False)
+
+
+def moment_of(model: nn.Module, state: State) -> Moment:
+    """What a call depends on at this moment of a forward pass of the model."""
+    python = python_state.state_of(model)
+    return Moment(save_streams(state.devices), None if python is None else python.now(model))
 
 
 class _RowMajorDropout(TorchFunctionMode):
@@ -124,7 +153,7 @@ def forward_pass(model: nn.Module, state: State, x: Tensor, layers: Sequence[str
     """
     calls: dict[str, list[Call]] = {layer: [] for layer in layers}
     modules = dict(model.named_modules())
-    watch = DependentSizes(x)
+    watch, captured = DependentSizes(x), CapturedArguments()
     handles = []
 
     def record(layer: str) -> None:
@@ -133,15 +162,15 @@ def forward_pass(model: nn.Module, state: State, x: Tensor, layers: Sequence[str
         def before(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             versions = {id(value): value._version for value in args if isinstance(value, Tensor)}
             began = len(watch.sizes)
-            pending.append((*_copy((args, kwargs), {}), save_streams(state.devices), versions, began))
+            pending.append((*captured((args, kwargs)), moment_of(model, state), versions, began))
 
         def after(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
             tensor = first_tensor(output)
-            args, kwargs, streams, versions, began = pending.pop()
+            args, kwargs, moment, versions, began = pending.pop()
             in_place = tensor is not None and tensor._version > versions.get(id(tensor), tensor._version)
-            copied = None if tensor is None else tensor.detach().clone()
+            value = None if tensor is None else tensor.detach().clone()
             number = len(calls[layer]) + 1
-            calls[layer].append(Call(number, args, kwargs, streams, copied, in_place, began, len(watch.sizes)))
+            calls[layer].append(Call(number, args, kwargs, moment, value, in_place, began, len(watch.sizes)))
 
         # Before the user's own pre-hooks, so that these are not applied twice when the call is repeated.
         handles.append(modules[layer].register_forward_pre_hook(before, with_kwargs=True, prepend=True))
@@ -292,18 +321,3 @@ def default_layers(model: nn.Module) -> list[str]:
 
     open_up(model, "")
     return blocks
-
-
-def _copy(value: Any, copies: dict[int, Tensor]) -> Any:
-    """A copy that in-place operations of a forward pass cannot reach, for tensors within tuples, lists and dicts.
-
-    Args:
-        value: The value to copy.
-        copies: Those made so far, by the tensor's id: one tensor passed twice (as in ``attention(x, x, x)``) stays one.
-    """
-    if isinstance(value, Tensor):
-        return copies.setdefault(id(value), value.clone())
-    if isinstance(value, tuple | list):
-        parts = [_copy(part, copies) for part in value]
-        return type(value)(*parts) if hasattr(value, "_fields") else type(value)(parts)
-    return {key: _copy(part, copies) for key, part in value.items()} if type(value) is dict else value

@@ -1,4 +1,4 @@
-"""Copies of objects that a forward pass may change: tensors, arrays, random generators, iterators, and what holds them."""
+"""Copies of objects that a forward pass may change: tensors, arrays, generators, iterators, and what holds them."""
 
 import array
 import collections
@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.utils.weak import WeakIdKeyDictionary
 
 from skip_conditioning.diagnostics.errors import UnsupportedModelError
 
@@ -40,59 +41,16 @@ _FLAT_ITERATORS = (
 
 #: Packages and modules whose objects are not walked: they own the training, or run beside it, or hold no state.
 _CLOSED = frozenset(
-    [
-        "lightning",
-        "pytorch_lightning",
-        "lightning_fabric",
-        "accelerate",
-        "wandb",
-        "tensorboard",
-        "tensorboardX",
-        "mlflow",
-        "datasets",
-        "tokenizers",
-        "pandas",
-        "pyarrow",
-        "matplotlib",
-        "tqdm",
-        "logging",
-        "threading",
-        "multiprocessing",
-        "concurrent",
-        "asyncio",
-        "socket",
-        "subprocess",
-        "io",
-        "pathlib",
-        "inspect",
-        "importlib",
-        "ctypes",
-        "contextvars",
-        "abc",
-        "typing",
-        "enum",
-        "weakref",
-        "torch.optim",
-        "torch.utils.data",
-        "torch.utils.tensorboard",
-        "torch.distributed",
-        "torch.fx",
-        "torch.jit",
-        "torch.cuda",
-        "torch.autograd",
-        "torch.export",
-        "torch.multiprocessing",
-        "torch._dynamo",
-        "torch._inductor",
-        "torch._functorch",
-        "torch._C",
-        "torch.amp",
-        "torch.storage",
-        "transformers.trainer",
-        "skip_conditioning.diagnostics",
-        "skip_conditioning.experiments",
-        "skip_conditioning.figures",
-    ]
+    {
+        *("lightning", "pytorch_lightning", "lightning_fabric", "accelerate", "transformers.trainer", "datasets"),
+        *("tokenizers", "wandb", "tensorboard", "tensorboardX", "mlflow", "pandas", "pyarrow", "matplotlib", "tqdm"),
+        *("logging", "threading", "multiprocessing", "concurrent", "asyncio", "socket", "subprocess", "io", "pathlib"),
+        *("inspect", "importlib", "ctypes", "contextvars", "abc", "typing", "enum", "weakref"),
+        *("torch.optim", "torch.utils.data", "torch.utils.tensorboard", "torch.distributed", "torch.fx", "torch.jit"),
+        *("torch.cuda", "torch.autograd", "torch.export", "torch.multiprocessing", "torch.amp", "torch.storage"),
+        *("torch._dynamo", "torch._inductor", "torch._functorch", "torch._C"),
+        *("skip_conditioning.diagnostics", "skip_conditioning.experiments", "skip_conditioning.figures"),
+    }
 )
 
 
@@ -227,6 +185,28 @@ def copied(value: Any, copies: dict[int, Any], clone: Callable[[Tensor], Tensor]
     if attributes is not None:
         vars(twin).update({name: copied(part, copies, clone) for name, part in attributes.items()})
     return twin
+
+
+class CapturedArguments:
+    """Copies of the arguments of the calls in a forward pass; a tensor that several calls get unchanged is copied once.
+
+    As the keys and values of a cache, which are passed to every layer after they were made.
+    """
+
+    def __init__(self) -> None:
+        # Weak references, so that no activation lives on because of its copy.
+        self._clones = WeakIdKeyDictionary()
+
+    def __call__(self, arguments: Any) -> Any:
+        """A copy of the arguments of one call."""
+        return copied(arguments, {}, self._clone)
+
+    def _clone(self, tensor: Tensor) -> Tensor:
+        version, clone = self._clones.get(tensor, (None, None))
+        if clone is None or tensor.is_inference() or version != tensor._version:
+            clone = tensor.clone()
+            self._clones[tensor] = (None if tensor.is_inference() else tensor._version, clone)
+        return clone
 
 
 def _rebuilt(value: Any, parts: list[Any]) -> Any:

@@ -179,7 +179,7 @@ def _layer_map(model: nn.Module, state: State, x: Tensor, layer: str, forward: F
 
     def function(point: Tensor) -> Tensor:
         args, kwargs = arguments_with(point)
-        return _real_output(layer, run(module, state, args, kwargs, streams=call.streams))
+        return _real_output(layer, run(module, state, args, kwargs, moment=call.moment))
 
     value = _real_output(layer, call.output)
     target = functools.partial(Target, module=module, call=call.number, in_place=call.in_place)
@@ -227,7 +227,7 @@ def _param_map(model: nn.Module, state: State, x: Tensor, layer: str, forward: F
     point, replace, parameters = _flat_parameters(module, state, layer)
 
     def function(point: Tensor) -> Tensor:
-        return _real_output(layer, run(module, state, call.args, call.kwargs, replace(point), call.streams))
+        return _real_output(layer, run(module, state, call.args, call.kwargs, replace(point), call.moment))
 
     value = _real_output(layer, call.output)
     target = functools.partial(Target, module=module, call=call.number, in_place=call.in_place, parameters=parameters)

@@ -45,7 +45,7 @@ class Reachable:
     Attributes:
         modules: The model's modules, and at which index of ``shells`` their attributes are.
         shells: Each with what it holds, and the indices of those values in which there are leaves.
-        fixed: Shells that the measurement itself changes (tables of hooks, parameters and buffers), with their contents.
+        fixed: Shells that the measurement itself changes (tables of hooks, parameters, buffers), with their contents.
         leaves: By id, each with a name to call it by.
         hidden: Parameters that no module of the model has registered.
     """

@@ -1,4 +1,4 @@
-"""Mutable objects that stay in place while what they hold is exchanged: dictionaries, lists, cells, slots and others."""
+"""Mutable objects that stay in place while what they hold is exchanged: dictionaries, lists, cells, slots."""
 
 import collections
 import types

@@ -207,7 +207,7 @@ def failures():
         (diagnostics.kernel.spectra, "tangent_kernel", 0, memory, 0, {"kernel"}),
         (diagnostics.kernel.engine, "_parts", 1, memory, 0, {"kernel"}),
         (diagnostics.kernel.batch, "PartSignals", 0, memory, 1, {"kernel", "bounds"}),
-        (diagnostics.networks.first_process, "stand_in_for_buffers", 1, memory, 1, {"tail", "kernel"}),
+        (diagnostics.networks.first_process, "buffer_copies", 1, memory, 1, {"tail", "kernel"}),
         (diagnostics.measure, "measuring", 0, memory, 1, {"tail"}),
         (diagnostics.jacobians.exact, "_require_finite", 1, memory, 0, {"network", "tail"}),
         (diagnostics.monitoring.probe_measurements, "rayleigh_quotients", 0, InputError("no quotient"), 0, {"kernel"}),
