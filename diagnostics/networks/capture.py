@@ -2,7 +2,7 @@
 
 import contextlib
 import fnmatch
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,6 +23,7 @@ from skip_conditioning.diagnostics.networks.copies import CapturedArguments, cop
 from skip_conditioning.diagnostics.networks.isolation import State, restore_streams, save_streams, seed_streams
 from skip_conditioning.diagnostics.networks.python_state import PythonState
 from skip_conditioning.diagnostics.networks.tensor_sizes import DependentSizes
+from skip_conditioning.diagnostics.networks.weight_writes import WeightWriteError, weights_unwritten
 
 
 @dataclass(frozen=True)
@@ -89,24 +90,49 @@ def run(
     kwargs: Mapping[str, Any] | None = None,
     replaced: Mapping[nn.Parameter, Tensor] | None = None,
     moment: Moment | None = None,
+    restart: Callable[[], None] = lambda: None,
 ) -> Any:
     """Call the model, or one of its modules, so that the result is a function of the arguments.
 
     Weights are those of ``state``, buffers copies of its own; random streams are seeded, and the Python side of the
-    model is what it was when the measurement began, unless ``moment`` gives others.
+    model is what it was when the measurement began, unless ``moment`` gives others. The first call with a state is
+    watched: where it writes into weights, it begins anew with copies of them.
+
+    Args:
+        module: The model, or one of its modules.
+        state: Weights and buffers of the model.
+        args: Positional arguments.
+        kwargs: Keyword arguments.
+        replaced: Tensors to use in place of some parameters.
+        moment: When a captured call was made, to repeat it.
+        restart: Called before the call begins anew, so that hooks forget what they saw.
     """
     python = python_state.state_of(module) if moment is None else moment.python
-    if python is not None:
-        python.put_in_place()
-    if moment is None:
-        seed_streams(state.devices)
-    else:
-        restore_streams(moment.streams, state.devices)
-    # Copied, so that a module that works in place writes neither into the probe nor into a captured input.
-    args, keywords = copied((args, dict(kwargs or {})), {})
-    # The state has tied weights under all their names, so nothing is left to tie.
-    with state.row_major_outputs(), _RowMajorDropout():
-        return torch.func.functional_call(module, state.of(module, replaced), args, keywords, tie_weights=False)
+
+    def call() -> Any:
+        if python is not None:
+            python.put_in_place(copy_hidden=bool(state.copies_weights))
+        if moment is None:
+            seed_streams(state.devices)
+        else:
+            restore_streams(moment.streams, state.devices)
+        # Copied, so that a module that works in place writes neither into the probe nor into a captured input.
+        own_args, keywords = copied((args, dict(kwargs or {})), {})
+        # The state has tied weights under all their names, so nothing is left to tie.
+        with state.row_major_outputs(), _RowMajorDropout():
+            return torch.func.functional_call(module, state.of(module, replaced), own_args, keywords, tie_weights=False)
+
+    if state.copies_weights is not None:
+        return call()
+    try:
+        with weights_unwritten([*state.watched(replaced), *(python.hidden if python else ())]):
+            output = call()
+        state.copies_weights = False
+    except WeightWriteError:
+        state.copies_weights = True
+        restart()
+        output = call()
+    return output
 
 
 def moment_of(model: nn.Module, state: State) -> Moment:
@@ -156,8 +182,13 @@ def forward_pass(model: nn.Module, state: State, x: Tensor, layers: Sequence[str
     watch, captured = DependentSizes(x), CapturedArguments()
     handles = []
 
+    pending: list[tuple[Any, ...]] = []
+
+    def forget() -> None:
+        for seen in (*calls.values(), watch.sizes, pending):
+            seen.clear()
+
     def record(layer: str) -> None:
-        pending: list[tuple[Any, ...]] = []
 
         def before(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             versions = {id(value): value._version for value in args if isinstance(value, Tensor)}
@@ -180,7 +211,7 @@ def forward_pass(model: nn.Module, state: State, x: Tensor, layers: Sequence[str
         for layer in calls:
             record(layer)
         with torch.no_grad(), watch, clear_forward_errors(model, x):
-            output = run(model, state, (x,))
+            output = run(model, state, (x,), restart=forget)
     finally:
         for handle in handles:
             handle.remove()

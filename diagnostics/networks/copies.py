@@ -89,7 +89,9 @@ class _Refused:
 
 def is_leaf(value: object) -> bool:
     """Whether an object with state is copied as a whole, by ``copied_leaf``."""
-    if isinstance(value, Tensor | torch.Generator):
+    if isinstance(value, Tensor):
+        return True
+    if isinstance(value, torch.Generator):
         shared = (torch.default_generator, *torch.cuda.default_generators)
         return not any(value is generator for generator in shared)
     if isinstance(value, np.ndarray):

@@ -161,6 +161,9 @@ class State:
             require_finite(buffer, name, or_infinite=True)
             self._tensors[buffer] = convert(buffer.detach(), dtype)
         self.devices = [tensor.device for tensor in self._tensors]
+        self._private = shortened
+        #: Whether each call gets copies of the weights, as a forward pass writes into them; None before the first one.
+        self.copies_weights: bool | None = None
         self._tables = [(module, dict(module._parameters), dict(module._buffers)) for module in model.modules()]
 
     def snapshot(self) -> "State":
@@ -180,7 +183,7 @@ class State:
     def of(self, module: nn.Module, replaced: Mapping[nn.Parameter, Tensor] | None = None) -> dict[str, Tensor]:
         """What ``functional_call`` needs for one module of the model: all its tensors, each under every name.
 
-        Buffers are cloned at each call, as a forward pass may update them in place.
+        Buffers are cloned at each call, as a forward pass may update them in place; weights where one does.
 
         Args:
             module: The model or one of its modules.
@@ -192,10 +195,16 @@ class State:
             prefix = f"{path}." if path else ""
             for name, parameter in part.named_parameters(recurse=False, remove_duplicate=False):
                 replacement = (replaced or {}).get(parameter)
-                weights[prefix + name] = self[parameter] if replacement is None else replacement
+                weight = self[parameter] if replacement is None else replacement
+                weights[prefix + name] = _clone_in_graph(weight) if self.copies_weights else weight
             for name, buffer in part.named_buffers(recurse=False, remove_duplicate=False):
                 weights[prefix + name] = self[buffer].clone()
         return weights
+
+    def watched(self, replaced: Mapping[nn.Parameter, Tensor] | None = None) -> list[Tensor]:
+        """The weights that no forward pass may write into unnoticed, and what replaces some of them."""
+        weights = [tensor for tensor in self._tensors if isinstance(tensor, nn.Parameter)]
+        return [*(self[weight] for weight in weights if weight not in self._private), *(replaced or {}).values()]
 
     def __getitem__(self, tensor: Tensor) -> Tensor:
         return self._tensors[tensor]
@@ -230,6 +239,12 @@ class State:
         finally:
             for handle in handles:
                 handle.remove()
+
+
+def _clone_in_graph(weight: Tensor) -> Tensor:
+    """A copy of a weight that it depends on also where a part of the pass alone is differentiated."""
+    with torch.enable_grad():
+        return weight.clone()
 
 
 def _embeddings(model: nn.Module) -> list[nn.Embedding | nn.EmbeddingBag]:

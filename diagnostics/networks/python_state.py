@@ -11,6 +11,7 @@ import random
 import types
 from collections.abc import Iterable, Iterator
 from contextvars import ContextVar
+from operator import is_
 from typing import Any
 
 import numpy as np
@@ -39,13 +40,12 @@ class PythonState:
     Attributes:
         modules: The model's modules.
         hidden: Parameters that forward passes may use though no module has registered them.
-        copies_hidden: Whether a forward pass gets copies of them, as one writes into weights.
     """
 
     def __init__(self, model: nn.Module, *, frozen: bool = False) -> None:
         reachable = Reachable(model)
-        self.modules, self.hidden, self.copies_hidden = reachable.modules, list(reachable.hidden.values()), False
-        self._shells, self._fixed, self._leaves = reachable.shells, reachable.fixed, reachable.leaves
+        self.modules, self.hidden = reachable.modules, list(reachable.hidden.values())
+        self._shells, self._tables, self._leaves = reachable.shells, reachable.tables, reachable.leaves
         # What the shells of modules hold while the model is measured, where that is something else than before.
         self._attributes: dict[int, Contents] = {}
         self._shared_storage = _sharing(value for value, _ in self._leaves.values())
@@ -56,9 +56,16 @@ class PythonState:
         self._in_place: list[tuple[Any, Contents]] | None = None
         self._copied: dict[int, Any] = {}
 
-    def put_in_place(self) -> None:
-        """Give a forward pass the state, with fresh copies of everything that is copied."""
+    def put_in_place(self, *, copy_hidden: bool = False) -> None:
+        """Give a forward pass the state, with fresh copies of everything that is copied.
+
+        Args:
+            copy_hidden: Whether to copy ``hidden`` parameters too, as a pass writes into weights.
+        """
         self._copied = self._copies()
+        if copy_hidden:
+            for parameter in self.hidden:
+                copied_leaf(parameter, self._copied)
         in_place = []
         for index, (shell, before, bearing) in enumerate(self._shells):
             keys, values = self._attributes.get(index, before)
@@ -76,9 +83,12 @@ class PythonState:
         for shell, contents, _ in self._shells:
             if not holds(shell, contents):
                 shell.write(contents)
-        for shell, contents in self._fixed:
-            if not holds(shell, contents):
-                shell.write(contents)
+        for table, before in self._tables:
+            if before is None:
+                table.clear()
+            elif list(map(id, table)) != list(map(id, before)) or not _holds_same(table, before):
+                table.clear()
+                table.update(before)
 
     def now(self, model: nn.Module) -> "PythonState":
         """The state that a pass under way has come to; this one itself if the pass has changed nothing yet."""
@@ -93,7 +103,7 @@ class PythonState:
         vars(module)[name] = value
         index = self.modules[module]
         before = self._attributes.get(index, self._shells[index][1])
-        changed = {**dict(zip(before[0] or (), before[1], strict=True)), name: value}
+        changed = {**dict(zip(*before, strict=True)), name: value}
         self._attributes[index] = list(changed), list(changed.values())
 
     def _original(self, key: int) -> Any:
@@ -110,9 +120,6 @@ class PythonState:
             elif key not in copies:
                 twin = copied_leaf(source, copies, name)
                 copies[key] = twin
-        if self.copies_hidden:
-            for parameter in self.hidden:
-                copied_leaf(parameter, copies)
         return copies
 
     def _stand_in(self, value: Any) -> Any:
@@ -164,6 +171,11 @@ def held(model: nn.Module) -> Iterator[PythonState]:
 def state_of(module: nn.Module) -> PythonState | None:
     """The state, at its beginning, of the innermost measurement under way of a model with this module."""
     return next((state for state in reversed(_held.get()) if module in state.modules), None)
+
+
+def _holds_same(table: Any, before: Any) -> bool:
+    """Whether a dictionary with the same keys as another has the same objects as values; true for sets."""
+    return isinstance(table, set) or all(map(is_, table.values(), before.values()))
 
 
 def _sharing(values: Iterable[Any]) -> dict[int, int]:

@@ -28,8 +28,9 @@ _MOST, _DEEPEST = 20_000, 40
 
 _SETS_GLOBALS = frozenset({dis.opmap["STORE_GLOBAL"], dis.opmap["DELETE_GLOBAL"]})
 
-#: Registered tensors and modules: ``functional_call`` exchanges the former, and the latter are walked by themselves.
-_REGISTERED = ("_parameters", "_buffers", "_modules")
+#: What every module has: parameters, buffers and modules by name, and hooks.
+_TABLES = frozenset(name for name, value in vars(nn.Module()).items() if isinstance(value, dict | set))
+_HOOKS = ("hooks", "hooks_with_kwargs", "hooks_always_called")
 
 
 class Reachable:
@@ -45,7 +46,8 @@ class Reachable:
     Attributes:
         modules: The model's modules, and at which index of ``shells`` their attributes are.
         shells: Each with what it holds, and the indices of those values in which there are leaves.
-        fixed: Shells that the measurement itself changes (tables of hooks, parameters, buffers), with their contents.
+        tables: Hooks, parameters, buffers and modules by name, which the measurement itself changes: each dictionary
+            or set with a copy of it, None for an empty one.
         leaves: By id, each with a name to call it by.
         hidden: Parameters that no module of the model has registered.
     """
@@ -53,7 +55,7 @@ class Reachable:
     def __init__(self, model: nn.Module) -> None:
         self.modules = dict.fromkeys(model.modules(), -1)
         self.shells: list[tuple[shells.Shell, shells.Contents, list[int]]] = []
-        self.fixed: list[tuple[shells.Shell, shells.Contents]] = []
+        self.tables: list[tuple[Any, Any]] = []
         self.leaves: dict[int, tuple[Any, str]] = {}
         self.hidden: dict[int, nn.Parameter] = {}
         self._own = {id(parameter) for parameter in model.parameters()}
@@ -63,22 +65,23 @@ class Reachable:
             self._walk_module(module, f"{path or type(model).__name__}")
         for name, hooks in vars(torch_module).items():
             if name.startswith("_global_") and isinstance(hooks, dict) and hooks:
+                self.tables.append((hooks, type(hooks)(hooks)))
                 self._walk_hooks(hooks)
 
     def _walk_module(self, module: nn.Module, path: str, *, hidden: bool = False) -> None:
         attributes = vars(module)
         bearing: list[int] = []
         for index, (name, value) in enumerate(attributes.items()):
-            if type(value) in ATOMS:
+            kind = type(value)
+            if kind in ATOMS:
                 continue
             self._name = f"{path}.{name}"
-            if name in _REGISTERED:
-                if hidden and name != "_modules":
+            if name in _TABLES and isinstance(value, dict | set):
+                self.tables.append((value, kind(value) if value else None))
+                if value and name.endswith(_HOOKS):
+                    self._walk_hooks(value)
+                elif value and hidden and name in ("_parameters", "_buffers"):
                     self._add(shells.MappingShell(value))
-                else:
-                    self._fix(value)
-            elif name.endswith(("hooks", "hooks_with_kwargs", "hooks_always_called")) and isinstance(value, dict):
-                self._walk_hooks(value)
             elif self._bears(value):
                 bearing.append(index)
         if not hidden:
@@ -91,17 +94,12 @@ class Reachable:
 
     def _walk_hooks(self, hooks: dict[Any, Any]) -> None:
         """Hooks, among which the measurement adds and removes its own."""
-        self._fix(hooks)
         if keys := [key for key, hook in hooks.items() if self._bears(hook)]:
             self._add(shells.ItemsShell(hooks, keys))
 
-    def _fix(self, table: dict[Any, Any]) -> None:
-        shell = shells.MappingShell(table)
-        self.fixed.append((shell, shell.read()))
-
     def _add(self, shell: shells.Shell) -> None:
         """Note a shell, and walk what it holds."""
-        contents = shell.read()
+        contents = shells.read(shell)
         self.shells.append((shell, contents, self._bearing(contents[1])))
 
     def _bearing(self, values: Iterable[Any]) -> list[int]:
@@ -113,7 +111,7 @@ class Reachable:
 
     def _bears(self, value: Any) -> bool:
         """Walk an object; whether it is to be exchanged itself."""
-        if type(value) in ATOMS:
+        if type(value) in ATOMS or (type(value) is tuple and ATOMS.issuperset(map(type, value))):
             return False
         if (seen := self._seen.get(id(value))) is not None:
             return seen[1]
@@ -127,11 +125,11 @@ class Reachable:
         return bears
 
     def _walk(self, value: Any) -> bool:
-        if isinstance(value, nn.Parameter):
+        if isinstance(value, Tensor) and isinstance(value, nn.Parameter):
             if id(value) not in self._own:
                 self.hidden[id(value)] = value
             return id(value) not in self._own
-        if isinstance(value, Tensor) or is_leaf(value):
+        if is_leaf(value):
             self.leaves[id(value)] = (value, self._name)
             return True
         if isinstance(value, nn.Module):
@@ -173,7 +171,7 @@ class Reachable:
             shell = shells.MappingShell(attributes)
             # Who holds an optimiser or the data owns the training: only its attributes themselves are put back.
             if any(isinstance(part, Optimizer | DataLoader) for part in attributes.values()):
-                self.shells.append((shell, shell.read(), []))
+                self.shells.append((shell, shells.read(shell), []))
                 return
             self._add(shell)
         if any(True for _ in slots_of(value)):
@@ -195,12 +193,13 @@ class Reachable:
     def _walk_function(self, function: types.FunctionType) -> None:
         if is_closed(function.__module__ or ""):
             return
-        for cell in function.__closure__ or ():
-            self._add(shells.CellShell(cell))
+        for name, cell in zip(function.__code__.co_freevars, function.__closure__ or (), strict=True):
+            if name != "__class__":
+                self._add(shells.CellShell(cell))
         if function.__defaults__:
             self._add(shells.DefaultsShell(function))
         for mapping in (function.__kwdefaults__, function.__dict__):
-            if mapping is not None:
+            if mapping:
                 self._add(shells.MappingShell(mapping))
         if not _is_users(function.__globals__.get("__name__", "")):
             return

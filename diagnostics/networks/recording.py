@@ -82,9 +82,14 @@ class Recording:
         self._called: set[nn.Module] = set()
         handles = [module.register_forward_pre_hook(self._note_call) for module in model.modules()]
         watch = _Watch({leaf: parameter for parameter, leaf in self.leaves.items()}, len(x))
+
+        def forget() -> None:
+            self._called.clear()
+            watch.uses.clear()
+
         try:
             with torch.enable_grad(), watch, clear_forward_errors(model, x):
-                output = logits_of(run(model, state, (x,), replaced=self.leaves))
+                output = logits_of(run(model, state, (x,), replaced=self.leaves, restart=forget))
         finally:
             for handle in handles:
                 handle.remove()

@@ -2,7 +2,7 @@
 
 import collections
 import types
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from operator import is_
 from typing import Any, Protocol
 
@@ -11,26 +11,32 @@ from skip_conditioning.diagnostics.networks.copies import slots_of
 #: In place of a value that is not there.
 _ABSENT = object()
 
-#: Keys (or None, where there are none) and values.
-Contents = tuple[Sequence[Any] | None, Sequence[Any]]
+#: Keys (none, where it has none) and values.
+Contents = tuple[Sequence[Any], Sequence[Any]]
+Views = tuple[Collection[Any], Collection[Any]]
 
 
 class Shell(Protocol):
     """A mutable object whose contents can be taken down and put back."""
 
-    def read(self) -> Contents:
-        """What it holds now."""
+    def view(self) -> Views:
+        """Keys and values that it holds now, in order."""
 
     def write(self, contents: Contents) -> None:
         """Make it hold this."""
 
 
+def read(shell: Shell) -> Contents:
+    """What a shell holds now."""
+    keys, values = shell.view()
+    return list(keys), list(values)
+
+
 def holds(shell: Shell, contents: Contents) -> bool:
     """Whether a shell holds just these objects, in this order."""
-    (keys, values), (old_keys, old_values) = shell.read(), contents
-    if len(values) != len(old_values) or not all(map(is_, values, old_values)):
-        return False
-    return keys is None or old_keys is None or all(map(is_, keys, old_keys))
+    keys, values = shell.view()
+    same = len(values) == len(contents[1]) and all(map(is_, values, contents[1]))
+    return same and all(map(is_, keys, contents[0]))
 
 
 class MappingShell:
@@ -40,18 +46,18 @@ class MappingShell:
         self._mapping: Any = mapping
         self._type: Any = collections.OrderedDict if isinstance(mapping, collections.OrderedDict) else dict
 
-    def read(self) -> Contents:
+    def view(self) -> Views:
         """Keys and values in order."""
-        return list(self._type.keys(self._mapping)), list(self._type.values(self._mapping))
+        return self._type.keys(self._mapping), self._type.values(self._mapping)
 
     def write(self, contents: Contents) -> None:
         """Replace all items."""
         keys, values = contents
         self._type.clear(self._mapping)
         if self._type is dict:
-            dict.update(self._mapping, zip(keys or (), values, strict=True))
+            dict.update(self._mapping, zip(keys, values, strict=True))
             return
-        for key, value in zip(keys or (), values, strict=True):
+        for key, value in zip(keys, values, strict=True):
             self._type.__setitem__(self._mapping, key, value)
 
 
@@ -61,9 +67,9 @@ class ItemsShell:
     def __init__(self, mapping: dict[Any, Any], keys: Iterable[Any]) -> None:
         self._mapping, self._keys = mapping, list(keys)
 
-    def read(self) -> Contents:
+    def view(self) -> Views:
         """The values of these keys."""
-        return None, [self._mapping.get(key, _ABSENT) for key in self._keys]
+        return (), [self._mapping.get(key, _ABSENT) for key in self._keys]
 
     def write(self, contents: Contents) -> None:
         """Set or delete these keys."""
@@ -83,9 +89,9 @@ class SequenceShell:
         self._type = next(kind for kind in kinds if isinstance(container, kind))
         self._add: Callable[[Any, Sequence[Any]], None] = self._type.update if self._type is set else self._type.extend
 
-    def read(self) -> Contents:
+    def view(self) -> Views:
         """Its elements in order."""
-        return None, list(self._type.__iter__(self._container))
+        return (), list(self._type.__iter__(self._container))
 
     def write(self, contents: Contents) -> None:
         """Replace all elements."""
@@ -99,18 +105,18 @@ class CellShell:
     def __init__(self, cell: types.CellType) -> None:
         self._cell = cell
 
-    def read(self) -> Contents:
+    def view(self) -> Views:
         """Its value, if it has one."""
         try:
-            return None, [self._cell.cell_contents]
+            return (), [self._cell.cell_contents]
         except ValueError:
-            return None, []
+            return (), []
 
     def write(self, contents: Contents) -> None:
         """Set or delete it."""
         if contents[1]:
             self._cell.cell_contents = contents[1][0]
-        elif self.read()[1]:
+        elif self.view()[1]:
             del self._cell.cell_contents
 
 
@@ -120,18 +126,17 @@ class SlotsShell:
     def __init__(self, owner: object) -> None:
         self._owner = owner
 
-    def read(self) -> Contents:
+    def view(self) -> Views:
         """The filled slots and their values."""
         slots = list(slots_of(self._owner))
         return slots, [slot.__get__(self._owner) for slot in slots]
 
     def write(self, contents: Contents) -> None:
         """Fill these slots, empty the others."""
-        slots = contents[0] or ()
-        for slot in slots_of(self._owner):
-            if slot not in slots:
+        for slot in list(slots_of(self._owner)):
+            if slot not in contents[0]:
                 slot.__delete__(self._owner)
-        for slot, value in zip(slots, contents[1], strict=True):
+        for slot, value in zip(*contents, strict=True):
             slot.__set__(self._owner, value)
 
 
@@ -141,9 +146,9 @@ class DefaultsShell:
     def __init__(self, function: types.FunctionType) -> None:
         self._function = function
 
-    def read(self) -> Contents:
+    def view(self) -> Views:
         """The tuple of defaults, or None."""
-        return None, [self._function.__defaults__]
+        return (), [self._function.__defaults__]
 
     def write(self, contents: Contents) -> None:
         """Set it."""
@@ -156,17 +161,16 @@ class ClassShell:
     def __init__(self, owner: type) -> None:
         self._owner = owner
 
-    def read(self) -> Contents:
+    def view(self) -> Views:
         """Names and values in order."""
-        names = [name for name in vars(self._owner) if not name.startswith("__")]
-        return names, [vars(self._owner)[name] for name in names]
+        return vars(self._owner).keys(), vars(self._owner).values()
 
     def write(self, contents: Contents) -> None:
         """Set what differs, delete what is new."""
-        wanted = dict(zip(contents[0] or (), contents[1], strict=True))
-        for name in self.read()[0] or ():
+        wanted, attributes = dict(zip(*contents, strict=True)), vars(self._owner)
+        names = [name for name in {**attributes, **wanted} if not name.startswith("__")]
+        for name in names:
             if name not in wanted:
                 type.__delattr__(self._owner, name)
-        for name, value in wanted.items():
-            if vars(self._owner).get(name, _ABSENT) is not value:
-                type.__setattr__(self._owner, name, value)
+            elif attributes.get(name, _ABSENT) is not wanted[name]:
+                type.__setattr__(self._owner, name, wanted[name])
