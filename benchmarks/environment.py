@@ -2,7 +2,7 @@
 
 import torch
 
-from skip_conditioning.experiments.records.provenance import device_name, git_revision, versions
+from skip_conditioning.experiments.processes.machine import device_name, git_revision, versions
 
 
 def environment(device: torch.device) -> str:

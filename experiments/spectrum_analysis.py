@@ -29,13 +29,8 @@ from skip_conditioning.experiments.analysis.results import (
 from skip_conditioning.experiments.analysis.shortcut_table import shortcut_report
 from skip_conditioning.experiments.analysis.targets import Target, check_probe, find_targets, foreign_target, load_probe
 from skip_conditioning.experiments.config.command_line import parse_options, run_command
-from skip_conditioning.experiments.processes.group import (
-    choose_device,
-    is_first_process,
-    leave,
-    own_device,
-    process_group,
-)
+from skip_conditioning.experiments.processes.group import is_first_process, leave, process_group
+from skip_conditioning.experiments.processes.machine import choose_device, own_device
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,8 @@ from skip_conditioning.diagnostics.errors import InputError
 from skip_conditioning.experiments.config.command_line import parse_preset, run_command
 from skip_conditioning.experiments.config.presets import PRESETS
 from skip_conditioning.experiments.config.train_config import TrainConfig, with_given
-from skip_conditioning.experiments.processes.group import choose_device, everywhere, leave, process_group
+from skip_conditioning.experiments.processes.group import everywhere, leave, process_group
+from skip_conditioning.experiments.processes.machine import choose_device
 from skip_conditioning.experiments.processes.ranks import Ranks, clear_rank_errors
 from skip_conditioning.experiments.summary import print_summary
 from skip_conditioning.experiments.sweeps.workers import run_in_processes

@@ -36,8 +36,7 @@ from skip_conditioning.experiments.claims.run.verdict_table import ClaimResult, 
 from skip_conditioning.experiments.claims.verdict.claim import Claim, ClaimInputs, Judgement, Size, TrainedClaim
 from skip_conditioning.experiments.claims.verdict.formatting import SYMBOLS, effect_and_pairs, printable
 from skip_conditioning.experiments.config.command_line import parse_options, run_command
-from skip_conditioning.experiments.processes.group import choose_device
-from skip_conditioning.experiments.records.provenance import device_name, git_revision, versions
+from skip_conditioning.experiments.processes.machine import choose_device, device_name, git_revision, versions
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 from skip_conditioning.diagnostics.errors import UnsupportedModelError
 from skip_conditioning.diagnostics.linalg.closed_forms import patchwise
-from skip_conditioning.experiments.processes.threads import one_thread
+from skip_conditioning.experiments.processes.machine import one_thread
 from skip_conditioning.experiments.training.networks import build_network
 from skip_conditioning.models import PreActivationBlock, arms
 

@@ -1,6 +1,5 @@
 """The data of an experiment as its runs need them: batches to train on, batches to evaluate on, and a probe."""
 
-import os
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
@@ -24,6 +23,7 @@ from skip_conditioning.experiments.data.image_index import StreamedData, open_im
 from skip_conditioning.experiments.data.sources import find_source
 from skip_conditioning.experiments.data.streaming import StreamedBatches, StreamedImages, decode_at
 from skip_conditioning.experiments.processes.group import processes_here
+from skip_conditioning.experiments.processes.machine import usable_cores
 from skip_conditioning.experiments.processes.ranks import Ranks
 
 #: Most processes that decode by default; more were of no use on machines shared by several jobs.
@@ -118,9 +118,8 @@ class DecodedData:
         self.input_shape: tuple[int, ...] = (3, self.data.size, self.data.size)
         mean, std = (self.data.mean, self.data.std) if self.config.data.normalise else (None, None)
         self._pixels = Pixels(mean, std, memory_format(self.config))
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
         given = self.config.data.workers
-        self._workers = min(cores // processes_here(), _MOST_WORKERS) if given is None else given
+        self._workers = min(usable_cores() // processes_here(), _MOST_WORKERS) if given is None else given
 
     def __len__(self) -> int:
         """Number of training images."""

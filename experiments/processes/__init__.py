@@ -1,1 +1,1 @@
-"""Processes that train one run together, and threads."""
+"""The processes that train one run together, and the machine they are on."""

@@ -12,6 +12,7 @@ from torch import distributed
 
 from skip_conditioning.diagnostics.errors import InputError
 from skip_conditioning.diagnostics.support.sharding import run_in_all
+from skip_conditioning.experiments.processes.machine import own_device
 
 Result = TypeVar("Result")
 
@@ -38,41 +39,6 @@ def process_group(device: torch.device) -> Iterator[distributed.ProcessGroup | N
         raise
     finally:
         distributed.destroy_process_group()
-
-
-def choose_device(name: str) -> torch.device:
-    """A device by name; ``auto`` is a GPU if there is one, under ``torchrun`` the GPU of this process.
-
-    Raises:
-        InputError: No such device, or it is not there.
-    """
-    try:
-        device = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name)
-        torch.zeros(1, device=device).item()
-    except (RuntimeError, AssertionError) as error:
-        reason = str(error).splitlines()[0]
-        raise InputError(f"--device {name} cannot be used ({reason}); try --device cpu") from error
-    return own_device(device)
-
-
-def check_compiler(device: torch.device) -> None:
-    """Check that torch.compile can compile for a device, with the smallest function.
-
-    Raises:
-        InputError: It cannot, for instance because there is no C++ compiler.
-    """
-    try:
-        torch.compile(lambda x: 2 * x + 1)(torch.ones(2, device=device))
-    except Exception as error:  # of a dozen classes, most of them private
-        reason = str(error).partition("\n")[0]
-        raise InputError(f"--compile does not work here ({reason}); install a C++ compiler, or leave it out") from error
-
-
-def own_device(device: torch.device) -> torch.device:
-    """The device for this process: of several GPUs, that of its local rank."""
-    if device.type == "cuda" and device.index is None and "LOCAL_RANK" in os.environ:
-        return torch.device("cuda", int(os.environ["LOCAL_RANK"]))
-    return device
 
 
 def processes() -> int:

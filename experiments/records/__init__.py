@@ -1,1 +1,1 @@
-"""What an experiment leaves on disk: its directory, checkpoints, locks, logs, provenance, and the speed table."""
+"""What an experiment leaves on disk: its directory, checkpoints, logs, and the speed table."""

@@ -24,7 +24,7 @@ from tqdm import tqdm
 from skip_conditioning.diagnostics.errors import InputError
 from skip_conditioning.experiments.config.presets import PRESETS
 from skip_conditioning.experiments.config.train_config import TrainConfig
-from skip_conditioning.experiments.processes.threads import one_thread
+from skip_conditioning.experiments.processes.machine import one_thread, usable_cores
 from skip_conditioning.experiments.records.speed import write_speed
 from skip_conditioning.experiments.training.runner import Runner
 from skip_conditioning.experiments.training.runs import Run
@@ -58,7 +58,7 @@ def run_in_processes(runner: Runner, processes: int | None = None) -> None:
     with one_thread():
         unfinished = runner.runs if runner.config.output.overwrite else runner.directory.unfinished(runner.runs)
         few = processes is None and len(unfinished) < _FEWEST_RUNS
-        count = min(usable_cores() if processes is None else processes, len(unfinished))
+        count = min(default_processes() if processes is None else processes, len(unfinished))
         if count < 2 or few or not _can_be_sent(runner.config):
             runner.run_all()
             return
@@ -73,10 +73,9 @@ def run_in_processes(runner: Runner, processes: int | None = None) -> None:
             write_speed(runner.config.output.out)
 
 
-def usable_cores() -> int:
-    """Cores that this process may use, 16 at most."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return min(cores, _MOST)
+def default_processes() -> int:
+    """One process a core, 16 at most."""
+    return min(usable_cores(), _MOST)
 
 
 def _can_be_sent(config: TrainConfig) -> bool:
@@ -122,7 +121,7 @@ def _workers(config: TrainConfig, count: int) -> Iterator[list[_Worker]]:
         config: Their options.
         count: How many.
     """
-    cores_each = max(usable_cores() // count, 1)
+    cores_each = max(default_processes() // count, 1)
     config = config.changed(
         measurements=(),
         resume=True,

@@ -14,7 +14,7 @@ import pandas as pd
 from skip_conditioning.diagnostics.errors import InputError, LayerCallError, UnsupportedModelError, near_matches
 from skip_conditioning.diagnostics.tables import clear_disk_errors
 from skip_conditioning.experiments.config.command_line import parse_options, run_command
-from skip_conditioning.experiments.processes.threads import one_thread
+from skip_conditioning.experiments.processes.machine import one_thread
 from skip_conditioning.experiments.theory.convergence import check_convergence
 from skip_conditioning.experiments.theory.curvature_growth import check_curvature
 from skip_conditioning.experiments.theory.layers import check_chain_rule, check_regularity, check_skips

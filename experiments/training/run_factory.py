@@ -14,8 +14,8 @@ from skip_conditioning.diagnostics.monitoring.monitor import SpectrumMonitor
 from skip_conditioning.experiments.config.train_config import TrainConfig, measurements, spectra_dtype
 from skip_conditioning.experiments.data.batches import INITIALISATION, derive_seed
 from skip_conditioning.experiments.data.training_data import TrainingData, memory_format
+from skip_conditioning.experiments.processes.machine import device_name, git_revision, versions
 from skip_conditioning.experiments.processes.ranks import Ranks
-from skip_conditioning.experiments.records.provenance import device_name, git_revision, versions
 from skip_conditioning.experiments.training.frozen_batch_norm import freeze_batch_norms, whole_first_batch
 from skip_conditioning.experiments.training.networks import build_network, check_network
 from skip_conditioning.experiments.training.random_streams import seed_streams

@@ -10,7 +10,7 @@ from skip_conditioning.diagnostics.errors import InputError
 from skip_conditioning.experiments.config.train_config import TrainConfig
 from skip_conditioning.experiments.data.batches import PROBE
 from skip_conditioning.experiments.data.training_data import draw_indices, open_data
-from skip_conditioning.experiments.processes.group import check_compiler, choose_device
+from skip_conditioning.experiments.processes.machine import check_compiler, choose_device
 from skip_conditioning.experiments.processes.ranks import Ranks
 from skip_conditioning.experiments.records.directory import is_over
 from skip_conditioning.experiments.records.loggers import check_loggers

@@ -22,7 +22,7 @@ from skip_conditioning.experiments.claims.run.preregistration import FILE
 from skip_conditioning.experiments.claims.verdict.claim import ClaimInputs, Comparison, Plan
 from skip_conditioning.experiments.claims.verdict.paired_claim import PairedClaim
 from skip_conditioning.experiments.config.presets import preset
-from skip_conditioning.experiments.processes.threads import one_thread
+from skip_conditioning.experiments.processes.machine import one_thread
 from skip_conditioning.experiments.train import main as train
 from skip_conditioning.experiments.training import run_factory
 

@@ -32,7 +32,7 @@ from skip_conditioning.experiments.claims.verdict.decision import combine
 from skip_conditioning.experiments.claims.verdict.figures import draw_figures
 from skip_conditioning.experiments.claims.verdict.paired_claim import change, summary
 from skip_conditioning.experiments.data.datasets import load_data, to_float
-from skip_conditioning.experiments.processes.threads import one_thread
+from skip_conditioning.experiments.processes.machine import one_thread
 from skip_conditioning.experiments.theory.random_matrices import uniform_matrix
 from skip_conditioning.experiments.theory.report import write_table
 from skip_conditioning.experiments.training.networks import build_network

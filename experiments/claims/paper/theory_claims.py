@@ -11,7 +11,7 @@ from skip_conditioning.diagnostics.theory.statement import Statement
 from skip_conditioning.experiments.claims.verdict.claim import ClaimInputs, Finding, Judgement, Plan, Size, Verdict
 from skip_conditioning.experiments.claims.verdict.figures import draw_figures
 from skip_conditioning.experiments.claims.verdict.formatting import MISSING
-from skip_conditioning.experiments.processes.threads import one_thread
+from skip_conditioning.experiments.processes.machine import one_thread
 from skip_conditioning.experiments.theory.convergence import check_convergence
 from skip_conditioning.experiments.theory.curvature_growth import check_curvature
 from skip_conditioning.experiments.theory.layers import check_regularity

@@ -18,7 +18,7 @@ from tqdm import tqdm
 
 from skip_conditioning.diagnostics.errors import InputError
 from skip_conditioning.experiments.claims.verdict.claim import Claim, ClaimInputs, Judgement, Size
-from skip_conditioning.experiments.sweeps.workers import usable_cores
+from skip_conditioning.experiments.sweeps.workers import default_processes
 
 
 @contextlib.contextmanager
@@ -43,7 +43,7 @@ def untrained_judgements(
     inputs = {claim.id: ClaimInputs({}, out / claim.id, data_dir=data_dir) for claim in untrained}
     for each in inputs.values():
         each.directory.mkdir(parents=True, exist_ok=True)
-    count = min(usable_cores() if processes is None else processes, len(untrained))
+    count = min(default_processes() if processes is None else processes, len(untrained))
     if count < 2:
         judges = {claim.id: partial(claim.judge, inputs[claim.id], size) for claim in untrained}
         yield lambda: _judgements(judges)

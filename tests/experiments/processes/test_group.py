@@ -9,7 +9,8 @@ import pandas as pd
 import pytest
 import torch
 
-from skip_conditioning.experiments.processes.group import is_first_process, own_device, process_group
+from skip_conditioning.experiments.processes.group import is_first_process, process_group
+from skip_conditioning.experiments.processes.machine import own_device
 from skip_conditioning.experiments.spectrum_analysis import main
 
 FACTORY = """

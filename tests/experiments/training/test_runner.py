@@ -12,7 +12,7 @@ from skip_conditioning.diagnostics.networks.capture import select_layers
 from skip_conditioning.diagnostics.networks.maps import TOTAL
 from skip_conditioning.diagnostics.tables import read_experiment
 from skip_conditioning.experiments.config.presets import PRESETS
-from skip_conditioning.experiments.processes.group import choose_device
+from skip_conditioning.experiments.processes.machine import choose_device
 from skip_conditioning.experiments.records.checkpoints import load_weights
 from skip_conditioning.experiments.records.directory import read_probe
 from skip_conditioning.experiments.train import parse
