@@ -6,7 +6,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from skip_conditioning.diagnostics.errors import InputError
 from skip_conditioning.diagnostics.loss.descent import Descent
 from skip_conditioning.diagnostics.loss.probe_loss import loss_gradient
 from skip_conditioning.diagnostics.monitoring.time_budget import FLOPS
@@ -80,8 +79,8 @@ class BoundsLog:
             try:
                 decrease = descent.until(self._model)
                 row |= {"predicted_decrease": decrease.predicted, "observed_decrease": decrease.observed}
-            except (InputError, torch.OutOfMemoryError) as error:
-                failure = f"decrease of the loss: {str(error).splitlines()[0]}"
+            except Exception as error:
+                failure = f"decrease of the loss: {next(iter(str(error).splitlines()), type(error).__name__)}"
         return row, failure
 
     def rewind(self, step: int) -> None:

@@ -44,8 +44,8 @@ _FLUSH_SECONDS = 1.0
 #: Stands in place of a map in the table ``skipped``, for the measurement of ``BoundsLog``.
 _BOUNDS = "bounds"
 
-#: Errors after which the training goes on: a diverging network is a result.
-_FAILURES = (InputError, np.linalg.LinAlgError, torch.OutOfMemoryError)
+#: Errors that belong to training: a diverging network is a result. The training goes on after any other too.
+_EXPECTED = (InputError, np.linalg.LinAlgError, torch.OutOfMemoryError)
 
 Value = TypeVar("Value")
 
@@ -267,8 +267,8 @@ class SpectrumMonitor:
         with self._measuring():
             try:
                 result = as_first(measure, self._group)
-            except _FAILURES as error:
-                failure = str(error).splitlines()[0]
+            except Exception as error:
+                failure = _reason(error)
         seconds = self._time.spent - before
         if failure:
             self._skip(self._measurements[index], step, failure, seconds)
@@ -296,7 +296,13 @@ class SpectrumMonitor:
     def _log_probe(self, step: int, bounds: dict[str, Any]) -> None:
         """Log the probe's metrics; a row with bounds waits for the step after it."""
         with self._measuring():
-            row = {"split": "probe", **self._probe.loss(), **bounds}
+            row, failure = {"split": "probe", **bounds}, ""
+            try:
+                row |= self._probe.loss()
+            except Exception as error:
+                failure = f"loss of the probe: {_reason(error)}"
+        if failure:
+            self._skip(self._measurements[0], step, failure, None)
         if self._bounds is not None and bounds:
             self._bounds.row = {"step": step, **row}
         else:
@@ -317,6 +323,16 @@ class SpectrumMonitor:
             with self._measuring():
                 self._tables.flush()
         self._flushed = time.perf_counter()
+
+
+def _reason(error: Exception) -> str:
+    """Why a measurement failed, in a line; what is no ordinary reason is warned about as well."""
+    line = next(iter(str(error).splitlines()), "")
+    if isinstance(error, _EXPECTED) and line:
+        return line
+    reason = f"{type(error).__name__}: {line}"
+    warnings.warn(f"a measurement failed and is left out, the training goes on: {reason}", stacklevel=2)
+    return reason
 
 
 def _roles(group: ProcessGroup | None) -> tuple[bool, bool]:

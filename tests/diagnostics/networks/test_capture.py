@@ -9,8 +9,9 @@ from torch import nn
 
 from skip_conditioning import jacobian, spectra
 from skip_conditioning.diagnostics.errors import InputError, LayerCallError, UnknownLayerError, UnsupportedModelError
-from skip_conditioning.diagnostics.networks.capture import default_layers, forward_pass, select_layers
+from skip_conditioning.diagnostics.networks.capture import forward_pass
 from skip_conditioning.diagnostics.networks.isolation import State, quiet
+from skip_conditioning.diagnostics.networks.layer_names import default_layers, select_layers
 from skip_conditioning.models import build_model
 
 
@@ -129,12 +130,14 @@ def test_a_probe_that_the_model_cannot_take_is_named_with_the_models_own_words_a
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
 
 
-def test_the_users_own_hooks_still_run_and_stay():
-    model, seen = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 2)), []
-    handle = model[0].register_forward_hook(lambda module, args, output: seen.append(len(args)))
-    spectra(model, torch.randn(2, 3), map="tail", layers="0")
-    assert seen
-    assert list(model[0]._forward_hooks) == [handle.id]
+def test_the_users_own_hooks_still_run_and_leave_no_trace():
+    model, x, seen = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 2)), torch.randn(2, 3), []
+    handle = model[1].register_forward_hook(lambda module, args, output: seen.append(len(args)) or 2 * output)
+    hooked = spectra(model, x, map="tail", layers="0")["0"].sigma_max
+    assert seen == []
+    assert list(model[1]._forward_hooks) == [handle.id]
+    handle.remove()
+    assert hooked == pytest.approx(2 * spectra(model, x, map="tail", layers="0")["0"].sigma_max)
 
 
 class UsesAgain(nn.Module):
