@@ -13,7 +13,7 @@ import tyro
 from skip_conditioning.diagnostics.errors import InputError
 from skip_conditioning.diagnostics.tables import read_experiment
 from skip_conditioning.experiments.config.command_line import parse_options, run_command
-from skip_conditioning.experiments.records.speed import SPEED
+from skip_conditioning.experiments.speed import SPEED
 
 
 def summary_table(directory: Path) -> pd.DataFrame:

@@ -16,7 +16,7 @@ from skip_conditioning.diagnostics.errors import InputError
 from skip_conditioning.experiments.config.command_line import parse_preset, run_command
 from skip_conditioning.experiments.config.presets import PRESETS
 from skip_conditioning.experiments.config.train_config import TrainConfig, with_given
-from skip_conditioning.experiments.records.speed import write_speed
+from skip_conditioning.experiments.speed import write_speed
 from skip_conditioning.experiments.summary import print_summary
 from skip_conditioning.experiments.sweeps.jobs import JobOptions, JobQueue, check_cluster
 from skip_conditioning.experiments.sweeps.live_table import LiveTable, RunState

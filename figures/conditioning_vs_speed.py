@@ -69,7 +69,7 @@ def conditioning_vs_speed(
 
     Args:
         experiment: Its ``runs`` and ``spectra`` are used.
-        speed: The table of ``experiments.records.speed``, one row per run.
+        speed: The table of ``experiments.speed``, one row per run.
         measure: A statistic of the spectra table, or ``sigma_qNN``.
         map: Which derivative.
         layer: Of which layer; by default the first one measured.

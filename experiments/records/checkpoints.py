@@ -10,14 +10,14 @@ import json
 import os
 import re
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from skip_conditioning.diagnostics.errors import InputError, NonFiniteError, near_matches
@@ -81,8 +81,8 @@ def save_checkpoint(path: Path, state: Mapping[str, Tensor], metadata: Mapping[s
             temporary.unlink()
 
 
-def read_metadata(path: Path) -> dict[str, str]:
-    """The text that :func:`save_checkpoint` kept in the header of a file.
+def read_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """The tensors and the text that :func:`save_checkpoint` wrote.
 
     Raises:
         InputError: There is no such file, or it is not a complete safetensors file.
@@ -90,7 +90,7 @@ def read_metadata(path: Path) -> dict[str, str]:
     _check_is_file(path)
     try:
         with safe_open(path, framework="pt") as file:
-            return dict(file.metadata() or {})
+            return {name: file.get_tensor(name) for name in file.keys()}, dict(file.metadata() or {})  # noqa: SIM118
     except (OSError, SafetensorError) as error:
         raise _unreadable(path, error) from error
 
@@ -110,7 +110,7 @@ def load_weights(path: Path) -> dict[str, Tensor]:
     _check_is_file(path)
     if path.suffix not in (".safetensors", ".pt", ".pth"):
         raise InputError(f"{path}: weights are read from .safetensors, .pt or .pth files, not {path.suffix!r}")
-    state = _read_safetensors(path) if path.suffix == ".safetensors" else _read_torch(path)
+    state = read_checkpoint(path)[0] if path.suffix == ".safetensors" else _read_torch(path)
     while isinstance(state, Mapping) and (key := next((k for k in _NESTED if isinstance(state.get(k), Mapping)), "")):
         state = state[key]
     if not isinstance(state, Mapping) or not state:
@@ -189,10 +189,9 @@ def load_training_state(path: Path, optimizer: torch.optim.Optimizer) -> dict[st
         InputError: The file is missing, damaged, no training state, or of another optimiser or model; the
             optimiser is then left as it was.
     """
-    metadata = read_metadata(path)
+    tensors, metadata = read_checkpoint(path)
     if _TRAINING_STATE not in metadata:
         raise InputError(f"{path} holds no training state; give the state_*.safetensors file beside it")
-    tensors = _read_safetensors(path)
     try:
         plain = json.loads(metadata[_TRAINING_STATE])
         plain["optimizer"], plain["shapes"], plain["state"], plain["groups"]
@@ -220,6 +219,56 @@ def load_training_state(path: Path, optimizer: torch.optim.Optimizer) -> dict[st
     return rng
 
 
+def last_whole_step(directory: Path) -> int:
+    """The last step for which a run has both weights and training state; 0 if there is none."""
+    steps = (step for step, _ in list_checkpoints(directory) if training_state_path(directory, step).exists())
+    return max(steps, default=0)
+
+
+def save_run(
+    directory: Path, step: int, model: nn.Module, optimizer: torch.optim.Optimizer, rng: Mapping[str, Tensor]
+) -> None:
+    """Write a run's weights, then the training state that resuming needs too.
+
+    Raises:
+        InputError: A file cannot be written, for instance because the disk is full.
+    """
+    save_checkpoint(checkpoint_path(directory, step), model.state_dict(), {"step": str(step)})
+    save_training_state(training_state_path(directory, step), optimizer, rng)
+
+
+def load_run(directory: Path, step: int, model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """Put a model and its optimiser into the state of a step; returns the saved states of the random streams.
+
+    Without a training state of that step, which then is 0, nothing is changed and nothing returned.
+
+    Raises:
+        InputError: A file is damaged, or of another model or optimiser.
+    """
+    if not training_state_path(directory, step).exists():
+        return {}
+    path = checkpoint_path(directory, step)
+    try:
+        try:
+            load_into(model, path)
+        except NonFiniteError:
+            # The run was killed after it diverged and before it noticed; its next step shows it again.
+            model.load_state_dict(read_checkpoint(path)[0])
+        return load_training_state(training_state_path(directory, step), optimizer)
+    except InputError as error:
+        advice = f"or remove {directory} and repeat the command: that run alone starts anew"
+        raise InputError(f"{error}; {advice}") from error
+
+
+def drop_older(directory: Path, step: int, keep: Callable[[int], bool]) -> None:
+    """Remove the training states of steps before ``step``, and the weights of steps for which ``keep`` is false."""
+    for older, path in list_checkpoints(directory):
+        if older < step:
+            training_state_path(directory, older).unlink(missing_ok=True)
+            if not keep(older):
+                path.unlink()
+
+
 def _parameter_shapes(optimizer: torch.optim.Optimizer) -> list[list[list[int]]]:
     return [[list(parameter.shape) for parameter in group["params"]] for group in optimizer.param_groups]
 
@@ -236,13 +285,6 @@ def _check_is_file(path: Path) -> None:
         raise InputError(f"{path} is a folder; give one of the files in it")
     if not path.is_file():
         raise InputError(f"checkpoint {path} does not exist")
-
-
-def _read_safetensors(path: Path) -> dict[str, Tensor]:
-    try:
-        return load_file(path)
-    except (OSError, SafetensorError) as error:
-        raise _unreadable(path, error) from error
 
 
 def _read_torch(path: Path) -> Any:

@@ -4,29 +4,36 @@
 one directory per run. In a run's, ``config.json`` describes it and ``status.json`` says how it stands.
 """
 
+import contextlib
 import dataclasses
 import json
 import os
+import platform
 import shutil
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
+from filelock import FileLock, Timeout
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
 from skip_conditioning.diagnostics.errors import InputError
-from skip_conditioning.diagnostics.tables import read_json, write_json
+from skip_conditioning.diagnostics.tables import clear_disk_errors, read_json, write_json
 from skip_conditioning.experiments.config.train_config import TrainConfig
 from skip_conditioning.experiments.records.checkpoints import save_checkpoint
-from skip_conditioning.experiments.records.locks import LOCK, check_unlocked
 
 _DESCRIPTION = "experiment.json"
 _RUN = "config.json"
 _STATUS = "status.json"
 _PROBE = "probe.safetensors"
 _PROCESSES = "torchrun_processes"
+#: The file that is locked. It exists while a process writes the directory, and after one was killed.
+LOCK = ".lock"
+#: Seconds to keep trying, as the former holder may have removed the file before it could be locked.
+_PATIENCE = 0.1
 
 #: Options that may change on resuming: where things are, what is logged beside the tables, how many runs there are.
 _MAY_CHANGE = frozenset(
@@ -211,3 +218,51 @@ def _check_same(config: TrainConfig, processes: int, before: dict[str, Any]) -> 
             f"--resume needs the options that {config.output.out} was started with, and these have changed: "
             f"{differences}; give the former, or start anew with another --out"
         )
+
+
+@contextlib.contextmanager
+def locked(directory: Path) -> Iterator[None]:
+    """Hold the lock of a directory inside, which is made if missing; the kernel frees it when the process dies.
+
+    Raises:
+        InputError: Another process holds it, or the directory cannot be written.
+    """
+    path = directory / LOCK
+    lock = FileLock(path)
+    with clear_disk_errors(path):
+        directory.mkdir(parents=True, exist_ok=True)
+        try:
+            lock.acquire(timeout=_PATIENCE, poll_interval=_PATIENCE / 4)
+        except Timeout as error:
+            raise InputError(
+                f"{directory} is being written by another process ({_holder(path)}); wait for it, or choose another "
+                "--out"
+            ) from error
+        path.write_text(f"pid {os.getpid()} on host {platform.node()}")
+    try:
+        yield
+    finally:
+        if lock.is_locked:  # else this is a forked process that leaves the block, and the lock is its parent's
+            # Removed while it is still held: whoever opened it meanwhile sees that it is gone.
+            path.unlink(missing_ok=True)
+            lock.release()
+
+
+def check_unlocked(directories: Iterable[Path]) -> None:
+    """Check that no process writes any of some directories; lock files of killed processes are removed.
+
+    Raises:
+        InputError: A process writes one of them.
+    """
+    for directory in directories:
+        if (directory / LOCK).exists():
+            with locked(directory):
+                pass
+
+
+def _holder(path: Path) -> str:
+    """Process and host that hold a lock, as written into its file."""
+    try:
+        return path.read_text(errors="replace")[:500] or "unknown"
+    except OSError:
+        return "unknown"

@@ -25,7 +25,7 @@ from skip_conditioning.diagnostics.errors import InputError
 from skip_conditioning.experiments.config.presets import PRESETS
 from skip_conditioning.experiments.config.train_config import TrainConfig
 from skip_conditioning.experiments.processes.machine import one_thread, usable_cores
-from skip_conditioning.experiments.records.speed import write_speed
+from skip_conditioning.experiments.speed import write_speed
 from skip_conditioning.experiments.training.runner import Runner
 from skip_conditioning.experiments.training.runs import Run
 

@@ -10,8 +10,15 @@ from torch import Tensor
 from skip_conditioning.diagnostics.tables import write_json
 from skip_conditioning.experiments.config.train_config import TrainConfig
 from skip_conditioning.experiments.processes.ranks import Ranks
-from skip_conditioning.experiments.records.directory import check_out, is_over, prepare_out, read_status, write_status
-from skip_conditioning.experiments.records.locks import check_unlocked, locked
+from skip_conditioning.experiments.records.directory import (
+    check_out,
+    check_unlocked,
+    is_over,
+    locked,
+    prepare_out,
+    read_status,
+    write_status,
+)
 from skip_conditioning.experiments.training.runs import Run
 
 #: What a run's ``config.json`` holds.

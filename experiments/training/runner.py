@@ -14,7 +14,7 @@ from skip_conditioning.experiments.processes.machine import check_compiler, choo
 from skip_conditioning.experiments.processes.ranks import Ranks
 from skip_conditioning.experiments.records.directory import is_over
 from skip_conditioning.experiments.records.loggers import check_loggers
-from skip_conditioning.experiments.records.speed import write_speed
+from skip_conditioning.experiments.speed import write_speed
 from skip_conditioning.experiments.training.experiment_directory import ExperimentDirectory
 from skip_conditioning.experiments.training.networks import check_arms
 from skip_conditioning.experiments.training.progress import ProgressBar, StepRecord

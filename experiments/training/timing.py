@@ -21,8 +21,7 @@ from torch import Tensor
 from skip_conditioning.diagnostics.monitoring.monitor import SpectrumMonitor
 from skip_conditioning.diagnostics.tables import SCHEMAS
 from skip_conditioning.experiments.data.batches import EvaluationBatches
-from skip_conditioning.experiments.records.checkpoints import checkpoint_path, training_state_path
-from skip_conditioning.experiments.records.resuming import last_whole_step
+from skip_conditioning.experiments.records.checkpoints import checkpoint_path, last_whole_step, training_state_path
 from skip_conditioning.experiments.training.step_log import Block
 from skip_conditioning.experiments.training.trainer import Trainer
 

@@ -17,9 +17,9 @@ from skip_conditioning.diagnostics.monitoring.monitor import SpectrumMonitor
 from skip_conditioning.experiments.config.train_config import TrainConfig
 from skip_conditioning.experiments.data.batches import EvaluationBatches, TrainingBatches
 from skip_conditioning.experiments.processes.ranks import Ranks
+from skip_conditioning.experiments.records.checkpoints import drop_older, last_whole_step, load_run, save_run
 from skip_conditioning.experiments.records.directory import write_status
 from skip_conditioning.experiments.records.loggers import open_loggers
-from skip_conditioning.experiments.records.resuming import drop_older, last_whole_step, load_run, save_run
 from skip_conditioning.experiments.training.random_streams import rng_states, set_rng_states
 from skip_conditioning.experiments.training.step_log import Block, DivergedError, Progress, StepLog
 

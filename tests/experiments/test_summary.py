@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 
 from skip_conditioning.diagnostics.tables import METRICS, SPECTRA, TableWriter
-from skip_conditioning.experiments.records.speed import write_speed
+from skip_conditioning.experiments.speed import write_speed
 from skip_conditioning.experiments.summary import print_summary, summary_table
 
 # Losses of three trials; the threshold is 0.5.

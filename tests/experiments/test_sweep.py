@@ -1,20 +1,20 @@
-"""A sweep by real processes in place of Slurm's: the tables of training, whatever becomes of single runs."""
+"""A sweep whose jobs are processes of this machine, or run in this one: training's tables, whatever becomes of runs."""
 
 import io
 import os
 import re
+import signal
 import sys
 import time
 from dataclasses import fields
 from pathlib import Path
 
 import pytest
-from submitit import LocalExecutor
+from submitit import DebugExecutor, LocalExecutor
 
 from skip_conditioning.diagnostics.errors import InputError
 from skip_conditioning.diagnostics.tables import read_experiment
-from skip_conditioning.experiments.records.directory import write_status
-from skip_conditioning.experiments.records.locks import LOCK, check_unlocked
+from skip_conditioning.experiments.records.directory import LOCK, check_unlocked, write_status
 from skip_conditioning.experiments.sweep import JobOptions, main, parse
 from skip_conditioning.experiments.sweeps import jobs as sweep_jobs
 from skip_conditioning.experiments.sweeps.live_table import LiveTable, RunState
@@ -46,6 +46,9 @@ def net(arm="sound"):
     return nn.Sequential(*layers, *([Fragile()] if arm == "fragile" else []))
 net.arms = ("sound", "fragile")
 """
+#: At the end of that module: no job comes further.
+DEAD = "if 'SUBMITIT_EXECUTOR' in os.environ: os.kill(os.getpid(), 9)"
+KILLED = "failed: fragile-lr0.1-trial00: its process ended without a result; it was killed or could not start"
 
 
 @pytest.fixture(autouse=True)
@@ -67,6 +70,10 @@ def _jobs_here(monkeypatch):
     monkeypatch.setattr(sweep_jobs, "_slurm_executor", lambda options, folder, gpus: LocalExecutor(folder))
     monkeypatch.setattr(sweep_jobs, "_CHECK_EVERY", 0.1)
     monkeypatch.setattr("submitit.core.core.Job._results_timeout_s", 0)  # no network file system is late here
+    # A job is cancelled by this signal, which what runs in the background of a shell hands down to be ignored.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
 
 
 @pytest.fixture
@@ -85,7 +92,11 @@ def logs(out):
     return sorted(Path(out).glob("jobs/*/*_log.err"))
 
 
-def test_tables_are_those_of_training_and_finished_runs_are_not_repeated(small, train, same_results, capsys):
+@pytest.mark.parametrize("executor", [pytest.param(LocalExecutor, marks=pytest.mark.slow), DebugExecutor])
+def test_tables_are_those_of_training_and_finished_runs_are_not_repeated(
+    executor, small, train, same_results, capsys, monkeypatch
+):
+    monkeypatch.setattr(sweep_jobs, "_slurm_executor", lambda options, folder, gpus: executor(folder))
     options = ("--model", "nets:batch_norm", "--arms", "shrunk", "--lr", "0.1", "1e30", "--steps", "3")
     whole = train("whole", *options)
     printed = capsys.readouterr().out
@@ -124,17 +135,24 @@ def test_failing_run_is_reported_and_the_rest_finish_and_it_can_be_retried(fragi
     same_results(Path("whole"), Path("o"))
 
 
+@pytest.mark.slow
 def test_killed_run_has_failed_and_not_for_an_earlier_reason(fragile, capsys):
     Path("mood").write_text("dies")
     fragile += ["--arms", "fragile", "--out", "o"]
-    said = "failed: fragile-lr0.1-trial00: its process ended without a result; it was killed or could not start"
     assert main(fragile) == 1
     assert statuses("o") == {"fragile-lr0.1-trial00": "failed"}
-    assert said in capsys.readouterr().err
+    assert KILLED in capsys.readouterr().err
     write_status(Path("o/runs/fragile-lr0.1-trial00"), "failed", reason="long ago")
-    Path("fragile.py").write_text(FRAGILE + "if 'SUBMITIT_EXECUTOR' in os.environ: os.kill(os.getpid(), 9)")
+    Path("fragile.py").write_text(FRAGILE + DEAD)
     assert main([*fragile, "--retry"]) == 1
-    assert said in capsys.readouterr().err
+    assert KILLED in capsys.readouterr().err
+
+
+def test_a_job_that_is_killed_before_it_begins_has_failed(fragile, capsys):
+    Path("fragile.py").write_text(FRAGILE + DEAD)
+    assert main([*fragile, "--arms", "fragile", "--out", "o"]) == 1
+    assert statuses("o") == {"fragile-lr0.1-trial00": "failed"}
+    assert KILLED in capsys.readouterr().err
 
 
 @pytest.mark.slow

@@ -15,7 +15,7 @@ from skip_conditioning.experiments.claims.verdict.pairs import with_runs
 from skip_conditioning.experiments.config.train_config import TrainConfig
 from skip_conditioning.experiments.processes.machine import git_revision, versions
 from skip_conditioning.experiments.records.directory import check_out, is_over, read_status
-from skip_conditioning.experiments.records.speed import SPEED, write_speed
+from skip_conditioning.experiments.speed import SPEED, write_speed
 from skip_conditioning.experiments.sweeps.workers import run_in_processes
 from skip_conditioning.experiments.training.runner import Runner
 from skip_conditioning.experiments.training.runs import all_runs

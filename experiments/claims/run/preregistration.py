@@ -17,7 +17,7 @@ from skip_conditioning.diagnostics.errors import InputError
 from skip_conditioning.diagnostics.tables import clear_disk_errors, write_json
 from skip_conditioning.experiments.claims.verdict.claim import Claim, Size
 from skip_conditioning.experiments.processes.machine import git_revision, versions
-from skip_conditioning.experiments.records.locks import locked
+from skip_conditioning.experiments.records.directory import locked
 
 FILE = "preregistration.json"
 #: Number of differences that a message names.

@@ -3,7 +3,7 @@
 from skip_conditioning.diagnostics.tables import Experiment
 from skip_conditioning.experiments.claims.statistics.kaplan_meier import kaplan_meier_median
 from skip_conditioning.experiments.claims.verdict.pairs import LearningRate, arm_runs
-from skip_conditioning.experiments.records.speed import speed_table
+from skip_conditioning.experiments.speed import speed_table
 
 
 def median_steps(

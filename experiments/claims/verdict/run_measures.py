@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 
 from skip_conditioning.diagnostics.tables import STATISTICS, Experiment
-from skip_conditioning.experiments.records.speed import AT_STEPS, speed_table
+from skip_conditioning.experiments.speed import AT_STEPS, speed_table
 
 #: Conditioning is the geometric mean over so many of a run's first measured steps, as in ``paired_ratios``.
 SPECTRA_STEPS: Final = 10
@@ -31,7 +31,7 @@ def speed_log(tables: Experiment, name: str, *, is_log: bool = False) -> pd.Seri
 
     Args:
         tables: The experiment.
-        name: A column of ``experiments.records.speed.speed_table`` other than ``steps_to_threshold``.
+        name: A column of ``experiments.speed.speed_table`` other than ``steps_to_threshold``.
         is_log: Whether the column is a logarithm already.
     """
     # No loss at a step depends on the threshold, so runs without one can be compared as well.

@@ -17,7 +17,7 @@ from skip_conditioning.experiments.records.checkpoints import (
     load_into,
     load_training_state,
     load_weights,
-    read_metadata,
+    read_checkpoint,
     save_checkpoint,
     save_training_state,
     training_state_path,
@@ -52,7 +52,7 @@ def test_round_trip_is_exact(tmp_path):
     path, state = checkpoint_path(tmp_path, 12), network().state_dict()
     save_checkpoint(path, state, {"model": "net"})
     assert same(load_weights(path), state)
-    assert read_metadata(path) == {"model": "net"}
+    assert read_checkpoint(path)[1] == {"model": "net"}
     assert os.listdir(path.parent) == ["step_000000012.safetensors"]
 
 
@@ -186,7 +186,7 @@ def test_missing_file_folder_and_suffix(tmp_path):
     assert "is a folder" in error_of(load_weights, tmp_path)
     (tmp_path / "x.bin").write_bytes(b"")
     assert "'.bin'" in error_of(load_weights, tmp_path / "x.bin")
-    assert "does not exist" in error_of(read_metadata, tmp_path / "x.safetensors")
+    assert "does not exist" in error_of(read_checkpoint, tmp_path / "x.safetensors")
 
 
 # Into a model

@@ -11,13 +11,13 @@ import pytest
 
 from skip_conditioning.diagnostics.errors import InputError
 from skip_conditioning.diagnostics.tables import read_experiment
-from skip_conditioning.experiments.records.locks import LOCK, check_unlocked, locked
+from skip_conditioning.experiments.records.directory import LOCK, check_unlocked, locked
 from skip_conditioning.experiments.train import main
 
 HOLD = """
 import sys, time
 from pathlib import Path
-from skip_conditioning.experiments.records.locks import locked
+from skip_conditioning.experiments.records.directory import locked
 with locked(Path(sys.argv[1])):
     print("held", flush=True)
     time.sleep(60)

@@ -13,7 +13,7 @@ from skip_conditioning.diagnostics.errors import InputError
 from skip_conditioning.diagnostics.monitoring.monitor import Measurement
 from skip_conditioning.diagnostics.tables import read_experiment
 from skip_conditioning.experiments.processes.ranks import Ranks
-from skip_conditioning.experiments.records.locks import LOCK, check_unlocked
+from skip_conditioning.experiments.records.directory import LOCK, check_unlocked
 from skip_conditioning.experiments.sweeps import workers as parallel
 from skip_conditioning.experiments.sweeps.workers import run_in_processes
 from skip_conditioning.experiments.train import main, parse
@@ -21,6 +21,7 @@ from skip_conditioning.experiments.training.runner import Runner
 
 FRAGILE = """
 import multiprocessing, os, signal, time
+from pathlib import Path
 from torch import nn
 
 class Fragile(nn.Module):
@@ -28,6 +29,8 @@ class Fragile(nn.Module):
     def forward(self, x):
         mood = open("mood").read() if multiprocessing.parent_process() else "good"
         if mood == "raises":
+            while not any('"finished"' in path.read_text() for path in Path("o/runs").glob("sound-*/status.json")):
+                time.sleep(0.01)
             raise RuntimeError("no such luck\\nat all")
         if mood == "dies":
             os.kill(os.getpid(), signal.SIGKILL)
@@ -96,6 +99,7 @@ def written():
     return {path: path.stat().st_mtime_ns for path in Path("o").rglob("*") if path.is_file()}
 
 
+@pytest.mark.slow
 def test_results_are_those_of_one_process_to_the_bit(train, same_results, capsys):
     whole = train("whole", *RUNS)
     capsys.readouterr()
@@ -124,18 +128,21 @@ def test_only_what_is_not_over_is_trained(train, small, same_results):
     assert {path: when for path, when in written().items() if path in before} == before
 
 
-def test_run_that_raises_is_named_and_can_be_repeated(fragile, same_results):
+def test_run_that_raises_is_named_and_can_be_repeated_and_those_before_it_are_those_of_one_process(
+    fragile, same_results
+):
     Path("mood").write_text("raises")
-    said = r"run fragile-lr0.1-trial0[01] failed: RuntimeError: no such luck \(fragile.py, line 10\); runs that are"
+    said = r"run fragile-lr0.1-trial0[01] failed: RuntimeError: no such luck \(fragile.py, line 13\); runs that are"
     with pytest.raises(InputError, match=said) as caught:
         run(fragile)
     assert "in forward" in caught.value.__notes__[0]
-    assert "failed" in statuses().values()
+    assert {"failed", "finished"} <= set(statuses().values())
     run([*fragile, "--resume"], processes=1)
     assert main([*fragile, "--out", "whole"]) == 0
     same_results(Path("whole"), Path("o"))
 
 
+@pytest.mark.slow
 def test_killed_process_is_reported_with_its_run(fragile):
     Path("mood").write_text("dies")
     with pytest.raises(InputError, match=r"that trained fragile-lr0.1-trial0[01] \(exit code -9\).* were killed"):

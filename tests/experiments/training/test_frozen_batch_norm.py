@@ -14,7 +14,7 @@ from skip_conditioning.diagnostics.tables import read_experiment
 from skip_conditioning.experiments.config.presets import preset
 from skip_conditioning.experiments.data.batches import Batches, BatchOrder, Pixels
 from skip_conditioning.experiments.data.datasets import Split
-from skip_conditioning.experiments.records.checkpoints import load_into, read_metadata
+from skip_conditioning.experiments.records.checkpoints import load_into, read_checkpoint
 from skip_conditioning.experiments.train import main, parse
 from skip_conditioning.experiments.training.estimate import estimate
 from skip_conditioning.experiments.training.frozen_batch_norm import freeze_batch_norms, whole_first_batch
@@ -210,7 +210,7 @@ def test_checkpoints_fit_the_network_and_hold_the_statistics_of_the_first_batch(
         model = nets.batch_norm()
         load_into(model, file)
         found.append((model[2].running_mean, model[2].running_var))
-        assert read_metadata(file)
+        assert read_checkpoint(file)
     assert len(files) > 2
     assert all(torch.equal(one, other) for later in found[1:] for one, other in zip(found[0], later, strict=True))
     assert not torch.equal(found[0][1], torch.ones(16))

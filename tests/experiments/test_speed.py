@@ -9,8 +9,7 @@ import pytest
 
 from skip_conditioning.diagnostics.errors import InputError
 from skip_conditioning.diagnostics.tables import METRICS, TableWriter
-from skip_conditioning.experiments.records.speed import speed_table
-from skip_conditioning.experiments.speed import main
+from skip_conditioning.experiments.speed import main, speed_table
 
 LOSSES = {
     "fast": [2.0, 1.0, 0.5, 0.25, 0.125],
@@ -65,10 +64,9 @@ def test_area_of_vanishing_loss_is_finite():
 
 
 def test_losses_at_steps():
-    table = speeds(at_steps=(1, 3, 20))
-    assert table["loss_at_step_1"].tolist() == [1.0, 1.5, 1.9, 0.1]
-    assert table.loc["fast", "loss_at_step_3"] == 0.25
-    assert table[["loss_at_step_3"]].isna().sum().item() == 1
+    table = speeds({**LOSSES, "late": [2.0, 1.0, 1.0, np.inf]})
+    assert table["loss_at_step_2"].dropna().tolist() == [0.5, 1.0, 1.8, 1.0]
+    assert table.loc["blown-up", "loss_at_step_2":"loss_at_step_5"].isna().all()
     assert table["loss_at_step_20"].isna().all()
     assert table.loc["fast", "final_loss"] == 0.125
 
@@ -103,11 +101,11 @@ def test_ranks_are_shared():
 def test_smoothing_is_a_mean_over_the_last_steps():
     losses = {"noisy": [1.0, 0.3, 0.9, 0.4, 0.5, 0.45], "short": [0.1]}
     assert speeds(losses).loc["noisy", "steps_to_threshold"] == 1
-    table = speeds(losses, loss_window=3, at_steps=(1, 2))
+    table = speeds(losses, loss_window=3)
     assert table["steps_to_threshold"].tolist() == [5, 0]
     assert table["censored"].tolist() == [False, True]
     assert table.loc["noisy", "final_loss"] == pytest.approx(0.45)
-    assert np.isnan(table.loc["noisy", "loss_at_step_1"])
+    assert np.isnan(table.loc["short", "loss_at_step_2"])
     assert table.loc["noisy", "loss_at_step_2"] == pytest.approx(2.2 / 3)
 
 
@@ -159,13 +157,10 @@ def test_window_of_each_run():
 @pytest.mark.parametrize(
     ("runs", "metrics", "options", "message"),
     [
-        (runs_of(["a"]).drop(columns="status"), metrics_of({}), {"loss_threshold": 1}, "no column 'status'"),
-        (runs_of(["a"]), metrics_of({}).drop(columns="loss"), {"loss_threshold": 1}, "no column 'loss'"),
         (runs_of(["a"]), metrics_of({}), {}, "run 'a' was configured without a loss_threshold"),
         (runs_of(["a", "b"], loss_threshold=[1, np.nan]), metrics_of({}), {}, "run 'b'"),
         (runs_of(["a"]), metrics_of({}), {"loss_threshold": np.nan}, "finite number"),
         (runs_of(["a"]), metrics_of({}), {"loss_threshold": 1, "loss_window": 0}, "loss window is 0"),
-        (runs_of(["a"]), metrics_of({"c": [1.0]}), {"loss_threshold": 1}, "metrics of run 'c'"),
     ],
 )
 def test_bad_tables(runs, metrics, options, message):
