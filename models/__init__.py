@@ -1,7 +1,6 @@
 """Networks of the paper and baselines, each a plain chain of modules; shortcuts tell their arms apart."""
 
 from skip_conditioning.models.arms import Arm, chain_shortcut, modified_shortcut, residual_shortcut
-from skip_conditioning.models.blocks import PreActivationBlock
 from skip_conditioning.models.errors import ModelOptionError
 from skip_conditioning.models.initialisation import initialise
 from skip_conditioning.models.paper_mnist import build_paper_mnist
@@ -15,6 +14,7 @@ from skip_conditioning.models.shortcuts import (
     OrthogonalShortcut,
     PartialIsometryShortcut,
     PooledIdentityShortcut,
+    PreActivationBlock,
     ScaledShortcut,
     ShortcutFactory,
     SumShortcut,

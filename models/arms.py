@@ -17,12 +17,25 @@ All arms in the tables have the same parameter names and shapes, and draw them i
 seed gives the same parameters to all arms of one initialisation, and the state dict of one loads into each.
 (``orthogonal-conv`` then replaces the weights of its shortcuts by a function of them.) An arm of your own keeps
 to that if its shape-changing shortcuts are sums with a convolution named ``conv`` (of gain 0, if it is to be
-unused). The shortcuts here are those of the paper; those of its interventions are in `models.interventions`.
+unused). First come the paper's shortcuts, then those of the interventions of docs/paper.md §4, which change
+conditioning or skips, each without the other. Those that need no shortcut of their own are
+
+- ``chain-orthogonal``, ``chain-dirac``, ``chain-looks-linear``: no skip, but another initialisation;
+- ``residual-orthogonal``, ``residual-dirac``, ``residual-looks-linear``: the same with skips, which makes a factorial
+  design of the two together with ``chain`` and ``residual``;
+- ``rescaled``: skips, and an output gain (`RESCALED_GAIN`) that takes back what they add to the output's scale.
+
+Whether an initialisation conditions a network better is to be measured, not taken from its name: batch norm and ReLU
+that only the identity follows (``chain-dirac``) silence ever more samples in each unit, so that most singular values
+are lost within a few blocks.
 """
 
-from collections.abc import Mapping
+import itertools
+import math
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
+import torch
 from torch import nn
 
 from skip_conditioning.models.errors import check_choice
@@ -31,7 +44,10 @@ from skip_conditioning.models.shortcuts import (
     ConvolutionShortcut,
     IdentityShortcut,
     NoShortcut,
+    OrthogonalShortcut,
+    PartialIsometryShortcut,
     PooledIdentityShortcut,
+    ScaledShortcut,
     ShortcutFactory,
     SumShortcut,
 )
@@ -96,3 +112,104 @@ def modified_shortcut(in_channels: int, out_channels: int, stride: int, *, bias:
         conv=ConvolutionShortcut(in_channels, out_channels, stride, bias=bias),
         pool=PooledIdentityShortcut(in_channels, out_channels, stride),
     )
+
+
+RESCALED_GAIN = 1 / math.sqrt(2)
+r"""Output gain c of the arms ``rescaled``, whose blocks are ``x ↦ (g(x) + x)/√2``.
+
+Activations then have the chain's variance: with a branch g of batch norm, ReLU and a linear layer with PyTorch's
+initialisation, g(x) has variance ``b = (1/3)(1/2 − 1/(2π))`` whatever x has, and ``v ← (v + b)/2`` tends to b. The
+Jacobian comes nearer to the chain's, but not to it: ``‖J‖_F²/n`` tends to about 1.23, to 1.47 in the chain and to 1
+with a plain skip. Batch norm is blind to a common scale of branch and skip, so no other gain would do better. With
+other normalisers, activations or convolutions the variances match approximately: compare the measured ‖J‖_F first.
+"""
+
+
+def gain_shortcut(in_channels: int, out_channels: int, stride: int, *, gain: float, bias: bool = False) -> nn.Module:
+    """As `residual_shortcut`, times a fixed gain α: a dose of skip."""
+    if keeps_shape(in_channels, out_channels, stride):
+        return ScaledShortcut(IdentityShortcut(), gain)
+    return SumShortcut(conv=ConvolutionShortcut(in_channels, out_channels, stride, bias=bias, gain=gain))
+
+
+def orthogonal_shortcut(
+    in_channels: int, out_channels: int, stride: int, *, bias: bool = False, seed: int = 0
+) -> nn.Module:
+    """As `residual_shortcut`, with a fixed random orthogonal map of the channels in place of the identity.
+
+    The identity's singular values without its alignment.
+    """
+    if keeps_shape(in_channels, out_channels, stride):
+        return OrthogonalShortcut(in_channels, seed=seed)
+    return residual_shortcut(in_channels, out_channels, stride, bias=bias)
+
+
+def low_rank(channels: int) -> int:
+    """Rank of the rank-deficient skips of so many channels: an eighth of them, at least 1."""
+    return max(1, channels // 8)
+
+
+def low_rank_shortcut(in_channels: int, out_channels: int, stride: int, *, seed: int = 0) -> nn.Module:
+    """A fixed random partial isometry of rank `low_rank`, per pixel of the output, and nothing beside it.
+
+    A skip that leaves most of the branch's spectrum as it is. For networks in which the shape never changes.
+    """
+    return PartialIsometryShortcut(in_channels, out_channels, stride, rank=low_rank(in_channels), seed=seed)
+
+
+def isometry_shortcut(in_channels: int, out_channels: int, stride: int, *, bias: bool = False) -> nn.Module:
+    """As `modified_shortcut`, with a fixed random partial isometry of the pool's rank in place of the pool.
+
+    The pool's singular values without its alignment.
+    """
+    return _beside_convolution(in_channels, out_channels, stride, rank=in_channels, bias=bias)
+
+
+def rank_deficient_shortcut(in_channels: int, out_channels: int, stride: int, *, bias: bool = False) -> nn.Module:
+    """As `modified_shortcut`, with a fixed random partial isometry of rank `low_rank` in place of the pool."""
+    return _beside_convolution(in_channels, out_channels, stride, rank=low_rank(in_channels), bias=bias)
+
+
+def orthogonal_convolution_shortcut(
+    in_channels: int, out_channels: int, stride: int, *, bias: bool = False
+) -> nn.Module:
+    """As `residual_shortcut`, with shortcut convolutions whose weights start out semi-orthogonal.
+
+    A weight drawn as in every other arm is replaced by the nearest semi-orthogonal matrix (its polar factor), whose
+    singular values are all 1. The zeros that a stride gives the map stay.
+    """
+    shortcut = residual_shortcut(in_channels, out_channels, stride, bias=bias)
+    for module in shortcut.modules():
+        if isinstance(module, ConvolutionShortcut):
+            _make_semi_orthogonal(module)
+    return shortcut
+
+
+def seeded_by_block(shortcut: Callable[..., nn.Module]) -> ShortcutFactory:
+    """A factory whose i-th shortcut has the seed i, so that blocks of one shape get independent maps.
+
+    It counts its calls, so that each network needs a factory of its own.
+
+    Args:
+        shortcut: A factory that also takes a keyword ``seed``.
+    """
+    seeds = itertools.count()
+    return lambda *sizes: shortcut(*sizes, seed=next(seeds))
+
+
+def _beside_convolution(in_channels: int, out_channels: int, stride: int, *, rank: int, bias: bool) -> nn.Module:
+    """As `residual_shortcut`, plus a partial isometry where the map down-samples."""
+    if stride == 1:
+        return residual_shortcut(in_channels, out_channels, stride, bias=bias)
+    return SumShortcut(
+        conv=ConvolutionShortcut(in_channels, out_channels, stride, bias=bias),
+        isometry=PartialIsometryShortcut(in_channels, out_channels, stride, rank=rank),
+    )
+
+
+@torch.no_grad()
+def _make_semi_orthogonal(convolution: nn.Conv2d) -> None:
+    """Replace the weight of a 1×1 convolution by its polar factor, computed in float64."""
+    weight = convolution.weight
+    U, _, Vh = torch.linalg.svd(weight[:, :, 0, 0].double(), full_matrices=False)
+    weight.copy_((U @ Vh)[:, :, None, None])

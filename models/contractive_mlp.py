@@ -7,10 +7,9 @@ import torch
 from torch import Tensor, nn
 
 from skip_conditioning.models.arms import Arm, choose_arm
-from skip_conditioning.models.blocks import PreActivationBlock
 from skip_conditioning.models.errors import check_count, check_real
 from skip_conditioning.models.initialisation import initialise
-from skip_conditioning.models.shortcuts import IdentityShortcut, ScaledShortcut
+from skip_conditioning.models.shortcuts import IdentityShortcut, PreActivationBlock, ScaledShortcut
 
 
 @dataclass(frozen=True)

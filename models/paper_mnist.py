@@ -5,17 +5,21 @@ from functools import partial
 
 from torch import nn
 
-from skip_conditioning.models.arms import Arm, chain_shortcut, choose_arm, modified_shortcut, residual_shortcut
-from skip_conditioning.models.blocks import PreActivationBlock
-from skip_conditioning.models.initialisation import initialise
-from skip_conditioning.models.interventions import (
+from skip_conditioning.models.arms import (
     RESCALED_GAIN,
+    Arm,
+    chain_shortcut,
+    choose_arm,
     gain_shortcut,
     isometry_shortcut,
+    modified_shortcut,
     orthogonal_convolution_shortcut,
     orthogonal_shortcut,
     rank_deficient_shortcut,
+    residual_shortcut,
 )
+from skip_conditioning.models.initialisation import initialise
+from skip_conditioning.models.shortcuts import PreActivationBlock
 
 _CHAIN, _RESIDUAL = partial(chain_shortcut, bias=True), partial(residual_shortcut, bias=True)
 
@@ -56,16 +60,14 @@ ARMS: dict[str, Arm] = {
 def build_paper_mnist(arm: str | Arm = "residual") -> nn.Sequential:
     r"""Build the paper's MNIST network, the chain ``stem → block1 → block2 → head``.
 
-    ========  ==============================================================================  ================
-    module    layers                                                                          output
-    ========  ==============================================================================
-    ================ (input)
-    ``1 × 28 × 28`` stem      conv 5×5, average pool 2
-    ``5 × 12 × 12`` block1    BN-ReLU-conv5×5-BN-ReLU-conv5×5 (pad 2); shortcut on x
-    ``5 × 12 × 12`` block2    o = BN-ReLU(x), conv3×3/2 (pad 1)-BN-ReLU-conv3×3 (no pad); shortcut on o
-    ``20 × 4 × 4`` head      flatten to 320, BN-ReLU-linear
-    ``10`` ========  ==============================================================================
-    ================
+    ==========  ============================================================================  ===============
+    module      layers                                                                        output
+    ==========  ============================================================================  ===============
+    ``stem``    conv 5×5, average pool 2                                                      ``5 × 12 × 12``
+    ``block1``  BN-ReLU-conv5×5-BN-ReLU-conv5×5 (pad 2); shortcut on x                        ``5 × 12 × 12``
+    ``block2``  o = BN-ReLU(x), conv3×3/2 (pad 1)-BN-ReLU-conv3×3 (no pad); shortcut on o     ``20 × 4 × 4``
+    ``head``    flatten to 320, BN-ReLU-linear                                                ``10``
+    ==========  ============================================================================  ===============
 
     All convolutions have biases. The shortcut convolution of ``block2`` (1×1, stride 3) exists in every
     arm and is unused in ``chain…``. In ``modified`` the pooled identity ``3·AvgPool3`` acts on o, as the

@@ -10,19 +10,16 @@ from skip_conditioning.models.arms import (
     Arm,
     chain_shortcut,
     choose_arm,
+    isometry_shortcut,
     keeps_shape,
     modified_shortcut,
-    residual_shortcut,
-)
-from skip_conditioning.models.blocks import PreActivationBlock
-from skip_conditioning.models.errors import check_choice, check_count
-from skip_conditioning.models.initialisation import initialise
-from skip_conditioning.models.interventions import (
-    isometry_shortcut,
     orthogonal_convolution_shortcut,
     rank_deficient_shortcut,
+    residual_shortcut,
 )
-from skip_conditioning.models.shortcuts import ShortcutFactory
+from skip_conditioning.models.errors import check_choice, check_count
+from skip_conditioning.models.initialisation import initialise
+from skip_conditioning.models.shortcuts import PreActivationBlock, ShortcutFactory
 
 StemName = Literal["cifar", "imagenet"]
 

@@ -7,18 +7,18 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor, nn
 
-from skip_conditioning.models.arms import Arm, choose_arm
-from skip_conditioning.models.blocks import PreActivationBlock
-from skip_conditioning.models.errors import check_choice, check_count, check_real
-from skip_conditioning.models.initialisation import InitialisationName, initialise
-from skip_conditioning.models.interventions import (
+from skip_conditioning.models.arms import (
     RESCALED_GAIN,
+    Arm,
+    choose_arm,
     gain_shortcut,
     low_rank_shortcut,
     orthogonal_shortcut,
     seeded_by_block,
 )
-from skip_conditioning.models.shortcuts import NoShortcut, ShortcutFactory
+from skip_conditioning.models.errors import check_choice, check_count, check_real
+from skip_conditioning.models.initialisation import InitialisationName, initialise
+from skip_conditioning.models.shortcuts import NoShortcut, PreActivationBlock, ShortcutFactory
 
 ActivationName = Literal["relu", "tanh", "gelu", "softplus", "identity"]
 NormaliserName = Literal["batch", "weight", "layer"]
@@ -39,9 +39,9 @@ def arms_with_gain(skip_gain: float) -> dict[str, Arm]:
     - ``chain``: no skips; ``residual``: skips ``α·x`` of the given gain α.
     - ``gain-0.25``, ``gain-0.5``, ``gain-2``: skips of these gains, whatever ``skip_gain`` is.
     - ``chain-…``, ``residual-…``: these two with the initialisation ``orthogonal``, ``dirac`` or ``looks-linear``. The
-      last needs an even width; `models.interventions` says why ``dirac`` conditions badly.
+      last needs an even width; `models.arms` says why ``dirac`` conditions badly.
     - ``rescaled``: ``(g(x) + x)/√2``, a skip with the chain's variance of activations;
-      `models.interventions.RESCALED_GAIN` says how near its Jacobian comes to the chain's.
+      `models.arms.RESCALED_GAIN` says how near its Jacobian comes to the chain's.
     - ``orthogonal``: a fixed random orthogonal map in place of the identity, another in each block.
     - ``rank-deficient``: a fixed random partial isometry of an eighth of the width in its place.
     """

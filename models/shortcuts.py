@@ -1,4 +1,4 @@
-r"""Shortcuts: what a block adds to its branch, each a module of its own.
+r"""Shortcuts: what a block adds to its branch, each a module of its own; and the pre-activation block itself.
 
 A shortcut maps the features of a block, of shape ``(N, C_in, H, W)`` (or ``(N, C_in)``), to the shape of
 the branch's output, ``(N, C_out, H / s, W / s)`` (or ``(N, C_out)``). All are linear in their input.
@@ -12,12 +12,51 @@ the weights of one arm load into every other. (They are rebuilt from the seed wh
 
 import math
 from collections.abc import Callable
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
 ShortcutFactory = Callable[[int, int, int], nn.Module]
 """``(in_channels, out_channels, stride) -> shortcut``."""
+
+
+class PreActivationBlock(nn.Module):
+    r"""``y = c · (branch(o) + shortcut(z))`` with ``o = preactivation(x)`` and ``z = x`` or ``z = o``.
+
+    Source: He et al. 2016, *Identity mappings in deep residual networks*.
+
+    Args:
+        preactivation: Usually batch norm and ReLU.
+        branch: The residual branch, on the pre-activated input.
+        shortcut: The shortcut; its output has the branch's shape.
+        shortcut_reads: What the shortcut acts on: the block's ``"input"`` x (blocks that keep the shape)
+            or its ``"preactivation"`` o (blocks that change it).
+        output_gain: c, fixed.
+    """
+
+    def __init__(
+        self,
+        preactivation: nn.Module,
+        branch: nn.Module,
+        shortcut: nn.Module,
+        *,
+        shortcut_reads: Literal["input", "preactivation"] = "input",
+        output_gain: float = 1.0,
+    ) -> None:
+        super().__init__()
+        self.preactivation, self.branch, self.shortcut = preactivation, branch, shortcut
+        self.shortcut_reads, self.output_gain = shortcut_reads, output_gain
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Branch plus shortcut, times the output gain."""
+        o = self.preactivation(x)
+        y = self.branch(o) + self.shortcut(x if self.shortcut_reads == "input" else o)
+        return y if self.output_gain == 1 else self.output_gain * y
+
+    def extra_repr(self) -> str:
+        """The output gain if there is one, for ``print(model)``."""
+        return "" if self.output_gain == 1 else f"output_gain={self.output_gain}"
 
 
 def _zeros(x: Tensor, out_channels: int, stride: int) -> Tensor:

@@ -78,11 +78,11 @@ def test_one_seed_gives_every_arm_of_one_initialisation_the_same_parameters_and_
     first: dict[str, dict[str, Tensor]] = {}
     for arm in arms(name):
         torch.manual_seed(5)
-        found = dict(build_model(name, arm=arm, **narrow(name)).named_parameters())
-        found["stream"] = torch.get_rng_state()
-        expected = first.setdefault(TABLES[name][arm].initialisation, found)
-        assert list(found) == list(expected)
-        differ = {key for key in found if not torch.equal(found[key], expected[key])}
+        drawn = dict(build_model(name, arm=arm, **narrow(name)).named_parameters())
+        drawn["stream"] = torch.get_rng_state()
+        expected = first.setdefault(TABLES[name][arm].initialisation, drawn)
+        assert list(drawn) == list(expected)
+        differ = {key for key in drawn if not torch.equal(drawn[key], expected[key])}
         assert all(key.endswith("shortcut.conv.weight") for key in differ)
         assert bool(differ) == (arm == "orthogonal-conv")
 
@@ -140,7 +140,6 @@ def test_an_arm_object_is_as_good_as_a_name() -> None:
             {},
             r"unknown model: 'paper-minst' \(did you mean paper-mnist\?\); valid: paper-mnist, pre",
         ),
-        ("zzz", {}, r"unknown model: 'zzz'; valid: paper-mnist"),
         (
             "paper-mnist",
             {"arm": "residul"},
@@ -164,12 +163,8 @@ def test_an_arm_object_is_as_good_as_a_name() -> None:
         ),
         ("preact-resnet18", {"num_classes": "10"}, r"option num_classes: '10' is not a whole number"),
         ("preact-resnet18", {"width": 0}, r"option width: 0 is not a whole number of at least 1"),
-        ("preact-resnet34", {"width": -1}, r"option width: -1 is not a whole number of at least 1"),
-        ("preact-resnet50", {"width": 1.5}, r"option width: 1.5 is not a whole number of at least 1"),
-        ("preact-resnet101", {"width": "wide"}, r"option width: 'wide' is not a whole number of at least 1"),
         ("paper-mnist", {"width": 3}, r"unknown option of paper-mnist: 'width'; valid: none$"),
         ("no.such.module:factory", {}, r"there is no module 'no.such.module'"),
-        (".relative:factory", {}, r"'.relative' is not the name of a module"),
         (f"{__name__}:smal_factory", {}, r"'smal_factory' \(did you mean small_factory or bad_factory\?\)"),
         (f"{__name__}:SIZE", {}, r"is of type int and cannot be called; name a factory"),
         ("models/mynet.py", {}, r"names a file, but no factory in it; give models/mynet.py:factory"),

@@ -17,14 +17,19 @@ from {package}blocks import WIDTH
 def factory():
     return nn.Sequential(nn.Flatten(), nn.Linear(784, WIDTH), nn.Linear(WIDTH, 10))
 """
-BUILD = "import sys; from skip_conditioning.models import build_model; print(build_model(sys.argv[1])[1].out_features)"
+BUILD = """
+import sys
+from skip_conditioning.models import build_model
+print(*(build_model(name)[1].out_features for name in sys.argv[1:]))
+"""
+PACKAGES = ("models", "experiments", "figures", "diagnostics", "tests")
 
 
-def in_folder(folder: Path, name: str, **environment: str) -> str:
-    """What a process in a folder prints of the width of a network of that name."""
+def in_folder(folder: Path, *names: str, **environment: str) -> str:
+    """What a process in a folder prints of the widths of networks of these names."""
     run = subprocess.run(
         # -P: like the installed command, without the current folder on the import path.
-        [sys.executable, "-P", "-c", BUILD, name],
+        [sys.executable, "-P", "-c", BUILD, *names],
         cwd=folder,
         env={**os.environ, "OMP_NUM_THREADS": "1", **environment},
         capture_output=True,
@@ -43,18 +48,13 @@ def write_package(folder: Path, package: str, *, init: bool, module: str = "myne
 
 
 @pytest.mark.parametrize("init", [True, False], ids=["init", "no-init"])
-@pytest.mark.parametrize("package", ["models", "experiments", "figures", "diagnostics", "tests"])
-def test_packages_of_our_folders_names_are_the_users(tmp_path: Path, package: str, init: bool) -> None:
-    write_package(tmp_path, package, init=init)
-    assert in_folder(tmp_path, f"{package}.mynet:factory") == "7"
-
-
-@pytest.mark.parametrize("init", [True, False], ids=["init", "no-init"])
-@pytest.mark.parametrize("absolute", [True, False], ids=["absolute", "relative"])
-def test_a_path_to_a_file_below_the_current_folder(tmp_path: Path, init: bool, absolute: bool) -> None:
-    write_package(tmp_path, "models", init=init)
-    path = Path("models/mynet.py")
-    assert in_folder(tmp_path, f"{tmp_path / path if absolute else path}:factory") == "7"
+def test_packages_of_our_folders_names_are_the_users(tmp_path: Path, init: bool) -> None:
+    for package in PACKAGES:
+        write_package(tmp_path, package, init=init)
+    for package in ("relative", "absolute"):
+        write_package(tmp_path, package, init=init)
+    names = (*(f"{package}.mynet" for package in PACKAGES), "relative/mynet.py", f"{tmp_path}/absolute/mynet.py")
+    assert in_folder(tmp_path, *(f"{name}:factory" for name in names)) == "7 7 7 7 7 7 7"
 
 
 def test_another_package_of_the_name_on_the_path_is_not_taken_for_it(tmp_path: Path) -> None:
@@ -63,11 +63,11 @@ def test_another_package_of_the_name_on_the_path_is_not_taken_for_it(tmp_path: P
     assert in_folder(tmp_path / "mine", "models.mynet:factory", PYTHONPATH=str(tmp_path / "site")) == "7"
 
 
-@pytest.mark.parametrize("name", ["models:factory", "models.py:factory"])
-def test_a_single_file(tmp_path: Path, name: str) -> None:
+def test_a_single_file(tmp_path: Path) -> None:
     (tmp_path / "blocks.py").write_text(BLOCKS)
-    (tmp_path / "models.py").write_text(NET.format(package=""))
-    assert in_folder(tmp_path, name) == "7"
+    for file in ("models.py", "figures.py"):
+        (tmp_path / file).write_text(NET.format(package=""))
+    assert in_folder(tmp_path, "models:factory", "figures.py:factory") == "7 7"
 
 
 @pytest.mark.parametrize("path", ["../else where/my-net.py", "nets.v2/my-net.py", "my-nets/my-net.py"])

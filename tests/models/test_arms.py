@@ -1,4 +1,4 @@
-"""The interventions by what each is to change and what it is to leave alone."""
+"""Arms, the interventions above all, by what each is to change and what it is to leave alone."""
 
 import math
 
@@ -15,7 +15,7 @@ from skip_conditioning.models import (
     build_model,
     modified_shortcut,
 )
-from skip_conditioning.models.interventions import (
+from skip_conditioning.models.arms import (
     RESCALED_GAIN,
     gain_shortcut,
     isometry_shortcut,
@@ -37,11 +37,9 @@ SPECTRA = [
     ("orthogonal", orthogonal_shortcut(5, 5, 1), (5, 3, 3), 45),
     ("orthogonal-vector", orthogonal_shortcut(7, 7, 1, seed=3), (7,), 7),
     ("low-rank", low_rank_shortcut(16, 16, 1), (16,), 2),
-    ("low-rank-of-few", low_rank_shortcut(7, 7, 1), (7,), 1),
     ("rank-deficient", rank_deficient_shortcut(16, 32, 2).isometry, (16, 4, 4), 2 * 4),
     ("rank-deficient-mnist", rank_deficient_shortcut(5, 20, 3).isometry, (5, 6, 6), 1 * 4),
     ("orthogonal-conv", orthogonal_convolution_shortcut(4, 8, 2), (4, 4, 4), 4 * 4),
-    ("orthogonal-conv-mnist", orthogonal_convolution_shortcut(5, 20, 3, bias=True), (5, 6, 6), 5 * 4),
     ("orthogonal-conv-narrowing", orthogonal_convolution_shortcut(6, 3, 1), (6, 2, 2), 3 * 4),
 ]
 
@@ -58,7 +56,7 @@ def test_singular_values_are_one_on_the_rank_and_zero_elsewhere(
     torch.testing.assert_close(values, expected, rtol=0, atol=2e-6)  # the convolution's weight is in float32
 
 
-@pytest.mark.parametrize(("sizes", "side"), [((5, 20, 3), 12), ((4, 8, 2), 4)])
+@pytest.mark.parametrize(("sizes", "side"), [((5, 20, 3), 6), ((4, 8, 2), 4)])
 def test_the_isometry_has_the_pools_singular_values_and_not_its_alignment(
     sizes: tuple[int, int, int], side: int
 ) -> None:
@@ -156,10 +154,10 @@ def test_odd_widths_rule_out_looks_linear_alone() -> None:
             build_model("residual-mlp", arm=arm, width=7)
 
 
-def blockwise(arm: str, activation: str, seed: int) -> Tensor:
+def blockwise(arm: str, seed: int) -> Tensor:
     """Variance of each block's output and an unbiased estimate of its ``‖J‖_F²/(N n)``, shape ``(depth, 2)``."""
     torch.manual_seed(seed)
-    options = {"in_features": 64, "width": 64, "depth": 8, "normaliser": "batch", "activation": activation}
+    options = {"in_features": 64, "width": 64, "depth": 8, "normaliser": "batch"}
     model, rows = build_model("residual-mlp", arm=arm, **options).double(), []
     x = model.stem(torch.randn(256, 64, dtype=torch.float64))
     for block in model.blocks:
@@ -171,25 +169,19 @@ def blockwise(arm: str, activation: str, seed: int) -> Tensor:
     return torch.tensor(rows)
 
 
-def last_blocks(arm: str, activation: str) -> list[float]:
-    """Variance and mean square singular value, over the last three blocks and 20 seeds."""
-    return torch.stack([blockwise(arm, activation, seed)[-3:] for seed in range(20)]).mean((0, 1)).tolist()
+def last_blocks(arm: str) -> list[float]:
+    """Variance and mean square singular value, over the last three blocks and 8 seeds."""
+    return torch.stack([blockwise(arm, seed)[-3:] for seed in range(8)]).mean((0, 1)).tolist()
 
 
 def test_rescaling_gives_the_chains_variance_and_a_jacobian_half_way_to_it() -> None:
-    (chain, chain_J), (rescaled, rescaled_J) = last_blocks("chain", "relu"), last_blocks("rescaled", "relu")
+    (chain, chain_J), (rescaled, rescaled_J) = last_blocks("chain"), last_blocks("rescaled")
     assert (chain, rescaled) == pytest.approx([(1 / 2 - 1 / (2 * math.pi)) / 3] * 2, rel=0.06)
     assert chain_J == pytest.approx(1 / (1 - 1 / math.pi), rel=0.06)
     assert rescaled_J == pytest.approx((1 / (1 - 1 / math.pi) + 1) / 2, rel=0.06)
-    plain, plain_J = last_blocks("residual", "relu")
+    plain, plain_J = last_blocks("residual")
     assert plain > 5 * rescaled
     assert plain_J < rescaled_J < 0.9 * chain_J
-
-
-def test_rescaling_gives_the_chains_jacobian_too_where_the_activation_is_the_identity() -> None:
-    chain, rescaled = last_blocks("chain", "identity"), last_blocks("rescaled", "identity")
-    assert rescaled == pytest.approx(chain, rel=0.1)
-    assert last_blocks("residual", "identity")[0] > 5 * rescaled[0]
 
 
 def test_the_mnist_networks_dirac_arms_change_what_keeps_its_channels_and_no_more() -> None:
