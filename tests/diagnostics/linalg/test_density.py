@@ -121,8 +121,16 @@ def test_the_bounds_of_the_distribution_hold(values, steps):
 # Measured, in per cent of 200 seeds, of a nominal 95: mean 91.5 to 100, other statistics 91 or more, quantiles and
 # shares of continuous spectra 99 or 100. One falls short and has a limit of its own: the effective rank of two values,
 # 87.5 by one random vector and 90 by two, as the delta method leaves out its curvature near a flat spectrum.
-@pytest.mark.parametrize(("vectors", "steps"), [(1, 8), (2, 16)], ids=["1 × 8", "2 × 16"])
-def test_intervals_cover_the_truth_at_their_stated_rate(values, vectors, steps):
+@pytest.mark.parametrize(
+    ("spectrum", "vectors", "steps"),
+    [
+        *((name, 1, 8) for name in SPECTRA if name not in ("wishart tall", "orthogonal")),
+        ("wishart square", 2, 16),
+        ("two values", 2, 16),
+    ],
+)
+def test_intervals_cover_the_truth_at_their_stated_rate(spectrum, vectors, steps):
+    values = SPECTRA[spectrum]
     truth, rounding = truths(values), 1e-12 * max(values.max(), 1)
     covered = dict.fromkeys(truth, 0)
     for seed in range(SEEDS):
@@ -140,17 +148,17 @@ def test_stated_errors_are_as_large_as_true_ones(spectrum):
     values = SPECTRA[spectrum]
     truth, names = truths(values), ("mean", "rms")
     scores = []
-    for seed in range(SEEDS):
-        density = lanczos_density(operator_of(values), vectors=4, steps=24, seed=seed).density
+    for seed in range(SEEDS // 2):
+        density = lanczos_density(operator_of(values), vectors=3, steps=16, seed=seed).density
         found = {name: getattr(density, name)() for name in names}
         scores.append([(found[name].value - truth[name]) / found[name].error for name in names])
     spread = np.sqrt(np.mean(np.square(scores), axis=0))
-    assert ((spread > 0.8) & (spread < 1.2)).all(), spread  # 4 standard errors of it, 1 / √(2 · 200), either way
+    assert ((spread > 0.8) & (spread < 1.2)).all(), spread  # almost 3 standard errors of it, 1 / √(2 · 100), either way
 
 
 def test_the_variance_of_a_random_vector_is_as_stated():
     values = SPECTRA["geometric"]
-    seen = [quadrature_of(values, 1, seed)[1] @ values for seed in range(4000)]
+    seen = [quadrature_of(values, 1, seed)[1] @ values for seed in range(1000)]
     assert np.var(seen) == pytest.approx(2 / (N + 2) * values.var(), rel=0.1)
 
 
@@ -161,12 +169,12 @@ def test_more_random_vectors_reduce_the_error_as_one_over_their_root():
             lanczos_density(operator_of(values), vectors=vectors, steps=12, seed=seed).density.mean()
             for seed in range(60)
         ]
-        for vectors in (1, 16)
+        for vectors in (1, 4)
     }
-    stated = [np.mean([mean.error for mean in means[vectors]]) for vectors in (1, 16)]
-    true = [np.sqrt(np.mean([(mean.value - values.mean()) ** 2 for mean in means[vectors]])) for vectors in (1, 16)]
-    assert stated[0] / stated[1] == pytest.approx(4, rel=0.1)
-    assert true[0] / true[1] == pytest.approx(4, rel=0.5)  # of 60 seeds
+    stated = [np.mean([mean.error for mean in means[vectors]]) for vectors in (1, 4)]
+    true = [np.sqrt(np.mean([(mean.value - values.mean()) ** 2 for mean in means[vectors]])) for vectors in (1, 4)]
+    assert stated[0] / stated[1] == pytest.approx(2, rel=0.1)
+    assert true[0] / true[1] == pytest.approx(2, rel=0.5)  # of 60 seeds
 
 
 def test_more_steps_narrow_the_bracket():

@@ -162,10 +162,9 @@ ranks.wait()
 """
 
 DEATH = """
-from skip_conditioning.experiments.processes.ranks import Ranks, clear_rank_errors
+from skip_conditioning.experiments.processes.ranks import clear_rank_errors
 from skip_conditioning.diagnostics.errors import InputError
 
-ranks = Ranks(group)
 model = nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4))
 network = ranks.replicate(model, torch.device("cpu"), torch.randn(3, 4), sync_batch_norm=False)
 loss = network(torch.randn(3, 4)).sum()
@@ -194,13 +193,13 @@ distributed.destroy_process_group()
 """
 
 
-@pytest.mark.parametrize("count", [2, 3])
-def test_several_processes_train_as_one_does(count, tmp_path):
-    agree(TRAINING, tmp_path, count)
+def test_two_processes_train_as_one_does_and_one_that_dies_is_a_clear_error_in_the_other(tmp_path):
+    agree(TRAINING + DEATH, tmp_path, 2, codes=[0, 3])
 
 
-def test_a_process_that_dies_is_a_clear_error_in_the_other(tmp_path):
-    agree(DEATH, tmp_path, 2, codes=[0, 3])
+@pytest.mark.slow
+def test_three_processes_train_as_one_does(tmp_path):
+    agree(TRAINING, tmp_path, 3)
 
 
 @pytest.mark.parametrize(
