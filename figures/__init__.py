@@ -11,8 +11,7 @@ from skip_conditioning.figures.conditioning_vs_speed import conditioning_vs_spee
 from skip_conditioning.figures.convergence_at_infinity import convergence_at_infinity
 from skip_conditioning.figures.curvature_growth import curvature_growth
 from skip_conditioning.figures.dose_response import dose_response
-from skip_conditioning.figures.drawing.errors import NothingToDrawError
-from skip_conditioning.figures.drawing.saving import save
+from skip_conditioning.figures.drawing.saving import NothingToDrawError, save
 from skip_conditioning.figures.forest_plot import forest_plot
 from skip_conditioning.figures.intervention_effects import intervention_effects
 from skip_conditioning.figures.learning_rate_sweep import learning_rate_sweep

@@ -15,10 +15,9 @@ from skip_conditioning.diagnostics.tables import Experiment, read_experiment
 from skip_conditioning.figures.bounds_along_training import bounds_along_training
 from skip_conditioning.figures.conditioning_heat_map import conditioning_heat_map
 from skip_conditioning.figures.conditioning_vs_speed import conditioning_vs_speed
-from skip_conditioning.figures.drawing.errors import NothingToDrawError
-from skip_conditioning.figures.drawing.histogram_bins import SCALES
-from skip_conditioning.figures.drawing.saving import save
+from skip_conditioning.figures.drawing.saving import NothingToDrawError, save
 from skip_conditioning.figures.drawing.selection import check_measure, check_option, in_listed_order, read_speed
+from skip_conditioning.figures.drawing.singular_values import SCALES
 from skip_conditioning.figures.drawing.style import BATCH_MODES, MAPS
 from skip_conditioning.figures.loss_curves import loss_curves
 from skip_conditioning.figures.random_matrices import random_matrices

@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from skip_conditioning.diagnostics.tables import Experiment
-from skip_conditioning.figures.drawing.errors import NothingToDrawError
+from skip_conditioning.figures.drawing.saving import NothingToDrawError
 from skip_conditioning.figures.drawing.selection import chosen_lr, described_runs
 from skip_conditioning.figures.drawing.style import GREY, SETTINGS, LineStyle, arm_styles, log_axis, new_figure
 

@@ -20,8 +20,8 @@ from matplotlib.patches import Patch, Rectangle
 from skip_conditioning.diagnostics.errors import InputError
 from skip_conditioning.diagnostics.tables import Experiment
 from skip_conditioning.figures.drawing.axes import StepAxis
-from skip_conditioning.figures.drawing.errors import NothingToDrawError
 from skip_conditioning.figures.drawing.losses import draw_losses, set_loss_limits, split_losses, windowed
+from skip_conditioning.figures.drawing.saving import NothingToDrawError
 from skip_conditioning.figures.drawing.selection import (
     COUNTS,
     averaged,

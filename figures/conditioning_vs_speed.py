@@ -17,8 +17,8 @@ from matplotlib.transforms import ScaledTranslation
 
 from skip_conditioning.diagnostics.tables import Experiment
 from skip_conditioning.figures.drawing.axes import SpeedAxis
-from skip_conditioning.figures.drawing.errors import NothingToDrawError
 from skip_conditioning.figures.drawing.rank_correlation import rank_correlation
+from skip_conditioning.figures.drawing.saving import NothingToDrawError
 from skip_conditioning.figures.drawing.selection import (
     COUNTS,
     averaged,

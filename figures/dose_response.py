@@ -14,7 +14,7 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
 
-from skip_conditioning.figures.drawing.errors import NothingToDrawError
+from skip_conditioning.figures.drawing.saving import NothingToDrawError
 from skip_conditioning.figures.drawing.style import GREY, HOVER, PALETTE, SETTINGS, log_axis, new_figure, number
 
 _SIDES = ("mediator", "speed")

@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
-from skip_conditioning.figures.drawing.errors import NothingToDrawError
+from skip_conditioning.figures.drawing.saving import NothingToDrawError
 from skip_conditioning.figures.drawing.style import GREY, HOVER, SETTINGS, VERDICT_STYLES, log_axis, new_figure
 
 _LINE_HEIGHT, _LABEL_WIDTH = 0.19, 36

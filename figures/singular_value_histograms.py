@@ -17,8 +17,7 @@ from matplotlib.lines import Line2D
 
 from skip_conditioning.diagnostics.errors import InputError
 from skip_conditioning.diagnostics.tables import Experiment
-from skip_conditioning.figures.drawing.errors import NothingToDrawError
-from skip_conditioning.figures.drawing.histogram_bins import SCALES, Bins
+from skip_conditioning.figures.drawing.saving import NothingToDrawError
 from skip_conditioning.figures.drawing.selection import (
     check_option,
     chosen_lr,
@@ -28,7 +27,7 @@ from skip_conditioning.figures.drawing.selection import (
     of_layer,
     select_spectra,
 )
-from skip_conditioning.figures.drawing.singular_values import SingularValues, pooled, with_points
+from skip_conditioning.figures.drawing.singular_values import SCALES, Bins, SingularValues, pooled, with_points
 from skip_conditioning.figures.drawing.style import (
     SETTINGS,
     ArmStyle,

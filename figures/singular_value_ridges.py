@@ -16,9 +16,8 @@ from matplotlib.patches import Patch
 from skip_conditioning.diagnostics.errors import InputError
 from skip_conditioning.diagnostics.tables import Experiment
 from skip_conditioning.figures.drawing.axes import SigmaAxis
-from skip_conditioning.figures.drawing.errors import NothingToDrawError
-from skip_conditioning.figures.drawing.histogram_bins import SCALES, spans_decades
 from skip_conditioning.figures.drawing.ridges import CELLS, Ridge, fitting_axis, ridge_of, spread_layers, spread_steps
+from skip_conditioning.figures.drawing.saving import NothingToDrawError
 from skip_conditioning.figures.drawing.selection import (
     check_option,
     chosen_lr,
@@ -26,7 +25,7 @@ from skip_conditioning.figures.drawing.selection import (
     of_layer,
     select_spectra,
 )
-from skip_conditioning.figures.drawing.singular_values import pooled, with_points
+from skip_conditioning.figures.drawing.singular_values import SCALES, pooled, spans_decades, with_points
 from skip_conditioning.figures.drawing.style import (
     GREY,
     SETTINGS,

@@ -17,7 +17,7 @@ from skip_conditioning.experiments.theory.options import TheoryOptions
 from skip_conditioning.figures.bounds_along_training import bounds_along_training
 from skip_conditioning.figures.convergence_at_infinity import convergence_at_infinity
 from skip_conditioning.figures.curvature_growth import curvature_growth
-from skip_conditioning.figures.drawing.errors import NothingToDrawError
+from skip_conditioning.figures.drawing.saving import NothingToDrawError
 from skip_conditioning.figures.random_matrices import random_matrices
 from skip_conditioning.figures.regularity_terms import regularity_terms
 

@@ -5,7 +5,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 
 from skip_conditioning.diagnostics.tables import Experiment
-from skip_conditioning.figures.drawing.errors import NothingToDrawError
+from skip_conditioning.figures.drawing.saving import NothingToDrawError
 from skip_conditioning.figures.drawing.style import ArmStyle, log_axis
 
 #: A loss below this (cross-entropy in float32 underflows to 0) is drawn here.

@@ -1,7 +1,7 @@
-"""Writing a figure to disk: whole or not at all, and the same bytes for the same figure."""
+"""Writing figures to disk: whole or not at all, and the same bytes for the same figure."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -21,6 +21,10 @@ _METADATA: dict[str, dict[str, str | None]] = {
 _SVG = {"svg.hashsalt": "skip-conditioning", "svg.fonttype": "none"}
 
 
+class NothingToDrawError(InputError):
+    """Tables that lack what one figure needs; the command line then goes on with the other figures."""
+
+
 def save(
     figure: Figure, stem: str | os.PathLike[str], formats: Sequence[Literal["png", "svg"]] = ("png", "svg")
 ) -> list[Path]:
@@ -38,6 +42,29 @@ def save(
         InputError: The folder cannot be written, or the disk is full.
     """
     return [_write(figure, Path(f"{os.fspath(stem)}.{suffix}"), suffix) for suffix in formats]
+
+
+def save_drawable(directory: Path, makers: Mapping[str, Callable[[], Figure]]) -> tuple[Path, ...]:
+    """Draw figures and save them as SVG; those for which the tables do not suffice are left out.
+
+    Args:
+        directory: Where they are saved.
+        makers: What draws each, by the name of its file.
+
+    Returns:
+        The paths of those drawn.
+
+    Raises:
+        InputError: They cannot be written.
+    """
+    paths: list[Path] = []
+    for name, make in makers.items():
+        try:
+            figure = make()
+        except InputError:  # spectra that do not fit into one histogram, say
+            continue
+        paths += save(figure, directory / name, ["svg"])
+    return tuple(paths)
 
 
 def _write(figure: Figure, path: Path, suffix: str) -> Path:

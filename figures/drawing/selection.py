@@ -3,7 +3,7 @@
 import dataclasses
 import json
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +11,7 @@ import pandas as pd
 
 from skip_conditioning.diagnostics.errors import InputError, UnknownLayerError, near_matches
 from skip_conditioning.diagnostics.tables import STATISTICS, Experiment
-from skip_conditioning.figures.drawing.errors import NothingToDrawError
+from skip_conditioning.figures.drawing.saving import NothingToDrawError
 from skip_conditioning.figures.drawing.singular_values import weighted_quantile, with_points
 
 #: Measures that count something and may be zero: averaged arithmetically, drawn on a linear scale.
@@ -28,21 +28,21 @@ def check_option(kind: str, value: str, known: Iterable[str]) -> None:
         raise InputError(f"unknown {kind} {value!r}; known are {', '.join(known)}.{near_matches(value, known)}")
 
 
-def in_listed_order(experiment: Experiment, directory: Path) -> Experiment:
-    """The experiment with its runs in the order in which the user listed the arms: figures show them so.
+def in_order_of(arms: Sequence[str], experiment: Experiment) -> Experiment:
+    """The experiment with its runs in the order of the arms, which figures follow; other arms come last."""
+    order = experiment.runs["arm"].map({arm: rank for rank, arm in enumerate(arms)}).fillna(len(arms))
+    runs = experiment.runs.loc[order.sort_values(kind="stable").index].reset_index(drop=True)
+    return dataclasses.replace(experiment, runs=runs)
 
-    The order is that of ``arms`` in the experiment's ``experiment.json``; arms that are not in it follow as they
-    come, and without such a file nothing changes.
-    """
+
+def in_listed_order(experiment: Experiment, directory: Path) -> Experiment:
+    """The experiment with its runs in the order in which the user listed the arms, as ``experiment.json`` has it."""
     try:
         description = json.loads((directory / "experiment.json").read_text())
         arms = [str(arm) for arm in description["network"]["arms"]]
     except (OSError, ValueError, KeyError, TypeError):  # a figure without this order is still right
         return experiment
-    places = {arm: place for place, arm in enumerate(arms)}
-    order = experiment.runs["arm"].map(places).fillna(len(places))
-    runs = experiment.runs.loc[order.sort_values(kind="stable").index].reset_index(drop=True)
-    return dataclasses.replace(experiment, runs=runs)
+    return in_order_of(arms, experiment)
 
 
 def described_runs(experiment: Experiment) -> pd.DataFrame:

@@ -9,7 +9,7 @@ import pytest
 from skip_conditioning.diagnostics.errors import InputError
 from skip_conditioning.diagnostics.tables import Experiment, empty_frame
 from skip_conditioning.figures.bounds_along_training import bounds_along_training
-from skip_conditioning.figures.drawing.errors import NothingToDrawError
+from skip_conditioning.figures.drawing.saving import NothingToDrawError
 
 
 def run_rows(run_id, steps=6, verdict="holds", split="probe"):

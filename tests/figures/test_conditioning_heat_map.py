@@ -12,7 +12,7 @@ from skip_conditioning.diagnostics.tables import Experiment, read_experiment
 from skip_conditioning.figures import conditioning_heat_map
 from skip_conditioning.figures.conditioning_heat_map import layer_step_grid
 from skip_conditioning.figures.drawing.axes import StepAxis
-from skip_conditioning.figures.drawing.errors import NothingToDrawError
+from skip_conditioning.figures.drawing.saving import NothingToDrawError
 from skip_conditioning.figures.drawing.selection import measured
 from skip_conditioning.figures.drawing.style import with_error
 

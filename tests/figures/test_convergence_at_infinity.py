@@ -3,7 +3,7 @@ import pandas as pd
 import pytest
 
 from skip_conditioning.figures.convergence_at_infinity import convergence_at_infinity
-from skip_conditioning.figures.drawing.errors import NothingToDrawError
+from skip_conditioning.figures.drawing.saving import NothingToDrawError
 from skip_conditioning.figures.drawing.style import arm_styles
 
 STEPS = np.array([0, 1, 10, 100])

@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 
 from skip_conditioning.figures.curvature_growth import curvature_growth
-from skip_conditioning.figures.drawing.errors import NothingToDrawError
+from skip_conditioning.figures.drawing.saving import NothingToDrawError
 
 R = np.logspace(0, 3, 5)
 

@@ -5,8 +5,7 @@ import pandas as pd
 import pytest
 
 from skip_conditioning.figures.dose_response import dose_response
-from skip_conditioning.figures.drawing.errors import NothingToDrawError
-from skip_conditioning.figures.drawing.saving import save
+from skip_conditioning.figures.drawing.saving import NothingToDrawError, save
 from skip_conditioning.figures.drawing.style import HOVER
 
 GAINS = (0, 0.25, 0.5, 1, 2)

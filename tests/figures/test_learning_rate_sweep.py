@@ -4,8 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from skip_conditioning.figures.drawing.errors import NothingToDrawError
-from skip_conditioning.figures.drawing.saving import save
+from skip_conditioning.figures.drawing.saving import NothingToDrawError, save
 from skip_conditioning.figures.drawing.style import HOVER, arm_styles
 from skip_conditioning.figures.learning_rate_sweep import learning_rate_sweep
 

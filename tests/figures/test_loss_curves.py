@@ -3,7 +3,7 @@ import pytest
 
 from skip_conditioning.diagnostics.tables import Experiment
 from skip_conditioning.figures import loss_curves
-from skip_conditioning.figures.drawing.errors import NothingToDrawError
+from skip_conditioning.figures.drawing.saving import NothingToDrawError
 
 
 def test_curves_are_the_tables_losses(fake_experiment: Experiment) -> None:

@@ -4,8 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from skip_conditioning.figures.drawing.errors import NothingToDrawError
-from skip_conditioning.figures.drawing.saving import save
+from skip_conditioning.figures.drawing.saving import NothingToDrawError, save
 from skip_conditioning.figures.mediation_sensitivity import mediation_sensitivity, zero_crossings
 
 RHO = np.linspace(-0.9, 0.9, 37)

@@ -9,7 +9,7 @@ from matplotlib.patches import StepPatch
 from skip_conditioning.diagnostics.errors import InputError
 from skip_conditioning.diagnostics.tables import Experiment
 from skip_conditioning.figures import singular_value_histograms
-from skip_conditioning.figures.drawing.errors import NothingToDrawError
+from skip_conditioning.figures.drawing.saving import NothingToDrawError
 from skip_conditioning.figures.drawing.singular_values import with_points
 from skip_conditioning.figures.singular_value_histograms import order_statistics
 

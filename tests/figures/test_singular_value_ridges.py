@@ -12,8 +12,8 @@ from matplotlib.patches import StepPatch
 from skip_conditioning.diagnostics.errors import InputError, UnknownLayerError
 from skip_conditioning.diagnostics.tables import Experiment, read_experiment, spectra_frame
 from skip_conditioning.figures import singular_value_ridges
-from skip_conditioning.figures.drawing.errors import NothingToDrawError
 from skip_conditioning.figures.drawing.ridges import fitting_axis, ridge_of, spread_layers, spread_steps
+from skip_conditioning.figures.drawing.saving import NothingToDrawError
 from skip_conditioning.figures.drawing.singular_values import with_points
 from skip_conditioning.figures.singular_value_ridges import elided
 

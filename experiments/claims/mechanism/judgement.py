@@ -35,8 +35,7 @@ from skip_conditioning.experiments.claims.verdict.formatting import words
 from skip_conditioning.experiments.claims.verdict.run_measures import NAMES
 from skip_conditioning.experiments.theory.report import write_table
 from skip_conditioning.figures.dose_response import dose_response as draw_doses
-from skip_conditioning.figures.drawing.errors import NothingToDrawError
-from skip_conditioning.figures.drawing.saving import save
+from skip_conditioning.figures.drawing.saving import NothingToDrawError, save
 from skip_conditioning.figures.intervention_effects import intervention_effects
 from skip_conditioning.figures.learning_rate_sweep import learning_rate_sweep as draw_sweep
 from skip_conditioning.figures.measure_ranking import measure_ranking

@@ -1,8 +1,12 @@
 """The claims by name, in the order of docs/paper.md §4. Another claim is one module and one line here."""
 
 from skip_conditioning.diagnostics.errors import InputError, near_matches
-from skip_conditioning.experiments.claims.paper.mnist_order import MNIST_SPECTRUM_ORDER, MNIST_SPEED_ORDER
-from skip_conditioning.experiments.claims.paper.shortcut_speeds import SHORTCUT_SPEEDS_CIFAR, SHORTCUT_SPEEDS_IMAGENET
+from skip_conditioning.experiments.claims.paper.paired_claims import (
+    MNIST_SPECTRUM_ORDER,
+    MNIST_SPEED_ORDER,
+    SHORTCUT_SPEEDS_CIFAR,
+    SHORTCUT_SPEEDS_IMAGENET,
+)
 from skip_conditioning.experiments.claims.paper.skip_shifts_spectrum import SKIP_SHIFTS_SPECTRUM
 from skip_conditioning.experiments.claims.paper.spectrum_explains_speed import SPECTRUM_EXPLAINS_SPEED
 from skip_conditioning.experiments.claims.paper.theory_claims import (

@@ -29,13 +29,13 @@ from skip_conditioning.experiments.claims.verdict.claim import (
 )
 from skip_conditioning.experiments.claims.verdict.comparisons import judge_comparisons
 from skip_conditioning.experiments.claims.verdict.decision import combine
-from skip_conditioning.experiments.claims.verdict.figures import draw_figures
 from skip_conditioning.experiments.claims.verdict.paired_claim import change, summary
 from skip_conditioning.experiments.data.datasets import load_data, to_float
 from skip_conditioning.experiments.processes.machine import one_thread
 from skip_conditioning.experiments.theory.random_matrices import uniform_matrix
 from skip_conditioning.experiments.theory.report import write_table
 from skip_conditioning.experiments.training.networks import build_network
+from skip_conditioning.figures.drawing.saving import save_drawable
 from skip_conditioning.figures.random_matrices import random_matrices
 
 _ON, _OFF = "skip on", "skip off"
@@ -150,7 +150,7 @@ class SkipShiftsSpectrum:
             findings += [replace(finding, what=f"{finding.what}, {network.name}") for finding in network_findings]
         whole = combine(verdicts)
         largest = max(_scale(size).sizes)
-        figures = draw_figures(inputs.directory, {"random_matrices": lambda: random_matrices(largest, inputs.seed)})
+        figures = save_drawable(inputs.directory, {"random_matrices": lambda: random_matrices(largest, inputs.seed)})
         return Judgement(whole, tuple(findings), summary(findings), change(whole, findings, 0), figures)
 
 

@@ -11,8 +11,7 @@ from typing import Any, Final
 from skip_conditioning.diagnostics.errors import InputError
 from skip_conditioning.experiments.claims.mechanism.design import Design, Kind
 from skip_conditioning.experiments.claims.mechanism.judgement import ExperimentJudgement, judge_experiment
-from skip_conditioning.experiments.claims.statistics.alpha_spending import level_at
-from skip_conditioning.experiments.claims.statistics.paired_tests import fewest_pairs
+from skip_conditioning.experiments.claims.statistics.paired_tests import fewest_pairs, level_at
 from skip_conditioning.experiments.claims.verdict.claim import (
     LOOKS,
     ClaimInputs,

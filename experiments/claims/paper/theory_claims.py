@@ -9,8 +9,7 @@ import pandas as pd
 
 from skip_conditioning.diagnostics.theory.statement import Statement
 from skip_conditioning.experiments.claims.verdict.claim import ClaimInputs, Finding, Judgement, Plan, Size, Verdict
-from skip_conditioning.experiments.claims.verdict.figures import draw_figures
-from skip_conditioning.experiments.claims.verdict.formatting import MISSING
+from skip_conditioning.experiments.claims.verdict.formatting import MISSING, some
 from skip_conditioning.experiments.processes.machine import one_thread
 from skip_conditioning.experiments.theory.convergence import check_convergence
 from skip_conditioning.experiments.theory.curvature_growth import check_curvature
@@ -18,6 +17,7 @@ from skip_conditioning.experiments.theory.layers import check_regularity
 from skip_conditioning.experiments.theory.options import TheoryOptions
 from skip_conditioning.experiments.theory.pl_along_training import check_pl_chain
 from skip_conditioning.experiments.theory.report import FIGURES, Check, TheoryExperiment, statement_rows, write_table
+from skip_conditioning.figures.drawing.saving import save_drawable
 
 #: A statement is vacuous if more than this share of its checks is vacuous. One that may come out either way is
 #: contradicted if at least this share of its other checks fails.
@@ -93,7 +93,7 @@ class TheoryClaim:
         if self.figure:
             name, make = FIGURES[self.figure]
             makers[name] = lambda: make(inputs.directory)
-        figures = draw_figures(inputs.directory, makers)
+        figures = save_drawable(inputs.directory, makers)
         return Judgement(verdict, (*findings, *others), _summary(findings), _change(verdict, size), figures)
 
     def _checked(self, inputs: ClaimInputs, size: Size) -> pd.DataFrame:
@@ -176,7 +176,7 @@ def _summary(findings: list[Finding]) -> str:
     total = {name: int(sum(each.numbers[name] for each in findings)) for name in ("holds", "violated", "vacuous")}
     failing = [finding.what for finding in findings if finding.verdict == "contradicted"]
     text = f"{total['holds']} checks hold, {total['violated']} fail, {total['vacuous']} are vacuous."
-    return text + (f" Failing: {'; '.join(failing[:3])}{' and others' if len(failing) > 3 else ''}." if failing else "")
+    return text + (f" Failing: {some(failing, 3, '; ')}." if failing else "")
 
 
 def _change(verdict: Verdict, size: Size) -> str:

@@ -11,6 +11,7 @@ from pathlib import Path
 from skip_conditioning.diagnostics import tables
 from skip_conditioning.diagnostics.errors import InputError
 from skip_conditioning.experiments.claims.verdict.claim import Claim, Plan, Size
+from skip_conditioning.experiments.claims.verdict.formatting import some
 from skip_conditioning.experiments.claims.verdict.pairs import with_runs
 from skip_conditioning.experiments.config.train_config import TrainConfig
 from skip_conditioning.experiments.processes.machine import git_revision, versions
@@ -21,7 +22,6 @@ from skip_conditioning.experiments.training.runner import Runner
 from skip_conditioning.experiments.training.runs import all_runs
 
 _FOLDER = "experiments"
-_NAMED = 6  # runs in a message
 
 
 @dataclass(frozen=True)
@@ -175,11 +175,9 @@ def check_complete(experiment: SharedExperiment) -> None:
     }
     open_runs = [f"{run} ({state})" for run, state in states.items() if state not in ("finished", "diverged")]
     if open_runs:
-        more = f" and {len(open_runs) - _NAMED} more" if len(open_runs) > _NAMED else ""
         way = "finish it by its own command with --resume" if experiment.is_reused else "repeat the command"
         raise InputError(
-            f"{out} is incomplete: {len(open_runs)} of {len(states)} runs are not over: {', '.join(open_runs[:_NAMED])}"
-            f"{more}; {way}"
+            f"{out} is incomplete: {len(open_runs)} of {len(states)} runs are not over: {some(open_runs)}; {way}"
         )
 
 

@@ -16,12 +16,11 @@ from typing import Any
 from skip_conditioning.diagnostics.errors import InputError
 from skip_conditioning.diagnostics.tables import clear_disk_errors, write_json
 from skip_conditioning.experiments.claims.verdict.claim import Claim, Size
+from skip_conditioning.experiments.claims.verdict.formatting import some
 from skip_conditioning.experiments.processes.machine import git_revision, versions
 from skip_conditioning.experiments.records.directory import locked
 
 FILE = "preregistration.json"
-#: Number of differences that a message names.
-_NAMED = 3
 #: Fields of a registration in which an amendment may differ.
 _AMENDABLE = ("written", "trials")
 
@@ -196,10 +195,9 @@ def _check_same(directory: Path, registered: Mapping[str, Any], content: Mapping
     after = dict(_leaves({name: value for name, value in content.items() if name not in _AMENDABLE}))
     changed = [name for name in dict.fromkeys((*before, *after)) if before.get(name) != after.get(name)]
     if changed:
-        named = [f"{name} {before.get(name, 'none')} → {after.get(name, 'none')}" for name in changed[:_NAMED]]
-        more = f" and {len(changed) - _NAMED} more" if len(changed) > _NAMED else ""
+        differences = [f"{name} {before.get(name, 'none')} → {after.get(name, 'none')}" for name in changed]
         raise InputError(
-            f"{directory / FILE} differs from what this command would register ({', '.join(named)}{more}); give the "
+            f"{directory / FILE} differs from what this command would register ({some(differences, 3)}); give the "
             "options and use the code registered there, or choose another --out"
         )
 

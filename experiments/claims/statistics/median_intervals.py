@@ -1,5 +1,6 @@
-"""Medians and means of log-ratios, of which some may be infinite, and their intervals."""
+"""Medians and means, with their intervals: of log-ratios, some of them infinite, and of right-censored times."""
 
+import warnings
 from typing import Final
 
 import numpy as np
@@ -83,6 +84,35 @@ def mean_interval(values: np.ndarray, confidence: float, seed: int) -> tuple[flo
         (values,), np.mean, confidence_level=confidence, n_resamples=_RESAMPLES, rng=np.random.default_rng(seed)
     ).confidence_interval
     return mean, float(interval.low), float(interval.high)
+
+
+def kaplan_meier_median(times: np.ndarray, censored: np.ndarray, confidence: float) -> tuple[float, float, float]:
+    """Kaplan-Meier median of times, and its interval (Brookmeyer & Crowley 1982).
+
+    Args:
+        times: Of the event or of the censoring, shape ``(n,)``.
+        censored: Whether each ended without the event, shape ``(n,)``.
+        confidence: Of the interval.
+
+    Returns:
+        Median, lower and upper end; infinity where fewer than half had the event, NaN without times.
+    """
+    if not len(times):
+        return np.nan, np.nan, np.nan
+    if censored.all():
+        return np.inf, float(times.max()), np.inf
+    survival = stats.ecdf(stats.CensoredData(times[~censored], right=times[censored])).sf
+    # Where all or none are left the formula has no value: NaN, which counts as above one half.
+    with np.errstate(divide="ignore", invalid="ignore"), warnings.catch_warnings(action="ignore"):
+        interval = survival.confidence_interval(confidence, method="log-log")
+    curves = (survival.probabilities, interval.low.probabilities, interval.high.probabilities)
+    median, low, high = (_falls_to_half(survival.quantiles, curve) for curve in curves)
+    return median, low, high
+
+
+def _falls_to_half(times: np.ndarray, probabilities: np.ndarray) -> float:
+    below = np.flatnonzero(probabilities <= 0.5)
+    return float(times[below[0]]) if len(below) else np.inf
 
 
 def _unclip(value: float) -> float:

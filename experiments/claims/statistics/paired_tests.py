@@ -18,6 +18,9 @@ from skip_conditioning.experiments.claims.statistics.median_intervals import med
 POWER: Final = 0.8
 #: More pairs than these are not planned for.
 MOST_PAIRS: Final = 5000
+#: The share of the level that the first look at the results spends; each later one spends half of what is left, so that
+#: all looks together never spend more than the level (Lan & DeMets 1983).
+FIRST_LOOK_SHARE: Final = 0.8
 
 
 def sign_test(log_ratios: np.ndarray) -> float:
@@ -73,6 +76,11 @@ def holm(p_values: Sequence[float]) -> np.ndarray:
     corrected = np.empty_like(p)
     corrected[order] = np.maximum.accumulate(p[order] * np.arange(len(p), 0, -1)).clip(max=1.0)
     return corrected
+
+
+def level_at(level: float, look: int) -> float:
+    """The part of a family-wise error rate that a look at the results may spend; the first look is 1."""
+    return level * (FIRST_LOOK_SHARE if look == 1 else (1 - FIRST_LOOK_SHARE) / 2 ** (look - 1))
 
 
 def fewest_pairs(comparisons: int, level: float) -> int:

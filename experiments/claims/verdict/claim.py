@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Final, Literal, Protocol, Self, runtime_checkable
 
 from skip_conditioning.diagnostics.tables import Experiment
-from skip_conditioning.experiments.claims.statistics.alpha_spending import FIRST_LOOK_SHARE
+from skip_conditioning.experiments.claims.statistics.paired_tests import FIRST_LOOK_SHARE
 from skip_conditioning.experiments.config.train_config import TrainConfig, option_values
 
 Verdict = Literal["supported", "contradicted", "inconclusive", "vacuous"]

@@ -4,13 +4,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
-import pandas as pd
 
 from skip_conditioning.diagnostics.errors import InputError
 from skip_conditioning.diagnostics.tables import Experiment
 from skip_conditioning.experiments.claims.statistics.median_intervals import (
     bootstrap_interval,
     exact_interval,
+    kaplan_meier_median,
     mean_interval,
 )
 from skip_conditioning.experiments.claims.statistics.paired_tests import (
@@ -22,11 +22,16 @@ from skip_conditioning.experiments.claims.statistics.paired_tests import (
 )
 from skip_conditioning.experiments.claims.verdict.claim import Comparison, DecisionRule, Finding, Verdict
 from skip_conditioning.experiments.claims.verdict.decision import Decision, combine, decide, measure_name
-from skip_conditioning.experiments.claims.verdict.median_steps import median_steps
-from skip_conditioning.experiments.claims.verdict.pairs import Differences, arm_runs, paired_differences
+from skip_conditioning.experiments.claims.verdict.formatting import some
+from skip_conditioning.experiments.claims.verdict.pairs import (
+    Differences,
+    arm_runs,
+    check_complete,
+    paired_differences,
+)
+from skip_conditioning.experiments.speed import speed_table
 
 _DIRECTIONS = {"smaller": "below", "larger": "above"}
-_NAMED = 8  # runs in a message
 
 
 def judge_comparisons(
@@ -47,7 +52,7 @@ def judge_comparisons(
         raise InputError("a claim needs at least one comparison")
     arms = sorted({name for comparison in comparisons for name in (comparison.arm, comparison.other)})
     rates = _learning_rates(tables, arms)
-    _refuse_unfinished(tables, arms, rates)
+    check_complete(tables, arms)
     cases = [(comparison, rate) for comparison in comparisons for rate in rates]
     differences = [paired_differences(tables, c.measure, c.arm, c.other, rate) for c, rate in cases]
     _refuse_few(differences, rule)
@@ -59,10 +64,34 @@ def judge_comparisons(
         numbers = describe(logs, decision, rule, seed, len(cases))
         if comparison.measure == "steps_to_threshold":
             for side, arm in (("arm", comparison.arm), ("other", comparison.other)):
-                ends = median_steps(tables, arm, rate, confidence=1 - rule.level)
+                ends = median_steps(tables, arm, rate, 1 - rule.level)
                 numbers |= dict(zip((f"median_steps_{side}{end}" for end in ("", "_low", "_high")), ends, strict=True))
         findings.append(Finding(what, decision.verdict, numbers, _note(logs, decision, rule, numbers)))
     return combine([finding.verdict for finding in findings]), tuple(findings)
+
+
+def median_steps(tables: Experiment, arm: str, lr: float, confidence: float) -> tuple[float, float, float]:
+    """Kaplan-Meier median of an arm's steps to the threshold, and its interval, for the report; pairs decide.
+
+    A diverged run never reaches the threshold, so it is censored last, at the most steps of any run.
+
+    Args:
+        tables: The experiment.
+        arm: The arm.
+        lr: Its learning rate.
+        confidence: Of the interval.
+
+    Returns:
+        Median, lower and upper end; infinity where fewer than half of the runs reached it, NaN without runs.
+    """
+    runs = arm_runs(tables, arm, lr)
+    metrics = tables.metrics[tables.metrics["run_id"].isin(runs["run_id"])]
+    speed = speed_table(runs, metrics)
+    logged = speed["run_id"].isin(metrics.loc[metrics["split"] == "train", "run_id"]) | speed["diverged"]
+    speed = speed[logged]
+    steps = speed["steps_to_threshold"].astype(float)
+    steps = steps.mask(speed["diverged"], steps.max())
+    return kaplan_meier_median(steps.to_numpy(), speed["censored"].to_numpy(dtype=bool), confidence)
 
 
 def in_words(comparison: Comparison) -> str:
@@ -145,7 +174,7 @@ def _note(logs: Differences, decision: Decision, rule: DecisionRule, numbers: Ma
                 f"{logs.bounded.sum()} ratios are bounds: one side's smallest singular value is under its floor"
             )
     if logs.missing:
-        notes.append(f"not measured in {_some(logs.missing)}")
+        notes.append(f"not measured in {some(logs.missing)}")
     return "; ".join(notes)
 
 
@@ -164,28 +193,3 @@ def _learning_rates(tables: Experiment, arms: Sequence[str]) -> list[float]:
     for arm in arms:
         arm_runs(tables, arm, {arm: tables.runs.loc[tables.runs["arm"] == arm, "lr"].min()})
     return [float(rate) for rate in sorted(tables.runs.loc[tables.runs["arm"].isin(arms), "lr"].unique())]
-
-
-def _refuse_unfinished(tables: Experiment, arms: Sequence[str], rates: Sequence[float]) -> None:
-    """Refuse an experiment in which runs are missing or not over: a verdict on the fast half would favour the fast."""
-    runs = tables.runs[tables.runs["arm"].isin(arms)]
-    left = runs[~runs["status"].isin(["finished", "diverged"])]
-    open_runs = [
-        f"{run_id} ({status if isinstance(status, str) else 'not begun'})"
-        for run_id, status in zip(left["run_id"], left["status"], strict=True)
-    ]
-    present = {(arm, float(lr), int(t)) for arm, lr, t in runs[["arm", "lr", "trial"]].itertuples(index=False)}
-    # Trials are numbered from 0 in all arms alike, so that the absence of a whole pair shows as well.
-    trials = range(int(pd.to_numeric(tables.runs["trial"]).max()) + 1)
-    wanted = [(arm, rate, trial) for arm in arms for rate in rates for trial in trials]
-    absent = [f"{arm} trial {trial} (missing)" for arm, rate, trial in wanted if (arm, rate, trial) not in present]
-    if open_runs or absent:
-        raise InputError(
-            f"{len(open_runs) + len(absent)} of {len(wanted)} runs are missing or not over: "
-            f"{_some([*open_runs, *absent])}; finish the experiment by the command that began it"
-        )
-
-
-def _some(names: Sequence[str]) -> str:
-    more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
-    return ", ".join(names[:_NAMED]) + more

@@ -1,6 +1,7 @@
 """Numbers, effects and names as texts, the same in the report and on the command line."""
 
 import math
+from collections.abc import Sequence
 
 from skip_conditioning.experiments.claims.verdict.claim import Finding, Verdict
 
@@ -83,6 +84,12 @@ def other_numbers(finding: Finding) -> str:
     shown = {name, "pairs", "p_not_equivalent", *filter(_is_corrected_p, finding.numbers)}
     names = dict.fromkeys(stem for stem in map(_stem, finding.numbers) if stem not in shown)
     return ", ".join(f"{words(name)} {_with_interval(finding, name)}" for name in names)
+
+
+def some(names: Sequence[str], most: int = 8, separator: str = ", ") -> str:
+    """The first names, and the number of those left out."""
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return separator.join(names[:most]) + more
 
 
 def words(name: str) -> str:

@@ -1,19 +1,19 @@
 """Claims that arms differ: decided by paired comparisons of the runs of an experiment, trial by trial."""
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
-from typing import Any
+from typing import Any, Final
 
 from matplotlib.figure import Figure
 
 from skip_conditioning.diagnostics.errors import InputError
 from skip_conditioning.diagnostics.tables import Experiment
-from skip_conditioning.experiments.claims.statistics.alpha_spending import level_at
-from skip_conditioning.experiments.claims.statistics.paired_tests import fewest_pairs
+from skip_conditioning.experiments.claims.statistics.paired_tests import fewest_pairs, level_at
 from skip_conditioning.experiments.claims.verdict.claim import (
     LOOKS,
+    Claim,
     ClaimInputs,
     Comparison,
     DecisionRule,
@@ -25,7 +25,17 @@ from skip_conditioning.experiments.claims.verdict.claim import (
 )
 from skip_conditioning.experiments.claims.verdict.comparisons import judge_comparisons
 from skip_conditioning.experiments.claims.verdict.decision import combine
-from skip_conditioning.experiments.claims.verdict.figures import EXPERIMENT_FIGURES, draw_figures, in_order_of
+from skip_conditioning.experiments.claims.verdict.formatting import some
+from skip_conditioning.figures.drawing.saving import save_drawable
+from skip_conditioning.figures.drawing.selection import in_order_of
+from skip_conditioning.figures.loss_curves import loss_curves
+from skip_conditioning.figures.singular_value_histograms import singular_value_histograms
+
+#: What draws each figure of an experiment, by name.
+EXPERIMENT_FIGURES: Final[Mapping[str, Callable[[Experiment], Figure]]] = {
+    "loss_curves": loss_curves,
+    "singular_value_histograms": singular_value_histograms,
+}
 
 
 @dataclass
@@ -47,7 +57,7 @@ class PairedClaim:
         secondary: Comparisons for information, which do not decide and are corrected by themselves; a note takes their
             place where there are too few trials for their number.
         look: Number of the look at the verdict: 1, and one more each time that trials were added.
-        figures: Names in ``figures.EXPERIMENT_FIGURES`` of what is drawn of each experiment.
+        figures: Names in ``EXPERIMENT_FIGURES`` of what is drawn of each experiment.
     """
 
     id: str
@@ -105,13 +115,8 @@ class PairedClaim:
             InputError: Tables are missing, or the rule refuses them.
         """
         if not self.plans(size):
-            return Judgement(
-                "inconclusive", (), f"Not testable at size {size}, at which nothing is trained for it.",
-                f"Another size: {', '.join(f'--size {other}' for other in self.by_size)}.",
-            )  # fmt: skip
-        missing = [name for name in self.plans(size) if name not in inputs.experiments]
-        if missing:
-            raise InputError(f"{self.id} needs the tables of {', '.join(missing)}; repeat the command to train them")
+            return untestable(size, self.by_size)
+        check_tables(self, inputs, size)
         rule = replace(self.rule, level=self.level / len(self.plans(size)))
         verdicts: list[Verdict] = []
         deciding: list[Finding] = []
@@ -132,7 +137,7 @@ class PairedClaim:
             (*deciding, *secondary),
             summary(deciding),
             change(verdict, deciding, self.look),
-            draw_figures(inputs.directory, self._makers(inputs, size)),
+            save_drawable(inputs.directory, self._makers(inputs, size)),
         )
 
     def _secondary_findings(self, tables: Experiment, rule: DecisionRule, seed: int) -> tuple[Finding, ...]:
@@ -154,14 +159,32 @@ class PairedClaim:
         return makers
 
 
+def untestable(size: Size, sizes: Iterable[Size]) -> Judgement:
+    """The judgement of a claim for which nothing is trained at a size, but at others."""
+    others = ", ".join(f"--size {other}" for other in sizes)
+    reason = f"Not testable at size {size}, at which nothing is trained for it."
+    return Judgement("inconclusive", (), reason, f"Another size: {others}.")
+
+
+def check_tables(claim: Claim, inputs: ClaimInputs, size: Size) -> None:
+    """Check that the tables of all planned experiments are there.
+
+    Raises:
+        InputError: Some are missing.
+    """
+    missing = [name for name in claim.plans(size) if name not in inputs.experiments]
+    if missing:
+        raise InputError(f"{claim.id} needs the tables of {', '.join(missing)}; repeat the command to train them")
+
+
 def summary(findings: list[Finding]) -> str:
     """The numbers of comparisons with each verdict, in a sentence, and those against the prediction."""
     counts = {name: sum(finding.verdict == name for finding in findings) for name in _PHRASES}
     parts = [f"{count} {_PHRASES[name]}" for name, count in counts.items() if count]
     noun = "comparison" if len(findings) == 1 else "comparisons"
     against = [f"{finding.what} ({finding.note})" for finding in findings if finding.verdict == "contradicted"]
-    named = f" Against the prediction: {'; '.join(against[:3])}{' and others' if len(against) > 3 else ''}."
-    return f"Of {len(findings)} {noun} {', '.join(parts)}.{named if against else ''}"
+    named = f" Against the prediction: {some(against, 3, '; ')}." if against else ""
+    return f"Of {len(findings)} {noun} {', '.join(parts)}.{named}"
 
 
 _PHRASES: dict[Verdict, str] = {

@@ -14,6 +14,7 @@ import pandas as pd
 from skip_conditioning.diagnostics.errors import InputError, near_matches
 from skip_conditioning.diagnostics.tables import Experiment
 from skip_conditioning.experiments.claims.statistics.median_intervals import median
+from skip_conditioning.experiments.claims.verdict.formatting import some
 from skip_conditioning.experiments.claims.verdict.run_measures import (
     BOUNDS,
     MEASURES,
@@ -170,6 +171,34 @@ def with_runs(tables: Experiment, run_ids: set[str]) -> Experiment:
     """The rows of some runs only."""
     frames = {name: getattr(tables, name) for name in ("runs", "metrics", "spectra", "skipped")}
     return Experiment(**{name: rows[rows["run_id"].isin(run_ids)] for name, rows in frames.items()})
+
+
+def check_complete(tables: Experiment, arms: Sequence[str]) -> None:
+    """Check that every arm has a finished or diverged run of every trial at every learning rate of these arms.
+
+    A verdict on the runs that are over would favour the fast.
+
+    Raises:
+        InputError: Some are missing or not over.
+    """
+    runs = tables.runs[tables.runs["arm"].isin(arms)]
+    states = {
+        (arm, float(lr), int(trial)): status if isinstance(status, str) else "not begun"
+        for arm, lr, trial, status in runs[["arm", "lr", "trial", "status"]].itertuples(index=False)
+    }
+    # Trials are numbered from 0 in all arms alike, so that the absence of a whole pair shows as well.
+    trials = range(int(tables.runs["trial"].astype(int).max()) + 1)
+    wanted = [(arm, lr, trial) for arm in arms for lr in sorted({lr for _, lr, _ in states}) for trial in trials]
+    not_over = [
+        f"{arm} at {lr:g}, trial {trial} ({states.get((arm, lr, trial), 'missing')})"
+        for arm, lr, trial in wanted
+        if states.get((arm, lr, trial)) not in ("finished", "diverged")
+    ]
+    if not_over:
+        raise InputError(
+            f"{len(not_over)} of {len(wanted)} runs are missing or not over: {some(not_over)}; finish the experiment "
+            "by the command that began it"
+        )
 
 
 def _check_lengths(tables: Experiment, measure: str) -> None:

@@ -3,8 +3,7 @@ import pytest
 from matplotlib.figure import Figure
 
 from skip_conditioning.diagnostics.errors import InputError
-from skip_conditioning.figures.drawing.histogram_bins import Bins
-from skip_conditioning.figures.drawing.singular_values import SingularValues
+from skip_conditioning.figures.drawing.singular_values import Bins, SingularValues
 
 
 def values(*numbers: float, floor: float = 1e-6) -> SingularValues:

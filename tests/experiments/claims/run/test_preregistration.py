@@ -11,7 +11,7 @@ from skip_conditioning.experiments.claims.paper.registry import CLAIMS, chosen_c
 from skip_conditioning.experiments.claims.run import preregistration
 from skip_conditioning.experiments.claims.run.experiments import Resources, shared_experiments
 from skip_conditioning.experiments.claims.run.preregistration import FILE, Request, read, register
-from skip_conditioning.experiments.claims.statistics.alpha_spending import FIRST_LOOK_SHARE
+from skip_conditioning.experiments.claims.statistics.paired_tests import FIRST_LOOK_SHARE
 from skip_conditioning.experiments.claims.verdict.claim import Comparison, Plan
 from skip_conditioning.experiments.claims.verdict.paired_claim import PairedClaim
 from skip_conditioning.experiments.config.presets import preset

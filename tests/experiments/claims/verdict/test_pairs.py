@@ -5,7 +5,7 @@ import pytest
 from skip_conditioning.diagnostics.errors import InputError
 from skip_conditioning.diagnostics.tables import Experiment, empty_frame, spectra_frame
 from skip_conditioning.experiments.claims.statistics.paired_tests import equivalence_test, sign_test
-from skip_conditioning.experiments.claims.verdict.median_steps import median_steps
+from skip_conditioning.experiments.claims.verdict.comparisons import median_steps
 from skip_conditioning.experiments.claims.verdict.pairs import Differences, paired_differences
 
 INF = np.inf
