@@ -17,10 +17,8 @@ from skip_conditioning.experiments.records.loggers import check_loggers
 from skip_conditioning.experiments.speed import write_speed
 from skip_conditioning.experiments.training.experiment_directory import ExperimentDirectory
 from skip_conditioning.experiments.training.networks import check_arms
-from skip_conditioning.experiments.training.progress import ProgressBar, StepRecord
-from skip_conditioning.experiments.training.run_factory import RunFactory
-from skip_conditioning.experiments.training.runs import Run, all_runs
-from skip_conditioning.experiments.training.step_log import Progress
+from skip_conditioning.experiments.training.runs import Run, RunFactory, all_runs
+from skip_conditioning.experiments.training.step_log import Progress, ProgressBar, StepRecord
 
 #: How torch's CPU allocator, which raises a plain RuntimeError, words it.
 _NO_MEMORY = ("DefaultCPUAllocator: can't allocate memory", "DefaultCPUAllocator: not enough memory")

@@ -1,18 +1,28 @@
-"""What a run logs of its steps. Numbers are fetched from the device in blocks, so that training never waits for it."""
+"""What a run logs and shows of its steps.
+
+Numbers are fetched from the device in blocks, so that training never waits for it.
+"""
 
 import math
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import torch
 from torch import Tensor
+from tqdm import tqdm
 
 from skip_conditioning.diagnostics.monitoring.monitor import SpectrumMonitor
 from skip_conditioning.diagnostics.spectrum import Spectrum
+from skip_conditioning.experiments.records.directory import write_status
 from skip_conditioning.experiments.records.loggers import Logger, spectrum_scalars
 
 #: Called for every step with the step, its loss and the spectra measured at it.
 Progress = Callable[[int, float, dict[str, Spectrum]], None]
+
+#: Seconds between two records of the step of a run in a process of its own.
+_RECORD_EVERY = 1.0
 
 
 class DivergedError(Exception):
@@ -96,3 +106,36 @@ class Block:
             return []
         fetched = torch.stack([numbers for _, numbers, _ in waiting]).tolist()
         return [(step, numbers, seconds) for (step, _, seconds), numbers in zip(waiting, fetched, strict=True)]
+
+
+class ProgressBar:
+    """Shows step, loss and the worst κ of the latest spectra of a run on a bar; called for every step of it."""
+
+    def __init__(self, bar: tqdm) -> None:
+        self.bar, self.done, self.kappa = bar, 0, "–"
+
+    def __call__(self, step: int, loss: float, spectra: dict[str, Spectrum]) -> None:
+        """Show a step."""
+        if spectra:
+            worst = max(spectra.values(), key=lambda spectrum: spectrum.condition_number)
+            self.kappa = f"{'' if worst.resolved else '≥'}{worst.condition_number:.3g}"
+        self.bar.set_postfix_str(f"step {step}, loss {loss:.3g}, κ {self.kappa}", refresh=False)
+        self.advance(step + 1)
+
+    def advance(self, done: int) -> None:
+        """Show that so many steps are done."""
+        self.bar.update(done - self.done)
+        self.done = done
+
+
+class StepRecord:
+    """Records the step in a run's status every now and then; called after every step."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory, self.written = directory, -_RECORD_EVERY
+
+    def __call__(self, step: int, loss: float, spectra: dict[str, Spectrum]) -> None:
+        """Record a step, unless the last record is too recent."""
+        if time.monotonic() >= self.written + _RECORD_EVERY:
+            write_status(self.directory, "running", step=step)
+            self.written = time.monotonic()

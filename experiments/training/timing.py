@@ -1,4 +1,4 @@
-"""Times the steps and evaluations of a run from a few of each, and computes the bytes that whole runs will leave.
+"""Times what a run does: a few of its steps, an evaluation, each of its measurements.
 
 A GPU works on after a call has returned: times are taken between two moments at which it is idle, and steps are timed
 in blocks.
@@ -7,21 +7,27 @@ in blocks.
 import contextlib
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from statistics import fmean, median
 from typing import TypeVar
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import torch
 from torch import Tensor
 
+from skip_conditioning.diagnostics.monitoring.measurement import Measurement, scheduled
 from skip_conditioning.diagnostics.monitoring.monitor import SpectrumMonitor
-from skip_conditioning.diagnostics.tables import SCHEMAS
+from skip_conditioning.diagnostics.monitoring.schedule import as_schedule, log_spaced
+from skip_conditioning.diagnostics.monitoring.time_budget import forecast
+from skip_conditioning.diagnostics.support.memory import GIB
+from skip_conditioning.diagnostics.tables import SCHEMAS, SKIPPED, SPECTRA
+from skip_conditioning.experiments.config.train_config import measurements, spectra_dtype
 from skip_conditioning.experiments.data.batches import EvaluationBatches
-from skip_conditioning.experiments.records.checkpoints import checkpoint_path, last_whole_step, training_state_path
+from skip_conditioning.experiments.training.runner import Runner
 from skip_conditioning.experiments.training.step_log import Block
 from skip_conditioning.experiments.training.trainer import Trainer
 
@@ -31,6 +37,8 @@ _BLOCK = 5
 _LEFT_OUT, _TIMED, _TIMED_AT_LEAST, _TIMED_SECONDS = 2, 20, 3, 3.0
 #: Timing ends in any case when the blocks after the first, or an evaluation, have taken this many seconds.
 _PATIENCE = 20.0
+#: A measurement is made if its forecast is no longer than this, in seconds; otherwise the forecast stands.
+_MEASURED_SECONDS = 5.0
 
 Result = TypeVar("Result")
 
@@ -43,7 +51,7 @@ def time_steps(trainer: Trainer) -> tuple[float, int]:
         which come in bursts.
     """
     size = _BLOCK if trainer.device.type == "cuda" else 1
-    total, lr = trainer.total_steps, trainer.lr
+    total = trainer.total_steps
     ahead = 2 * _workers(trainer.batches)  # batches that may have been decoded before the first step
     clock = _Clock(size, -(-ahead // size))
     probe = trainer.monitor.x, trainer.monitor.y
@@ -52,9 +60,7 @@ def time_steps(trainer: Trainer) -> tuple[float, int]:
     trainer.total_steps, trainer.lr, trainer.block = sys.maxsize, 0.0, Block(size)
     with contextlib.suppress(_Enough):
         trainer.run(clock)
-    trainer.total_steps, trainer.lr = total, lr
-    # Written out, the learning rate of the last update takes some bytes of a checkpoint.
-    trainer.optimizer.param_groups[0]["lr"] = trainer.lr_at(total - 1)
+    trainer.total_steps = total
     blocks = clock.counted()
     middle = fmean(blocks) if ahead else median(blocks)
     return middle / size, len(blocks) * size
@@ -141,55 +147,70 @@ def timed(do: Callable[[], Result], device: torch.device) -> tuple[Result, float
     return result, time.perf_counter() - start
 
 
-def checkpoint_bytes(run: Path, saves: Iterable[int], kept: Callable[[int], bool]) -> tuple[int, int]:
-    """Bytes of a run's weights and training states: of those left at the end, and the most at any time.
+@dataclass(frozen=True, eq=False)
+class MeasurementCost:
+    """What one measurement of a run costs.
+
+    Attributes:
+        map: What is measured, or ``bounds``.
+        seconds: Each time.
+        is_forecast: Whether these are a forecast, because measuring would take too long.
+        due: Steps at which it is due.
+        spectra: Rows that it writes each time; none if it was not made.
+        skipped: The row that it writes where it exceeds ``max_overhead``.
+    """
+
+    map: str
+    seconds: float
+    is_forecast: bool
+    due: list[int]
+    spectra: pa.Table
+    skipped: pa.Table
+
+
+def measurement_costs(runner: Runner, trainer: Trainer) -> list[MeasurementCost]:
+    """The cost of everything that is measured in a run: each measurement is made twice, and the second is timed.
 
     Args:
-        run: Directory of a run that was saved as if at its last step.
-        saves: Steps at which the run will save, in order.
-        kept: Whether the weights of a step stay when later ones have been saved.
+        runner: Of the experiment.
+        trainer: Of the run, which has taken a few steps.
     """
-    step = last_whole_step(run)
-    path, state = checkpoint_path(run, step), training_state_path(run, step).stat().st_size
-    with path.open("rb") as file:
-        padded = int.from_bytes(file.read(8), "little")
-        header = len(file.read(padded).rstrip(b" ")) - len(str(step))
-    tensors = path.stat().st_size - padded
-    staying = passing = most = 0
-    for at in saves:
-        # The file's header holds the step, and is padded to a multiple of 8 bytes.
-        weights = tensors + -(-(header + len(str(at))) // 8) * 8
-        # What is older goes when the newer is whole.
-        most = max(most, staying + passing + weights + state * (2 if staying + passing else 1))
-        staying, passing = (staying + weights, 0) if kept(at) else (staying, weights)
-    return staying + passing + state, most
+    bounds: list[Measurement | None] = [None] if runner.config.diagnostics.bounds else []
+    return [
+        _cost(runner, trainer, measurement, trainer.directory / str(number))
+        for number, measurement in enumerate([*bounds, *measurements(runner.config)])
+    ]
+
+
+def _cost(runner: Runner, trainer: Trainer, measurement: Measurement | None, directory: Path) -> MeasurementCost:
+    """The cost of a measurement, or of the bounds; a monitor writes to the directory."""
+    model, probe, dtype = trainer.model, runner.probe, spectra_dtype(runner.config)
+    named = scheduled(measurement or Measurement("bounds"), None, log_spaced())
+    schedule = as_schedule(named.schedule)  # type: ignore[arg-type]
+    due = [step for step in range(trainer.total_steps + 1) if schedule(step)]
+    seconds = 0.0
+    if measurement is not None:
+        seconds = forecast(model, probe[0], measurement, method="auto", tolerance=None, dtype=dtype, memory_budget=GIB)
+    too_long = seconds > _MEASURED_SECONDS
+    spectra = SPECTRA.empty_table()
+    if not too_long:
+        maps = () if measurement is None else (replace(measurement, schedule=1),)
+        monitor = SpectrumMonitor(
+            model, probe, directory, maps=maps, schedule=1, max_overhead=None, dtype=dtype, bounds=measurement is None
+        )
+        monitor.step(0)
+        _, seconds = timed(lambda: monitor.step(1), runner.device)
+        monitor.close()
+        spectra = read_rows(directory / "spectra").filter(pc.field("step") == 0)
+    reason = f"would exceed max_overhead={runner.config.diagnostics.max_overhead}"
+    row = {"run_id": trainer.directory.name, "step": 0} | named.skipped(reason, seconds)
+    return MeasurementCost(named.map, seconds, too_long, due, spectra, pa.Table.from_pylist([row], schema=SKIPPED))
 
 
 def read_rows(directory: Path) -> pa.Table:
     """All rows of a table that was just written."""
     schema = SCHEMAS[directory.name]
     return pa.concat_tables([schema.empty_table(), *map(pq.read_table, directory.glob("part-*.parquet"))])
-
-
-def table_bytes(table: pa.Table, rows: int, parts: int) -> int:
-    """Bytes of a table, from the sizes of a part with one row and of a part with all rows given.
-
-    Args:
-        table: Some rows of the table.
-        rows: Rows that it will have.
-        parts: Parts that it will be written in.
-    """
-    if not len(table) or not rows or not parts:
-        return 0
-    first, whole = _part_bytes(table.slice(0, 1)), _part_bytes(table)
-    later = (whole - first) / (len(table) - 1) if len(table) > 1 else first - _part_bytes(table.slice(0, 0))
-    return round(parts * first + max(rows - parts, 0) * later)
-
-
-def _part_bytes(table: pa.Table) -> int:
-    sink = pa.BufferOutputStream()
-    pq.write_table(table, sink)
-    return sink.getvalue().size
 
 
 def _workers(batches: object) -> int:

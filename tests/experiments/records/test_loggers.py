@@ -76,7 +76,7 @@ def stop(train, small, monkeypatch, out, *options):
             raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr("skip_conditioning.experiments.training.progress.ProgressBar.__call__", interrupt)
+        patch.setattr("skip_conditioning.experiments.training.step_log.ProgressBar.__call__", interrupt)
         assert main([*small, "--out", out, *options]) == 130
 
 
