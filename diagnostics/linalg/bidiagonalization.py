@@ -5,6 +5,7 @@ columns and ``B`` upper bidiagonal. ``BᵀB`` is the Lanczos matrix of ``AᵀA``
 number. (Golub & Kahan 1965; Golub & Van Loan, *Matrix Computations*, §10.4.)
 """
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -13,6 +14,7 @@ import torch
 from torch import Tensor
 
 from skip_conditioning.diagnostics.linalg.operators import Operator, require_precision
+from skip_conditioning.diagnostics.linalg.scaling import in_range
 
 #: Right vectors allocated at a time: many runs end long before the last step allowed.
 _BLOCK = 8
@@ -63,7 +65,7 @@ def golub_kahan(operator: Operator, start: Tensor, max_steps: int) -> Iterator[B
 
     The right vectors are reorthogonalised in full, twice, which keeps the left ones orthogonal as well (Simon & Zha
     2000) at half the memory. One step costs one product with the operator, one with its adjoint, and ``4 · cols · k``
-    multiplications.
+    multiplications. Vectors are scaled so that products of any size stay within the range of the operator's dtype.
 
     Args:
         operator: Any operator; ``cols`` should be its smaller side.
@@ -80,7 +82,7 @@ def golub_kahan(operator: Operator, start: Tensor, max_steps: int) -> Iterator[B
     blocks = [start.new_zeros(min(_BLOCK, limit), operator.shape[1])]
     vector = blocks[0][0] = start / torch.linalg.vector_norm(start)
     alphas, betas = np.zeros(limit), np.zeros(limit)
-    left = operator.matvec(vector)
+    operator, exponent, left = in_range(operator, vector)
     for step in range(limit):
         if step:
             left = operator.matvec(vector) - betas[step - 1] * left
@@ -100,7 +102,8 @@ def golub_kahan(operator: Operator, start: Tensor, max_steps: int) -> Iterator[B
         exhausted = complete or beta <= _BREAKDOWN_UNITS * eps * largest
         betas[step] = 0.0 if exhausted else beta
         dropped = beta if exhausted and not complete else 0.0
-        yield Bidiagonal(alphas[: step + 1].copy(), betas[: step + 1].copy(), tuple(blocks), dropped)
+        coefficients = (np.ldexp(part[: step + 1], exponent) for part in (alphas, betas))
+        yield Bidiagonal(*coefficients, tuple(blocks), math.ldexp(dropped, exponent))
         if exhausted:
             return
         if step + 1 < limit:

@@ -7,6 +7,7 @@ value, LOBPCG on ``AᵀA`` to 6e-4, 0.3, 3; inverse iteration with LSMR was no b
 PROPACK (``scipy.sparse.linalg.svds``) takes no limit on products, and called a value 1000 times too large converged.
 """
 
+import math
 import time
 from dataclasses import dataclass
 
@@ -15,6 +16,7 @@ import torch
 
 from skip_conditioning.diagnostics.linalg.bidiagonalization import golub_kahan
 from skip_conditioning.diagnostics.linalg.operators import Operator
+from skip_conditioning.diagnostics.linalg.scaling import Rescaled, ordinary_exponent
 from skip_conditioning.diagnostics.linalg.sketching import gaussian_block, smaller_side
 
 #: Up to this smaller side, decomposing the matrix itself is cheaper than Lanczos for the smallest singular value.
@@ -138,7 +140,7 @@ def _lanczos_end(operator: Operator, end: int, tolerance: float, max_steps: int,
         least = max(floor, rounding) if end == -1 else 0.0
         if ritz <= least or (settled and residual <= tolerance * ritz):
             break
-    value = _norm_of_image(counted, bidiagonal.V, right[end])
+    value = _norm_of_image(counted, bidiagonal.V, right[end], values[0])
     # Where rounding or an exhausted space left B short of the operator, the two values show by how much.
     residual += abs(value - ritz)
     under_floor = end == -1 and value <= least + rounding
@@ -155,11 +157,12 @@ def _settled(history: list[tuple[int, float]], tolerance: float) -> bool:
     return bool(earlier) and abs(earlier[-1] - value) <= tolerance * value
 
 
-def _norm_of_image(operator: Operator, V: torch.Tensor, coefficients: np.ndarray) -> float:
-    """``‖A v‖`` of the Ritz vector ``v = V q``, normalised."""
+def _norm_of_image(operator: Operator, V: torch.Tensor, coefficients: np.ndarray, size: float) -> float:
+    """``‖A v‖`` of the Ritz vector ``v = V q``, normalised; ``size`` is that of the operator."""
     vector = V @ torch.from_numpy(coefficients.copy()).to(V)
-    image = operator.matvec(vector / torch.linalg.vector_norm(vector))
-    return float(torch.linalg.vector_norm(image.double()))
+    exponent = ordinary_exponent(size)
+    image = Rescaled(operator, exponent).matvec(vector / torch.linalg.vector_norm(vector))
+    return math.ldexp(float(torch.linalg.vector_norm(image.double())), exponent)
 
 
 def _rounding(operator: Operator, sigma_max: float) -> float:

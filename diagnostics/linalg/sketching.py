@@ -3,6 +3,7 @@
 Both make a few products with whole blocks, which a network computes far faster than the same number one by one.
 """
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,6 +12,7 @@ from torch import Tensor
 
 from skip_conditioning.diagnostics.errors import InputError
 from skip_conditioning.diagnostics.linalg.operators import Operator, require_precision
+from skip_conditioning.diagnostics.linalg.scaling import rescaled
 
 #: Vectors that the error bound of ``randomized_svd`` is measured on: it fails with probability ``10 ** -5``.
 _BOUND_VECTORS = 5
@@ -108,7 +110,9 @@ def randomized_svd(
         raise InputError(f"oversampling={oversampling}, power_iterations={power_iterations}: take 0 or more")
     generator = torch.Generator().manual_seed(seed)
     width = min(rank + oversampling, rows, cols)
-    Q = torch.linalg.qr(operator.matmat(gaussian_block(cols, width, operator, generator)))[0]
+    products = operator.matmat(gaussian_block(cols, width, operator, generator))
+    operator, exponent, products = rescaled(operator, products)
+    Q = torch.linalg.qr(products)[0]
     for _ in range(power_iterations):
         # Orthonormal at every half step: otherwise rounding loses all values below eps^(1/(2q+1)) of the largest.
         Q = torch.linalg.qr(operator.rmatmat(Q))[0]
@@ -121,8 +125,9 @@ def randomized_svd(
     missed = operator.matmat(gaussian_block(cols, _BOUND_VECTORS, operator, generator))
     missed = missed - Q @ (Q.T @ missed)
     largest = float(torch.linalg.vector_norm(missed.double(), dim=0).max())
-    products = 2 * width * (power_iterations + 1) + _BOUND_VECTORS
-    return SingularTriplets(U, S[:rank], V, 10 * np.sqrt(2 / np.pi) * largest, products)
+    bound = math.ldexp(10 * np.sqrt(2 / np.pi) * largest, exponent)
+    count = 2 * width * (power_iterations + 1) + _BOUND_VECTORS
+    return SingularTriplets(U, np.ldexp(S[:rank], exponent), V, bound, count)
 
 
 def frobenius_norm(operator: Operator, *, vectors: int = 10, seed: int = 0) -> NormEstimate:
@@ -153,10 +158,13 @@ def frobenius_norm(operator: Operator, *, vectors: int = 10, seed: int = 0) -> N
     cols = operator.shape[1]
     rounding = float(torch.finfo(operator.dtype).eps)
     if cols <= 4 * vectors:
-        value = float(torch.linalg.vector_norm(operator.dense().double()))
+        _, exponent, matrix = rescaled(operator, operator.dense())
+        value = math.ldexp(float(torch.linalg.vector_norm(matrix.double())), exponent)
         return NormEstimate(value, rounding * value, cols)
     generator = torch.Generator().manual_seed(seed)
-    Q = torch.linalg.qr(operator.rmatmat(operator.matmat(gaussian_block(cols, vectors, operator, generator))))[0]
+    products = operator.matmat(gaussian_block(cols, vectors, operator, generator))
+    operator, exponent, products = rescaled(operator, products)
+    Q = torch.linalg.qr(operator.rmatmat(products))[0]
     rest = gaussian_block(cols, vectors, operator, generator)
     rest = rest - Q @ (Q.T @ rest)
     rest = rest * ((cols - vectors) ** 0.5 / torch.linalg.vector_norm(rest, dim=0))
@@ -166,4 +174,5 @@ def frobenius_norm(operator: Operator, *, vectors: int = 10, seed: int = 0) -> N
     if value == 0:
         return NormEstimate(0.0, 0.0, 4 * vectors)
     sampling = beyond.std(ddof=1) / vectors**0.5 / (2 * value)
-    return NormEstimate(value, float(np.hypot(sampling, rounding * value)), 4 * vectors)
+    error = float(np.hypot(sampling, rounding * value))
+    return NormEstimate(math.ldexp(value, exponent), math.ldexp(error, exponent), 4 * vectors)
