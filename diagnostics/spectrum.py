@@ -6,6 +6,7 @@ what was computed, untouched.
 """
 
 import dataclasses
+import math
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -21,6 +22,9 @@ from skip_conditioning.diagnostics.tables import STATISTICS
 #: layers with batch norm and no skip, 1.4 at most for all others. Large values move further where a deep normalised
 #: chain amplifies rounding of the forward pass: up to 630 units, but that is only 1e-4 of the value.
 ROUNDING_UNITS = 16
+
+#: Units in the last place of σ_max that a float64 SVD may be off by.
+_SOLVER_UNITS = 8
 
 
 @dataclass(frozen=True)
@@ -59,6 +63,8 @@ class Spectrum:
         seconds: Time it took.
         peak_bytes: Largest memory the engine planned for its temporaries and matrices.
         note: Anything a reader should know, such as a solver that failed and what replaced it.
+        witness: How far random products of what was measured lay from plain autograd's on the network itself, relative
+            to these; None for what is no module's map.
     """
 
     map: str
@@ -95,6 +101,7 @@ class Spectrum:
     effective_rank_se: float | None
     stable_rank_se: float | None
 
+    witness: float | None = None
     sample: int | None = None
     nodes: np.ndarray = field(default_factory=lambda: np.zeros(0), repr=False)
     weights: np.ndarray = field(default_factory=lambda: np.zeros(0), repr=False)
@@ -114,6 +121,7 @@ class Spectrum:
         seconds: float = 0.0,
         peak_bytes: int = 0,
         note: str = "",
+        witness: float | None = None,
     ) -> "Spectrum":
         """The spectrum of a matrix whose singular values are all known.
 
@@ -129,6 +137,7 @@ class Spectrum:
             seconds: Time it took.
             peak_bytes: Memory it took.
             note: What a reader should know.
+            witness: How far it lay from plain autograd's.
         """
         floor = values_floor(values, dtype) if floor is None else floor
         errors: dict[str, Any] = {f"{name}_se": None for name in STATISTICS}
@@ -145,6 +154,7 @@ class Spectrum:
             seconds=seconds,
             peak_bytes=peak_bytes,
             note=note,
+            witness=witness,
             **statistics(values, floor),
             **errors,
         )
@@ -157,10 +167,13 @@ class Spectrum:
         dtype: torch.dtype,
         *,
         tolerance: float | None = None,
+        floor: float | None = None,
         map: str = "matrix",
         layer: str = "",
         seconds: float = 0.0,
         peak_bytes: int = 0,
+        note: str = "",
+        witness: float | None = None,
     ) -> "Spectrum":
         """The spectrum of an operator whose density of singular values was estimated.
 
@@ -169,17 +182,21 @@ class Spectrum:
             shape: ``(rows, cols)``.
             dtype: Precision of the operator's products.
             tolerance: The relative standard error aimed for; ``note`` says so if it was not reached.
+            floor: As for ``of_values``.
             map: As for the attribute, like all that follow.
             layer: Module or operator.
             seconds: Time it took.
             peak_bytes: Memory it took.
+            note: What a reader should know.
+            witness: How far it lay from plain autograd's.
         """
         density = lanczos.density
-        floor = jacobian_floor(density.rms().value * min(shape) ** 0.5, torch.finfo(dtype).eps)
+        if floor is None:
+            floor = jacobian_floor(density.rms().value * min(shape) ** 0.5, torch.finfo(dtype).eps)
         by_name, mean = estimates(lanczos, floor), density.mean()
-        note = ""
         if not lanczos.converged:
-            note = f"tolerance {tolerance:g} not reached: relative standard error {mean.error / mean.value:.2g}"
+            reached = f"tolerance {tolerance:g} not reached: relative standard error {mean.error / mean.value:.2g}"
+            note = "; ".join(filter(None, (note, reached)))
         fields: dict[str, Any] = {name: estimate.value for name, estimate in by_name.items()}
         fields |= {f"{name}_se": estimate.error for name, estimate in by_name.items()}
         return cls(
@@ -197,6 +214,7 @@ class Spectrum:
             seconds=seconds,
             peak_bytes=peak_bytes,
             note=note,
+            witness=witness,
             resolved=False,
             **(fields | {"rank": round(fields["rank"])}),
         )
@@ -272,19 +290,23 @@ def estimates(lanczos: Lanczos, floor: float) -> dict[str, Estimate]:
     }
 
 
-def values_floor(values: np.ndarray, dtype: torch.dtype, gram_side: int = 0) -> float:
-    """The floor of a matrix whose singular values are all known: ``jacobian_floor``, or its Gram matrix's if larger.
+def values_floor(values: np.ndarray, dtype: torch.dtype, gram_side: int = 0, rounding: float | None = None) -> float:
+    """The floor of a matrix whose singular values are all known: of its own rounding, or its solver's if larger.
 
     Args:
         values: All singular values, descending.
         dtype: Precision in which the matrix was computed.
         gram_side: Side of the float64 Gram matrix that they come from, whose eigenvalues are known to
             ``gram_side · eps · σ_max²``; 0 where they come from the matrix itself.
+        rounding: The floor as it was measured (``jacobians.witness``); None for ``jacobian_floor``.
     """
-    # Divided by the largest first so that no square overflows.
-    norm = float(values[0]) * float(np.linalg.norm(values / values[0])) if values[0] > 0 else 0.0
-    squaring = float(values[0]) * float(np.sqrt(gram_side * np.finfo(np.float64).eps))
-    return max(jacobian_floor(norm, torch.finfo(dtype).eps), squaring)
+    if rounding is None:
+        # Divided by the largest first so that no square overflows.
+        norm = float(values[0]) * float(np.linalg.norm(values / values[0])) if values[0] > 0 else 0.0
+        rounding = jacobian_floor(norm, torch.finfo(dtype).eps)
+    eps = float(np.finfo(np.float64).eps)
+    solver = float(values[0]) * (math.sqrt(gram_side * eps) if gram_side else _SOLVER_UNITS * eps)
+    return max(rounding, solver, float(np.finfo(np.float64).tiny))
 
 
 def jacobian_floor(frobenius_norm: float, eps: float) -> float:

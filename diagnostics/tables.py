@@ -56,6 +56,7 @@ SPECTRA = pa.schema(
         ("method", _TEXT),
         ("dtype", _TEXT),
         ("floor", _REAL),
+        ("witness", _REAL),
         *((f"{name}_se", _REAL) for name in STATISTICS),
         ("seconds", _REAL),
         ("peak_bytes", _INT),

@@ -104,7 +104,8 @@ def exact_spectrum(
     source = RowSource(map, plan.chunk_bytes, progress=progress, group=group)
     notes: list[str] = []
     values, gram_side = _singular_values(plan, source, notes)
-    floor = values_floor(values, map.point.dtype, gram_side)
+    witness, rounding = source.judged() or (None, None)
+    floor = values_floor(values, map.point.dtype, gram_side, rounding)
     rows, cols = map.rows, map.cols
     if map.name == "kernel":
         # Eigenvalues of J·Jᵀ are squares of singular values of J, and zero beyond the number of parameters.
@@ -120,7 +121,8 @@ def exact_spectrum(
         method=f"exact: {plan.method}",
         seconds=time.perf_counter() - start,
         peak_bytes=plan.matrix_bytes + min(plan.chunk_bytes, source.row_bytes * source.chunk),
-        note="; ".join(notes),
+        note="; ".join([*filter(None, [map.note]), *notes]),
+        witness=witness,
     )
 
 

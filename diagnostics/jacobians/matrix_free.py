@@ -6,8 +6,8 @@ import torch
 from torch.distributed import ProcessGroup
 
 from skip_conditioning.diagnostics.errors import MemoryBudgetError
-from skip_conditioning.diagnostics.jacobians.operator import operator_of
-from skip_conditioning.diagnostics.linalg.operators import require_precision
+from skip_conditioning.diagnostics.jacobians.operator import jacobian_of
+from skip_conditioning.diagnostics.linalg.operators import Operator, require_precision
 from skip_conditioning.diagnostics.linalg.slq import lanczos_density
 from skip_conditioning.diagnostics.networks.maps import Map
 from skip_conditioning.diagnostics.spectrum import Spectrum
@@ -55,17 +55,24 @@ def matrix_free_spectrum(
     """
     start = time.perf_counter()
     steps = affordable_steps(map, memory_budget)
-    operator = run_in_all(lambda: operator_of(map, memory_budget), group)
+    jacobian = run_in_all(lambda: jacobian_of(map, memory_budget), group)
+    operator: Operator = jacobian @ jacobian.T if map.name == "kernel" else jacobian  # type: ignore[assignment]
+    floor = jacobian.floor
+    if floor is not None and map.name == "kernel":
+        floor = floor**2  # eigenvalues are squares of singular values
     lanczos = lanczos_density(operator, tolerance=tolerance, seed=seed, max_steps=steps, progress=progress, group=group)
     return Spectrum.of_density(
         lanczos,
         operator.shape,
         map.point.dtype,
         tolerance=tolerance,
+        floor=None if floor is None else max(floor, float(torch.finfo(torch.float64).tiny)),
         map=map.name,
         layer=map.layer,
         seconds=time.perf_counter() - start,
         peak_bytes=max(lanczos.steps) * _vector_bytes(map),
+        note="; ".join(filter(None, (map.note, jacobian.note))),
+        witness=jacobian.difference,
     )
 
 

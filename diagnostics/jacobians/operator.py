@@ -3,11 +3,13 @@
 Both come from one kept backward graph (``pullback``): ``JᵀJ v`` costs about one evaluation of the map's gradient.
 """
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor, nn
 
-from skip_conditioning.diagnostics.errors import InputError
-from skip_conditioning.diagnostics.jacobians.pullback import Pullback
+from skip_conditioning.diagnostics.errors import InputError, UnsupportedModelError
+from skip_conditioning.diagnostics.jacobians.witness import forward_agrees, witness_of, witnessed_pullback
 from skip_conditioning.diagnostics.linalg.operators import Operator
 from skip_conditioning.diagnostics.networks.maps import TOTAL, Map, check_map
 from skip_conditioning.diagnostics.networks.measuring import measuring
@@ -87,24 +89,52 @@ def operator_of(map: Map, memory_budget: int) -> Operator:
     return operator @ operator.T if map.name == "kernel" else operator  # type: ignore[return-value]
 
 
-def jacobian_of(map: Map, memory_budget: int) -> Operator:
+def jacobian_of(map: Map, memory_budget: int) -> "MapOperator":
     """A map's Jacobian as an operator, for ``kernel`` too; otherwise as ``operator_of``."""
-    return _MapOperator(map, memory_budget)
+    return MapOperator(map, memory_budget)
 
 
-class _MapOperator(Operator):
-    """The Jacobian of a map."""
+class MapOperator(Operator):
+    """The Jacobian of a map.
+
+    Args:
+        map: The map; to be made and used inside ``isolation.quiet``.
+        memory_budget: Bytes that the temporaries of a product may take.
+
+    Attributes:
+        difference: How far its products lie from plain autograd's, relative to these; None without a witness.
+        floor: The size below which a singular value cannot be told from zero; None without a witness.
+        note: A slower route that was taken; else empty.
+
+    Raises:
+        UnsupportedModelError: An operator in the model cannot be differentiated, or no route's products are right.
+    """
 
     def __init__(self, map: Map, memory_budget: int) -> None:
         device, dtype = map.point.device, map.point.dtype
         super().__init__((map.rows, map.cols), dtype, device, f"the {map.name} map of {map.layer!r}")
-        self._pullback = Pullback(map, memory_budget, twice=True)
+        witness, self.note, self._matrix = witness_of(map), "", None
+        self.difference: float | None = None
+        self.floor: float | None = None
+        self._pullback, products = witnessed_pullback(replace(map, reference=None), memory_budget, witness, twice=True)
+        if witness is None or products is None:
+            return
+        self.difference, self.floor = witness.difference(products), witness.floor(products)
+        if not forward_agrees(map, self._pullback, witness, products):
+            if map.rows * map.cols * map.point.element_size() > memory_budget:
+                raise UnsupportedModelError(
+                    f"{self.name}: products with it need a second derivative, which some operator does not have or has "
+                    f"wrong, and its {map.rows}×{map.cols} entries do not fit the memory budget; choose another layer, "
+                    "fewer probe samples, or a larger memory_budget"
+                )
+            self._matrix = self._pullback(torch.eye(map.rows, dtype=dtype, device=device))
+            self.note = "from the whole Jacobian, as some operator has no second derivative"
 
     def _apply(self, block: Tensor) -> Tensor:
-        return self._pullback.forward(block.T).T
+        return self._pullback.forward(block.T).T if self._matrix is None else self._matrix @ block
 
     def _apply_adjoint(self, block: Tensor) -> Tensor:
-        return self._pullback(block.T).T
+        return self._pullback(block.T).T if self._matrix is None else self._matrix.T @ block
 
 
 class _BlockDiagonal(Operator):

@@ -2,10 +2,13 @@
 
 from collections.abc import Iterator
 
+import torch
 from torch import Tensor
 from torch.distributed import ProcessGroup
 
-from skip_conditioning.diagnostics.jacobians.pullback import LIVE_COPIES, Pullback
+from skip_conditioning.diagnostics.jacobians.pullback import LIVE_COPIES
+from skip_conditioning.diagnostics.jacobians.witness import witness_of, witnessed_pullback
+from skip_conditioning.diagnostics.linalg.gram import CONVERTED_COLUMNS
 from skip_conditioning.diagnostics.networks.maps import Map
 from skip_conditioning.diagnostics.support.progress import Progress
 from skip_conditioning.diagnostics.support.sharding import gathered_rows
@@ -34,14 +37,43 @@ class RowSource:
     ) -> None:
         self.map, self._progress, self._group, self._done = map, progress, group, 0
         self.row_bytes = LIVE_COPIES * map.widest * map.point.element_size()
-        self.pullback = Pullback(map, memory_budget)
+        self.witness = witness_of(map)
+        self.pullback, _ = witnessed_pullback(map, memory_budget, self.witness)
         self.chunk = min(self.pullback.chunk, map.rows)
+        self._witnessed = 0
+        self._products = map.point.new_zeros(
+            0 if self.witness is None else len(self.witness.cotangents), map.cols, dtype=torch.float64
+        )
 
     def rows(self, start: int, stop: int) -> Tensor:
         """Rows ``start`` to ``stop`` of the Jacobian, shape ``(stop - start, cols)``, row-major."""
-        if self._group is None:
-            return self._own_rows(start, stop)
-        return gathered_rows(self._own_rows, start, stop, self._group)
+        block = (
+            self._own_rows(start, stop)
+            if self._group is None
+            else gathered_rows(self._own_rows, start, stop, self._group)
+        )
+        if self.witness is not None and start == self._witnessed < stop:
+            cotangents = self.witness.cotangents[:, start:stop]
+            for first in range(0, self.map.cols, CONVERTED_COLUMNS):
+                chosen = slice(first, first + CONVERTED_COLUMNS)
+                self._products[:, chosen] += cotangents @ block[:, chosen].double()
+            self._witnessed = stop
+        return block
+
+    def judged(self) -> tuple[float, float] | None:
+        """How far the rows differ from plain autograd's, and the floor that this gives; None without a witness.
+
+        To be called when all rows have been computed.
+
+        Raises:
+            UnsupportedModelError: They differ by more than rounding.
+        """
+        if self.witness is None:
+            return None
+        assert self._witnessed == self.map.rows
+        if not self.witness.accepts(self._products):
+            raise self.witness.refuse("its Jacobian", self._products)
+        return self.witness.difference(self._products), self.witness.floor(self._products)
 
     def _own_rows(self, start: int, stop: int) -> Tensor:
         block = self.map.point.new_empty(stop - start, self.map.cols)
@@ -73,5 +105,11 @@ def dense_jacobian(map: Map, memory_budget: int) -> Tensor:
 
     Returns:
         Shape ``(rows, cols)``, the point's dtype, on its device.
+
+    Raises:
+        UnsupportedModelError: An operator cannot be differentiated, or the rows differ from plain autograd's.
     """
-    return RowSource(map, memory_budget).rows(0, map.rows)
+    source = RowSource(map, memory_budget)
+    rows = source.rows(0, map.rows)
+    source.judged()
+    return rows

@@ -1,12 +1,14 @@
 """One batch of a tangent kernel: its forward pass, and sweeps of backward passes that keep what the kernel needs."""
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
 from torch.distributed import ProcessGroup
 
 from skip_conditioning.diagnostics.jacobians.pullback import CACHE_BYTES
+from skip_conditioning.diagnostics.kernel.interaction import interactions
 from skip_conditioning.diagnostics.kernel.parts import Extent, Part, PartSignals
 from skip_conditioning.diagnostics.networks.measuring import ProbedModel
 from skip_conditioning.diagnostics.networks.parameter_rules import ParameterRule, rule_for
@@ -82,6 +84,35 @@ class Batch:
         v = cotangent.to(self.basis.dtype).view(self.samples, -1) @ self.basis
         return self.recording.gradients(v)
 
+    def interacting(self, units: Sequence[Unit]) -> set[Unit]:
+        """Those of some units whose signals for one sample depend on the outputs of others.
+
+        A unit without a rule, whose signals are not seen, is among them if another unit or the inputs are. In
+        ``sample`` mode so are all units, as what they are called on may differ from that of a sample alone.
+        """
+        uses = {unit: self.rules[unit].uses for unit in units if self._has_signals_by_sample(unit)}
+        listed = [use for calls in uses.values() for use in calls]
+        alone = self._probed.batch_mode == "sample"
+        unseen = [unit for unit in units if alone or unit not in self.rules]
+        inputs = self._probed.x.detach()
+        point = inputs.requires_grad_() if unseen and inputs.is_floating_point() else None
+
+        def by_sample(signal: Tensor, use: Use) -> Tensor:
+            return signal.movedim(use.sample_axis, 0).unflatten(0, (self.samples, -1))
+
+        def pull_back(cotangent: Tensor) -> list[Tensor]:
+            arrived = self.recording.pull_back(cotangent[None], listed) if listed else []
+            return [by_sample(signal[0], use) for signal, use in zip(arrived, listed, strict=True)]
+
+        logits = self.recording.logits.detach()
+        generator = torch.Generator().manual_seed(0)
+        cotangent = torch.randn(logits.shape, generator=generator, dtype=torch.float64).to(logits)
+        interact = dict(zip(listed, interactions(pull_back, cotangent), strict=True))
+        dependent = {unit for unit, calls in uses.items() if any(interact[use] for use in calls)}
+        if dependent or (point is not None and self._inputs_interact(point, cotangent)):
+            dependent.update(unseen)
+        return dependent
+
     def extent(self, unit: Unit, *, by_rule: bool, coupled: bool) -> Extent | None:
         """Sizes of a unit's signals on this batch; None where they cannot be told apart by sample.
 
@@ -129,6 +160,22 @@ class Batch:
                 calls.append(a.permute(1, 2, 0, 3).flatten(2)[None] if coupled else self._by_sample(a, 0).flatten(3))
         whole = calls[0] if len(calls) == 1 else torch.cat(calls, dim=3)
         return whole[:, part.start : part.stop] if rule.groups > 1 else whole
+
+    def _has_signals_by_sample(self, unit: Unit) -> bool:
+        return unit in self.rules and self.extent(unit, by_rule=True, coupled=False) is not None
+
+    def _inputs_interact(self, point: Tensor, cotangent: Tensor) -> bool:
+        """Whether the derivative of one sample's outputs in another's inputs is not zero."""
+        copy = point.clone()  # may be changed in place
+        logits = replace(self._probed, x=copy).logits().reshape(cotangent.shape)
+        if not logits.requires_grad:
+            return False
+
+        def pull_back(v: Tensor) -> list[Tensor]:
+            (arrived,) = torch.autograd.grad(logits, point, v, retain_graph=True, allow_unused=True)
+            return [torch.zeros_like(point) if arrived is None else arrived]
+
+        return interactions(pull_back, cotangent)[0]
 
     def _by_sample(self, tensor: Tensor, dimension: int) -> Tensor:
         """``(…, N·k, G, C, T)`` to ``(…, N, G, C, k, T)``."""

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.distributed import ProcessGroup
 
 from skip_conditioning.diagnostics.kernel.tangent_kernel import tangent_kernel
-from skip_conditioning.diagnostics.networks.capture import split_call
+from skip_conditioning.diagnostics.networks.layer_names import split_call
 from skip_conditioning.diagnostics.networks.maps import TOTAL
 from skip_conditioning.diagnostics.spectrum import Spectrum
 

@@ -74,7 +74,7 @@ class HessianOperator(Operator):
             outputs = probed.snapshot().maps("kernel", [TOTAL])[0]
             self._map = dataclasses.replace(outputs, name="Hessian")
             self._chunk = chunk_size(outputs, memory_budget // _PASSES)
-            with clear_autograd_errors(self._map):
+            with clear_autograd_errors(self._map), self._map.installed():
                 self._point = outputs.point.requires_grad_()
                 logits = outputs.function(self._point)
                 # Copied, as the graph keeps the targets.
@@ -106,7 +106,10 @@ class HessianOperator(Operator):
 
     def _product(self, vector: Tensor, batched: bool = False) -> Tensor:
         # The gradient's Jacobian is symmetric, so that its adjoint's product, a backward pass, serves as well.
-        images = torch.autograd.grad(self._gradient, self._point, vector, retain_graph=True, is_grads_batched=batched)
+        with self._map.installed():
+            images = torch.autograd.grad(
+                self._gradient, self._point, vector, retain_graph=True, is_grads_batched=batched
+            )
         return images[0].detach()
 
 

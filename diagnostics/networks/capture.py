@@ -1,7 +1,6 @@
-"""A forward pass that shows which modules are called, with what and how often; and the layers that names stand for."""
+"""A forward pass that shows which modules are called, with what, how often, and what they return."""
 
 import contextlib
-import fnmatch
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -14,13 +13,12 @@ from torch.overrides import TorchFunctionMode
 from skip_conditioning.diagnostics.errors import (
     InputError,
     LayerCallError,
-    UnknownLayerError,
-    UnsupportedModelError,
-    near_matches,
 )
 from skip_conditioning.diagnostics.networks import python_state
 from skip_conditioning.diagnostics.networks.copies import CapturedArguments, copied
 from skip_conditioning.diagnostics.networks.isolation import State, restore_streams, save_streams, seed_streams
+from skip_conditioning.diagnostics.networks.layer_names import split_call
+from skip_conditioning.diagnostics.networks.outputs import first_tensor, floating_tensors
 from skip_conditioning.diagnostics.networks.python_state import PythonState
 from skip_conditioning.diagnostics.networks.tensor_sizes import DependentSizes
 from skip_conditioning.diagnostics.networks.weight_writes import WeightWriteError, weights_unwritten
@@ -49,7 +47,8 @@ class Call:
         kwargs: Keyword arguments, likewise.
         moment: What else the call depends on, so that it can be repeated.
         output: The first tensor that it returned, detached and cloned; None if it returned none.
-        in_place: Whether that tensor is an input that the module changed.
+        outputs: The floating tensors that it returned, likewise.
+        in_place: Whether the first is an input that the module changed.
         began: How many of ``ForwardPass.sizes`` were made before the call.
         ended: How many were made before it returned.
     """
@@ -59,6 +58,7 @@ class Call:
     kwargs: dict[str, Any]
     moment: "Moment"
     output: Tensor | None
+    outputs: tuple[Tensor, ...]
     in_place: bool
     began: int
     ended: int
@@ -200,8 +200,9 @@ def forward_pass(model: nn.Module, state: State, x: Tensor, layers: Sequence[str
             args, kwargs, moment, versions, began = pending.pop()
             in_place = tensor is not None and tensor._version > versions.get(id(tensor), tensor._version)
             value = None if tensor is None else tensor.detach().clone()
-            number = len(calls[layer]) + 1
-            calls[layer].append(Call(number, args, kwargs, moment, value, in_place, began, len(watch.sizes)))
+            outputs = tuple(value if part is tensor else part.detach().clone() for part in floating_tensors(output))
+            number, ended = len(calls[layer]) + 1, len(watch.sizes)
+            calls[layer].append(Call(number, args, kwargs, moment, value, outputs, in_place, began, ended))
 
         # Before the user's own pre-hooks, so that these are not applied twice when the call is repeated.
         handles.append(modules[layer].register_forward_pre_hook(before, with_kwargs=True, prepend=True))
@@ -216,50 +217,6 @@ def forward_pass(model: nn.Module, state: State, x: Tensor, layers: Sequence[str
         for handle in handles:
             handle.remove()
     return ForwardPass(calls, output, watch.sizes)
-
-
-def first_tensor(output: Any) -> Tensor | None:
-    """The tensor itself, or the first one of a tuple, list or dictionary."""
-    if isinstance(output, Tensor):
-        return output
-    parts = output.values() if isinstance(output, dict) else output if isinstance(output, tuple | list) else ()
-    return next((part for part in parts if isinstance(part, Tensor)), None)
-
-
-def with_first_tensor(output: Any, tensor: Tensor) -> Any:
-    """A module's output with its first tensor replaced."""
-    if isinstance(output, Tensor):
-        return tensor
-    if isinstance(output, dict):
-        key = next(key for key, part in output.items() if isinstance(part, Tensor))
-        return type(output)({**output, key: tensor})
-    index = next(index for index, part in enumerate(output) if isinstance(part, Tensor))
-    parts = [*output[:index], tensor, *output[index + 1 :]]
-    return type(output)(*parts) if hasattr(output, "_fields") else type(output)(parts)
-
-
-def logits_of(output: Any) -> Tensor:
-    """The model's output as a tensor: itself, its ``.logits`` or ``["logits"]``, or the first of a tuple.
-
-    Raises:
-        UnsupportedModelError: It holds no floating tensor there.
-    """
-    logits = output.get("logits") if isinstance(output, dict) else getattr(output, "logits", None)
-    tensor = logits if isinstance(logits, Tensor) else first_tensor(output)
-    if tensor is None or not tensor.is_floating_point():
-        kind = type(output).__name__ if tensor is None else tensor.dtype
-        raise UnsupportedModelError(f"the model returns {kind}; wrap it so that it returns its logits as a real tensor")
-    return tensor
-
-
-def split_call(layer: str) -> tuple[str, int | None]:
-    """``"rnn.cell#2"`` → ``("rnn.cell", 2)``; without a number, the call is None."""
-    name, mark, number = layer.rpartition("#")
-    if not mark:
-        return layer, None
-    if not number.isdecimal() or int(number) < 1:
-        raise UnknownLayerError(f"layer {layer!r}: the call after '#' must be a number from 1, as in '{name}#1'")
-    return name, int(number)
 
 
 def name_each_call(layers: Sequence[str], calls: Mapping[str, list[Call]]) -> list[str]:
@@ -300,55 +257,3 @@ def first_call(layer: str, forward: ForwardPass) -> Call:
     if not forward.calls[name]:
         raise LayerCallError(f"layer {name!r} is never called in the forward pass; choose one that is")
     return forward.calls[name][0]
-
-
-def select_layers(model: nn.Module, patterns: Sequence[str] | str | None) -> list[str]:
-    """Module names that the names and globs stand for, in the model's order; None gives ``default_layers``.
-
-    ``blocks.*`` stands for the children of ``blocks``, not for their children.
-
-    Raises:
-        UnknownLayerError: A name is no module, or a glob matches none; near matches are offered.
-    """
-    if patterns is None:
-        return default_layers(model)
-    names = [name for name, _ in model.named_modules() if name]
-    chosen: list[str] = []
-    listed = [patterns] if isinstance(patterns, str) else patterns
-    if not isinstance(listed, Sequence) or not all(isinstance(pattern, str) for pattern in listed):
-        raise InputError(f"layers must be names or globs, such as ['blocks.*']; they are {patterns!r}")
-    for pattern in listed:
-        name, number = split_call(pattern)
-        matches = [name] if name in names else [module for module in names if _matches(module, name)]
-        if not matches:
-            hint = near_matches(name, names) or f" It has {', '.join(names[:12])}{', …' if len(names) > 12 else ''}."
-            raise UnknownLayerError(f"layer {pattern!r} is no module of {type(model).__name__}.{hint}")
-        chosen += [match if number is None else f"{match}#{number}" for match in matches]
-    if not chosen:
-        raise InputError("layers is empty; name at least one layer, or leave it out for the default blocks")
-    return list(dict.fromkeys(chosen))
-
-
-def _matches(name: str, pattern: str) -> bool:
-    """Whether a name matches a glob; as in paths, ``*`` does not match the dots between parts."""
-    parts, globs = name.split("."), pattern.split(".")
-    return len(parts) == len(globs) and all(map(fnmatch.fnmatchcase, parts, globs))
-
-
-def default_layers(model: nn.Module) -> list[str]:
-    """The blocks of a network: its children, with plain containers opened, that hold parameters."""
-    blocks: list[str] = []
-
-    def open_up(module: nn.Module, prefix: str) -> None:
-        for name, child in module.named_children():
-            path = f"{prefix}{name}"
-            # A list is never called itself; a sequence of modules with children is a stage of blocks, not a block.
-            is_list = isinstance(child, nn.ModuleList | nn.ModuleDict)
-            is_stage = type(child) is nn.Sequential and any(list(part.children()) for part in child.children())
-            if is_list or is_stage:
-                open_up(child, f"{path}.")
-            elif any(True for _ in child.parameters()):
-                blocks.append(path)
-
-    open_up(model, "")
-    return blocks

@@ -15,22 +15,25 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from skip_conditioning.diagnostics.errors import InputError, LayerCallError, UnsupportedModelError, near_matches
+from skip_conditioning.diagnostics.errors import (
+    InputError,
+    LayerCallError,
+    UnknownLayerError,
+    UnsupportedModelError,
+    near_matches,
+)
 from skip_conditioning.diagnostics.networks.capture import (
     Call,
     ForwardPass,
     first_call,
-    first_tensor,
     forward_pass,
-    logits_of,
     name_each_call,
     named_call,
     run,
-    select_layers,
-    split_call,
-    with_first_tensor,
 )
 from skip_conditioning.diagnostics.networks.isolation import State, convert, device_of, require_finite
+from skip_conditioning.diagnostics.networks.layer_names import output_index, select_layers, split_call
+from skip_conditioning.diagnostics.networks.outputs import first_tensor, logits_of, with_floating
 from skip_conditioning.diagnostics.networks.reference import Reference, References, Target
 
 MAPS = ("layer", "tail", "network", "param", "kernel")
@@ -103,7 +106,15 @@ def probe_input(x: Tensor, model: nn.Module, dtype: torch.dtype | None) -> Tenso
         return converted.clone() if converted.is_inference() else converted  # autograd takes no inference tensors
 
 
-def build_maps(model: nn.Module, state: State, x: Tensor, name: str, layers: Sequence[str] | str | None) -> list[Map]:
+def build_maps(
+    model: nn.Module,
+    state: State,
+    x: Tensor,
+    name: str,
+    layers: Sequence[str] | str | None,
+    *,
+    one_sample: bool = False,
+) -> list[Map]:
     """The maps of the chosen layers, from one forward pass on the probe.
 
     To be called, and its results used, inside ``isolation.quiet``.
@@ -114,6 +125,7 @@ def build_maps(model: nn.Module, state: State, x: Tensor, name: str, layers: Seq
         x: Probe inputs as ``probe_input`` returns them.
         name: One of ``MAPS``.
         layers: Names, globs or None for the default blocks.
+        one_sample: Whether the outputs must be those of a single sample.
 
     Raises:
         UnknownLayerError: A name that is no module.
@@ -122,9 +134,13 @@ def build_maps(model: nn.Module, state: State, x: Tensor, name: str, layers: Seq
     """
     if name == "network":
         forward = forward_pass(model, state, x, [])
+        if one_sample:
+            _require_one_row(forward.output)
         return _referenced(model, state, x, [_network_map(model, state, x, forward)])
     chosen, with_total = _choose(model, name, layers)
     forward = forward_pass(model, state, x, [split_call(layer)[0] for layer in chosen])
+    if one_sample:
+        _require_one_row(forward.output)
     if layers is None and name != "kernel":
         chosen = name_each_call(chosen, forward.calls)
     build = {"layer": _layer_map, "tail": _tail_map, "param": _param_map, "kernel": _kernel_map}[name]
@@ -136,11 +152,24 @@ def build_maps(model: nn.Module, state: State, x: Tensor, name: str, layers: Seq
             # Default blocks for which the map does not exist (an unused one, an embedding) are left out.
             if layers is not None:
                 raise
+    if layers is None and name == "tail":
+        # After the last block nothing follows: its tail is the identity.
+        maps = [item for item in maps if named_call(item.layer, forward).ended < len(forward.sizes)]
     if with_total:
         maps.append(_kernel_map(model, state, x, TOTAL, forward))
     if not maps:
         raise InputError(f"{type(model).__name__} has no blocks with a {name} map; name the layers to measure")
     return _referenced(model, state, x, maps)
+
+
+def _require_one_row(output: Any) -> None:
+    """Raise ``UnsupportedModelError`` where a single sample has the outputs of several."""
+    rows = first_tensor(output)
+    if rows is not None and rows.dim() > 0 and len(rows) != 1:
+        raise UnsupportedModelError(
+            f"the model returns outputs of shape {tuple(rows.shape)} for one sample, as if it held a whole batch of "
+            "other inputs; measure batch_mode='batch', or hold none of them"
+        )
 
 
 def _referenced(model: nn.Module, state: State, x: Tensor, maps: list[Map]) -> list[Map]:
@@ -157,8 +186,7 @@ def _choose(model: nn.Module, name: str, layers: Sequence[str] | str | None) -> 
     """The modules to measure, and whether the whole tangent kernel is measured too."""
     if layers is None:
         blocks = select_layers(model, None)
-        # After the last block nothing follows: its tail is the identity.
-        return (blocks[:-1] if name == "tail" and len(blocks) > 1 else blocks), name == "kernel"
+        return blocks, name == "kernel"
     listed = [layers] if isinstance(layers, str) else list(layers)
     modules = [layer for layer in listed if layer != TOTAL or name != "kernel"]
     only_total = listed and not modules
@@ -189,9 +217,11 @@ def _layer_map(model: nn.Module, state: State, x: Tensor, layer: str, forward: F
 def _tail_map(model: nn.Module, state: State, x: Tensor, layer: str, forward: ForwardPass) -> Map:
     call = named_call(layer, forward)
     module = model.get_submodule(split_call(layer)[0])
-    point = _real_output(layer, call.output)
+    if not call.outputs:
+        raise UnsupportedModelError(f"layer {layer!r} returns no real tensor; choose a module that does")
 
-    def function(point: Tensor, fill_with_nan: bool = False) -> Tensor:
+    def logits(outputs: dict[int, Tensor], fill_with_nan: bool = False) -> Tensor:
+        """The logits with some of the module's floating output tensors replaced."""
         count = 0
 
         def replace(module: nn.Module, args: Any, output: Any) -> Any:
@@ -201,7 +231,7 @@ def _tail_map(model: nn.Module, state: State, x: Tensor, layer: str, forward: Fo
                 return None
             if fill_with_nan and (changed := first_tensor(output)) is not None:
                 changed.fill_(torch.nan)
-            return with_first_tensor(output, point.clone())
+            return with_floating(output, {index: tensor.clone() for index, tensor in outputs.items()})
 
         handle = module.register_forward_hook(replace)
         try:
@@ -212,13 +242,43 @@ def _tail_map(model: nn.Module, state: State, x: Tensor, layer: str, forward: Fo
     if call.in_place:
         with torch.no_grad():
             # What the module returns is replaced; other uses of the tensor it changed are not, and show as NaN here.
-            if bool(torch.isnan(function(point, fill_with_nan=True)).any()):
+            if bool(torch.isnan(logits(dict(enumerate(call.outputs)), fill_with_nan=True)).any()):
                 raise UnsupportedModelError(
                     f"layer {layer!r} works in place on a tensor that is used again; "
                     "set inplace=False, or measure another layer"
                 )
-    target = functools.partial(Target, module=module, call=call.number)
-    return _finish("tail", layer, function, point, logits_of(forward.output), forward.widest(call.ended), target)
+    parts = _parts_that_count(layer, call, logits)
+    shapes = [call.outputs[part].shape for part in parts]
+    point = torch.cat([call.outputs[part].flatten() for part in parts]) if len(parts) > 1 else call.outputs[parts[0]]
+
+    def function(point: Tensor) -> Tensor:
+        if len(parts) == 1:
+            return logits({parts[0]: point})
+        pieces = zip(parts, shapes, point.split([shape.numel() for shape in shapes]), strict=True)
+        return logits({part: piece.view(shape).to(call.outputs[part].dtype) for part, shape, piece in pieces})
+
+    target = functools.partial(Target, module=module, call=call.number, parts=parts)
+    tail = _finish("tail", layer, function, point, logits_of(forward.output), forward.widest(call.ended), target)
+    note = f"of output tensors {', '.join(map(str, parts))} of {len(call.outputs)}" if len(call.outputs) > 1 else ""
+    return replace(tail, note=note)
+
+
+def _parts_that_count(layer: str, call: Call, logits: Callable[[dict[int, Tensor]], Tensor]) -> tuple[int, ...]:
+    """Which of a module's floating output tensors the logits depend on, or the one that is named."""
+    part = output_index(layer)
+    if part is not None:
+        if part >= len(call.outputs):
+            raise UnknownLayerError(f"layer {layer!r}: the module returns {len(call.outputs)} floating tensor(s)")
+        return (part,)
+    if len(call.outputs) == 1:
+        return (0,)
+    points = {index: output.requires_grad_() for index, output in enumerate(map(Tensor.detach, call.outputs))}
+    with torch.enable_grad():
+        value = logits(points)
+    if not value.requires_grad:
+        return (0,)  # refused as constant when it is measured
+    gradients = torch.autograd.grad(value, list(points.values()), torch.ones_like(value), allow_unused=True)
+    return tuple(index for index, gradient in enumerate(gradients) if gradient is not None)
 
 
 def _param_map(model: nn.Module, state: State, x: Tensor, layer: str, forward: ForwardPass) -> Map:

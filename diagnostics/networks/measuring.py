@@ -7,9 +7,10 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
-from skip_conditioning.diagnostics.networks.capture import logits_of, run
+from skip_conditioning.diagnostics.networks.capture import run
 from skip_conditioning.diagnostics.networks.isolation import State, quiet, unwrap
 from skip_conditioning.diagnostics.networks.maps import Map, build_maps, probe_input
+from skip_conditioning.diagnostics.networks.outputs import logits_of
 from skip_conditioning.diagnostics.networks.recording import Recording
 
 
@@ -37,7 +38,7 @@ class ProbedModel:
 
     def maps(self, name: str, layers: Sequence[str] | str | None = None) -> list[Map]:
         """The maps of the chosen layers; as ``maps.build_maps``."""
-        return build_maps(self.model, self.state, self.x, name, layers)
+        return build_maps(self.model, self.state, self.x, name, layers, one_sample=self.sample is not None)
 
     def recording(self) -> Recording:
         """A differentiable forward pass, through which cotangents can be pulled back."""

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from torch import nn
 
 from skip_conditioning.diagnostics.errors import InputError, LayerCallError, UnsupportedModelError
-from skip_conditioning.diagnostics.networks.capture import default_layers, select_layers, split_call
+from skip_conditioning.diagnostics.networks.layer_names import default_layers, select_layers, split_call
 from skip_conditioning.diagnostics.networks.maps import TOTAL
 
 

@@ -12,8 +12,9 @@ from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
 from skip_conditioning.diagnostics.errors import NonFiniteError, UnsupportedModelError
-from skip_conditioning.diagnostics.networks.capture import clear_forward_errors, logits_of, run
+from skip_conditioning.diagnostics.networks.capture import clear_forward_errors, run
 from skip_conditioning.diagnostics.networks.isolation import State
+from skip_conditioning.diagnostics.networks.outputs import logits_of
 
 #: Functions whose parameter gradients have a structure worth using, and the names of their arguments in order.
 SIGNATURES: dict[Callable[..., Any], tuple[str, ...]] = {
@@ -80,6 +81,7 @@ class Recording:
         trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
         self.leaves = {parameter: state[parameter].detach().requires_grad_() for parameter in trainable}
         self._called: set[nn.Module] = set()
+        self._state = state
         handles = [module.register_forward_pre_hook(self._note_call) for module in model.modules()]
         watch = _Watch({leaf: parameter for parameter, leaf in self.leaves.items()}, len(x))
 
@@ -145,7 +147,8 @@ class Recording:
     def _grad(self, cotangent: Tensor, inputs: Sequence[Any]) -> list[Tensor | None]:
         """Gradients at tensors and edges of the graph; None where the logits do not depend on them."""
         try:
-            gradients = torch.autograd.grad(self.logits, inputs, cotangent, retain_graph=True, allow_unused=True)
+            with self._state.installed():
+                gradients = torch.autograd.grad(self.logits, inputs, cotangent, retain_graph=True, allow_unused=True)
         except torch.OutOfMemoryError:
             raise
         except RuntimeError as error:
@@ -164,7 +167,8 @@ class Recording:
             reached[:] = [gradient is not None for gradient in gradients]
             return [gradient for gradient in gradients if gradient is not None]
 
-        batched = iter(vmap(grad)(cotangents))
+        with self._state.installed():
+            batched = iter(vmap(grad)(cotangents))
         return [next(batched) if is_reached else None for is_reached in reached]
 
     def hides_parameters(self) -> bool:

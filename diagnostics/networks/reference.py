@@ -17,8 +17,9 @@ from torch.autograd.graph import get_gradient_edge
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten, tree_map
 
-from skip_conditioning.diagnostics.networks.capture import logits_of, run
+from skip_conditioning.diagnostics.networks.capture import run
 from skip_conditioning.diagnostics.networks.isolation import State, convert
+from skip_conditioning.diagnostics.networks.outputs import floating_tensors, logits_of, with_tensors
 
 #: Random cotangents: pairs of them show how the rounding of a Jacobian is spread over directions.
 _VECTORS = 4
@@ -160,7 +161,7 @@ class References:
             torch.set_grad_enabled(False)
             if target.in_place and given is not None:
                 first.copy_(given.detach())
-            return tree_map(lambda part: part.detach() if isinstance(part, Tensor) else part, output)
+            return with_tensors(output, Tensor.detach)
 
         handles = []
         try:
@@ -205,19 +206,16 @@ class References:
             for handle in handles:
                 handle.remove()
         if self._name == "tail":
+            points: dict[str, list[Any]] = edges
+        elif self._name == "network":
+            points = {target.layer: [point] for target in self._targets}
+        else:
+            points = {target.layer: [leaves[p] for p in target.parameters] for target in self._targets}
+        with state.installed():  # for gradient checkpoints
             return {
-                target.layer: _pulled_back(logits, edges[target.layer], self.cotangents[target.rows])
+                target.layer: _pulled_back(logits, points[target.layer], self.cotangents[target.rows])
                 for target in self._targets
             }
-        points = (
-            {"network": [point]}
-            if self._name == "network"
-            else {t.layer: [leaves[p] for p in t.parameters] for t in self._targets}
-        )
-        return {
-            target.layer: _pulled_back(logits, points[target.layer], self.cotangents[target.rows])
-            for target in self._targets
-        }
 
 
 def random_cotangents(rows: int, dtype: torch.dtype, device: torch.device) -> Tensor:
@@ -263,11 +261,6 @@ def _pulled_back(output: Tensor, points: Sequence[Any], cotangents: Tensor) -> T
         ]
         products.append(torch.cat([part.double() for part in parts]))
     return torch.stack(products)
-
-
-def floating_tensors(output: Any) -> list[Tensor]:
-    """The floating tensors of a module's output, also within tuples, lists and dictionaries, in order."""
-    return [part for part in tree_flatten(output)[0] if isinstance(part, Tensor) and part.is_floating_point()]
 
 
 class RoundingNoise(TorchDispatchMode):

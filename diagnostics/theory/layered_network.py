@@ -13,20 +13,11 @@ import torch
 from torch import Tensor, nn
 
 from skip_conditioning.diagnostics.errors import UnsupportedModelError
-from skip_conditioning.diagnostics.networks.capture import (
-    Call,
-    first_tensor,
-    forward_pass,
-    logits_of,
-    name_each_call,
-    named_call,
-    run,
-    select_layers,
-    split_call,
-    with_first_tensor,
-)
+from skip_conditioning.diagnostics.networks.capture import Call, forward_pass, name_each_call, named_call, run
+from skip_conditioning.diagnostics.networks.layer_names import select_layers, split_call
 from skip_conditioning.diagnostics.networks.maps import Map
 from skip_conditioning.diagnostics.networks.measuring import ProbedModel
+from skip_conditioning.diagnostics.networks.outputs import first_tensor, logits_of, with_tensors
 
 #: Name of the last layer of a chain whose logits are computed behind the last module that was named.
 LOGITS = "logits"
@@ -257,7 +248,7 @@ def _hook(model: nn.Module, layer: str, action: Hook) -> torch.utils.hooks.Remov
         tensor = first_tensor(output)
         if calls != (number or 1) or tensor is None:
             return None
-        return with_first_tensor(output, action(tensor))
+        return with_tensors(output, lambda part: action(part) if part is tensor else part)
 
     return model.get_submodule(name).register_forward_hook(after)
 

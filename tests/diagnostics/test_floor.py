@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from skip_conditioning import spectra
-from skip_conditioning.diagnostics.networks.capture import default_layers
+from skip_conditioning.diagnostics.networks.layer_names import default_layers
 from skip_conditioning.diagnostics.spectrum import ROUNDING_UNITS
 from skip_conditioning.models import build_model
 

@@ -128,8 +128,10 @@ def test_scaling_the_map_scales_the_spectrum(scale):
     weight[5] = weight[4]
     one, other = (values(linear(w), torch.randn(2, 6, dtype=F64)) for w in (weight, scale * weight))
     np.testing.assert_allclose(other.values[:10], scale * one.values[:10], rtol=1e-12)
-    for name in ("condition_number", "rank", "effective_rank", "stable_rank", "resolved"):
+    for name in ("rank", "effective_rank", "stable_rank", "resolved"):
         assert getattr(other, name) == pytest.approx(getattr(one, name), rel=1e-2), name
+    # A bound, from the floor: that is measured, with random vectors.
+    assert 0.2 < other.condition_number / one.condition_number < 5
 
 
 @pytest.mark.parametrize("scale", [1e-250, 1e250])

@@ -16,8 +16,8 @@ from skip_conditioning.diagnostics.loss.hessian import (
     smallest_eigenvalue,
     spectral_norm,
 )
-from skip_conditioning.diagnostics.networks.capture import logits_of
 from skip_conditioning.diagnostics.networks.numerics import exact_numerics
+from skip_conditioning.diagnostics.networks.outputs import logits_of
 from tests.diagnostics.sample_networks import CASES
 
 #: Dense Hessians of these take too long; batch norm over one value; torch's weight norm (see below).
