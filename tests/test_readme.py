@@ -43,7 +43,10 @@ def test_the_examples_of_the_theory_run(capsys):
 
 @pytest.mark.parametrize(
     ("page", "name"),
-    [("README.md", "my_gains:LARGER_GAINS_ARE_FASTER"), ("docs/claims.md", "my_claim:SKIPS_ARE_FASTER")],
+    [
+        pytest.param("README.md", "my_gains:LARGER_GAINS_ARE_FASTER", marks=pytest.mark.slow),
+        ("docs/claims.md", "my_claim:SKIPS_ARE_FASTER"),
+    ],
 )
 def test_the_claims_of_ones_own_are_tested_as_written(page, name, tmp_path, monkeypatch, capsys):
     module = name.partition(":")[0]

@@ -2,8 +2,6 @@
 
 import copy
 import random
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -15,6 +13,7 @@ from threadpoolctl import threadpool_limits
 from torch import Tensor, nn
 
 from tests.diagnostics.sample_networks import CASES, Case
+from tests.processes import run_forked
 
 Oracle = Callable[..., Tensor]
 
@@ -112,22 +111,9 @@ def agree_in_two_processes(tmp_path: Path) -> Callable[..., None]:
     """Runs a program in two processes; it gets its rank and the file to meet through."""
 
     def run(program: str) -> None:
-        processes = [
-            subprocess.Popen(
-                [sys.executable, "-c", program, str(rank), str(tmp_path / "meeting")],
-                cwd=Path(__file__).parents[2],
-                stdout=subprocess.PIPE,
-                stderr=subprocess.STDOUT,
-                text=True,
-            )
-            for rank in range(2)
-        ]
-        try:
-            for process in processes:
-                output = process.communicate(timeout=120)[0]
-                assert (process.returncode, output.strip()[-10:]) == (0, "both agree"), output
-        finally:
-            for process in processes:
-                process.kill()
+        imports = ("torch._dynamo", "skip_conditioning.diagnostics.measure")
+        arguments = [[str(rank), str(tmp_path / "meeting")] for rank in range(2)]
+        for code, output, errors in run_forked(program, arguments, tmp_path, imports=imports):
+            assert (code, output.strip()[-10:]) == (0, "both agree"), output + errors
 
     return run

@@ -137,11 +137,11 @@ def run_scripts(environment: Path, *lines: tuple[object, ...]) -> str:
     return run(environment / "bin" / "python", environment / "scripts.py", json.dumps(lines), folder=environment)
 
 
-def test_what_is_called_like_our_folders_stays_the_users(environment: Path, tmp_path: Path) -> None:
+def check_the_users_modules(environment: Path, tmp_path: Path, layouts: tuple[str, ...]) -> None:
+    """Run the user's script and training of the user's network, by module and by file, in folders of these layouts."""
     command = environment / "bin" / "skip-conditioning"
     small = ("--steps", "1", "--trials", "1", "--lr", "0.1", "--arms", "default", "--model-options", "--no-diagnostics")
     lines = []
-    layouts = ("packages", "folders", "files") if environment.name.startswith("wheel") else ("folders",)
     for layout in layouts:
         folder = tmp_path / layout
         module, file = write_users_folder(folder, layout)
@@ -154,6 +154,16 @@ def test_what_is_called_like_our_folders_stays_the_users(environment: Path, tmp_
         ]
     run_scripts(environment, *lines)
     assert len({path.parents[2] for path in tmp_path.glob("*/by-*/runs/*/metrics/*.parquet")}) == 2 * len(layouts)
+
+
+def test_what_is_called_like_our_folders_stays_the_users(environment: Path, tmp_path: Path) -> None:
+    check_the_users_modules(environment, tmp_path, ("folders",))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("environment", ["wheel"], indirect=True)
+def test_so_do_packages_and_single_files(environment: Path, tmp_path: Path) -> None:
+    check_the_users_modules(environment, tmp_path, ("packages", "files"))
 
 
 # What the editable install adds, finding the folders, is tested above.

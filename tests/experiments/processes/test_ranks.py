@@ -1,10 +1,6 @@
 """One run in several processes: to rounding, what one process does, and one clear error when one of them dies."""
 
-import os
-import subprocess
-import sys
 import threading
-from pathlib import Path
 
 import pytest
 import torch
@@ -14,6 +10,7 @@ from torch.nn.utils import weight_norm
 from skip_conditioning.diagnostics.errors import InputError
 from skip_conditioning.experiments.processes import ranks as ranks_module
 from skip_conditioning.experiments.processes.ranks import Ranks, clear_rank_errors
+from tests.processes import run_forked
 
 #: How each of several processes begins: rank, count, and the file through which they meet.
 BEGIN = """
@@ -37,20 +34,12 @@ END = "\nprint('all agree', flush=True)\nos._exit(0)\n"
 
 def agree(program, folder, count, codes=None):
     """Run a program, between its beginning and end, in several processes that have to leave with these codes."""
-    command = [sys.executable, "-c", BEGIN + program + END]
-    options = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
-    options |= {"cwd": Path(__file__).parents[3], "env": {**os.environ, "OMP_NUM_THREADS": "1"}}
     arguments = [[str(rank), str(count), str(folder / "meeting")] for rank in range(count)]
-    processes = [subprocess.Popen([*command, *given], **options) for given in arguments]
-    try:
-        for process, code in zip(processes, codes or [0] * count, strict=True):
-            output = process.communicate(timeout=120)[0]
-            assert process.returncode == code, output
-            assert code or "all agree" in output.splitlines(), output
-    finally:
-        for process in processes:
-            process.kill()
-            process.wait()
+    imports = ("torch._dynamo", "skip_conditioning.experiments.processes.ranks")
+    ends = run_forked(BEGIN + program + END, arguments, folder, imports=imports)
+    for (code, output, errors), expected in zip(ends, codes or [0] * count, strict=True):
+        assert code == expected, output + errors
+        assert code or "all agree" in output.splitlines(), output + errors
 
 
 TRAINING = """

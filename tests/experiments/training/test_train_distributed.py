@@ -18,6 +18,7 @@ from skip_conditioning.diagnostics.tables import read_experiment
 from skip_conditioning.experiments.records.directory import read_status
 from skip_conditioning.experiments.train import main
 from tests.experiments.conftest import SMALL, timeless
+from tests.processes import run_forked
 
 ROOT = Path(__file__).parents[3]
 
@@ -113,28 +114,14 @@ def environment(folder):
 
 
 def in_two_processes(folder, *experiments, killed_at=None):
-    """Exit code, standard output and standard error of both; each has to end within a minute."""
+    """Exit code, standard output and standard error of both; both have to end in time."""
     ports = free_ports(len(experiments))
     plan = json.dumps([(one, port, killed_at) for one, port in zip(experiments, ports, strict=True)])
-    shared = environment(folder) | {"MASTER_ADDR": "127.0.0.1", "WORLD_SIZE": "2"}
-    processes = [
-        subprocess.Popen(
-            [sys.executable, "-c", PROGRAM, plan],
-            cwd=folder,
-            env=shared | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for rank in range(2)
+    variables = [
+        {"MASTER_ADDR": "127.0.0.1", "WORLD_SIZE": "2", "RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(2)
     ]
-    try:
-        said = [process.communicate(timeout=60) for process in processes]
-        return [(process.returncode, *texts) for process, texts in zip(processes, said, strict=True)]
-    finally:
-        for process in processes:
-            process.kill()
-            process.wait()
+    imports = ("torch._dynamo", "skip_conditioning.experiments.train", "skip_conditioning.diagnostics.measure")
+    return run_forked(PROGRAM, [[plan]] * 2, folder, imports=imports, variables=variables, directory=folder)
 
 
 @pytest.fixture(scope="module")
