@@ -18,7 +18,7 @@ from skip_conditioning.diagnostics.errors import UnsupportedModelError
 from skip_conditioning.diagnostics.networks import python_state
 from skip_conditioning.diagnostics.networks.isolation import quiet
 
-MAPS = ("layer", "kernel")
+MAPS = ("kernel",)
 
 calls, history, stream = 0, [], np.random.default_rng(4)
 
@@ -278,7 +278,7 @@ def train(kind, out=None):
         loss = nn.functional.cross_entropy(net(x), y)
         if monitor:
             monitor.step(step, loss=loss)
-            jacobian(net, x[:3], map="network", batch_mode="sample", dtype=torch.float64)
+            jacobian(net, x[:3], map="network", dtype=torch.float64)
         optimiser.zero_grad()
         loss.backward()
         optimiser.step()
