@@ -4,7 +4,6 @@ Writes down what is decided and how, trains the experiments needed, judges, and 
 command after an interruption: runs that are over are kept. ``--help`` lists the claims.
 """
 
-import os
 import platform
 import shlex
 import shutil
@@ -22,7 +21,6 @@ from skip_conditioning.diagnostics.errors import InputError
 from skip_conditioning.diagnostics.tables import Experiment, clear_disk_errors
 from skip_conditioning.experiments.claims.paper.registry import CLAIMS, chosen_claims
 from skip_conditioning.experiments.claims.run.experiments import (
-    Resources,
     SharedExperiment,
     read_tables,
     shared_experiments,
@@ -36,6 +34,7 @@ from skip_conditioning.experiments.claims.run.verdict_table import ClaimResult, 
 from skip_conditioning.experiments.claims.verdict.claim import Claim, ClaimInputs, Judgement, Size, TrainedClaim
 from skip_conditioning.experiments.claims.verdict.formatting import SYMBOLS, effect_and_pairs, printable
 from skip_conditioning.experiments.config.command_line import parse_options, run_command
+from skip_conditioning.experiments.config.options import default_data_dir
 from skip_conditioning.experiments.processes.machine import choose_device, device_name, git_revision, versions
 
 
@@ -58,9 +57,7 @@ class VerifyOptions:
     reuse: tuple[Path, ...] = ()
     """Directories of finished experiments (of the train command), read instead of training them again."""
 
-    data_dir: Path | None = field(
-        default_factory=lambda: Path(os.environ["SKIP_DATA_DIR"]) if os.environ.get("SKIP_DATA_DIR") else None
-    )
+    data_dir: Path | None = field(default_factory=default_data_dir)
     """Folder of the data sets, by default $SKIP_DATA_DIR; without it they are fetched."""
 
     device: str = "auto"
@@ -94,7 +91,7 @@ def verify(options: VerifyOptions) -> list[ClaimResult]:
         for number, experiment in enumerate(experiments, 1):
             used_by = " ".join(sorted({claim_id for claim_id, _ in experiment.plans}))
             print(f"experiment {number} of {len(experiments)}: {experiment.name}, for {used_by}")
-            train(experiment)
+            train(experiment, options.processes)
         judgements = wait()
     tables = {key: own for experiment in experiments for key, own in read_tables(experiment).items()}
     results: list[ClaimResult] = []
@@ -131,8 +128,9 @@ def _experiments(
     claims: Sequence[Claim], options: VerifyOptions, trials: int | None, look: int
 ) -> list[SharedExperiment]:
     """The experiments of the claims; so few trials that nothing could be decided are refused."""
-    resources = Resources(options.out, options.data_dir, options.device, options.processes)
-    experiments = with_reused(shared_experiments(claims, options.size, trials, resources), options.reuse)
+    data_dir = {} if options.data_dir is None else {"data_dir": options.data_dir}
+    planned = shared_experiments(claims, options.size, trials, options.out, device=options.device, **data_dir)
+    experiments = with_reused(planned, options.reuse)
     by_id = {claim.id: claim for claim in claims}
     for experiment in experiments:
         for (claim_id, name), plan in experiment.plans.items():

@@ -10,7 +10,8 @@ import tyro
 from skip_conditioning.diagnostics.monitoring.monitor import Measurement
 
 
-def _data_dir() -> Path | None:
+def default_data_dir() -> Path | None:
+    """The folder that ``$SKIP_DATA_DIR`` names; None without it."""
     return Path(os.environ["SKIP_DATA_DIR"]) if os.environ.get("SKIP_DATA_DIR") else None
 
 
@@ -21,7 +22,7 @@ class DataOptions:
     dataset: str
     """digits (bundled), mnist, cifar10, cifar100, imagenet, or a Hugging Face Hub name."""
 
-    data_dir: Path | None = field(default_factory=_data_dir)
+    data_dir: Path | None = field(default_factory=default_data_dir)
     """Folder with Parquet files or class folders, by default $SKIP_DATA_DIR; None downloads it from the Hub."""
 
     subset: int | None = None

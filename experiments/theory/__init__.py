@@ -1,5 +1,5 @@
 """The theory's statements, checked on networks that train: ``skip-conditioning theory [NAME…] --out DIR``.
 
-The experiments are in `layers` (chain rule, regularity, skips), `random_matrices`, `pl_along_training`,
-`curvature_growth` and `convergence`; `networks` holds the networks, `options` and `report` what goes in and comes out.
+The experiments are in `along_training` (chain rule, regularity, skips, PŁ chain), `random_matrices`,
+`curvature_growth` and `convergence`; `networks` holds the networks, `experiment` what goes in and comes out.
 """

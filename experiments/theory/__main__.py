@@ -15,21 +15,25 @@ from skip_conditioning.diagnostics.errors import InputError, LayerCallError, Uns
 from skip_conditioning.diagnostics.tables import clear_disk_errors
 from skip_conditioning.experiments.config.command_line import parse_options, run_command
 from skip_conditioning.experiments.processes.machine import one_thread
+from skip_conditioning.experiments.theory.along_training import (
+    check_chain_rule,
+    check_pl_chain,
+    check_regularity,
+    check_skips,
+)
 from skip_conditioning.experiments.theory.convergence import check_convergence
 from skip_conditioning.experiments.theory.curvature_growth import check_curvature
-from skip_conditioning.experiments.theory.layers import check_chain_rule, check_regularity, check_skips
-from skip_conditioning.experiments.theory.options import TheoryOptions
-from skip_conditioning.experiments.theory.pl_along_training import check_pl_chain
-from skip_conditioning.experiments.theory.random_matrices import check_random_matrices
-from skip_conditioning.experiments.theory.report import (
+from skip_conditioning.experiments.theory.experiment import (
     FIGURES,
-    Check,
+    CheckedStatement,
     TheoryExperiment,
+    TheoryOptions,
     print_checks,
     print_conclusion,
     statement_rows,
     write_table,
 )
+from skip_conditioning.experiments.theory.random_matrices import check_random_matrices
 from skip_conditioning.figures.drawing.saving import save
 
 EXPERIMENTS: dict[str, TheoryExperiment] = {
@@ -55,7 +59,7 @@ def check(options: TheoryOptions) -> None:
     names = _chosen(options)
     with clear_disk_errors(options.out):
         options.out.mkdir(parents=True, exist_ok=True)
-    checks: dict[str, list[Check]] = {}
+    checks: dict[str, list[CheckedStatement]] = {}
     with one_thread():
         for name in names:
             start = time.perf_counter()
@@ -99,13 +103,13 @@ def _chosen(options: TheoryOptions) -> list[str]:
             raise InputError(f"unknown experiment {name!r}; known are {known}.{near_matches(name, EXPERIMENTS)}")
         if options.model is not None and name in _OURS_ONLY:
             raise InputError(f"{name} checks networks of our own; leave out either it or --model")
-    if options.samples < 1:
-        raise InputError(f"--samples is {options.samples}; it must be at least 1")
+    if options.probe_size < 1:
+        raise InputError(f"--probe-size is {options.probe_size}; it must be at least 1")
     if options.model is None:
-        of_model = (options.dataset, options.model_options, options.samples, options.layers)
-        if of_model != (TheoryOptions.dataset, (), TheoryOptions.samples, None):
+        of_model = (options.dataset, options.model_options, options.probe_size, options.layers)
+        if of_model != (TheoryOptions.dataset, (), TheoryOptions.probe_size, None):
             raise InputError(
-                "--dataset, --samples, --layers and --model-options are for a network of yours; name it by --model"
+                "--dataset, --probe-size, --layers and --model-options are for a network of yours; name it by --model"
             )
         return list(dict.fromkeys(options.names)) or list(EXPERIMENTS)
     return list(dict.fromkeys(options.names)) or [name for name in EXPERIMENTS if name not in _OURS_ONLY]

@@ -8,20 +8,25 @@ The class has ε = 1, so that ``‖DŴ‖ ≤ 1``, and comes twice: with γ = 1/
 below along the path, and with the γ at which ``λ₀ = σ_min(H_0)²/4`` holds at all weights (see `gain_with_floor`).
 """
 
+import copy
 import math
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
+import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from skip_conditioning.diagnostics.kernel.tangent_kernel import tangent_kernel
+from skip_conditioning.diagnostics.loss.hessian import HessianOperator, spectral_norm
+from skip_conditioning.diagnostics.theory.statement import Statement
 from skip_conditioning.experiments.data.datasets import load_data
 from skip_conditioning.experiments.theory.contractive_constants import ContractiveClass, gain_with_floor
-from skip_conditioning.experiments.theory.convergence_analysis import checks_of, curve_of, fits_of
-from skip_conditioning.experiments.theory.convergence_training import Problem, Weights, train
-from skip_conditioning.experiments.theory.options import TheoryOptions
-from skip_conditioning.experiments.theory.report import Check, write_table
+from skip_conditioning.experiments.theory.convergence_training import Problem, Trajectory, Weights, train
+from skip_conditioning.experiments.theory.experiment import CheckedStatement, TheoryOptions, write_table
 from skip_conditioning.models import build_model
 
 SAMPLES, DEPTH, CLASSES = 16, 2, 10
@@ -54,23 +59,23 @@ class Case:
     certified: bool = False
 
 
-def check_convergence(options: TheoryOptions) -> list[Check]:
+def check_convergence(options: TheoryOptions) -> list[CheckedStatement]:
     """Train all arms, write ``convergence.parquet`` and ``convergence_fits.parquet``, and return every check.
 
     MNIST takes part where ``options.data_dir`` has it; else it is missing from the tables.
     """
-    checks: list[Check] = []
+    checks: list[CheckedStatement] = []
     curves, fits = [], []
     for case in training_cases(options):
         problem, start, keys = prepared(case, options)
         name = ", ".join(f"γ = {value:.3g}" if key == "gain" else str(value) for key, value in keys.items())
         trajectory = train(problem, start, case.steps, title=name)
-        curve = curve_of(trajectory, INITIALISATIONS)
+        curve = curve_of(trajectory)
         fit = fits_of(curve)
         curves.append(curve.assign(**keys))
         fits.append(fit.assign(**keys))
-        measured = list(INITIALISATIONS) if not options.quick else list(INITIALISATIONS[:1])
-        checks += checks_of(name, problem, trajectory, curve, fit, measured)
+        measured = INITIALISATIONS[: 1 if options.quick else None]
+        checks += _checks_of(name, problem, trajectory, curve, fit, measured)
     order = ["dataset", "cost", "arm", "gain", "initialisation"]
     for frames, file in ((curves, "convergence"), (fits, "convergence_fits")):
         frame = pd.concat(frames, ignore_index=True)
@@ -145,3 +150,158 @@ def initial_weights(draws: list[nn.Module], inputs: Tensor, one_hot: Tensor) -> 
         first | {head: wrong.T},
     ]
     return {name: torch.stack([start[name] for start in starts]) for name in first}
+
+
+def curve_of(trajectory: Trajectory) -> pd.DataFrame:
+    """The logged rows, one for each initialisation and step."""
+    rows = []
+    for logged in trajectory.rows:
+        columns = {name: np.broadcast_to(np.asarray(value), len(INITIALISATIONS)) for name, value in logged.items()}
+        rows.append(pd.DataFrame({"initialisation": INITIALISATIONS, **columns}))
+    return pd.concat(rows, ignore_index=True)
+
+
+def fits_of(curve: pd.DataFrame) -> pd.DataFrame:
+    """Fits to the last decade of steps, for each initialisation.
+
+    ``exponent`` is p of ``ℓ ~ t^−p`` and ``rate`` is r of ``ℓ ~ e^{−rt}``, by ordinary least squares over the logged
+    steps from ``first_step`` to ``last_step``; the standard errors take the residuals to be independent, which those of
+    a smooth curve are not. ``norm_slope`` is the slope of ``|θ|`` against ``log t``, ``norm_growth`` the last
+    ``|θ|`` over the first. ``distance`` is the last ``|θ − θ_0|``, ``distance_before`` the largest logged before.
+    """
+    rows = []
+    for initialisation, run in curve.groupby("initialisation", sort=False):
+        last = int(run["step"].max())
+        late = run[run["step"] >= last / 10]
+        time, log_time, log_loss = late["step"], np.log(late["step"]), np.log(late["loss"])
+        exponent, exponent_se = _slope(log_time, log_loss)
+        rate, rate_se = _slope(time, log_loss)
+        rows.append(
+            {
+                "initialisation": initialisation,
+                "exponent": -exponent,
+                "exponent_se": exponent_se,
+                "rate": -rate,
+                "rate_se": rate_se,
+                "first_step": int(late["step"].min()),
+                "last_step": last,
+                "loss": run["loss"].iloc[-1],
+                "parameter_norm": run["parameter_norm"].iloc[-1],
+                "norm_growth": run["parameter_norm"].iloc[-1] / run["parameter_norm"].iloc[0],
+                "norm_slope": _slope(log_time, late["parameter_norm"])[0],
+                "distance": run["distance"].iloc[-1],
+                "distance_before": run["distance"].iloc[:-1].max(),
+            }
+        )
+    return pd.DataFrame(rows)
+
+
+def _checks_of(
+    network: str,
+    problem: Problem,
+    trajectory: Trajectory,
+    curve: pd.DataFrame,
+    fits: pd.DataFrame,
+    measured: Sequence[str],
+) -> Iterator[CheckedStatement]:
+    """Every statement on one arm: of all steps of each initialisation, and of single states measured directly.
+
+    The last state of the initialisations ``measured`` is, and of the first of them the initial state too.
+    """
+    for run, fit in enumerate(fits.to_dict("records")):
+        statements = [*_of_all_steps(trajectory, run, fit)]
+        if problem.is_classification:
+            statements.append(_growth(fit, len(problem.inputs)))
+        yield from (CheckedStatement(network, each, fit["last_step"], fit["initialisation"]) for each in statements)
+    first, last = min(trajectory.weights), max(trajectory.weights)
+    for initialisation, step in [(measured[0], first), *((initialisation, last) for initialisation in measured)]:
+        (row,) = curve[(curve["initialisation"] == initialisation) & (curve["step"] == step)].to_dict("records")
+        states = _of_a_state(problem, trajectory, INITIALISATIONS.index(initialisation), row)
+        yield from (CheckedStatement(network, statement, step, initialisation) for statement in states)
+
+
+def _of_all_steps(trajectory: Trajectory, run: int, fit: dict[Any, Any]) -> Iterator[Statement]:
+    """The guarantees and the regularity along a run."""
+    yield Statement(
+        name="decrease per step",
+        formula="max_t ℓ_{t+1} − ℓ_t + η_t/2·λ_t|∇c_t|² − rounding ≤ 0",
+        left=float(trajectory.worst_step[run]),
+        relation="<=",
+        right=0.0,
+        error=0.0,
+        note=f"{int(trajectory.violations[run])} of {fit['last_step']} steps gained less",
+    )
+    yield Statement(
+        name="cumulative guarantee",
+        formula="max_t ℓ_t − G_t − rounding ≤ 0",
+        left=float(trajectory.worst_total[run]),
+        relation="<=",
+        right=0.0,
+        error=0.0,
+        note=(
+            f"G of {'λ₀, for all weights' if trajectory.prior else 'λ_t along the path'}; fitted ℓ ~ t^−p, "
+            f"p = {fit['exponent']:.4f} ± {fit['exponent_se']:.4f} over steps {fit['first_step']} to {fit['last_step']}"
+        ),
+    )
+    least = float(trajectory.least_regularity[run])
+    yield Statement(
+        name="regularity along the path",
+        formula="min_t λ_t ≥ λ₀" if trajectory.prior else "min_t λ_t > 0",
+        left=least,
+        relation=">=",
+        right=trajectory.prior,
+        error=1e-12 * least,
+        cause="" if least > 0 else "the layers do not bound λ(DF) away from 0",
+        note="" if trajectory.prior else "a condition, no bound: λ₀ = 0 before training",
+    )
+
+
+def _growth(fit: dict[Any, Any], samples: int) -> Statement:
+    """``|θ| → ∞``, as far as the steps can tell: from a far start ``|θ|`` may fall at first, not so ``|θ − θ_0|``."""
+    separated = fit["loss"] < math.log(2) / samples
+    return Statement(
+        name="optimum at infinity",
+        formula="|θ_T − θ_0| ≥ max_{t<T} |θ_t − θ_0|",
+        left=fit["distance"],
+        relation=">=",
+        right=fit["distance_before"],
+        error=0.0,
+        cause="" if separated else "the loss is above ln 2 / N, so that classes may not be separated yet",
+        note=f"|θ_T|/|θ_0| = {fit['norm_growth']:.4g}, d|θ|/d ln t = {fit['norm_slope']:.3g} in the last decade",
+        is_claim=True,
+    )
+
+
+def _of_a_state(problem: Problem, trajectory: Trajectory, run: int, row: dict[Any, Any]) -> Iterator[Statement]:
+    """The bounds of one state against the tangent kernel and the Hessian themselves."""
+    network = copy.deepcopy(problem.network)
+    network.load_state_dict({name: weight[run] for name, weight in trajectory.weights[int(row["step"])].items()})
+    kernel = tangent_kernel(network, problem.inputs).spectrum()
+    yield Statement(
+        name="regularity of the layers",
+        formula="λ(DF) ≥ Σ_l λ(Df_l) Π_{j>l} λ(Jf_j)",
+        left=float(kernel.values[-1]),
+        relation=">=",
+        right=row["lambda_layers"],
+        error=kernel.floor,
+        cause="" if row["lambda_layers"] > 0 else "the layers do not bound λ(DF) away from 0",
+    )
+    norm = spectral_norm(HessianOperator(network, problem.inputs, problem.targets))
+    yield Statement(
+        name="curvature",
+        formula="‖∇²ℓ‖ ≤ β",
+        left=norm.value,
+        relation="<=",
+        right=row["beta"],
+        error=norm.residual,
+        note="" if norm.converged else "‖∇²ℓ‖ has not converged: a lower bound",
+    )
+
+
+def _slope(x: pd.Series, y: pd.Series) -> tuple[float, float]:
+    """Slope of the least-squares line and its standard error."""
+    deviation, response = (np.asarray(values, dtype=float) - float(np.mean(values)) for values in (x, y))
+    spread = float(deviation @ deviation)
+    slope = float(deviation @ response) / spread
+    residual = response - slope * deviation
+    return slope, math.sqrt(float(residual @ residual) / (len(residual) - 2) / spread)

@@ -24,8 +24,7 @@ from skip_conditioning.diagnostics.loss.scale_invariance import INVARIANT, Resca
 from skip_conditioning.diagnostics.theory.curvature import curvature
 from skip_conditioning.diagnostics.theory.statement import Statement
 from skip_conditioning.experiments.data.datasets import load_data, to_float
-from skip_conditioning.experiments.theory.options import TheoryOptions
-from skip_conditioning.experiments.theory.report import Check, write_table
+from skip_conditioning.experiments.theory.experiment import CheckedStatement, TheoryOptions, write_table
 from skip_conditioning.models.residual_mlp import ActivationName, NormaliserName, build_residual_mlp
 
 NORMALISERS: tuple[NormaliserName | None, ...] = ("weight", "batch", None)
@@ -58,7 +57,7 @@ class Fit:
     error: float
 
 
-def check_curvature(options: TheoryOptions) -> list[Check]:
+def check_curvature(options: TheoryOptions) -> list[CheckedStatement]:
     """Measure and fit, write ``curvature_growth.parquet`` and ``curvature_growth_fits.parquet``, check the statements.
 
     Of the networks that are normalised the claim is ``p ≤ 0``, of the others ``p ≥ 0``; it fails by more than two
@@ -166,7 +165,7 @@ def _hidden(model: nn.Module, kind: str) -> list[str]:
     return [f"{name}.{kind}" for name in layers[:-1]]
 
 
-def _growth_checks(fit: dict[Any, Any]) -> Iterator[Check]:
+def _growth_checks(fit: dict[Any, Any]) -> Iterator[CheckedStatement]:
     """What is claimed of one curve, and of the effective norm where any weights are scale-invariant."""
     normalised = fit["normaliser"] != "none"
     for kind in ("", "effective_") if fit["invariant"] else ("",):
@@ -186,7 +185,7 @@ def _growth_checks(fit: dict[Any, Any]) -> Iterator[Check]:
             + (f"; {fit['unresolved']} not resolved" if fit["unresolved"] else ""),
             is_claim=True,
         )
-        yield Check(_described(fit["network"], fit["normaliser"], fit["activation"], fit["cost"]), statement)
+        yield CheckedStatement(_described(fit["network"], fit["normaliser"], fit["activation"], fit["cost"]), statement)
 
 
 def _inconclusive(exponent: float, chance: float) -> str:
@@ -198,13 +197,13 @@ def _inconclusive(exponent: float, chance: float) -> str:
 
 def _pointwise_checks(
     normaliser: NormaliserName | None, activation: ActivationName, options: TheoryOptions
-) -> Iterator[Check]:
+) -> Iterator[CheckedStatement]:
     """The layer-wise bound at the initialisation of a tiny network."""
     x, labels = _digits(_TINY_IMAGES, _TINY_SIDE, options)
     model = _network(normaliser, activation, x, _TINY_WIDTH, _TINY_DEPTH, options)
     for cost in COSTS:
         network = _described(f"residual-mlp {_TINY_WIDTH}×{_TINY_DEPTH}", normaliser or "none", activation, cost)
-        yield Check(network, curvature(model, x, _targets(cost, labels)).statement)
+        yield CheckedStatement(network, curvature(model, x, _targets(cost, labels)).statement)
 
 
 def _digits(count: int, side: int, options: TheoryOptions) -> tuple[Tensor, Tensor]:

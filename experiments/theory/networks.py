@@ -8,11 +8,11 @@ from torch import Tensor, nn
 from torch.nn.functional import avg_pool2d, cross_entropy
 
 from skip_conditioning.experiments.data.datasets import load_data, to_float
-from skip_conditioning.experiments.theory.options import TheoryOptions
+from skip_conditioning.experiments.theory.experiment import TheoryOptions
 from skip_conditioning.experiments.training.networks import ONLY_ARM, build_network, check_network
 
 #: Images at the quick size.
-_QUICK_SAMPLES = 6
+_QUICK_IMAGES = 6
 #: Learning rate of every network, fixed beforehand; the statements hold whatever it is.
 LR = 0.1
 
@@ -40,13 +40,14 @@ def networks_to_check(options: TheoryOptions) -> list[CheckedNetwork]:
     Images are averaged down to 7×7 for the MLPs, whose layers are small enough to be measured in seconds.
     """
     data = load_data(options.dataset, options.data_dir, limit_train=512, limit_test=1)
-    chosen = torch.randperm(len(data.train), generator=torch.Generator().manual_seed(options.seed))[: options.samples]
+    order = torch.randperm(len(data.train), generator=torch.Generator().manual_seed(options.seed))
+    chosen = order[: options.probe_size]
     x, y = to_float(data.train.images[chosen], dtype=torch.float64), data.train.labels[chosen]
     if options.model is not None:
         build = _builder(options, options.model, ONLY_ARM, x, *options.model_options, classes=data.num_classes)
         check_network(options.model, build(), x, data.num_classes)
         return [CheckedNetwork(options.model, build, x, y)]
-    images = avg_pool2d(x, x.shape[-1] // 7)[: _QUICK_SAMPLES if options.quick else None]
+    images = avg_pool2d(x, x.shape[-1] // 7)[: _QUICK_IMAGES if options.quick else None]
     size = ("width=10", "depth=2") if options.quick else ("width=24", "depth=4")
 
     def mlp(name: str, arm: str, *arguments: str) -> CheckedNetwork:

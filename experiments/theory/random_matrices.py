@@ -10,8 +10,7 @@ import numpy as np
 
 from skip_conditioning.diagnostics.linalg.limit_laws import SingularValueLaw
 from skip_conditioning.diagnostics.theory.statement import Relation, Statement
-from skip_conditioning.experiments.theory.options import TheoryOptions
-from skip_conditioning.experiments.theory.report import Check
+from skip_conditioning.experiments.theory.experiment import CheckedStatement, TheoryOptions
 
 _SCALE = 1 / math.sqrt(3)
 
@@ -22,7 +21,7 @@ _NORMS = (0.25, 0.5, 0.9)
 _DRAWS = 4
 
 
-def check_random_matrices(options: TheoryOptions) -> list[Check]:
+def check_random_matrices(options: TheoryOptions) -> list[CheckedStatement]:
     """The bound and the limit laws for a matrix of 500×500 (quick: 200×200), and the bound where ``‖A‖ < 1``.
 
     The matrix is that of ``figures.random_matrices`` with the same size and seed.
@@ -31,13 +30,13 @@ def check_random_matrices(options: TheoryOptions) -> list[Check]:
     random = np.random.default_rng(options.seed)
     matrix = uniform_matrix(size, random)
     name = f"A {size}×{size}"
-    checks = [Check(name, _bound(matrix)), *(Check(name, _edge(matrix, shift)) for shift in (1, 0))]
+    checks = [CheckedStatement(name, statement) for statement in (_bound(matrix), _edge(matrix, 1), _edge(matrix, 0))]
     for norm in _NORMS:
         other = uniform_matrix(size, random)
         rescaled = norm / np.linalg.norm(other, 2) * other
-        checks.append(Check(f"{name}, rescaled to ‖A‖ = {norm}", _bound(rescaled)))
+        checks.append(CheckedStatement(f"{name}, rescaled to ‖A‖ = {norm}", _bound(rescaled)))
         reflected = -norm * _reflection(size, random)
-        checks.append(Check(f"A {size}×{size} = −{norm}·reflection", _bound(reflected, "=")))
+        checks.append(CheckedStatement(f"A {size}×{size} = −{norm}·reflection", _bound(reflected, "=")))
     return checks + _distances([size // 4, size // 2, size], random)
 
 
@@ -94,7 +93,7 @@ def _edge(matrix: np.ndarray, shift: int) -> Statement:
     )
 
 
-def _distances(sizes: list[int], random: np.random.Generator) -> list[Check]:
+def _distances(sizes: list[int], random: np.random.Generator) -> list[CheckedStatement]:
     """Kolmogorov distance from the limit law at several sizes, with the exponent fitted to all of them."""
     checks = []
     for shift in (0, 1):
@@ -107,7 +106,7 @@ def _distances(sizes: list[int], random: np.random.Generator) -> list[Check]:
         )
         exponent = np.polyfit(np.log(sizes), np.log(distances.mean(axis=1)), 1)[0]
         checks += [
-            Check(f"A {size}×{size}", _distance(float(of_size.max()), size, shift, float(exponent)))
+            CheckedStatement(f"A {size}×{size}", _distance(float(of_size.max()), size, shift, float(exponent)))
             for size, of_size in zip(sizes, distances, strict=True)
         ]
     return checks

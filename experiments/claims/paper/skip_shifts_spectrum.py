@@ -32,8 +32,8 @@ from skip_conditioning.experiments.claims.verdict.decision import combine
 from skip_conditioning.experiments.claims.verdict.paired_claim import change, summary
 from skip_conditioning.experiments.data.datasets import load_data, to_float
 from skip_conditioning.experiments.processes.machine import one_thread
+from skip_conditioning.experiments.theory.experiment import write_table
 from skip_conditioning.experiments.theory.random_matrices import uniform_matrix
-from skip_conditioning.experiments.theory.report import write_table
 from skip_conditioning.experiments.training.networks import build_network
 from skip_conditioning.figures.drawing.saving import save_drawable
 from skip_conditioning.figures.random_matrices import random_matrices
@@ -47,21 +47,13 @@ _TABLE = "smallest_singular_values.parquet"
 
 @dataclass(frozen=True)
 class _Network:
-    """A network whose blocks are measured.
+    """A network whose blocks are measured."""
 
-    Attributes:
-        name: In words.
-        model: In ``models``; its arm is ``residual``.
-        options: Of the model.
-        blocks: Its blocks with an identity skip.
-        images: Number of images in the probe.
-    """
-
-    name: str
-    model: str
+    name: str  # in words
+    model: str  # of the arm residual
     options: tuple[str, ...]
-    blocks: tuple[str, ...]
-    images: int
+    blocks: tuple[str, ...]  # those with an identity skip
+    images: int  # in the probe
 
 
 _MLP, _MLP_BLOCKS = "residual-mlp", tuple(f"blocks.{number}" for number in range(4))
@@ -74,19 +66,12 @@ _NETWORKS: tuple[_Network, ...] = (
 
 @dataclass(frozen=True)
 class _Scale:
-    """How much is measured.
-
-    Attributes:
-        networks: The networks.
-        trials: Initialisations of each.
-        draws: Random matrices of each size.
-        sizes: Numbers of rows of random matrices.
-    """
+    """How much is measured."""
 
     networks: tuple[_Network, ...]
-    trials: int
-    draws: int
-    sizes: tuple[int, ...]
+    trials: int  # initialisations of each network
+    draws: int  # random matrices of each size
+    sizes: tuple[int, ...]  # rows of random matrices
 
 
 #: The convolutional block takes a second for each of its Jacobians.

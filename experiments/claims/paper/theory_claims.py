@@ -11,12 +11,17 @@ from skip_conditioning.diagnostics.theory.statement import Statement
 from skip_conditioning.experiments.claims.verdict.claim import ClaimInputs, Finding, Judgement, Plan, Size, Verdict
 from skip_conditioning.experiments.claims.verdict.formatting import MISSING, some
 from skip_conditioning.experiments.processes.machine import one_thread
+from skip_conditioning.experiments.theory.along_training import check_pl_chain, check_regularity
 from skip_conditioning.experiments.theory.convergence import check_convergence
 from skip_conditioning.experiments.theory.curvature_growth import check_curvature
-from skip_conditioning.experiments.theory.layers import check_regularity
-from skip_conditioning.experiments.theory.options import TheoryOptions
-from skip_conditioning.experiments.theory.pl_along_training import check_pl_chain
-from skip_conditioning.experiments.theory.report import FIGURES, Check, TheoryExperiment, statement_rows, write_table
+from skip_conditioning.experiments.theory.experiment import (
+    FIGURES,
+    CheckedStatement,
+    TheoryExperiment,
+    TheoryOptions,
+    statement_rows,
+    write_table,
+)
 from skip_conditioning.figures.drawing.saving import save_drawable
 
 #: A statement is vacuous if more than this share of its checks is vacuous. One that may come out either way is
@@ -188,7 +193,7 @@ def _change(verdict: Verdict, size: Size) -> str:
     return f"{more}; a single failing check of a theorem would contradict it."
 
 
-def _convergence(options: TheoryOptions) -> Iterator[Check]:
+def _convergence(options: TheoryOptions) -> Iterator[CheckedStatement]:
     """The statements of ``experiments.theory.convergence``, and that the loss still falls as a power at the end."""
     yield from check_convergence(options)
     fits = pd.read_parquet(options.out / "convergence_fits.parquet")
@@ -204,7 +209,7 @@ def _convergence(options: TheoryOptions) -> Iterator[Check]:
             note=f"p = {fit['exponent']:.3g}, last loss {fit['loss']:.3g}",
             is_claim=True,
         )
-        yield Check(network, statement, int(fit["last_step"]), str(fit["initialisation"]))
+        yield CheckedStatement(network, statement, int(fit["last_step"]), str(fit["initialisation"]))
 
 
 _SMOOTH = "weight norm, tanh"

@@ -29,9 +29,9 @@ from skip_conditioning.experiments.theory.contractive_constants import (
     spectra_of,
     widened,
 )
-from skip_conditioning.experiments.theory.convergence_analysis import fits_of
+from skip_conditioning.experiments.theory.convergence import fits_of
 from skip_conditioning.experiments.theory.convergence_training import Problem, Trajectory, log_spaced, train
-from skip_conditioning.experiments.theory.options import TheoryOptions
+from skip_conditioning.experiments.theory.experiment import TheoryOptions
 from skip_conditioning.models import build_model
 
 FAMILIES = {

@@ -8,7 +8,7 @@ import pytest
 
 from skip_conditioning.experiments.theory import curvature_growth
 from skip_conditioning.experiments.theory.curvature_growth import check_curvature, fitted, power_law
-from skip_conditioning.experiments.theory.options import TheoryOptions
+from skip_conditioning.experiments.theory.experiment import TheoryOptions
 
 R = np.logspace(0, 3, 10)
 

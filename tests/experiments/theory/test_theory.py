@@ -8,10 +8,15 @@ from torch import nn
 from skip_conditioning.diagnostics.tables import read_experiment
 from skip_conditioning.diagnostics.theory.statement import Statement
 from skip_conditioning.experiments.theory import __main__ as theory
-from skip_conditioning.experiments.theory import layers
+from skip_conditioning.experiments.theory import along_training
+from skip_conditioning.experiments.theory.experiment import (
+    CheckedStatement,
+    TheoryOptions,
+    print_checks,
+    print_conclusion,
+    statement_rows,
+)
 from skip_conditioning.experiments.theory.networks import networks_to_check, train
-from skip_conditioning.experiments.theory.options import TheoryOptions
-from skip_conditioning.experiments.theory.report import Check, print_checks, print_conclusion, statement_rows
 
 HERE = "tests.experiments.theory.test_theory"
 
@@ -149,7 +154,7 @@ def test_a_network_of_the_users_own(tmp_path, capsys):
 @pytest.mark.parametrize("factory", ["partly_frozen", "with_dropout"])
 def test_the_gradient_flow_moves_what_is_trained_with_the_masks_of_the_chain(tmp_path, factory):
     arguments = ["pl", "--out", str(tmp_path), "--quick", "--model", f"{HERE}:{factory}"]
-    assert theory.main([*arguments, "--samples", "4"]) == 0
+    assert theory.main([*arguments, "--probe-size", "4"]) == 0
     flow = pd.read_parquet(tmp_path / "theory.parquet").query("statement == 'gradient flow'")
     assert set(flow["verdict"]) == {"holds"}
     assert (flow["error"] < 1e-3 * flow["left"].abs()).all()
@@ -157,11 +162,11 @@ def test_the_gradient_flow_moves_what_is_trained_with_the_masks_of_the_chain(tmp
 
 def test_a_network_that_is_no_chain_has_everything_else_checked(tmp_path, capsys):
     model = f"{HERE}:uncut"
-    assert theory.main(["--out", str(tmp_path), "--quick", "--samples", "4", "--model", model]) == 0
+    assert theory.main(["--out", str(tmp_path), "--quick", "--probe-size", "4", "--model", model]) == 0
     assert "chain-rule: not checked: the layers are no chain" in capsys.readouterr().out
     assert set(pd.read_parquet(tmp_path / "theory.parquet")["experiment"]) == {"skips", "pl"}
     assert theory.main(["chain-rule", "--out", str(tmp_path), "--quick", "--model", model]) == 2
-    cut = ["chain-rule", "--layers", "head", "--samples", "4", "--out", str(tmp_path), "--quick", "--model", model]
+    cut = ["chain-rule", "--layers", "head", "--probe-size", "4", "--out", str(tmp_path), "--quick", "--model", model]
     assert theory.main(cut) == 0
     # What an earlier call found stays.
     assert set(pd.read_parquet(tmp_path / "theory.parquet")["experiment"]) == {"skips", "pl", "chain-rule"}
@@ -191,7 +196,7 @@ def test_a_violation_is_a_finding_with_its_numbers_and_not_an_error(tmp_path, ca
         (["regularty"], "Did you mean 'regularity'?"),
         (["convergence", "--model", "residual-mlp"], "convergence checks networks of our own"),
         (["--dataset", "mnist"], "name it by --model"),
-        (["pl", "--samples", "0", "--model", "residual-mlp"], "--samples is 0"),
+        (["pl", "--probe-size", "0", "--model", "residual-mlp"], "--probe-size is 0"),
         (["pl", "--model", "resnet"], "resnet"),
         (["pl", "--model", "nowhere:nothing"], "there is no module 'nowhere'"),
         (["pl", "--model", f"{HERE}:tuple_network"], "must return logits of shape"),
@@ -226,7 +231,7 @@ def test_threads_are_as_they_were(tmp_path):
 
 
 def checks(*statements):
-    return [Check("net", statement, step) for step, statement in enumerate(statements)]
+    return [CheckedStatement("net", statement, step) for step, statement in enumerate(statements)]
 
 
 def test_the_least_slack_of_each_verdict_is_printed(capsys):
@@ -268,5 +273,5 @@ def test_a_layer_left_out_of_the_chain_rule_is_noticed(monkeypatch, tmp_path):
         return whole(self, rows)
 
     monkeypatch.setattr(_Layerwise, "pull_back", without_one)
-    found = layers.check_chain_rule(TheoryOptions(tmp_path, quick=True))
-    assert any(check.statement.verdict == "violated" for check in found)
+    checks = along_training.check_chain_rule(TheoryOptions(tmp_path, quick=True))
+    assert any(check.statement.verdict == "violated" for check in checks)

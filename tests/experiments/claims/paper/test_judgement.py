@@ -15,7 +15,7 @@ from skip_conditioning.experiments.claims.paper.theory_claims import TheoryClaim
 from skip_conditioning.experiments.claims.verdict.claim import ClaimInputs, Comparison, Finding, Plan
 from skip_conditioning.experiments.claims.verdict.paired_claim import PairedClaim, change
 from skip_conditioning.experiments.config.presets import preset
-from skip_conditioning.experiments.theory.report import Check, write_table
+from skip_conditioning.experiments.theory.experiment import CheckedStatement, write_table
 
 ARMS, TRIALS = ("chain", "residual"), 7
 SPEED = Comparison("loss_at_step_2", "residual", "chain", "smaller")
@@ -101,8 +101,8 @@ def test_trials_that_are_not_known_to_be_needed_do_not_hide_those_that_are():
 def check_stub(setting):
     """One statement that holds, on the data that the setting names."""
     write_table(pd.DataFrame({"x": [1]}), setting.out / "regularity.parquet")
-    yield Check(f"net on {setting.data_dir}", Statement("s", "a ≥ b", 2.0, ">=", 1.0, 0.0), 0)
-    yield Check("another", Statement("t", "a ≥ b", np.inf, "<=", np.nan, 0.0), 0)
+    yield CheckedStatement(f"net on {setting.data_dir}", Statement("s", "a ≥ b", 2.0, ">=", 1.0, 0.0), 0)
+    yield CheckedStatement("another", Statement("t", "a ≥ b", np.inf, "<=", np.nan, 0.0), 0)
 
 
 THEORY = TheoryClaim("theory", "So it is.", "nowhere", "so", (), check_stub)
@@ -144,12 +144,14 @@ def test_theory_claims_show_their_figure(tmp_path):
         row = {"network": "net", "step": 0, "subspace": "all", "lambda": 1.0, "layer": "a", "lambda_share": 0.5}
         rows = [{**row, "kind": kind, "term": 0.1, "cause": ""} for kind in ("plain", "restricted")]
         write_table(pd.DataFrame(rows), setting.out / "regularity.parquet")
-        yield Check("net", Statement("s", "a ≥ b", 2.0, ">=", 1.0, 0.0), 0)
+        yield CheckedStatement("net", Statement("s", "a ≥ b", 2.0, ">=", 1.0, 0.0), 0)
 
     claim = replace(THEORY, check=check, figure="regularity")
     (figure,) = claim.judge(ClaimInputs({}, tmp_path), "demo").figures
     before = figure.read_bytes()
     assert figure == tmp_path / "regularity_terms.svg"
     assert claim.judge(ClaimInputs({}, tmp_path), "demo").figures[0].read_bytes() == before
-    without_terms = replace(claim, check=lambda _: [Check("net", Statement("s", "a ≥ b", 2.0, ">=", 1.0, 0.0), 0)])
+    without_terms = replace(
+        claim, check=lambda _: [CheckedStatement("net", Statement("s", "a ≥ b", 2.0, ">=", 1.0, 0.0), 0)]
+    )
     assert without_terms.judge(ClaimInputs({}, tmp_path / "bare"), "demo").figures == ()

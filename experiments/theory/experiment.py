@@ -1,19 +1,20 @@
-"""What an experiment on the theory gives back: checks of statements, as a table on disk, a printed one and a figure."""
+"""An experiment on the theory: its options, and the statements that it checks, as a table, in print and in a figure."""
 
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import groupby
 from pathlib import Path
 from typing import Any, Final
 
 import pandas as pd
 import pyarrow as pa
+import tyro
 from matplotlib.figure import Figure
 
 from skip_conditioning.diagnostics.tables import clear_disk_errors, read_experiment, write_parquet
 from skip_conditioning.diagnostics.theory.statement import Statement, Verdict
-from skip_conditioning.experiments.theory.options import TheoryOptions
+from skip_conditioning.experiments.config.options import default_data_dir
 from skip_conditioning.figures.bounds_along_training import bounds_along_training
 from skip_conditioning.figures.convergence_at_infinity import convergence_at_infinity
 from skip_conditioning.figures.curvature_growth import curvature_growth
@@ -31,7 +32,42 @@ _SIGNS = {">=": "≥", "<=": "≤", "=": "="}
 
 
 @dataclass(frozen=True)
-class Check:
+class TheoryOptions:
+    """Check the theory's statements on networks that train, and report each as held, violated or vacuous."""
+
+    out: Path
+    """Folder for tables and figures."""
+
+    names: tyro.conf.Positional[tuple[str, ...]] = ()
+    """What to check: chain-rule, regularity, skips, random-matrices, pl, curvature, convergence; by default all."""
+
+    quick: bool = False
+    """Check small networks for a few steps: under a minute instead of under ten."""
+
+    seed: int = 0
+    """Seed of initialisations and of the choice of images."""
+
+    data_dir: Path | None = field(default_factory=default_data_dir)
+    """Folder of the data sets, by default $SKIP_DATA_DIR; without it only the bundled digits are used."""
+
+    model: str | None = None
+    """A network of yours to check instead: package.module:factory, or a name that `skip-conditioning models` lists."""
+
+    model_options: tuple[str, ...] = ()
+    """Options of that network, each name=value, such as depth=16."""
+
+    dataset: str = "digits"
+    """Images for that network: digits (28×28, one channel), mnist, cifar10, cifar100 or a name on the Hub."""
+
+    layers: tuple[str, ...] | None = None
+    """Modules behind which that network is cut into a chain of layers, names or globs; by default its blocks."""
+
+    probe_size: int = 16
+    """Number of images on which that network is trained and checked; costs grow with its square."""
+
+
+@dataclass(frozen=True)
+class CheckedStatement:
     """A statement, and the network on which it was checked.
 
     Attributes:
@@ -48,7 +84,7 @@ class Check:
 
 
 #: An experiment writes its own tables into ``TheoryOptions.out`` and returns every statement that it checked.
-TheoryExperiment = Callable[[TheoryOptions], Iterable[Check]]
+TheoryExperiment = Callable[[TheoryOptions], Iterable[CheckedStatement]]
 
 #: Figures by the name of their experiment: the figure's name, and a function that draws it from the tables in a folder.
 FIGURES: Final[Mapping[str, tuple[str, Callable[[Path], Figure]]]] = {
@@ -77,7 +113,7 @@ def write_table(frame: pd.DataFrame, path: Path) -> None:
     write_parquet(pa.Table.from_pandas(frame, preserve_index=False), path)
 
 
-def statement_rows(checks: Mapping[str, Sequence[Check]]) -> list[dict[str, Any]]:
+def statement_rows(checks: Mapping[str, Sequence[CheckedStatement]]) -> list[dict[str, Any]]:
     """Every check as a row of ``theory.parquet``: experiment, network, step, statement, both sides and verdict."""
     return [
         {
@@ -92,7 +128,7 @@ def statement_rows(checks: Mapping[str, Sequence[Check]]) -> list[dict[str, Any]
     ]
 
 
-def print_checks(name: str, checks: Sequence[Check], seconds: float) -> None:
+def print_checks(name: str, checks: Sequence[CheckedStatement], seconds: float) -> None:
     """Print one line for each statement, network and verdict: of the check with the least slack.
 
     Each violation of a theorem is printed as well, to all digits, with the command that repeats it.
@@ -112,7 +148,7 @@ def print_checks(name: str, checks: Sequence[Check], seconds: float) -> None:
             print(f"    repeat with: skip-conditioning theory {name}, and the same options")
 
 
-def print_conclusion(checks: Mapping[str, Sequence[Check]]) -> None:
+def print_conclusion(checks: Mapping[str, Sequence[CheckedStatement]]) -> None:
     """Print how many checks of theorems, and of claims, had each verdict."""
     statements = [check.statement for of_experiment in checks.values() for check in of_experiment]
     for kind, is_claim in (("theorems", False), ("claims", True)):
@@ -122,8 +158,8 @@ def print_conclusion(checks: Mapping[str, Sequence[Check]]) -> None:
             print(f"{len(verdicts)} checks of {kind}: {counts}")
 
 
-def _groups(checks: Sequence[Check]) -> list[list[Check]]:
-    def key(check: Check) -> tuple[str, str, str]:
+def _groups(checks: Sequence[CheckedStatement]) -> list[list[CheckedStatement]]:
+    def key(check: CheckedStatement) -> tuple[str, str, str]:
         return check.statement.name, check.network, check.statement.verdict
 
     order = {name: rank for rank, name in enumerate(dict.fromkeys(check.statement.name for check in checks))}
@@ -131,7 +167,7 @@ def _groups(checks: Sequence[Check]) -> list[list[Check]]:
     return [list(group) for _, group in groupby(ordered, key)]
 
 
-def _line(group: Sequence[Check]) -> tuple[str, ...]:
+def _line(group: Sequence[CheckedStatement]) -> tuple[str, ...]:
     tightest = min(group, key=lambda check: _relative_slack(check.statement)).statement
     return (
         f"{tightest.name} (claim)" if tightest.is_claim else tightest.name,
@@ -150,7 +186,7 @@ def _relative_slack(statement: Statement) -> float:
     return statement.slack / scale if scale else 0.0
 
 
-def _causes(checks: Sequence[Check]) -> list[str]:
+def _causes(checks: Sequence[CheckedStatement]) -> list[str]:
     """Why statements are vacuous: the first of the causes that differ only in their numbers, as from step to step."""
     causes: dict[str, str] = {}
     for check in checks:
