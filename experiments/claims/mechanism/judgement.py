@@ -33,7 +33,7 @@ from skip_conditioning.experiments.claims.statistics.mediation import mediation,
 from skip_conditioning.experiments.claims.verdict.claim import ClaimInputs, DecisionRule, Finding, Verdict
 from skip_conditioning.experiments.claims.verdict.formatting import words
 from skip_conditioning.experiments.claims.verdict.run_measures import NAMES
-from skip_conditioning.experiments.theory.report import write_table
+from skip_conditioning.experiments.theory.experiment import write_table
 from skip_conditioning.figures.dose_response import dose_response as draw_doses
 from skip_conditioning.figures.drawing.saving import NothingToDrawError, save
 from skip_conditioning.figures.intervention_effects import intervention_effects
