@@ -172,7 +172,8 @@ class Batch:
             return False
 
         def pull_back(v: Tensor) -> list[Tensor]:
-            (arrived,) = torch.autograd.grad(logits, point, v, retain_graph=True, allow_unused=True)
+            with self._probed.state.installed():  # for checkpoints, which run a part again
+                (arrived,) = torch.autograd.grad(logits, point, v, retain_graph=True, allow_unused=True)
             return [torch.zeros_like(point) if arrived is None else arrived]
 
         return interactions(pull_back, cotangent)[0]

@@ -2,11 +2,12 @@
 
 A unit's kernel is computed by one of up to four routes: by the rule of its layer or by autograd, for samples alone or
 coupled. ``unit_kernels`` tries them, cheap ones first, until one agrees with ``AutogradReference``: a random product
-of the kernel that takes nothing but plain backward passes.
+of the kernel that takes nothing but plain backward passes. Whether samples interact, be it weakly, is told by
+``interaction``.
 """
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -110,6 +111,7 @@ def unit_kernels(
     reference: AutogradReference | None,
     *,
     coupled: bool,
+    interacting: Collection[Unit],
     may_couple: bool,
     memory_budget: int,
     group: ProcessGroup | None,
@@ -122,6 +124,7 @@ def unit_kernels(
         routes: Filled with the route that served each unit, or followed if there is no ``reference``.
         reference: What the results have to agree with; None trusts ``routes``.
         coupled: Whether samples are known to interact.
+        interacting: Units for which they do; as for ``Batch.interacting``.
         may_couple: Whether a kernel of interacting samples is a valid answer.
         memory_budget: Bytes to take.
         group: Processes to share the work among.
@@ -135,7 +138,7 @@ def unit_kernels(
         if reference is None:
             possible = [unit for unit in left_over if routes[unit] == route]
         else:
-            possible = [unit for unit in left_over if _is_open(route, unit, sides, coupled or not may_couple)]
+            possible = [unit for unit in left_over if _is_open(route, unit, sides, interacting, coupled, may_couple)]
         for result in _attempted(
             _by_route(sides, possible, route, memory_budget, group), may_fail=route != possible_routes[-1], group=group
         ):
@@ -179,19 +182,16 @@ def _routes(coupled: bool, may_couple: bool) -> list[Route]:
     return alone + ([Route(coupled=True, by_rule=True), Route(coupled=True, by_rule=False)] if may_couple else [])
 
 
-def _is_open(route: Route, unit: Unit, sides: Sequence[Batch], only_mode: bool) -> bool:
-    """Whether a route can serve a unit, and is worth trying.
-
-    Args:
-        route: The route.
-        unit: The unit.
-        sides: The batches.
-        only_mode: Whether no route has the other ``coupled``.
-    """
+def _is_open(
+    route: Route, unit: Unit, sides: Sequence[Batch], interacting: Collection[Unit], coupled: bool, may_couple: bool
+) -> bool:
+    """Whether a route can serve a unit, and is worth trying; arguments as for ``unit_kernels``."""
     known = all(unit in side.rules for side in sides)
+    if not route.coupled and unit in interacting and (route.by_rule or may_couple):
+        return False
     if not route.by_rule:
         # A rule whose result was wrong for samples alone may be right for coupled ones, and is cheaper.
-        return not known or route.coupled or only_mode
+        return not known or route.coupled or coupled or not may_couple
     return known and all(side.extent(unit, by_rule=True, coupled=route.coupled) is not None for side in sides)
 
 

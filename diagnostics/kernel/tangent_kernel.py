@@ -25,7 +25,7 @@ from skip_conditioning.diagnostics.networks.parameter_units import Unit, blocks_
 from skip_conditioning.diagnostics.networks.recording import Recording
 from skip_conditioning.diagnostics.support.memory import GIB, readable
 from skip_conditioning.diagnostics.support.progress import progress_bar
-from skip_conditioning.diagnostics.support.sharding import fails_together
+from skip_conditioning.diagnostics.support.sharding import distribute, fails_together
 
 OUTPUTS = ("all", "trace", "sum", "centred")
 
@@ -48,9 +48,9 @@ def tangent_kernel(
 
     Costs one forward pass and ``O`` backward passes (``N·O`` where batch norm in train mode couples the samples),
     which compute no parameter gradients, and a Gram matrix for each layer: from activations and cotangents alone
-    where that is cheaper than to form the gradients. The whole ``N·O × P`` Jacobian never exists. Every block is
-    held against autograd by one random product; what does not agree is computed the slow way, and if that does not
-    either, refused.
+    where that is cheaper than to form the gradients. The whole ``N·O × P`` Jacobian never exists. Whether samples
+    interact is found by two backward passes, and every block is held against autograd by one random product; what does
+    not agree is computed the slow way, and if that does not either, refused.
 
     The model comes out as it went in: weights, buffers, gradients, flags and random streams.
 
@@ -108,20 +108,22 @@ def tangent_kernel(
             raise InputError(f"the outputs for x and x2 must be as many per sample; they are {counts}")
         bases = _bases(outputs, sides[0].basis)
         sums = _Sums(blocks, [len(bases[0]) * side.samples for side in sides], probed.x.device, int(memory_budget))
-        kernels = functools.partial(
-            unit_kernels,
-            sides,
-            coupled=batch_mode == "batch" and _couples(model),
-            may_couple=batch_mode == "batch",
-            memory_budget=int(memory_budget) - sums.bytes,
-            group=group,
-        )
         routes: dict[Unit, Route] = {}
         # Of several bases a random combination is checked: an error in any of them shows in it.
         _set_basis(sides, bases[0] if len(bases) == 1 else _random_combination(bases))
         reference = AutogradReference(sides[0], sides[-1])
         _require_visible(wanted, reference, sides[0])
         wanted = [unit for unit in wanted if reference.is_used(unit)]
+        coupled = batch_mode == "batch" and _couples(model)
+        kernels = functools.partial(
+            unit_kernels,
+            sides,
+            coupled=coupled,
+            interacting=() if coupled else _interacting(sides, wanted, group),
+            may_couple=batch_mode == "batch",
+            memory_budget=int(memory_budget) - sums.bytes,
+            group=group,
+        )
         sums.drop_uncalled(
             [name for name in blocks if not sides[0].recording.calls(model, name)], wanted, named=layers is not None
         )
@@ -242,6 +244,17 @@ def _random_combination(bases: Sequence[Tensor]) -> Tensor:
 def _set_basis(sides: Sequence[Batch], basis: Tensor) -> None:
     for side in sides:
         side.basis = basis
+
+
+def _interacting(sides: Sequence[Batch], units: Sequence[Unit], group: ProcessGroup | None) -> set[Unit]:
+    """Units whose signals for one sample depend on the outputs of others, as the first process of the group sees it."""
+    positions = distribute([0], lambda _: _positions(sides, units), group)[0]
+    return {units[position] for position in positions}
+
+
+def _positions(sides: Sequence[Batch], units: Sequence[Unit]) -> list[int]:
+    interacting = {unit for side in dict.fromkeys(sides) for unit in side.interacting(units)}
+    return [position for position, unit in enumerate(units) if unit in interacting]
 
 
 def _require_visible(units: Sequence[Unit], reference: AutogradReference, side: Batch) -> None:
