@@ -33,7 +33,7 @@ ATOMS = frozenset(
 _CONTAINERS = (dict, list, set, collections.deque)
 _NUMPY_RANDOM = (np.random.Generator, np.random.RandomState, np.random.BitGenerator, np.random.SeedSequence)
 #: Iterators whose copy needs no copy of anything else.
-_FLAT_ITERATORS = (
+_FLAT_ITERATORS: tuple[type, ...] = (
     itertools.count,
     *(type(iter(kind())) for kind in (list, tuple, str, bytes, dict, set)),
     type(iter(range(0))),
@@ -163,7 +163,7 @@ def copied(value: Any, copies: dict[int, Any], clone: Callable[[Tensor], Tensor]
         copies: Those made so far, by id; what they are copies of has to live as long.
         clone: Makes the copy of a tensor; in autograd's graph.
     """
-    kind = type(value)
+    kind: Any = type(value)
     if kind in ATOMS:
         return value
     if id(value) in copies:
@@ -245,7 +245,8 @@ def attributes_of(value: object) -> dict[str, Any] | None:
 
 def slots_of(value: object) -> Iterator[Any]:
     """The descriptors of those slots of an object that are filled."""
-    for slot in _slots(type(value)):
+    kind: Any = type(value)
+    for slot in _slots(kind):
         try:
             slot.__get__(value)
         except AttributeError:

@@ -126,6 +126,7 @@ class PythonState:
         """What takes the place of a leaf, or of a tuple or the like with leaves in it."""
         if id(value) in self._copied:
             return self._copied[id(value)]
+        twin: Any
         if isinstance(value, tuple):
             parts = [self._stand_in(part) for part in value]
             twin = type(value)(*parts) if hasattr(value, "_fields") else type(value)(parts)

@@ -78,7 +78,7 @@ class Reachable:
             self._name = f"{path}.{name}"
             if name in _TABLES and isinstance(value, dict | set):
                 self.tables.append((value, kind(value) if value else None))
-                if value and name.endswith(_HOOKS):
+                if value and name.endswith(_HOOKS) and isinstance(value, dict):
                     self._walk_hooks(value)
                 elif value and hidden and name in ("_parameters", "_buffers"):
                     self._add(shells.MappingShell(value))
