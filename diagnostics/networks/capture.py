@@ -185,8 +185,10 @@ def forward_pass(model: nn.Module, state: State, x: Tensor, layers: Sequence[str
     pending: list[tuple[Any, ...]] = []
 
     def forget() -> None:
-        for seen in (*calls.values(), watch.sizes, pending):
-            seen.clear()
+        watch.sizes.clear()
+        pending.clear()
+        for listed in calls.values():
+            listed.clear()
 
     def record(layer: str) -> None:
 

@@ -78,9 +78,11 @@ class Reachable:
             self._name = f"{path}.{name}"
             if name in _TABLES and isinstance(value, dict | set):
                 self.tables.append((value, kind(value) if value else None))
-                if value and name.endswith(_HOOKS) and isinstance(value, dict):
+                if not value or not isinstance(value, dict):
+                    continue
+                if name.endswith(_HOOKS):
                     self._walk_hooks(value)
-                elif value and hidden and name in ("_parameters", "_buffers"):
+                elif hidden and name in ("_parameters", "_buffers"):
                     self._add(shells.MappingShell(value))
             elif self._bears(value):
                 bearing.append(index)
