@@ -1,3 +1,4 @@
+import functools
 import os
 import subprocess
 import sys
@@ -9,6 +10,7 @@ import torch
 from pyarrow import parquet
 
 from skip_conditioning.diagnostics.tables import read_experiment
+from skip_conditioning.experiments.data import datasets
 from skip_conditioning.experiments.train import main
 
 NETS = """
@@ -58,6 +60,13 @@ class TupleOf(nn.Module):
     def forward(self, x):
         return x, x
 """
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _digits_are_read_once():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(datasets, "_load_digits", functools.cache(datasets._load_digits))
+        yield
 
 
 @pytest.fixture(autouse=True)

@@ -182,7 +182,7 @@ def drawn(seed, widths, inner, skip, normaliser):
 SUBSPACES = ["all", "centred", "data", "given"]
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=12, deadline=None)
 @given(
     st.integers(0, 2**31), st.lists(st.integers(1, 7), min_size=1, max_size=3), st.sampled_from(sorted(ACTIVATIONS)),
     st.booleans(), st.sampled_from([None, "batch", "weight"]), st.integers(1, 7), st.booleans(), st.floats(-3, 3),
@@ -213,7 +213,7 @@ def test_batch_norm_of_two_samples_violates_nothing():
         assert "violated" not in [one.verdict for one in every], [str(one) for one in every]
 
 
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=8, deadline=None)
 @given(st.integers(0, 2**31), st.lists(st.integers(1, 6), min_size=1, max_size=3), st.sampled_from(sorted(ACTIVATIONS)),
        st.booleans(), st.sampled_from([None, "batch"]), st.integers(2, 4))  # fmt: skip
 def test_every_draw_has_the_factors_of_the_dense_matrices(seed, widths, inner, skip, normaliser, samples):

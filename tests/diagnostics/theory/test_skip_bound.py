@@ -73,7 +73,7 @@ def test_a_branch_against_the_skip_reaches_the_bound(gain, share):
     assert turned.verdict == "violated", "the bound is sharp here: a larger one is found out"
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=20, deadline=None)
 @given(
     st.integers(0, 2**31), st.integers(1, 5), st.integers(1, 4), st.floats(-3, 1), st.floats(-2, 2), st.booleans(),
     st.sampled_from([nn.Tanh, nn.ReLU, nn.Identity]), st.sampled_from([D, torch.float32]),

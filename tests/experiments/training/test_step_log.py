@@ -64,8 +64,10 @@ def assert_same(one, other):
     assert files[0] == files[1]
 
 
-@pytest.mark.parametrize("block", [3, 50])
-@pytest.mark.parametrize(("lr", "status"), [(0.05, "finished"), (1e4, "diverged"), (1e38, "diverged")])
+@pytest.mark.parametrize(
+    ("block", "lr", "status"),
+    [(3, 0.05, "finished"), (50, 0.05, "finished"), (3, 1e4, "diverged"), (50, 1e38, "diverged")],
+)
 def test_blocks_change_nothing(tmp_path, block, lr, status):
     found = train(tmp_path / "blocks", block, lr=lr)
     assert found[0] == status
@@ -76,7 +78,7 @@ def test_blocks_change_nothing(tmp_path, block, lr, status):
     assert (len(steps) == 12) == (status == "finished")
 
 
-@pytest.mark.parametrize("stop", [0, 4, 7, 11])
+@pytest.mark.parametrize("stop", [0, 7])
 def test_a_run_in_blocks_that_is_stopped_resumes_to_the_same_bits(tmp_path, stop):
     train(tmp_path / "whole", 1, lr=0.05)
     with pytest.raises(InterruptedError):
