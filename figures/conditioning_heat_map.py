@@ -14,49 +14,28 @@ from matplotlib.axes import Axes
 from matplotlib.collections import QuadMesh
 from matplotlib.colors import LogNorm, Normalize
 from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
 from matplotlib.patches import Patch, Rectangle
 
 from skip_conditioning.diagnostics.errors import InputError
 from skip_conditioning.diagnostics.tables import Experiment
+from skip_conditioning.figures.drawing import selection, style
 from skip_conditioning.figures.drawing.axes import StepAxis
 from skip_conditioning.figures.drawing.losses import draw_losses, set_loss_limits, split_losses, windowed
 from skip_conditioning.figures.drawing.saving import NothingToDrawError
-from skip_conditioning.figures.drawing.selection import (
-    COUNTS,
-    averaged,
-    chosen_lr,
-    described_runs,
-    measured,
-    select_spectra,
-)
-from skip_conditioning.figures.drawing.style import (
-    SETTINGS,
-    WIDTH,
-    arm_styles,
-    counted,
-    log_axis,
-    lr_label,
-    map_label,
-    measure_label,
-    new_figure,
-    percentage,
-    with_error,
-)
 
 _UNMEASURED = "0.88"
 _HATCH = "////"
 #: The hatch must be seen on the end of the colour scale where unresolved values lie.
 _HATCH_COLOURS = {"above": "0.1", "below": "0.9"}
 #: Inches that a value with its error needs, and what colour bar and layer names leave of the figure's width.
-_ERROR_WIDTH, _MAPS_WIDTH = 0.72, WIDTH - 2.0
+_ERROR_WIDTH, _MAPS_WIDTH = 0.72, style.WIDTH - 2.0
 _LARGE_ERROR = 0.1
 #: Viridis is dark up to here.
 _DARK = 0.55
 _DOT: dict[str, Any] = {"linestyle": "none", "marker": "o", "markersize": 4, "color": "0.1", "markeredgecolor": "white"}
 
 
-@matplotlib.rc_context(SETTINGS)
+@matplotlib.rc_context(style.SETTINGS)
 def conditioning_heat_map(
     experiment: Experiment,
     *,
@@ -84,12 +63,12 @@ def conditioning_heat_map(
         NothingToDrawError: The tables hold no such spectra, or no loss.
         InputError: An option has an impossible value.
     """
-    styles = arm_styles(described_runs(experiment)["arm"])
-    rate, runs = chosen_lr(described_runs(experiment), lr)
+    styles = style.arm_styles(selection.described_runs(experiment)["arm"])
+    rate, runs = selection.chosen_lr(selection.described_runs(experiment), lr)
     runs = runs if trial is None else _of_trial(runs, trial)
-    spectra = select_spectra(experiment, map, batch_mode).merge(runs[["run_id", "arm"]], on="run_id")
+    spectra = selection.select_spectra(experiment, map, batch_mode).merge(runs[["run_id", "arm"]], on="run_id")
     if spectra.empty:
-        raise NothingToDrawError(f"no spectra of map {map!r} were measured at {lr_label(rate)}")
+        raise NothingToDrawError(f"no spectra of map {map!r} were measured at {style.lr_label(rate)}")
     step_axis = StepAxis(np.unique(spectra["step"]))
     losses, _ = windowed(split_losses(experiment, split), log_steps=not step_axis.linear)
     losses = losses[losses["run_id"].isin(runs["run_id"])]
@@ -105,18 +84,19 @@ def conditioning_heat_map(
         mesh = _draw_grid(below, grid, norm)
         (_write_errors if errors == "numbers" else _mark_large_errors)(below, grid, norm)
         set_loss_limits(above, losses, runs)
-    panels[0][0].set_ylabel(f"{split} loss")
+    for above, _ in panels[::columns]:
+        above.set_ylabel(f"{split} loss")
     step_axis.apply(panels[0][1])
     bar = figure.colorbar(
         mesh,
         ax=[axis for pair in panels for axis in pair],
-        label=measure_label(measure, map),
+        label=style.measure_label(measure, map),
         aspect=8 * figure.get_figheight(),
     )
     if isinstance(norm, LogNorm):
-        log_axis(bar.ax.yaxis, *mesh.get_clim())
-    trials = counted(list(runs.groupby("arm")["trial"].nunique()), "trial") if trial is None else f"trial {trial}"
-    figure.suptitle(f"{map_label(map, None)}: {lr_label(rate)}, {trials}{_error_note(grids)}", fontsize=10)
+        style.log_axis(bar.ax.yaxis, *mesh.get_clim())
+    trials = style.counted(list(runs.groupby("arm")["trial"].nunique()), "trial") if trial is None else f"trial {trial}"
+    figure.suptitle(f"{style.map_label(map, None)}: {style.lr_label(rate)}, {trials}{_error_note(grids)}", fontsize=10)
     handles = _legend(grids, dots=errors == "dots")
     if handles:
         figure.legend(handles=handles, loc="outside lower center", ncols=len(handles))
@@ -135,7 +115,7 @@ def layer_step_grid(spectra: pd.DataFrame, arm: str, measure: str) -> pd.DataFra
         Columns ``value`` (NaN where nothing was measured), ``error`` and ``bound``, as in ``selection.measured``,
         indexed by every layer, in the order of the table, and step, ascending.
     """
-    values = averaged(measured(spectra[spectra["arm"] == arm], measure), ["layer", "step"], measure)
+    values = selection.averaged(selection.measured(spectra[spectra["arm"] == arm], measure), ["layer", "step"], measure)
     cells = pd.MultiIndex.from_product([spectra["layer"].unique(), np.unique(spectra["step"])], names=["layer", "step"])
     grid = values.set_index(["layer", "step"]).reindex(cells)
     return grid.assign(bound=grid["bound"].fillna(""))
@@ -152,7 +132,7 @@ def _of_trial(runs: pd.DataFrame, trial: int) -> pd.DataFrame:
 def _norm(grids: dict[str, pd.DataFrame], measure: str) -> Normalize:
     """One colour scale for all panels."""
     values = np.concatenate([grid["value"].dropna() for grid in grids.values()])
-    if measure in COUNTS or not (values > 0).any():
+    if measure in selection.COUNTS or not (values > 0).any():
         low, high = float(values.min()), float(values.max())
         return Normalize(low, high if high > low else low + 1)
     low, high = float(values[values > 0].min()), float(values.max())
@@ -165,18 +145,18 @@ def _panels(count: int, layers: int) -> tuple[Figure, list[tuple[Axes, Axes]]]:
     columns = min(count, 3)
     blocks = -(-count // columns)
     heights = [1.1, max(1.0, 0.21 * layers)]
-    figure = new_figure(1.1 + blocks * (0.35 + sum(heights)))
+    figure = style.new_figure(1.1 + blocks * (0.35 + sum(heights)))
     axes = figure.subplots(
         2 * blocks, columns, sharex=True, sharey="row", squeeze=False, height_ratios=heights * blocks
     )
     pairs = [
         (axes[2 * block, column], axes[2 * block + 1, column]) for block in range(blocks) for column in range(columns)
     ]
-    for place, (above, below) in enumerate(pairs):
-        if place >= count:
+    for position, (above, below) in enumerate(pairs):
+        if position >= count:
             above.remove()
             below.remove()
-        elif place + columns >= count:
+        elif position + columns >= count:
             below.tick_params(labelbottom=True)
             below.set_xlabel("step")
     return figure, pairs[:count]
@@ -206,15 +186,15 @@ def _write_errors(axis: Axes, grid: pd.DataFrame, norm: Normalize) -> None:
     """Write each estimate with its standard error into its cell."""
     steps = grid.index.unique("step")
     middles = StepAxis(steps.to_numpy()).middles
-    for place, (value, error, bound) in enumerate(zip(grid["value"], grid["error"], grid["bound"], strict=True)):
-        row, column = divmod(place, len(steps))
+    for position, (value, error, bound) in enumerate(zip(grid["value"], grid["error"], grid["bound"], strict=True)):
+        row, column = divmod(position, len(steps))
         if not error > 0:
             continue
         # Text on a hatched bound stands on a plate of the cell's colour.
         colour = matplotlib.colormaps["viridis"](norm(value))
         plate = {"boxstyle": "square,pad=0.1", "linewidth": 0, "facecolor": colour} if bound else None
         axis.text(
-            middles[column], row, with_error(value, error), fontsize=7, ha="center", va="center", gid="error",
+            middles[column], row, style.with_error(value, error), fontsize=7, ha="center", va="center", gid="error",
             color="white" if norm(value) < _DARK else "black", bbox=plate,
         )  # fmt: skip
 
@@ -223,8 +203,8 @@ def _mark_large_errors(axis: Axes, grid: pd.DataFrame, _: Normalize) -> None:
     """A dot in each cell whose standard error exceeds 10 % of its value."""
     steps = grid.index.unique("step")
     middles = StepAxis(steps.to_numpy()).middles
-    for place in np.flatnonzero(grid["error"] > _LARGE_ERROR * grid["value"]):
-        row, column = divmod(int(place), len(steps))
+    for position in np.flatnonzero(grid["error"] > _LARGE_ERROR * grid["value"]):
+        row, column = divmod(int(position), len(steps))
         axis.plot(middles[column], row, gid="large error", **_DOT)
 
 
@@ -235,18 +215,18 @@ def _error_note(grids: dict[str, pd.DataFrame]) -> str:
     errors = known["error"] / known["value"]
     if errors.empty:
         return ""
-    return f"\nestimates: standard error {percentage(errors.median())} (median), at most {percentage(errors.max())}"
+    median, most = style.percentage(errors.median()), style.percentage(errors.max())
+    return f"\nestimates: standard error {median} (median), at most {most}"
 
 
 def _legend(grids: dict[str, pd.DataFrame], *, dots: bool) -> list[Artist]:
     cells = pd.concat(grids.values())
     handles: list[Artist] = []
     if dots and (cells["error"] > _LARGE_ERROR * cells["value"]).any():
-        handles.append(Line2D([], [], label=f"standard error above {percentage(_LARGE_ERROR)}", **_DOT))
-    for bound, side in (("above", "lower"), ("below", "upper")):
-        if (cells["bound"] == bound).any():
-            label = f"{side} bound: unresolved in some run"
-            handles.append(Patch(facecolor="white", edgecolor="0.1", linewidth=0, hatch=_HATCH, label=label))
+        handles.append(style.key(f"standard error above {style.percentage(_LARGE_ERROR)}", **_DOT))
+    for _, name in style.bound_sides(cells["bound"]):
+        label = f"{name}: unresolved in some run"
+        handles.append(Patch(facecolor="white", edgecolor="0.1", linewidth=0, hatch=_HATCH, label=label))
     if cells["value"].isna().any():
         handles.append(Patch(color=_UNMEASURED, label="not measured"))
     return handles

@@ -12,46 +12,20 @@ import pandas as pd
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
 from matplotlib.transforms import ScaledTranslation
 
 from skip_conditioning.diagnostics.tables import Experiment
+from skip_conditioning.figures.drawing import selection, style
 from skip_conditioning.figures.drawing.axes import SpeedAxis
 from skip_conditioning.figures.drawing.rank_correlation import rank_correlation
 from skip_conditioning.figures.drawing.saving import NothingToDrawError
-from skip_conditioning.figures.drawing.selection import (
-    COUNTS,
-    averaged,
-    check_option,
-    described_runs,
-    first_steps,
-    first_steps_label,
-    measured,
-    of_layer,
-    select_spectra,
-)
-from skip_conditioning.figures.drawing.style import (
-    GREY,
-    SETTINGS,
-    ArmStyle,
-    arm_styles,
-    fitted,
-    legend_columns,
-    log_axis,
-    lr_label,
-    map_label,
-    measure_label,
-    new_figure,
-    panel_columns,
-    panel_grid,
-)
 
 _INTERVAL = "Spearman's ρ with a 95 % bootstrap interval over trials"
 #: What joins the arms of one trial: everything but the arm is the same.
 _PAIR = ["dataset", "model", "trial", "lr"]
 
 
-@matplotlib.rc_context(SETTINGS)
+@matplotlib.rc_context(style.SETTINGS)
 def conditioning_vs_speed(
     experiment: Experiment,
     speed: pd.DataFrame,
@@ -81,39 +55,41 @@ def conditioning_vs_speed(
         NothingToDrawError: The tables hold no such spectra, or fewer than two runs.
         InputError: An option has an impossible value.
     """
-    runs = described_runs(experiment)
+    runs = selection.described_runs(experiment)
     if len(runs) < 2:
         raise NothingToDrawError("a single run has nothing to be compared with; give the directory of an experiment")
-    name, spectra = of_layer(select_spectra(experiment, map, batch_mode), layer)
-    spectra = first_steps(spectra, steps)
-    conditioning = averaged(measured(spectra, measure), ["run_id"], measure)
+    name, spectra = selection.of_layer(selection.select_spectra(experiment, map, batch_mode), layer)
+    spectra = selection.first_steps(spectra, steps)
+    conditioning = selection.averaged(selection.measured(spectra, measure), ["run_id"], measure)
     points = join_points(runs, conditioning, speed, speed_measure)
     if points.empty:
         raise NothingToDrawError("no run has both a spectrum and a row in speed.parquet")
 
     rates = sorted(points["lr"].unique())
-    columns = panel_columns(len(rates))
-    figure = new_figure(1.3 + (3.4 if columns == 1 else 2.8) * -(-len(rates) // columns))
-    axes = panel_grid(figure, len(rates))
-    styles = arm_styles(runs["arm"])
+    columns = style.panel_columns(len(rates))
+    figure = style.new_figure(1.3 + (3.4 if columns == 1 else 2.8) * -(-len(rates) // columns))
+    axes = style.panel_grid(figure, len(rates))
+    styles = style.arm_styles(runs["arm"])
     scale = SpeedAxis.of(points, speed_measure)
     for axis, lr in zip(axes, rates, strict=True):
         panel = points[points["lr"].isna() if np.isnan(lr) else points["lr"] == lr]
         _draw_panel(axis, panel.assign(y=scale.place(panel)), styles)
         correlation = rank_correlation(panel["x"].to_numpy(), scale.rank(panel), panel["trial"].to_numpy())
-        axis.set_title(f"{lr_label(lr)}, {len(panel)} run{'s' if len(panel) > 1 else ''}\n{correlation}")
+        axis.set_title(f"{style.lr_label(lr)}, {len(panel)} run{'s' if len(panel) > 1 else ''}\n{correlation}")
     _set_x(axes[0], _with_errors(points), measure)
     for axis in axes:
         scale.apply(axis)
     missing = len(runs) - len(points)
     note = f"\n{missing} of {len(runs)} runs lack a spectrum or a speed and are not shown" if missing else ""
-    x_label = fitted(
-        f"{measure_label(measure, map)} of {map_label(map, name)}", first_steps_label(spectra, "mean over"), ", "
+    x_label = style.fitted(
+        f"{style.measure_label(measure, map)} of {style.map_label(map, name)}",
+        selection.first_steps_label(spectra, "mean over"),
+        ", ",
     )
     figure.supxlabel(x_label + note, fontsize=10)
     figure.supylabel(_speed_label(speed_measure, speed), fontsize=10)
     handles = _legend(points, styles)
-    figure.legend(handles=handles, loc="outside upper center", ncols=legend_columns(handles), title=_INTERVAL)
+    figure.legend(handles=handles, loc="outside upper center", ncols=style.legend_columns(handles), title=_INTERVAL)
     return figure
 
 
@@ -136,7 +112,7 @@ def join_points(
         InputError: ``speed`` has no such column of numbers.
     """
     candidates = [name for name in speed.select_dtypes("number").columns if name != "loss_threshold"]
-    check_option("speed measure", speed_measure, candidates)
+    selection.check_option("speed measure", speed_measure, candidates)
     table = speed[["run_id", "censored", "diverged"]].assign(speed=speed[speed_measure].astype(float))
     points = runs.merge(conditioning.rename(columns={"value": "x"}), on="run_id").merge(table, on="run_id")
     diverged = points["diverged"].astype(bool) | (points["status"] == "diverged")
@@ -147,23 +123,24 @@ def join_points(
     return points[(points["fate"] != "reached") | np.isfinite(points["speed"])]
 
 
-def _draw_panel(axis: Axes, points: pd.DataFrame, styles: dict[str, ArmStyle]) -> None:
+def _draw_panel(axis: Axes, points: pd.DataFrame, styles: dict[str, style.ArmStyle]) -> None:
     order = {arm: rank for rank, arm in enumerate(styles)}
     for _, pair in points.groupby(_PAIR, dropna=False):
         pair = pair.sort_values("arm", key=lambda arms: arms.map(order))
         axis.plot(pair["x"], pair["y"], color="0.75", linewidth=0.6, zorder=1, gid="pair")
     for (arm, fate), group in points.groupby(["arm", "fate"]):
-        style = styles[str(arm)]
+        arm_style = styles[str(arm)]
         axis.scatter(
             group["x"], group["y"], s=36, zorder=3, gid=f"{arm} {fate}", clip_on=False,
-            marker="X" if fate == "diverged" else style.marker,
-            facecolor="none" if fate == "censored" else style.colour,
-            edgecolor=style.colour if fate == "censored" else "white",
+            marker="X" if fate == "diverged" else arm_style.marker,
+            facecolor="none" if fate == "censored" else arm_style.colour,
+            edgecolor=arm_style.colour if fate == "censored" else "white",
             linewidth=1.3 if fate == "censored" else 0.6,
         )  # fmt: skip
     known = points[points["error"] > 0]
     axis.errorbar(
-        known["x"], known["y"], xerr=known["error"], fmt="none", ecolor=GREY, elinewidth=0.9, zorder=2, gid="error",
+        known["x"], known["y"], xerr=known["error"], fmt="none", ecolor=style.GREY, elinewidth=0.9, zorder=2,
+        gid="error",
     )  # fmt: skip
     figure = axis.get_figure(root=True)
     assert figure is not None
@@ -190,12 +167,12 @@ def _with_errors(points: pd.DataFrame) -> pd.Series:
 
 def _set_x(axis: Axes, x: pd.Series, measure: str) -> None:
     low, high = float(x.min()), float(x.max())
-    if measure in COUNTS or low <= 0:
+    if measure in selection.COUNTS or low <= 0:
         margin = 0.08 * (high - low) or 1.0
         axis.set_xlim(low - margin, high + margin)
         return
     margin = max((high / low) ** 0.1, 1.05)
-    log_axis(axis.xaxis, low / margin, high * margin)
+    style.log_axis(axis.xaxis, low / margin, high * margin)
     axis.set_xlim(low / margin, high * margin)
 
 
@@ -213,27 +190,21 @@ def _speed_label(speed_measure: str, speed: pd.DataFrame) -> str:
     return names.get(speed_measure, speed_measure)
 
 
-def _legend(points: pd.DataFrame, styles: dict[str, ArmStyle]) -> list[Artist]:
-    empty: tuple[list[float], list[float]] = ([], [])
+def _legend(points: pd.DataFrame, styles: dict[str, style.ArmStyle]) -> list[Artist]:
     handles: list[Artist] = [
-        Line2D(*empty, linestyle="none", marker=style.marker, color=style.colour, markersize=6.5, label=arm)
-        for arm, style in styles.items()
+        style.key(arm, linestyle="none", marker=arm_style.marker, color=arm_style.colour, markersize=6.5)
+        for arm, arm_style in styles.items()
     ]
     if points.groupby(_PAIR, dropna=False).size().max() > 1:
-        handles.append(Line2D(*empty, color="0.7", linewidth=0.9, label="same trial"))
+        handles.append(style.key("same trial", color="0.7", linewidth=0.9))
     fates = set(points["fate"])
     if "censored" in fates:
-        handles.append(
-            Line2D(*empty, linestyle="none", marker="o", markerfacecolor="white", markeredgecolor=GREY,
-                   markeredgewidth=1.5, markersize=6.5, label="never reached")
-        )  # fmt: skip
+        hollow = {"markerfacecolor": "white", "markeredgecolor": style.GREY, "markeredgewidth": 1.5}
+        handles.append(style.key("never reached", linestyle="none", marker="o", markersize=6.5, **hollow))
     if "diverged" in fates:
-        handles.append(Line2D(*empty, linestyle="none", marker="X", color=GREY, markersize=7, label="diverged"))
-    for bound, side in (("above", "lower"), ("below", "upper")):
-        if (points["bound"] == bound).any():
-            handles.append(
-                Line2D(*empty, linestyle="none", marker=_arrow(bound), color="0.2", markersize=9, label=f"{side} bound")
-            )
+        handles.append(style.key("diverged", linestyle="none", marker="X", color=style.GREY, markersize=7))
+    for side, name in style.bound_sides(points["bound"]):
+        handles.append(style.key(name, linestyle="none", marker=_arrow(side), color="0.2", markersize=9))
     if (points["error"] > 0).any():
-        handles.append(Line2D(*empty, color=GREY, linewidth=0.9, label="± standard error"))
+        handles.append(style.key("± standard error", color=style.GREY, linewidth=0.9))
     return handles

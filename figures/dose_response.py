@@ -15,7 +15,7 @@ from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
 
 from skip_conditioning.figures.drawing.saving import NothingToDrawError
-from skip_conditioning.figures.drawing.style import GREY, HOVER, PALETTE, SETTINGS, log_axis, new_figure, number
+from skip_conditioning.figures.drawing.style import GREY, HOVER, PALETTE, SETTINGS, digits, log_axis, new_figure, number
 
 _SIDES = ("mediator", "speed")
 _BLUE = PALETTE[0]
@@ -97,11 +97,11 @@ def _draw_response(axis: Axes, runs: pd.DataFrame, side: str, ends: _Ends, name:
     low, middle, high = np.clip(exact, *ends).T
     axis.fill_between(gains, low, high, color=_BLUE, alpha=0.2, linewidth=0, zorder=2, gid="quartiles")
     axis.plot(gains, middle, color=_BLUE, linewidth=1.8, zorder=3, gid="median")
-    for gain, values, quartiles, place in zip(gains, groups, exact, middle, strict=True):
-        first, median, third = (f"{value:.3g}".replace("inf", "∞") for value in quartiles)
+    for gain, values, quartiles, position in zip(gains, groups, exact, middle, strict=True):
+        first, median, third = map(digits, quartiles)
         hover = f"{HOVER}α = {gain:g}: median {median}, quartiles {first} and {third}, {len(values)} runs"
         axis.plot(
-            gain, place, "o", color=_BLUE, markersize=5.5, markeredgecolor="white", markeredgewidth=0.6, zorder=4,
+            gain, position, "o", color=_BLUE, markersize=5.5, markeredgecolor="white", markeredgewidth=0.6, zorder=4,
             clip_on=False, gid=hover,
         )  # fmt: skip
 
@@ -129,7 +129,7 @@ def _draw_both(axis: Axes, runs: pd.DataFrame, ends: dict[str, _Ends], mediator:
     norm = BoundaryNorm(np.arange(len(gains) + 1) - 0.5, len(gains))
     named = range(0, len(gains), -(-len(gains) // _MOST_NAMED))
     bar = axis.figure.colorbar(ScalarMappable(norm, ListedColormap(shades)), ax=axis, ticks=list(named), aspect=30)
-    bar.ax.set_yticklabels([number(float(gains[place])) for place in named])
+    bar.ax.set_yticklabels([number(float(gains[position])) for position in named])
     bar.ax.tick_params(which="both", length=0)
     bar.ax.set_title("α")
     bar.outline.set_visible(False)

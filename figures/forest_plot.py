@@ -8,16 +8,15 @@ import pandas as pd
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
+from skip_conditioning.figures.drawing import style
 from skip_conditioning.figures.drawing.saving import NothingToDrawError
-from skip_conditioning.figures.drawing.style import GREY, HOVER, SETTINGS, VERDICT_STYLES, log_axis, new_figure
 
 _LINE_HEIGHT, _LABEL_WIDTH = 0.19, 36
 
 
-@matplotlib.rc_context(SETTINGS)
+@matplotlib.rc_context(style.SETTINGS)
 def forest_plot(findings: pd.DataFrame, *, equivalent: float | None = None) -> Figure:
     """One line per finding that has a ratio, with its interval and its numbers beside it.
 
@@ -36,23 +35,20 @@ def forest_plot(findings: pd.DataFrame, *, equivalent: float | None = None) -> F
         raise NothingToDrawError("no finding has a ratio")
     names = [fill(name, _LABEL_WIDTH, max_lines=4, placeholder=" …") for name in rows["what"]]
     heights = np.array([max(2.2, name.count("\n") + 1.6) for name in names])
-    places = np.cumsum(heights) - heights / 2
-    figure = new_figure(1.1 + _LINE_HEIGHT * float(heights.sum()))
+    figure = style.new_figure(1.1 + _LINE_HEIGHT * float(heights.sum()))
     axis = figure.subplots()
+    middles = style.named_lines(axis, names, heights)
     low, high = _ends(rows[["ratio", "low", "high"]].to_numpy(float), equivalent)
-    log_axis(axis.xaxis, low, high)
-    axis.set(xlim=(low, high), ylim=(float(heights.sum()), 0), xlabel="ratio (logarithmic axis)")
+    style.log_axis(axis.xaxis, low, high)
+    axis.set(xlim=(low, high), xlabel="ratio (logarithmic axis)")
     if equivalent is not None and equivalent > 1:
         axis.axvspan(1 / equivalent, equivalent, color="0.9", linewidth=0, zorder=0, gid="equivalence band")
     axis.axvline(1, color="0.25", linewidth=0.9, zorder=1, gid="no effect")
-    for place, row in zip(places, rows.itertuples(), strict=True):
-        _draw(axis, float(place), row, (low, high))
-    axis.set_yticks(places, names, parse_math=False)
-    axis.tick_params(axis="y", length=0)
-    axis.spines["left"].set_visible(False)
-    for place, label in zip(places, rows["label"], strict=True):
+    for y, row in zip(middles, rows.itertuples(), strict=True):
+        _draw(axis, float(y), row, (low, high))
+    for y, label in zip(middles, rows["label"], strict=True):
         axis.text(
-            1.03, place, label, transform=axis.get_yaxis_transform(), va="center", fontsize=9, parse_math=False,
+            1.03, y, label, transform=axis.get_yaxis_transform(), va="center", fontsize=9, parse_math=False,
         )  # fmt: skip
     figure.legend(handles=_legend(rows, equivalent), loc="outside upper center", ncols=6, columnspacing=1.2)
     return figure
@@ -67,40 +63,39 @@ def _ends(values: np.ndarray, equivalent: float | None) -> tuple[float, float]:
     return low / margin, high * margin
 
 
-def _draw(axis: Axes, place: float, row: object, ends: tuple[float, float]) -> None:
+def _draw(axis: Axes, y: float, row: object, ends: tuple[float, float]) -> None:
     ratio, low, high, verdict, what, label = (
         getattr(row, name) for name in ("ratio", "low", "high", "verdict", "what", "label")
     )
-    style = VERDICT_STYLES[verdict]
-    hover = f"{HOVER}{what}: {label} ({verdict})"
+    arm_style = style.VERDICT_STYLES[verdict]
+    hover = f"{style.HOVER}{what}: {label} ({verdict})"
     if not np.isnan([low, high]).any():
         axis.plot(
-            np.clip([low, high], *ends), [place, place], color=style.colour, linewidth=2, solid_capstyle="butt",
+            np.clip([low, high], *ends), [y, y], color=arm_style.colour, linewidth=2, solid_capstyle="butt",
             gid=hover, zorder=2,
         )  # fmt: skip
     outside = [end for end, value in zip(ends, (low, high), strict=True) if value == (0 if end == ends[0] else np.inf)]
     outside += [ends[0]] if ratio <= 0 else [ends[1]] if np.isinf(ratio) else []
     for end in set(outside):
         arrow = "<" if end == ends[0] else ">"
-        axis.plot(end, place, arrow, color=style.colour, markersize=7, clip_on=False, gid=hover, zorder=3)
+        axis.plot(end, y, arrow, color=arm_style.colour, markersize=7, clip_on=False, gid=hover, zorder=3)
     if ends[0] <= ratio <= ends[1]:
         axis.plot(
-            ratio, place, style.marker, color=style.colour, markersize=8, markeredgecolor="white",
+            ratio, y, arm_style.marker, color=arm_style.colour, markersize=8, markeredgecolor="white",
             markeredgewidth=0.8, gid=hover, zorder=4,
         )  # fmt: skip
 
 
 def _legend(rows: pd.DataFrame, equivalent: float | None) -> list[Artist]:
-    empty: tuple[list[float], list[float]] = ([], [])
     handles: list[Artist] = [
-        Line2D(*empty, color=style.colour, marker=style.marker, linewidth=2, markersize=7, label=verdict)
-        for verdict, style in VERDICT_STYLES.items()
+        style.key(verdict, color=arm_style.colour, marker=arm_style.marker, linewidth=2, markersize=7)
+        for verdict, arm_style in style.VERDICT_STYLES.items()
         if (rows["verdict"] == verdict).any()
     ]
-    handles.append(Line2D(*empty, color="0.25", linewidth=0.9, label="no effect"))
+    handles.append(style.key("no effect", color="0.25", linewidth=0.9))
     if equivalent is not None and equivalent > 1:
         handles.append(Patch(color="0.9", label=f"counts as none: {1 / equivalent:.3g}–{equivalent:.3g}"))
     values = rows[["ratio", "low", "high"]].to_numpy(float)
     if (np.isinf(values) | (values <= 0)).any():
-        handles.append(Line2D(*empty, linestyle="none", marker=">", color=GREY, label="beyond any axis"))
+        handles.append(style.key("beyond any axis", linestyle="none", marker=">", color=style.GREY))
     return handles

@@ -9,21 +9,20 @@ import pandas as pd
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.text import Text
 
+from skip_conditioning.figures.drawing import style
 from skip_conditioning.figures.drawing.saving import NothingToDrawError
-from skip_conditioning.figures.drawing.style import GREY, HOVER, PALETTE, SETTINGS, ArmStyle, log_axis, new_figure
 
 #: What an intervention does, and how its arms look.
 KIND_STYLES = {
-    "better conditioning without a skip": ArmStyle(PALETTE[0], "o", "-"),
-    "another skip": ArmStyle(PALETTE[2], "D", "-"),
-    "skip without better conditioning": ArmStyle(PALETTE[3], "s", "-"),
-    "skip gain": ArmStyle(PALETTE[4], "^", "-"),
-    "skip and better conditioning": ArmStyle(PALETTE[1], "v", "-"),
-    "the skip itself": ArmStyle("0.15", "P", "-"),
+    "better conditioning without a skip": style.ArmStyle(style.PALETTE[0], "o", "-"),
+    "another skip": style.ArmStyle(style.PALETTE[2], "D", "-"),
+    "skip without better conditioning": style.ArmStyle(style.PALETTE[3], "s", "-"),
+    "skip gain": style.ArmStyle(style.PALETTE[4], "^", "-"),
+    "skip and better conditioning": style.ArmStyle(style.PALETTE[1], "v", "-"),
+    "the skip itself": style.ArmStyle("0.15", "P", "-"),
 }
 _Ends = tuple[float, float]
 #: Where a label is tried around its point: directions, and how far its nearest side is from the point.
@@ -33,7 +32,7 @@ _WAYS = np.column_stack([np.cos(_TURNS), np.sin(_TURNS)])
 _LEADER = 14
 
 
-@matplotlib.rc_context(SETTINGS)
+@matplotlib.rc_context(style.SETTINGS)
 def intervention_effects(
     effects: pd.DataFrame, *, mediator: str, equivalent: float | None = None, smaller_is_better: bool = True
 ) -> Figure:
@@ -56,18 +55,18 @@ def intervention_effects(
     if (rows := effects[known]).empty:
         raise NothingToDrawError("no arm has a ratio of conditioning and one of slowness over the chain's")
     band = max(equivalent or 1.0, 1.0)
-    axis = (figure := new_figure(6.4)).subplots()
+    axis = (figure := style.new_figure(6.4)).subplots()
     across, along = _ends(rows, "mediator"), _ends(rows, "speed", band)
-    log_axis(axis.xaxis, *across)
-    log_axis(axis.yaxis, *along)
+    style.log_axis(axis.xaxis, *across)
+    style.log_axis(axis.yaxis, *along)
     axis.set(xlim=across, ylim=along)
     if band > 1:
         axis.axhspan(1 / band, band, color="0.93", linewidth=0, zorder=0, gid="equivalence band")
     axis.axvline(1, color="0.25", linewidth=0.9, zorder=1, gid="as the chain")
     axis.axhline(1, color="0.25", linewidth=0.9, zorder=1, gid="as the chain")
-    axis.plot(1, 1, "+", color="0.15", markersize=11, markeredgewidth=1.6, zorder=3, gid=f"{HOVER}the chain")
+    axis.plot(1, 1, "+", color="0.15", markersize=11, markeredgewidth=1.6, zorder=3, gid=f"{style.HOVER}the chain")
     quadrants = _name_quadrants(axis, smaller_is_better)
-    places = [_draw(axis, row, mediator, across, along) for _, row in rows.iterrows()]
+    positions = [_draw(axis, row, mediator, across, along) for _, row in rows.iterrows()]
     label = fill(f"{mediator}, over the chain's (better to the {'left' if smaller_is_better else 'right'})", 95)
     if not known.all():
         label += "\n" + fill(f"without a ratio: {', '.join(map(str, effects.loc[~known, 'arm']))}", 110)
@@ -75,7 +74,7 @@ def intervention_effects(
     axis.set_ylabel("slowness over the chain's (faster below)")
     figure.legend(handles=_legend(axis, rows, band), loc="outside upper center", ncols=3, columnspacing=1.5)
     names = [fill(str(arm), 28, max_lines=2, placeholder=" …") for arm in rows["arm"]]
-    _label(figure, axis, [("chain", (1.0, 1.0)), *zip(names, places, strict=True)], quadrants)
+    _label(figure, axis, [("chain", (1.0, 1.0)), *zip(names, positions, strict=True)], quadrants)
     return figure
 
 
@@ -98,10 +97,10 @@ def _logs(ratios: pd.Series | pd.DataFrame) -> np.ndarray:
 
 def _draw(axis: Axes, row: pd.Series, mediator: str, across: _Ends, along: _Ends) -> tuple[float, float]:
     """One arm; returns where its marker lies."""
-    style = KIND_STYLES[row["kind"]]
+    arm_style = KIND_STYLES[row["kind"]]
     bound = " (a bound)" if row["mediator_is_bound"] else ""
     hover = (
-        f"{HOVER}{row['arm']}: {mediator} {_interval(row, 'mediator')}{bound}, slowness {_interval(row, 'speed')}"
+        f"{style.HOVER}{row['arm']}: {mediator} {_interval(row, 'mediator')}{bound}, slowness {_interval(row, 'speed')}"
         f" ({row['kind']}; {row['verdict']})"
     )
     x, y = float(np.clip(row["mediator_ratio"], *across)), float(np.clip(row["speed_ratio"], *along))
@@ -109,21 +108,22 @@ def _draw(axis: Axes, row: pd.Series, mediator: str, across: _Ends, along: _Ends
         ends = np.clip([row[f"{side}_low"], row[f"{side}_high"]], first, last)
         if not np.isnan(ends).any():
             line = (ends, [y, y]) if side == "mediator" else ([x, x], ends)
-            axis.plot(*line, color=style.colour, linewidth=1.3, alpha=0.6, gid=hover, zorder=2)
+            axis.plot(*line, color=arm_style.colour, linewidth=1.3, alpha=0.6, gid=hover, zorder=2)
         for end, arrow in zip((first, last), arrows, strict=True):
-            place = (end, y) if side == "mediator" else (x, end)
-            if end in ends or place == (x, y):
-                axis.plot(*place, arrow, color=style.colour, markersize=6, clip_on=False, gid=hover, zorder=3)
+            position = (end, y) if side == "mediator" else (x, end)
+            if end in ends or position == (x, y):
+                axis.plot(*position, arrow, color=arm_style.colour, markersize=6, clip_on=False, gid=hover, zorder=3)
     if x not in across and y not in along:
+        face, edge = ("white", arm_style.colour) if bound else (arm_style.colour, "white")
         axis.plot(
-            x, y, style.marker, markersize=8.5, markeredgewidth=1.6 if bound else 0.8, gid=hover, zorder=4,
-            markerfacecolor="white" if bound else style.colour, markeredgecolor=style.colour if bound else "white",
+            x, y, arm_style.marker, markersize=8.5, markeredgewidth=1.6 if bound else 0.8, markerfacecolor=face,
+            markeredgecolor=edge, gid=hover, zorder=4,
         )  # fmt: skip
     return x, y
 
 
 def _interval(row: pd.Series, side: str) -> str:
-    ratio, low, high = (f"{row[f'{side}_{part}']:.3g}".replace("inf", "∞") for part in ("ratio", "low", "high"))
+    ratio, low, high = (style.digits(row[f"{side}_{part}"]) for part in ("ratio", "low", "high"))
     return f"×{ratio}" + ("" if "nan" in (low, high) else f" [{low}, {high}]")
 
 
@@ -143,17 +143,17 @@ def _name_quadrants(axis: Axes, smaller_is_better: bool) -> list[Text]:
 
 
 def _legend(axis: Axes, rows: pd.DataFrame, band: float) -> list[Artist]:
-    empty: dict[str, Any] = {"xdata": [], "ydata": [], "linestyle": "none", "markersize": 7}
+    point: dict[str, Any] = {"linestyle": "none", "markersize": 7}
     handles: list[Artist] = [
-        Line2D(**empty, color=style.colour, marker=style.marker, label=kind)
-        for kind, style in KIND_STYLES.items()
+        style.key(kind, **point, color=arm_style.colour, marker=arm_style.marker)
+        for kind, arm_style in KIND_STYLES.items()
         if (rows["kind"] == kind).any()
     ]
     if rows["mediator_is_bound"].any():
-        look = empty | {"markerfacecolor": "white", "markeredgewidth": 1.6}
-        handles.append(Line2D(**look, color=GREY, marker="o", label="hollow: conditioning is a bound"))
+        look = point | {"markerfacecolor": "white", "markeredgewidth": 1.6}
+        handles.append(style.key("hollow: conditioning is a bound", **look, color=style.GREY, marker="o"))
     if any(not line.get_clip_on() for line in axis.lines):
-        handles.append(Line2D(**empty, color=GREY, marker=">", label="goes on beyond the axis"))
+        handles.append(style.key("goes on beyond the axis", **point, color=style.GREY, marker=">"))
     if band > 1:
         handles.append(Patch(color="0.93", label=f"slowness counts as the same: {1 / band:.3g}–{band:.3g}"))
     return handles
@@ -164,23 +164,26 @@ def _label(figure: Figure, axis: Axes, points: list[tuple[str, tuple[float, floa
     look: dict[str, Any] = {"textcoords": "offset points", "ha": "center", "va": "center", "in_layout": False}
     ground = {"boxstyle": "square,pad=0.05", "facecolor": "white", "alpha": 0.75, "linewidth": 0}
     labels = [
-        axis.annotate(name, place, (0, 0), **look, fontsize=8.5, parse_math=False, zorder=5, bbox=ground)
-        for name, place in points
+        axis.annotate(name, position, (0, 0), **look, fontsize=8.5, parse_math=False, zorder=5, bbox=ground)
+        for name, position in points
     ]
     figure.draw_without_rendering()
-    scale, line = figure.dpi / 72, {"arrowstyle": "-", "color": GREY, "linewidth": 0.6, "shrinkA": 0, "shrinkB": 6}
+    scale, line = (
+        figure.dpi / 72,
+        {"arrowstyle": "-", "color": style.GREY, "linewidth": 0.6, "shrinkA": 0, "shrinkB": 6},
+    )
     markers = [line for line in axis.lines if np.size(line.get_xdata()) == 1]
     avoided = [*fixed, *axis.lines, *markers * 4]  # a covered marker counts five times as much as a bar
     obstacles = np.array([artist.get_window_extent().padded(1.5 * scale).extents for artist in avoided])
     frame, boxes = np.array([axis.get_window_extent().extents]), np.full((len(labels), 4), -1e9)
-    for place, label in list(enumerate(labels)) * 2:
+    for position, label in list(enumerate(labels)) * 2:
         anchor, size = axis.transData.transform(label.xy), np.array(label.get_window_extent().size)
         shifts = (size / 2 + _REACHES[:, None] * scale) * _WAYS
         spots = np.hstack([anchor + shifts - size / 2, anchor + shifts + size / 2])
-        others = np.delete(boxes, place, axis=0)
+        others = np.delete(boxes, position, axis=0)
         covered = _covered(spots, obstacles) + 3 * _covered(spots, others) - 9 * _covered(spots, frame)
         best = int(np.argmin(covered + _REACHES / 60))
-        boxes[place] = spots[best]
+        boxes[position] = spots[best]
         label.set_position(tuple(shifts[best] / scale))
     for label, box in zip(labels, boxes, strict=True):
         anchor = axis.transData.transform(label.xy)

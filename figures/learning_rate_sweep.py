@@ -8,22 +8,11 @@ import pandas as pd
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.ticker import FixedLocator, LogLocator, NullFormatter
 
+from skip_conditioning.figures.drawing import style
 from skip_conditioning.figures.drawing.saving import NothingToDrawError
-from skip_conditioning.figures.drawing.style import (
-    GREY,
-    HOVER,
-    SETTINGS,
-    ArmStyle,
-    arm_styles,
-    counted,
-    log_axis,
-    new_figure,
-    panel_grid,
-)
 
 #: More arms than this get a panel each.
 _MOST_TOGETHER = 6
@@ -33,7 +22,7 @@ _ROOM, _ROW = 0.08, 0.15
 _Ends = tuple[float, float]
 
 
-@matplotlib.rc_context(SETTINGS)
+@matplotlib.rc_context(style.SETTINGS)
 def learning_rate_sweep(sweep: pd.DataFrame, *, measure: str) -> Figure:
     """A line per arm with its interval and a star at the chosen rate; numbers on top count diverged runs.
 
@@ -51,12 +40,12 @@ def learning_rate_sweep(sweep: pd.DataFrame, *, measure: str) -> Figure:
     rows = rows[np.isfinite(rows["lr"]) & (rows["lr"] > 0)]
     if not np.isfinite(rows["median"]).any():
         raise NothingToDrawError("no arm has a finite median at any learning rate")
-    styles = arm_styles(rows["arm"])
+    styles = style.arm_styles(rows["arm"])
     rows = rows.sort_values("lr", kind="stable")
     groups = [list(styles)] if len(styles) <= _MOST_TOGETHER else [[arm] for arm in styles]
     height = 3.4 if len(groups) == 1 else 1.35
-    figure = new_figure(1.2 + (height + 0.3) * -(-len(groups) // 3))
-    axes = panel_grid(figure, len(groups))
+    figure = style.new_figure(1.2 + (height + 0.3) * -(-len(groups) // 3))
+    axes = style.panel_grid(figure, len(groups))
     rooms = [rows.loc[rows["arm"].isin(arms) & (rows["diverged"] > 0), "arm"].nunique() for arms in groups]
     ends = _set_axes(axes[0], rows, _ROOM + _ROW * max(rooms) / height)
     for axis, arms in zip(axes, groups, strict=True):
@@ -94,11 +83,11 @@ def _set_axes(axis: Axes, rows: pd.DataFrame, room: float) -> _Ends:
     top = low + (high - low) / (1 - room)
     low, high, top = (float(np.exp(end)) if log else end for end in (low, high, top))
     if log:
-        log_axis(axis.yaxis, low, top)
+        style.log_axis(axis.yaxis, low, top)
     axis.set_ylim(low, top)
     rates = np.unique(rows["lr"].to_numpy(float))
     factor = max((rates[-1] / rates[0]) ** 0.06, 1.1)
-    log_axis(axis.xaxis, rates[0] / factor, rates[-1] * factor)
+    style.log_axis(axis.xaxis, rates[0] / factor, rates[-1] * factor)
     axis.set_xlim(rates[0] / factor, rates[-1] * factor)
     if rates[-1] >= 10 * rates[0]:
         axis.xaxis.set_major_locator(LogLocator(subs=(1,), numticks=6))
@@ -107,58 +96,61 @@ def _set_axes(axis: Axes, rows: pd.DataFrame, room: float) -> _Ends:
     return low, high
 
 
-def _draw(axis: Axes, curve: pd.DataFrame, arm: str, style: ArmStyle, ends: _Ends) -> None:
+def _draw(axis: Axes, curve: pd.DataFrame, arm: str, arm_style: style.ArmStyle, ends: _Ends) -> None:
     """One arm: interval, line, a point at each rate and a star at the chosen one."""
     low, middle, high = (np.clip(curve[name].to_numpy(float), *ends) for name in ("low", "median", "high"))
-    axis.fill_between(curve["lr"], low, high, color=style.colour, alpha=0.15, linewidth=0, zorder=2)
-    axis.plot(curve["lr"], middle, color=style.colour, linestyle=style.line, linewidth=1.6, zorder=3, gid=arm)
-    for place, (_, row) in zip(middle, curve.iterrows(), strict=True):
-        numbers = [f"{row[name]:.3g}".replace("inf", "∞") for name in ("median", "low", "high")]
+    axis.fill_between(curve["lr"], low, high, color=arm_style.colour, alpha=0.15, linewidth=0, zorder=2)
+    axis.plot(curve["lr"], middle, color=arm_style.colour, linestyle=arm_style.line, linewidth=1.6, zorder=3, gid=arm)
+    for y, (_, row) in zip(middle, curve.iterrows(), strict=True):
+        numbers = [style.digits(row[name]) for name in ("median", "low", "high")]
         chosen, infinite = ", the chosen rate" if row["is_best"] else "", row["median"] == np.inf
-        hover = f"{HOVER}{arm}, learning rate {row['lr']:g}{chosen}: median {numbers[0]} [{numbers[1]}, {numbers[2]}]"
+        hover = (
+            f"{style.HOVER}{arm}, learning rate {row['lr']:g}{chosen}: median {numbers[0]} [{numbers[1]}, {numbers[2]}]"
+        )
         axis.plot(
-            row["lr"], place, "*" if chosen else "^" if infinite else style.marker,
-            color=style.colour, markersize=13 if chosen else 7 if infinite else 4.5,
+            row["lr"], y, "*" if chosen else "^" if infinite else arm_style.marker,
+            color=arm_style.colour, markersize=13 if chosen else 7 if infinite else 4.5,
             markeredgecolor="0.1" if chosen else "white", markeredgewidth=0.8 if chosen else 0.4,
             zorder=5 if chosen else 4, clip_on=False,
             gid=f"{hover}, {row['diverged']:g} of {row['runs']:g} runs diverged",
         )  # fmt: skip
 
 
-def _count_diverged(axis: Axes, rows: pd.DataFrame, arms: list[str], styles: dict[str, ArmStyle], step: float) -> None:
+def _count_diverged(
+    axis: Axes, rows: pd.DataFrame, arms: list[str], styles: dict[str, style.ArmStyle], step: float
+) -> None:
     """A row of numbers for each arm of a panel that has diverged runs, from the top."""
     diverged = rows[(rows["diverged"] > 0) & rows["arm"].isin(arms)]
-    for place, arm in enumerate(arm for arm in arms if (diverged["arm"] == arm).any()):
+    for rank, arm in enumerate(arm for arm in arms if (diverged["arm"] == arm).any()):
         if len(arms) > 1:
             axis.plot(
-                1.015, 1 - (place + 0.5) * step, styles[arm].marker, color=styles[arm].colour, markersize=5,
+                1.015, 1 - (rank + 0.5) * step, styles[arm].marker, color=styles[arm].colour, markersize=5,
                 transform=axis.transAxes, clip_on=False,
             )  # fmt: skip
         for _, row in diverged[diverged["arm"] == arm].iterrows():
             axis.text(
-                row["lr"], 1 - place * step, f"{row['diverged']:g}", transform=axis.get_xaxis_transform(), ha="center",
+                row["lr"], 1 - rank * step, f"{row['diverged']:g}", transform=axis.get_xaxis_transform(), ha="center",
                 va="top", fontsize=8, color=styles[arm].colour, fontweight="bold", gid=f"diverged {arm}",
             )  # fmt: skip
 
 
-def _legend(rows: pd.DataFrame, styles: dict[str, ArmStyle], others: bool) -> list[Artist]:
+def _legend(rows: pd.DataFrame, styles: dict[str, style.ArmStyle], others: bool) -> list[Artist]:
     handles: list[Artist] = [
-        Line2D(
-            [], [], color=style.colour, marker=style.marker, markersize=5, linestyle=style.line,
-            label=fill(str(arm), 40, max_lines=2, placeholder=" …"),
+        style.key(
+            fill(str(arm), 40, max_lines=2, placeholder=" …"),
+            color=arm_style.colour, marker=arm_style.marker, markersize=5, linestyle=arm_style.line,
         )
-        for arm, style in styles.items()
+        for arm, arm_style in styles.items()
     ]  # fmt: skip
     if others:
-        handles.append(Line2D([], [], color="0.83", linewidth=1.2, label="the other arms"))
-    handles.append(Patch(color=GREY, alpha=0.25, linewidth=0, label="interval"))
+        handles.append(style.key("the other arms", color="0.83", linewidth=1.2))
+    handles.append(Patch(color=style.GREY, alpha=0.25, linewidth=0, label="interval"))
     if rows["is_best"].any():
-        star = Line2D([], [], linestyle="none", marker="*", markersize=12, color=GREY, label="chosen rate")
-        star.set(markeredgecolor="0.1", markeredgewidth=0.8)
-        handles.append(star)
+        edge = {"markeredgecolor": "0.1", "markeredgewidth": 0.8}
+        handles.append(style.key("chosen rate", linestyle="none", marker="*", markersize=12, color=style.GREY, **edge))
     if (rows["median"] == np.inf).any():
-        handles.append(Line2D([], [], linestyle="none", marker="^", color=GREY, markersize=7, label="infinite"))
+        handles.append(style.key("infinite", linestyle="none", marker="^", color=style.GREY, markersize=7))
     if (rows["diverged"] > 0).any():
-        label = f"diverged, of {counted(rows['runs'].astype(int).tolist(), 'run')}"
-        handles.append(Line2D([], [], linestyle="none", marker="$2$", color=GREY, markersize=6, label=label))
+        label = f"diverged, of {style.counted(rows['runs'].astype(int).tolist(), 'run')}"
+        handles.append(style.key(label, linestyle="none", marker="$2$", color=style.GREY, markersize=6))
     return handles

@@ -10,28 +10,16 @@ import numpy as np
 import pandas as pd
 from matplotlib.artist import Artist
 from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
 
 from skip_conditioning.diagnostics.tables import Experiment
+from skip_conditioning.figures.drawing import style
 from skip_conditioning.figures.drawing.losses import BROKEN, draw_losses, set_loss_limits, split_losses, windowed
 from skip_conditioning.figures.drawing.selection import described_runs
-from skip_conditioning.figures.drawing.style import (
-    GREY,
-    SETTINGS,
-    ArmStyle,
-    arm_styles,
-    counted,
-    legend_columns,
-    lr_label,
-    new_figure,
-    panel_columns,
-    panel_grid,
-)
 
 
-@matplotlib.rc_context(SETTINGS)
+@matplotlib.rc_context(style.SETTINGS)
 def loss_curves(experiment: Experiment, *, split: str = "train") -> Figure:
     """Mean ± standard deviation of the log-loss per arm, one panel per learning rate.
 
@@ -44,39 +32,36 @@ def loss_curves(experiment: Experiment, *, split: str = "train") -> Figure:
     """
     runs = described_runs(experiment)
     losses, window = windowed(split_losses(experiment, split))
-    styles = arm_styles(runs["arm"])
+    styles = style.arm_styles(runs["arm"])
     rates = sorted(runs["lr"].unique())
-    columns = panel_columns(len(rates))
-    figure = new_figure(1.0 + (3.2 if columns == 1 else 2.7) * -(-len(rates) // columns))
-    for axis, lr in zip(panel_grid(figure, len(rates)), rates, strict=True):
+    columns = style.panel_columns(len(rates))
+    figure = style.new_figure(1.0 + (3.2 if columns == 1 else 2.7) * -(-len(rates) // columns))
+    for axis, lr in zip(style.panel_grid(figure, len(rates)), rates, strict=True):
         panel = runs[runs["lr"].isna() if np.isnan(lr) else runs["lr"] == lr]
         draw_losses(axis, losses, panel, styles)
         axis.xaxis.set_major_locator(MaxNLocator(4, steps=[1, 2, 5, 10], integer=True, min_n_ticks=1))
-        axis.set_title(f"{lr_label(lr)}\n{_census(panel)}")
+        axis.set_title(f"{style.lr_label(lr)}\n{_census(panel)}")
     set_loss_limits(figure.axes[0], losses, runs)
     figure.supxlabel("step" + (f" (mean over windows of {window} steps)" if window > 1 else ""), fontsize=10)
     figure.supylabel(f"{split} loss", fontsize=10)
     handles = _legend(runs, styles)
-    figure.legend(handles=handles, loc="outside upper center", ncols=legend_columns(handles))
+    figure.legend(handles=handles, loc="outside upper center", ncols=style.legend_columns(handles))
     return figure
 
 
 def _census(runs: pd.DataFrame) -> str:
     broken = runs["status"].value_counts()
     notes = [f"{broken[status]} of {len(runs)} runs {status}" for status in BROKEN if status in broken]
-    return ", ".join([counted(list(runs.groupby("arm")["trial"].nunique()), "trial"), *notes])
+    return ", ".join([style.counted(list(runs.groupby("arm")["trial"].nunique()), "trial"), *notes])
 
 
-def _legend(runs: pd.DataFrame, styles: dict[str, ArmStyle]) -> list[Artist]:
-    handles: list[Artist] = [
-        Line2D([], [], color=style.colour, linestyle=style.line, linewidth=1.8, label=arm)
-        for arm, style in styles.items()
-    ]
+def _legend(runs: pd.DataFrame, styles: dict[str, style.ArmStyle]) -> list[Artist]:
+    handles = style.arm_keys(styles)
     whole = runs[~runs["status"].isin(BROKEN)]
     if whole.groupby(["arm", "lr"], dropna=False).size().max() > 1:
-        handles.append(Patch(color=GREY, alpha=0.3, linewidth=0, label="± 1 std of log-loss"))
+        handles.append(Patch(color=style.GREY, alpha=0.3, linewidth=0, label="± 1 std of log-loss"))
     statuses = [status for status in BROKEN if (runs["status"] == status).any()]
     if statuses:
         label = f"{' or '.join(statuses)} run, × its end"
-        handles.append(Line2D([], [], color=GREY, linestyle=(0, (3, 2)), linewidth=0.8, marker="x", label=label))
+        handles.append(style.key(label, color=style.GREY, linestyle=(0, (3, 2)), linewidth=0.8, marker="x"))
     return handles

@@ -9,20 +9,21 @@ import pandas as pd
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
 
 from skip_conditioning.figures.drawing.saving import NothingToDrawError
-from skip_conditioning.figures.drawing.style import HOVER, PALETTE, SETTINGS, new_figure, percentage
+from skip_conditioning.figures.drawing.style import HOVER, PALETTE, SETTINGS, key, named_lines, new_figure, percentage
 
 _BLUE, _ORANGE = PALETTE[:2]
 _SIGNIFICANT = 0.05
 #: Skills below this are arrows at the edge.
 _WORST = -1.0
 _LINE_HEIGHT, _NAME_WIDTH = 0.165, 40
+#: Measures shown at most.
+_MOST = 25
 
 
 @matplotlib.rc_context(SETTINGS)
-def measure_ranking(ranking: pd.DataFrame, *, most: int = 25) -> Figure:
+def measure_ranking(ranking: pd.DataFrame) -> Figure:
     """One line per measure, the best on top: its skill with interval, and its skill on seeds that were left out.
 
     Measures without a skill are left out and counted. An arrow at the edge stands for a skill below −1 and for an
@@ -31,7 +32,6 @@ def measure_ranking(ranking: pd.DataFrame, *, most: int = 25) -> Figure:
     Args:
         ranking: Columns ``measure, skill, skill_low, skill_high`` (NaN without an interval), ``skill_seed_out``,
             ``p_corrected``, ``first_share`` (of resamples in which it ranks first).
-        most: Measures to show at most.
 
     Raises:
         NothingToDrawError: No measure has a skill.
@@ -39,22 +39,19 @@ def measure_ranking(ranking: pd.DataFrame, *, most: int = 25) -> Figure:
     known = ranking[ranking["skill"].notna()].sort_values("skill", ascending=False, kind="stable")
     if known.empty:
         raise NothingToDrawError("no measure has a skill in predicting speed")
-    rows = known.head(max(most, 1))
+    rows = known.head(_MOST)
     names = [fill(str(name), _NAME_WIDTH, max_lines=2, placeholder=" …") for name in rows["measure"]]
     heights = np.array([name.count("\n") + 1.5 for name in names])
-    places = np.cumsum(heights) - heights / 2
     figure = new_figure(1.45 + _LINE_HEIGHT * float(heights.sum()))
     axis = figure.subplots()
+    middles = named_lines(axis, names, heights)
     ends = _ends(rows)
-    axis.set(xlim=ends, ylim=(float(heights.sum()) + 0.2, 0))
+    axis.set_xlim(ends)
     axis.axvline(0, color="0.25", linewidth=0.9, zorder=1, gid="no better than the mean")
-    for place, (_, row) in zip(places, rows.iterrows(), strict=True):
-        axis.axhline(place, color="0.92", linewidth=0.8, zorder=0)
-        _draw(axis, float(place), row, ends)
-    axis.set_yticks(places, names, parse_math=False)
-    axis.tick_params(axis="y", length=0)
-    axis.spines["left"].set_visible(False)
-    _write_columns(axis, places, rows)
+    for y, (_, row) in zip(middles, rows.iterrows(), strict=True):
+        axis.axhline(y, color="0.92", linewidth=0.8, zorder=0)
+        _draw(axis, float(y), row, ends)
+    _write_columns(axis, middles, rows)
     axis.set_xlabel("skill in predicting speed" + _note(len(rows), len(known), len(ranking)))
     figure.legend(handles=_legend(rows, ends), loc="outside upper center", ncols=3, columnspacing=1.5)
     return figure
@@ -69,7 +66,7 @@ def _ends(rows: pd.DataFrame) -> tuple[float, float]:
     return float(low - margin), float(high + margin)
 
 
-def _draw(axis: Axes, place: float, row: pd.Series, ends: tuple[float, float]) -> None:
+def _draw(axis: Axes, y: float, row: pd.Series, ends: tuple[float, float]) -> None:
     skill, low, high, seed_out = (float(row[f"skill{part}"]) for part in ("", "_low", "_high", "_seed_out"))
     hover = (
         f"{HOVER}{row['measure']}: skill {skill:.3g} [{low:.3g}, {high:.3g}], seeds left out {seed_out:.3g},"
@@ -77,32 +74,32 @@ def _draw(axis: Axes, place: float, row: pd.Series, ends: tuple[float, float]) -
     )
     if not np.isnan([low, high]).any():
         axis.plot(
-            np.clip([low, high], *ends), [place, place], color=_BLUE, linewidth=2, solid_capstyle="butt", gid=hover,
+            np.clip([low, high], *ends), [y, y], color=_BLUE, linewidth=2, solid_capstyle="butt", gid=hover,
             zorder=2,
         )  # fmt: skip
     for value, colour, down in ((skill, _BLUE, 0.0), (low, _BLUE, 0.0), (high, _BLUE, 0.0), (seed_out, _ORANGE, 0.42)):
         if not np.isnan(value) and not ends[0] <= value <= ends[1]:
             edge, arrow = (ends[0], "<") if value < ends[0] else (ends[1], ">")
-            axis.plot(edge, place + down, arrow, color=colour, markersize=6, clip_on=False, gid=hover, zorder=3)
+            axis.plot(edge, y + down, arrow, color=colour, markersize=6, clip_on=False, gid=hover, zorder=3)
     if ends[0] <= skill <= ends[1]:
         significant = row["p_corrected"] < _SIGNIFICANT
         axis.plot(
-            skill, place, "o", color=_BLUE, markerfacecolor=_BLUE if significant else "white", markersize=7.5,
+            skill, y, "o", color=_BLUE, markerfacecolor=_BLUE if significant else "white", markersize=7.5,
             markeredgewidth=1.5, gid=hover, zorder=4,
         )  # fmt: skip
     if ends[0] <= seed_out <= ends[1]:
-        axis.plot(seed_out, place + 0.42, "^", color=_ORANGE, markersize=5, gid=hover, zorder=5)
+        axis.plot(seed_out, y + 0.42, "^", color=_ORANGE, markersize=5, gid=hover, zorder=5)
 
 
-def _write_columns(axis: Axes, places: np.ndarray, rows: pd.DataFrame) -> None:
+def _write_columns(axis: Axes, middles: np.ndarray, rows: pd.DataFrame) -> None:
     """On the right of each line, in how many resamples the measure ranks first, and the corrected p."""
     look: dict[str, Any] = {"textcoords": "offset points", "ha": "right", "fontsize": 9}
     columns = ((46, "ranks\nfirst", "first_share", _share), (102, "corrected\np", "p_corrected", _p_value))
     for shift, title, name, written in columns:
         axis.annotate(title, (1, 1), (shift, 3), xycoords="axes fraction", va="bottom", **look)
-        for place, value in zip(places, rows[name].to_numpy(float), strict=True):
+        for y, value in zip(middles, rows[name].to_numpy(float), strict=True):
             words = "–" if np.isnan(value) else written(value)
-            axis.annotate(words, (1, place), (shift, 0), xycoords=axis.get_yaxis_transform(), va="center", **look)
+            axis.annotate(words, (1, y), (shift, 0), xycoords=axis.get_yaxis_transform(), va="center", **look)
 
 
 def _share(value: float) -> str:
@@ -121,24 +118,19 @@ def _note(shown: int, known: int, all_rows: int) -> str:
 
 
 def _legend(rows: pd.DataFrame, ends: tuple[float, float]) -> list[Artist]:
-    empty: tuple[list[float], list[float]] = ([], [])
     handles: list[Artist] = []
     for label, face, chosen in (
         (f"corrected p < {_SIGNIFICANT}, with interval", _BLUE, rows["p_corrected"] < _SIGNIFICANT),
         ("not significant", "white", ~(rows["p_corrected"] < _SIGNIFICANT)),
     ):
         if chosen.any():
-            handles.append(
-                Line2D(
-                    *empty, color=_BLUE, marker="o", markerfacecolor=face, markersize=7.5, markeredgewidth=1.5,
-                    linewidth=2, label=label,
-                )
-            )  # fmt: skip
+            look = {"marker": "o", "markerfacecolor": face, "markersize": 7.5, "markeredgewidth": 1.5}
+            handles.append(key(label, color=_BLUE, linewidth=2, **look))
     if rows["skill_seed_out"].notna().any():
         label = "one seed left out at a time"
-        handles.append(Line2D(*empty, color=_ORANGE, linestyle="none", marker="^", markersize=5, label=label))
-    handles.append(Line2D(*empty, color="0.25", linewidth=0.9, label="no better than the mean"))
+        handles.append(key(label, color=_ORANGE, linestyle="none", marker="^", markersize=5))
+    handles.append(key("no better than the mean", color="0.25", linewidth=0.9))
     values = rows[["skill", "skill_low", "skill_high", "skill_seed_out"]].to_numpy(float)
     if ((values < ends[0]) | (values > ends[1])).any():
-        handles.append(Line2D(*empty, color=_BLUE, linestyle="none", marker="<", label="beyond the axis"))
+        handles.append(key("beyond the axis", color=_BLUE, linestyle="none", marker="<"))
     return handles

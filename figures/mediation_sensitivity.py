@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 from matplotlib.patheffects import withStroke
 
 from skip_conditioning.figures.drawing.saving import NothingToDrawError
-from skip_conditioning.figures.drawing.style import HOVER, PALETTE, SETTINGS, new_figure
+from skip_conditioning.figures.drawing.style import HOVER, PALETTE, SETTINGS, digits, new_figure
 
 _BLUE, _RED = PALETTE[0], PALETTE[3]
 #: The curve runs off the axis beyond so many times the larger of the total and the effect without confounding.
@@ -45,7 +45,7 @@ def mediation_sensitivity(curve: pd.DataFrame, *, total: float) -> Figure:
     if np.isfinite(total):
         axis.axhline(
             total, color=_RED, linestyle=(0, (5, 2)), linewidth=1.5, zorder=2, gid="total",
-            label=f"total effect {signed(total)}",
+            label=f"total effect {digits(total, 2)}",
         )  # fmt: skip
     if rho[0] <= 0 <= rho[-1]:
         _mark_unconfounded(axis, rho, indirect, crossings)
@@ -53,7 +53,7 @@ def mediation_sensitivity(curve: pd.DataFrame, *, total: float) -> Figure:
     _mark_crossings(axis, crossings)
     axis.set(xlabel="correlation ρ of the errors of conditioning and speed", ylabel="effect on speed")
     if not crossings.size:
-        note = f"the indirect effect does not cross 0 from ρ = {signed(rho[0])} to {signed(rho[-1])}"
+        note = f"the indirect effect does not cross 0 from ρ = {digits(rho[0], 2)} to {digits(rho[-1], 2)}"
         axis.set_xlabel(f"{axis.get_xlabel()}\n({note})")
     figure.legend(loc="outside upper center", ncols=4, columnspacing=1.5)
     return figure
@@ -65,11 +65,6 @@ def zero_crossings(rho: np.ndarray, indirect: np.ndarray) -> np.ndarray:
     before = np.flatnonzero(indirect[:-1] * indirect[1:] < 0)
     shares = indirect[before] / (indirect[before] - indirect[before + 1])
     return np.unique(np.concatenate([touched, rho[before] + shares * (rho[before + 1] - rho[before])]))
-
-
-def signed(value: float) -> str:
-    """A number with a true minus sign, such as ``−0.34``."""
-    return f"{value:.2g}".replace("-", "−")
 
 
 def _ends(rho: np.ndarray, indirect: np.ndarray, total: float) -> tuple[float, float]:
@@ -91,7 +86,7 @@ def _mark_unconfounded(axis: Axes, rho: np.ndarray, indirect: np.ndarray, crossi
         axis.axvspan(low, high, color="0.94", linewidth=0, zorder=0, label="keeps its sign", gid="keeps its sign")
     axis.plot(
         0, effect, "o", color=_BLUE, markersize=8, markeredgecolor="white", zorder=4,
-        label=f"without confounding: {signed(effect)}", gid=f"{HOVER}ρ = 0: indirect effect {signed(effect)}",
+        label=f"without confounding: {digits(effect, 2)}", gid=f"{HOVER}ρ = 0: indirect effect {digits(effect, 2)}",
     )  # fmt: skip
 
 
@@ -100,14 +95,14 @@ def _mark_crossings(axis: Axes, crossings: np.ndarray) -> None:
     for rho in crossings:
         axis.plot(
             rho, 0, "D", color="white", markeredgecolor="0.1", markeredgewidth=1.4, markersize=7, zorder=5,
-            gid=f"{HOVER}indirect effect 0 at ρ = {signed(rho)}",
+            gid=f"{HOVER}indirect effect 0 at ρ = {digits(rho, 2)}",
         )  # fmt: skip
     if crossings.size:
         nearest = crossings[np.argmin(np.abs(crossings))]
         left, right = axis.get_xlim()
         side = -1 if nearest > (left + right) / 2 else 1
         axis.annotate(
-            f"0 at ρ = {signed(nearest)}", (nearest, 0), (10 * side, 9), textcoords="offset points",
+            f"0 at ρ = {digits(nearest, 2)}", (nearest, 0), (10 * side, 9), textcoords="offset points",
             ha="right" if side < 0 else "left", va="bottom", gid="crossing",
             path_effects=[withStroke(linewidth=3, foreground="white")],
         )  # fmt: skip

@@ -21,15 +21,15 @@ _BELOW = 10.0
 
 
 @matplotlib.rc_context(SETTINGS)
-def regularity_terms(table: pd.DataFrame, *, subspace: str = "all") -> Figure:
+def regularity_terms(table: pd.DataFrame) -> Figure:
     """One panel for each network after its training: every layer's share of the kernel, and its terms of the bound.
 
     Args:
         table: Columns ``network``, ``step``, ``subspace``, ``lambda``, ``kind``, ``layer``, ``lambda_share``, ``term``
-            and ``cause``, as ``skip-conditioning theory regularity`` writes them.
-        subspace: Rows of this subspace of the outputs are shown: ``all``, ``centred`` or ``data``.
+            and ``cause``, as ``skip-conditioning theory regularity`` writes them; rows of the
+            ``subspace`` ``all`` are shown.
     """
-    rows = table[table["subspace"] == subspace]
+    rows = table[table["subspace"] == "all"]
     rows = rows[rows["step"] == rows.groupby("network")["step"].transform("max")]
     networks = list(dict.fromkeys(rows["network"]))
     styles = arm_styles(networks)
@@ -56,11 +56,11 @@ def _panel(axis: Axes, rows: pd.DataFrame, colour: str, bottom: float) -> None:
     axis.plot(range(len(layers)), [shares[layer] or np.nan for layer in layers], "o", color=colour, markersize=5)
     for (kind, (marker, _)), shift in zip(_KINDS.items(), (0.15, 0.3), strict=True):
         terms = rows[rows["kind"] == kind].set_index("layer")
-        places = np.arange(len(layers)) + shift
+        positions = np.arange(len(layers)) + shift
         known = [terms["term"][layer] if not terms["cause"][layer] else np.nan for layer in layers]
         vacuous = [bottom if terms["cause"][layer] else np.nan for layer in layers]
-        axis.plot(places, known, marker, color=colour, markersize=5, fillstyle="none")
-        axis.plot(places, vacuous, marker, color=GREY, markersize=3)
+        axis.plot(positions, known, marker, color=colour, markersize=5, fillstyle="none")
+        axis.plot(positions, vacuous, marker, color=GREY, markersize=3)
     axis.set_xticks(range(len(layers)), layers, rotation=90)
 
 

@@ -13,34 +13,12 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
 
 from skip_conditioning.diagnostics.errors import InputError
 from skip_conditioning.diagnostics.tables import Experiment
+from skip_conditioning.figures.drawing import selection, style
 from skip_conditioning.figures.drawing.saving import NothingToDrawError
-from skip_conditioning.figures.drawing.selection import (
-    check_option,
-    chosen_lr,
-    described_runs,
-    first_steps,
-    first_steps_label,
-    of_layer,
-    select_spectra,
-)
 from skip_conditioning.figures.drawing.singular_values import SCALES, Bins, SingularValues, pooled, with_points
-from skip_conditioning.figures.drawing.style import (
-    SETTINGS,
-    ArmStyle,
-    arm_styles,
-    counted,
-    fitted,
-    legend_columns,
-    lr_label,
-    map_label,
-    new_figure,
-    percentage,
-    value_name,
-)
 
 #: The paper draws the spectra of this network on (0, 6).
 _PAPER, _PAPER_RANGE = ("paper-mnist", "tail", "stem", "batch"), (0.0, 6.0)
@@ -50,7 +28,7 @@ _MOST_FILLED = 3
 _ROUNDING = 1e-9
 
 
-@matplotlib.rc_context(SETTINGS)
+@matplotlib.rc_context(style.SETTINGS)
 def singular_value_histograms(
     experiment: Experiment,
     *,
@@ -80,37 +58,43 @@ def singular_value_histograms(
         NothingToDrawError: The tables hold no such singular values.
         InputError: An option has an impossible value.
     """
-    check_option("scale", scale, SCALES)
+    selection.check_option("scale", scale, SCALES)
     if bins < 1 or (range is not None and not range[0] < range[1]):
         raise InputError(f"cannot make {bins} bins on {range}; give a positive number and an increasing range")
-    rate, runs = chosen_lr(described_runs(experiment), lr)
-    spectra = select_spectra(experiment, map, batch_mode)
-    name, spectra = of_layer(spectra[spectra["run_id"].isin(runs["run_id"])], layer)
-    spectra = first_steps(spectra, steps).merge(runs[["run_id", "arm", "trial", "model"]], on="run_id")
+    rate, runs = selection.chosen_lr(selection.described_runs(experiment), lr)
+    spectra = selection.select_spectra(experiment, map, batch_mode)
+    name, spectra = selection.of_layer(spectra[spectra["run_id"].isin(runs["run_id"])], layer)
+    spectra = selection.first_steps(spectra, steps).merge(runs[["run_id", "arm", "trial", "model"]], on="run_id")
     missing = len(spectra)
     spectra = with_points(spectra)
     missing -= len(spectra)
     if spectra.empty:
-        raise NothingToDrawError(f"no singular values of map {map!r} at {lr_label(rate)} were kept, nor their density")
+        raise NothingToDrawError(
+            f"no singular values of map {map!r} at {style.lr_label(rate)} were kept, nor their density"
+        )
     averaged = order_statistics(spectra)
     everything = {str(arm): pooled(rows) for arm, rows in spectra.groupby("arm")}
     edges = Bins.of(everything.values(), bins, range, scale)
     if range is None and not edges.log and _as_in_the_paper(spectra):
         edges = Bins.of(everything.values(), bins, _PAPER_RANGE, "linear")
-    styles = {arm: style for arm, style in arm_styles(runs["arm"]).items() if arm in averaged}
+    styles = {arm: arm_style for arm, arm_style in style.arm_styles(runs["arm"]).items() if arm in averaged}
 
-    figure = new_figure(3.9)
+    figure = style.new_figure(3.9)
     left, right = figure.subplots(1, 2, sharex=True)
     for axis, values, share in ((left, averaged, False), (right, everything, True)):
         note = _draw(axis, values, styles, edges, share=share)
-        axis.set_xlabel(value_name(map) + note)
-    left.set(title="order statistics, averaged", ylabel=f"{value_name(map)}s per bin")
+        axis.set_xlabel(style.value_name(map) + note)
+    left.set(title="order statistics, averaged", ylabel=f"{style.value_name(map)}s per bin")
     right.set(title="all values, pooled", ylabel="share of the values per bin (%)")
-    trials = counted(list(spectra.groupby("arm")["trial"].nunique()), "trial")
-    title = fitted(map_label(map, name), f"{first_steps_label(spectra, 'over')}, {trials}, {lr_label(rate)}", ": ")
+    trials = style.counted(list(spectra.groupby("arm")["trial"].nunique()), "trial")
+    title = style.fitted(
+        style.map_label(map, name),
+        f"{selection.first_steps_label(spectra, 'over')}, {trials}, {style.lr_label(rate)}",
+        ": ",
+    )
     figure.suptitle(title + _notes(spectra, missing), fontsize=10)
-    handles = [Line2D([], [], color=s.colour, linestyle=s.line, linewidth=1.8, label=arm) for arm, s in styles.items()]
-    figure.legend(handles=handles, loc="outside lower center", ncols=legend_columns(handles))
+    handles = style.arm_keys(styles)
+    figure.legend(handles=handles, loc="outside lower center", ncols=style.legend_columns(handles))
     return figure
 
 
@@ -161,27 +145,29 @@ def _as_in_the_paper(spectra: pd.DataFrame) -> bool:
     return set(spectra[["model", "map", "layer", "batch_mode"]].itertuples(index=False, name=None)) == {_PAPER}
 
 
-def _draw(axis: Axes, arms: dict[str, SingularValues], styles: dict[str, ArmStyle], bins: Bins, *, share: bool) -> str:
+def _draw(
+    axis: Axes, arms: dict[str, SingularValues], styles: dict[str, style.ArmStyle], bins: Bins, *, share: bool
+) -> str:
     """Draw one panel; returns lines for its axis label that say what the bins do not show."""
     beyond, unresolved = [], []
-    for place, (arm, style) in enumerate(styles.items()):
+    for position, (arm, arm_style) in enumerate(styles.items()):
         counts, under = bins.count(arms[arm])
         size = arms[arm].size
         unit = 100 / size if share else 1
         if len(styles) <= _MOST_FILLED:
-            axis.stairs(unit * counts, bins.edges, fill=True, color=style.colour, alpha=0.1)
+            axis.stairs(unit * counts, bins.edges, fill=True, color=arm_style.colour, alpha=0.1)
         axis.stairs(
-            unit * counts, bins.edges, color=style.colour, linestyle=style.line, linewidth=1.8, label=arm,
+            unit * counts, bins.edges, color=arm_style.colour, linestyle=arm_style.line, linewidth=1.8, label=arm,
             baseline=None,
         )  # fmt: skip
         if under:
-            column = bins.axis.columns(len(styles))[place : place + 2]
-            axis.stairs([unit * under], column, fill=True, color=style.colour, gid=f"{arm} under")
+            column = bins.axis.columns(len(styles))[position : position + 2]
+            axis.stairs([unit * under], column, fill=True, color=arm_style.colour, gid=f"{arm} under")
         beyond.append(1 - (counts.sum() + under) / size)
         unresolved.append(arms[arm].unresolved / size)
     bins.axis.apply(axis)
     axis.set_ylim(bottom=0)
     notes = [(max(beyond), "beyond the axis"), (0 if bins.log else max(unresolved), "under their floor")]
     return "".join(
-        f"\nup to {percentage(share)} of an arm's values {fate}" for share, fate in notes if share > _ROUNDING
+        f"\nup to {style.percentage(share)} of an arm's values {fate}" for share, fate in notes if share > _ROUNDING
     )

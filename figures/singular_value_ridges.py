@@ -10,37 +10,15 @@ import pandas as pd
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
 from skip_conditioning.diagnostics.errors import InputError
 from skip_conditioning.diagnostics.tables import Experiment
+from skip_conditioning.figures.drawing import selection, style
 from skip_conditioning.figures.drawing.axes import SigmaAxis
 from skip_conditioning.figures.drawing.ridges import CELLS, Ridge, fitting_axis, ridge_of, spread_layers, spread_steps
 from skip_conditioning.figures.drawing.saving import NothingToDrawError
-from skip_conditioning.figures.drawing.selection import (
-    check_option,
-    chosen_lr,
-    described_runs,
-    of_layer,
-    select_spectra,
-)
 from skip_conditioning.figures.drawing.singular_values import SCALES, pooled, spans_decades, with_points
-from skip_conditioning.figures.drawing.style import (
-    GREY,
-    SETTINGS,
-    ArmStyle,
-    arm_styles,
-    counted,
-    fitted,
-    legend_columns,
-    lr_label,
-    map_label,
-    new_figure,
-    number,
-    percentage,
-    value_name,
-)
 
 #: Logarithmic axes come sooner than in a histogram, whose wide panels show more of a linear one.
 _LOG_RATIO = 30
@@ -50,7 +28,7 @@ _TALLEST, _TYPICAL = 2.0, 0.9
 _MOST_FILLED = 3
 
 
-@matplotlib.rc_context(SETTINGS)
+@matplotlib.rc_context(style.SETTINGS)
 def singular_value_ridges(
     experiment: Experiment,
     *,
@@ -80,21 +58,23 @@ def singular_value_ridges(
         NothingToDrawError: The tables hold no such singular values or densities.
         InputError: An option has an impossible value.
     """
-    check_option("scale", scale, SCALES)
+    selection.check_option("scale", scale, SCALES)
     if steps < 1:
         raise InputError(f"the number of steps to show must be 1 or more, not {steps}")
-    rate, runs = chosen_lr(described_runs(experiment), lr)
-    spectra = select_spectra(experiment, map, batch_mode).merge(runs[["run_id", "arm", "trial"]], on="run_id")
+    rate, runs = selection.chosen_lr(selection.described_runs(experiment), lr)
+    spectra = selection.select_spectra(experiment, map, batch_mode).merge(runs[["run_id", "arm", "trial"]], on="run_id")
     if layer is not None:
-        _, spectra = of_layer(spectra, layer)
+        _, spectra = selection.of_layer(spectra, layer)
     points = with_points(spectra)
     if points.empty:
-        raise NothingToDrawError(f"no singular values of map {map!r} at {lr_label(rate)} were kept, nor their density")
+        raise NothingToDrawError(
+            f"no singular values of map {map!r} at {style.lr_label(rate)} were kept, nor their density"
+        )
     layers, shown = spread_layers(list(points["layer"].unique())), spread_steps(np.unique(points["step"]), steps)
     drawn = points[points["layer"].isin(layers) & points["step"].isin(shown)]
     arms = [[pooled(rows) for _, rows in drawn[drawn["layer"] == name].groupby("arm")] for name in layers]
     log = scale == "log" or (scale == "auto" and any(spans_decades(values, _LOG_RATIO) for values in arms))
-    styles = {arm: style for arm, style in arm_styles(runs["arm"]).items() if (drawn["arm"] == arm).any()}
+    styles = {arm: arm_style for arm, arm_style in style.arm_styles(runs["arm"]).items() if (drawn["arm"] == arm).any()}
 
     columns = _columns(len(layers))
     figure, axes = _panels(len(layers), columns, len(shown))
@@ -109,12 +89,12 @@ def singular_value_ridges(
         axis.set_title(_panel_title(name, panel, columns), fontsize=9)
         ridges += panel.values()
     axes[0].set_ylim(0.85 - len(shown), top + 0.1)
-    axes[0].set_yticks(-np.arange(len(shown)), [number(step) for step in shown])
+    axes[0].set_yticks(-np.arange(len(shown)), [style.number(step) for step in shown])
     figure.supylabel("step", fontsize=10)
-    figure.supxlabel(value_name(map) + _caption(log, points, ridges), fontsize=9, linespacing=1.3)
+    figure.supxlabel(style.value_name(map) + _caption(log, points, ridges), fontsize=9, linespacing=1.3)
     handles = _legend(styles, any(ridge.under > 0 for ridge in ridges))
     legend = figure.legend(
-        handles=handles, loc="outside upper center", ncols=legend_columns(handles), title_fontsize=10,
+        handles=handles, loc="outside upper center", ncols=style.legend_columns(handles), title_fontsize=10,
         title=_title(map, layer, spectra, points, layers, shown, rate),
     )  # fmt: skip
     legend.get_title().set_multialignment("center")
@@ -133,7 +113,7 @@ def _columns(layers: int) -> int:
 
 def _panels(layers: int, columns: int, steps: int) -> tuple[Figure, list[Axes]]:
     rows = -(-layers // columns)
-    figure = new_figure(1.35 + rows * (0.75 + 0.25 * (steps + 1)))
+    figure = style.new_figure(1.35 + rows * (0.75 + 0.25 * (steps + 1)))
     axes = figure.subplots(rows, columns, sharey=True, squeeze=False).ravel()
     for axis in axes[layers:]:
         axis.remove()
@@ -143,12 +123,12 @@ def _panels(layers: int, columns: int, steps: int) -> tuple[Figure, list[Axes]]:
 def _panel_title(layer: str, ridges: dict, columns: int) -> str:
     """The layer, as much of its name as fits, and the largest share of a ridge's values under their floor."""
     under = max(ridge.under for ridge in ridges.values())
-    note = f"\nunder floor: ≤ {percentage(max(under, 0.001))}" if under > 0 else ""
+    note = f"\nunder floor: ≤ {style.percentage(max(under, 0.001))}" if under > 0 else ""
     return elided(layer, 85 // columns) + note
 
 
 def _draw_panel(
-    axis: Axes, ridges: dict, steps: np.ndarray, styles: dict[str, ArmStyle], sigma_axis: SigmaAxis
+    axis: Axes, ridges: dict, steps: np.ndarray, styles: dict[str, style.ArmStyle], sigma_axis: SigmaAxis
 ) -> float:
     """Draw the ridges of one layer, later ones in front; returns how high they reach."""
     peaks = [ridge.density.max() for ridge in ridges.values()]
@@ -162,22 +142,22 @@ def _draw_panel(
             # What lies behind shines through a little, so that a ridge hidden by a taller one is not lost.
             top = np.max([ridge.density for ridge in here.values()], axis=0) / unit
             axis.fill_between(sigma, -rank, top - rank, color="white", alpha=0.7, linewidth=0, zorder=2 * rank + 1)
-        for place, (arm, style) in enumerate(styles.items()):
+        for position, (arm, arm_style) in enumerate(styles.items()):
             if arm not in here:
                 continue
             heights = here[arm].density / unit - rank
             if len(styles) <= _MOST_FILLED:
                 axis.fill_between(
-                    sigma, -rank, heights, color=style.colour, alpha=0.25, linewidth=0, zorder=2 * rank + 1
+                    sigma, -rank, heights, color=arm_style.colour, alpha=0.25, linewidth=0, zorder=2 * rank + 1
                 )
             axis.plot(
-                sigma, heights, color=style.colour, linestyle=style.line, linewidth=1.2, zorder=2 * rank + 2,
+                sigma, heights, color=arm_style.colour, linestyle=arm_style.line, linewidth=1.2, zorder=2 * rank + 2,
                 gid=f"{arm} step {step}",
             )  # fmt: skip
             if here[arm].under > 0:
                 axis.stairs(
-                    [here[arm].under - rank], columns[place : place + 2], baseline=-rank, fill=True,
-                    color=style.colour, zorder=2 * rank + 2, gid=f"{arm} step {step} under",
+                    [here[arm].under - rank], columns[position : position + 2], baseline=-rank, fill=True,
+                    color=arm_style.colour, zorder=2 * rank + 2, gid=f"{arm} step {step} under",
                 )  # fmt: skip
     axis.spines["left"].set_visible(False)
     axis.tick_params(axis="y", length=0)
@@ -189,7 +169,7 @@ def _caption(log: bool, points: pd.DataFrame, ridges: list[Ridge]) -> str:
     estimated = points["values"].isna()
     kind = "quadrature nodes" if estimated.all() else "values and quadrature nodes" if estimated.any() else "values"
     beyond = max(ridge.beyond for ridge in ridges)
-    note = f"; up to {percentage(beyond)} of a ridge lies beyond the axis" if beyond > 1e-6 else ""
+    note = f"; up to {style.percentage(beyond)} of a ridge lies beyond the axis" if beyond > 1e-6 else ""
     return (
         f"\nridges: density over {'log σ' if log else 'σ'}, one scale per panel{note}\n"
         f"{kind} smoothed by Gaussians about as wide as the distance to their neighbours"
@@ -201,8 +181,8 @@ def _title(
     rate: float,
 ) -> str:  # fmt: skip
     """What is shown: map, trials and learning rate, and which part of what was measured."""
-    trials = counted(list(points.groupby("arm")["trial"].nunique()), "trial")
-    title = fitted(map_label(map, layer), f"{trials}, {lr_label(rate)}", ": ")
+    trials = style.counted(list(points.groupby("arm")["trial"].nunique()), "trial")
+    title = style.fitted(style.map_label(map, layer), f"{trials}, {style.lr_label(rate)}", ": ")
     parts = []
     if points["step"].nunique() > len(steps):
         spread = ", spread evenly in log(step)" if len(steps) > 1 else ""
@@ -215,11 +195,8 @@ def _title(
     return title + ("\n" + "; ".join(parts) if parts else "")
 
 
-def _legend(styles: dict[str, ArmStyle], some_under: bool) -> list[Artist]:
-    handles: list[Artist] = [
-        Line2D([], [], color=style.colour, linestyle=style.line, linewidth=1.8, label=arm)
-        for arm, style in styles.items()
-    ]
+def _legend(styles: dict[str, style.ArmStyle], some_under: bool) -> list[Artist]:
+    handles = style.arm_keys(styles)
     if some_under:
-        handles.append(Patch(color=GREY, linewidth=0, label="bar: share under floor (next line up: 100 %)"))
+        handles.append(Patch(color=style.GREY, linewidth=0, label="bar: share under floor (next line up: 100 %)"))
     return handles

@@ -94,9 +94,9 @@ def _claim_package(name: str, folder: Path) -> None:
 
 def _failed(name: str, error: BaseException) -> ImportError:
     where = traceback.extract_tb(error.__traceback__)[-1]
-    place = "" if isinstance(error, SyntaxError) else f" ({where.filename}, line {where.lineno})"
+    location = "" if isinstance(error, SyntaxError) else f" ({where.filename}, line {where.lineno})"
     reason = " ".join(str(error).split())
-    return ImportError(f"importing {name!r} raised {type(error).__name__}: {reason}{place}")
+    return ImportError(f"importing {name!r} raised {type(error).__name__}: {reason}{location}")
 
 
 def _own_names(module: ModuleType) -> list[str]:

@@ -10,7 +10,7 @@ from skip_conditioning.diagnostics.monitoring.schedule import at_steps, every
 from skip_conditioning.experiments.config.train_config import TrainConfig, make_config
 from skip_conditioning.models import arms
 
-#: Steps that the ranking of measures of conditioning reads (``claims.mechanism.conditioning_measures``).
+#: Steps that the ranking of measures of conditioning reads (``claims.mechanism.measure_ranking``).
 _FIRST_STEPS = at_steps(0, 5)
 
 _CIFAR: dict[str, Any] = {

@@ -34,10 +34,8 @@ class RankCorrelation:
         return f"ρ = {_signed(self.rho)} [{_signed(self.low)}, {_signed(self.high)}]"
 
 
-def rank_correlation(
-    x: np.ndarray, y: np.ndarray, clusters: np.ndarray, *, confidence: float = 0.95, seed: int = 0
-) -> RankCorrelation:
-    """Spearman's ρ with a percentile bootstrap interval over whole clusters.
+def rank_correlation(x: np.ndarray, y: np.ndarray, clusters: np.ndarray) -> RankCorrelation:
+    """Spearman's ρ with a 95 % percentile bootstrap interval over whole clusters.
 
     Runs of one trial share an initialisation and a data order, so they are not independent: whole trials are
     drawn, with replacement. Infinite values are ranked like any others.
@@ -46,8 +44,6 @@ def rank_correlation(
         x: Shape ``(n,)``.
         y: Shape ``(n,)``.
         clusters: What must be drawn together, such as the trial; shape ``(n,)``.
-        confidence: Of the interval.
-        seed: Of the resampling, so that a figure drawn twice is the same.
     """
     runs = len(x)
     if runs < 3:
@@ -58,12 +54,12 @@ def rank_correlation(
     names, members = np.unique(clusters, return_inverse=True)
     if len(names) < 2:
         return RankCorrelation(rho, None, None, runs, "1 trial")
-    drawn = np.random.default_rng(seed).multinomial(len(names), np.full(len(names), 1 / len(names)), _RESAMPLES)
+    drawn = np.random.default_rng(0).multinomial(len(names), np.full(len(names), 1 / len(names)), _RESAMPLES)
     rhos = _weighted_rhos(x, y, drawn[:, members].astype(float))
     defined = rhos[np.isfinite(rhos)]
     if len(defined) < _RESAMPLES / 2:
         return RankCorrelation(rho, None, None, runs, "most resamples are constant")
-    low, high = np.quantile(defined, [(1 - confidence) / 2, (1 + confidence) / 2])
+    low, high = np.quantile(defined, [0.025, 0.975])
     return RankCorrelation(rho, float(low), float(high), runs)
 
 

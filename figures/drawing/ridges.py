@@ -58,7 +58,7 @@ def spread_layers(layers: list[str]) -> list[str]:
     """All layers, or 20 of them spread evenly, first and last among them."""
     if len(layers) <= _MOST_LAYERS:
         return layers
-    return [layers[place] for place in np.linspace(0, len(layers) - 1, _MOST_LAYERS).round().astype(int)]
+    return [layers[position] for position in np.linspace(0, len(layers) - 1, _MOST_LAYERS).round().astype(int)]
 
 
 def fitting_axis(rows: pd.DataFrame, log: bool) -> SigmaAxis:
@@ -85,8 +85,8 @@ def ridge_of(rows: pd.DataFrame, axis: SigmaAxis) -> Ridge:
         shares = row["counts"] / row["counts"].sum()
         over = row["points"] > row["floor"]
         values, within = row["points"], over & (row["points"] >= axis.low) & (row["points"] <= axis.high)
-        places = np.log10(values[within]) if axis.log else values[within]
-        density += smoothed(places, shares[within], edges) / len(rows)
+        positions = np.log10(values[within]) if axis.log else values[within]
+        density += smoothed(positions, shares[within], edges) / len(rows)
         under += float(shares[~over].sum()) / len(rows)
         beyond += float(shares[over & ~within].sum()) / len(rows)
     return Ridge(density, under, beyond)
@@ -120,8 +120,8 @@ def smoothed(points: np.ndarray, shares: np.ndarray, edges: np.ndarray) -> np.nd
 def kernel_widths(points: np.ndarray, span: float) -> np.ndarray:
     """Standard deviation of the kernel of each of some ascending points on an axis of the given length."""
     reach = max(_FEWEST, round(_REACH * len(points)))
-    places = np.arange(len(points))
-    low, high = np.maximum(places - reach, 0), np.minimum(places + reach, len(points) - 1)
+    positions = np.arange(len(points))
+    low, high = np.maximum(positions - reach, 0), np.minimum(positions + reach, len(points) - 1)
     distances = (points[high] - points[low]) * reach / np.maximum(high - low, 1)
     return np.clip(_WIDTH * distances, _NARROWEST * span, _WIDEST * span)
 

@@ -103,8 +103,8 @@ def select_spectra(experiment: Experiment, map: str, batch_mode: str | None = No
     if chosen.empty:
         measured = spectra[["map", "batch_mode"]].drop_duplicates().itertuples(index=False)
         names = ", ".join(sorted(f"{row.map} ({row.batch_mode})" for row in measured))
-        asked = f"map {map!r}" + (f" in batch mode {batch_mode!r}" if batch_mode else "")
-        raise NothingToDrawError(f"no spectra of {asked}; measured: {names}")
+        wanted = f"map {map!r}" + (f" in batch mode {batch_mode!r}" if batch_mode else "")
+        raise NothingToDrawError(f"no spectra of {wanted}; measured: {names}")
     return chosen
 
 

@@ -1,15 +1,17 @@
 """The style shared by all figures: a colour, marker and line per arm, fonts, log axes, names of quantities."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
+import pandas as pd
 import seaborn as sns
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.axis import Axis
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
 LineStyle = Literal["-"] | tuple[float, Sequence[float]]
@@ -76,19 +78,19 @@ def arm_styles(arms: Iterable[str]) -> dict[str, ArmStyle]:
     """
     listed = list(dict.fromkeys(arms))
     others = [arm for arm in listed if arm not in _PAPER_ARMS]
-    free = [place for place in range(len(_COLOURS)) if place not in {_PAPER_ARMS.get(arm) for arm in listed}]
-    places = _PAPER_ARMS | {
+    free = [position for position in range(len(_COLOURS)) if position not in {_PAPER_ARMS.get(arm) for arm in listed}]
+    positions = _PAPER_ARMS | {
         arm: free[rank % len(free)] + rank // len(free) * len(_COLOURS) for rank, arm in enumerate(others)
     }
-    return {arm: _style(places[arm]) for arm in listed}
+    return {arm: _style(positions[arm]) for arm in listed}
 
 
-def _style(place: int) -> ArmStyle:
-    turn = place // len(_COLOURS)
+def _style(position: int) -> ArmStyle:
+    turn = position // len(_COLOURS)
     return ArmStyle(
-        colour=_COLOURS[place % len(_COLOURS)],
-        marker=_MARKERS[(place + turn) % len(_MARKERS)],
-        line=_LINES[(place + turn) % len(_LINES)],
+        colour=_COLOURS[position % len(_COLOURS)],
+        marker=_MARKERS[(position + turn) % len(_MARKERS)],
+        line=_LINES[(position + turn) % len(_LINES)],
     )
 
 
@@ -102,10 +104,10 @@ def panel_grid(figure: Figure, count: int) -> list[Axes]:
     columns = panel_columns(count)
     rows = -(-count // columns)
     axes = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False).ravel()
-    for place, axis in enumerate(axes):
-        if place >= count:
+    for position, axis in enumerate(axes):
+        if position >= count:
             axis.remove()
-        elif place + columns >= count:
+        elif position + columns >= count:
             axis.tick_params(labelbottom=True)
     return list(axes[:count])
 
@@ -113,6 +115,25 @@ def panel_grid(figure: Figure, count: int) -> list[Axes]:
 def panel_columns(count: int) -> int:
     """Columns of a grid of panels: as many as stay readable."""
     return 2 if count == 4 else min(count, 3)
+
+
+def named_lines(axis: Axes, names: Sequence[str], heights: np.ndarray) -> np.ndarray:
+    """Lines of a table with their names on the left, from the top of a panel down.
+
+    Args:
+        axis: The panel.
+        names: One for each line.
+        heights: Of the lines, shape ``(n,)``.
+
+    Returns:
+        The middle of each line, shape ``(n,)``.
+    """
+    middles = np.cumsum(heights) - heights / 2
+    axis.set_ylim(float(heights.sum()), 0)
+    axis.set_yticks(middles, names, parse_math=False)
+    axis.tick_params(axis="y", length=0)
+    axis.spines["left"].set_visible(False)
+    return middles
 
 
 def log_axis(axis: Axis, low: float, high: float) -> None:
@@ -143,6 +164,11 @@ def number(value: float) -> str:
     return rf"$10^{{{exponent}}}$" if np.isclose(factor, 1) else rf"${factor:.3g}\times10^{{{exponent}}}$"
 
 
+def digits(value: float, count: int = 3) -> str:
+    """A number to so many significant digits, with a true minus sign and ∞."""
+    return f"{value:.{count}g}".replace("-", "−").replace("inf", "∞")
+
+
 def percentage(share: float) -> str:
     """A share as a percentage: two digits under 10 %, else whole."""
     percent = 100 * share
@@ -155,6 +181,23 @@ def with_error(value: float, error: float) -> str:
         return f"{value:.2g} ±{percentage(error / value)}"
     decimals = max(0, -int(np.floor(np.log10(float(f"{error:.0e}")))))
     return f"{value:.{decimals}f} ±{error:.{decimals}f}"
+
+
+def key(label: str, **look: Any) -> Line2D:
+    """A legend entry for lines or points of a look."""
+    return Line2D([], [], label=label, **look)
+
+
+def arm_keys(styles: Mapping[str, ArmStyle]) -> list[Artist]:
+    """Legend entries of arms that are drawn as lines."""
+    return [key(arm, color=style.colour, linestyle=style.line, linewidth=1.8) for arm, style in styles.items()]
+
+
+def bound_sides(bounds: pd.Series) -> list[tuple[str, str]]:
+    """The kinds of bound there are among values, as ``("above", "lower bound")`` for truths above them."""
+    return [
+        (side, name) for side, name in (("above", "lower bound"), ("below", "upper bound")) if (bounds == side).any()
+    ]
 
 
 def legend_columns(handles: Sequence[Artist]) -> int:

@@ -17,7 +17,7 @@ from skip_conditioning.experiments import verify
 from skip_conditioning.experiments.claims.paper import registry
 from skip_conditioning.experiments.claims.paper.theory_claims import decide, decide_statement
 from skip_conditioning.experiments.claims.run import experiments, preregistration
-from skip_conditioning.experiments.claims.run.experiments import Resources, read_tables, shared_experiments
+from skip_conditioning.experiments.claims.run.experiments import read_tables, shared_experiments
 from skip_conditioning.experiments.claims.run.preregistration import FILE
 from skip_conditioning.experiments.claims.verdict.claim import ClaimInputs, Comparison, Plan
 from skip_conditioning.experiments.claims.verdict.paired_claim import PairedClaim
@@ -179,7 +179,7 @@ def test_processes_are_handed_on_and_not_registered(tmp_path, monkeypatch):
 
 
 def test_a_deleted_run_is_refused_as_incomplete(copy):
-    (shared,) = shared_experiments(list(CLAIMS.values()), "demo", None, Resources(copy))
+    (shared,) = shared_experiments(list(CLAIMS.values()), "demo", None, copy)
     run_directory = copy / "experiments/digits/runs/residual-lr0.1-trial03"
     status = json.loads((run_directory / "status.json").read_text()) | {"status": "diverged"}
     (run_directory / "status.json").write_text(json.dumps(status))
@@ -199,7 +199,7 @@ def test_a_deleted_run_is_refused_where_nothing_is_trained(copy, tmp_path, capsy
 
 
 def test_swapped_arms_change_the_verdicts(copy, done):
-    (shared,) = shared_experiments(list(CLAIMS.values()), "demo", None, Resources(copy))
+    (shared,) = shared_experiments(list(CLAIMS.values()), "demo", None, copy)
     for config in shared.config.output.out.glob("runs/*/config.json"):
         content = json.loads(config.read_text())
         content["arm"] = {"chain": "residual", "residual": "chain"}[content["arm"]]

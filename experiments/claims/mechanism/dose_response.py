@@ -1,4 +1,4 @@
-"""Do conditioning and speed go together over the doses of the skip? And the runs as the mechanism's tests need them."""
+"""Do conditioning and speed go together over the doses of the skip?"""
 
 from collections.abc import Mapping
 
@@ -8,10 +8,11 @@ from scipy import stats
 
 from skip_conditioning.diagnostics.tables import Experiment
 from skip_conditioning.experiments.claims.mechanism.design import MEDIATORS, Design
+from skip_conditioning.experiments.claims.mechanism.learning_rates import run_table
 from skip_conditioning.experiments.claims.statistics.median_intervals import exact_interval, median
 from skip_conditioning.experiments.claims.statistics.paired_tests import sign_test
 from skip_conditioning.experiments.claims.verdict.claim import Finding, Verdict
-from skip_conditioning.experiments.claims.verdict.run_measures import MEASURES, NAMES
+from skip_conditioning.experiments.claims.verdict.run_measures import NAMES
 
 
 def dose_response(
@@ -66,49 +67,3 @@ def dose_table(tables: Experiment, design: Design, mediator: str, rates: Mapping
         return rows.assign(mediator=np.exp(rows["mediator"]), speed=np.exp(rows["speed"]))[
             ["gain", "trial", "mediator", "speed"]
         ]
-
-
-def run_table(tables: Experiment, design: Design, mediator: str, rates: Mapping[str, float]) -> pd.DataFrame:
-    """The runs of each arm at its learning rate.
-
-    Args:
-        tables: The experiment.
-        design: Its measure of speed.
-        mediator: The measure of conditioning.
-        rates: Learning rate of each arm.
-
-    Returns:
-        Columns ``run_id, arm, trial, lr, mediator, speed``, the last two logarithms.
-    """
-    runs = tables.runs
-    wanted = runs["arm"].map(dict(rates)).astype(float)
-    chosen = runs[np.isclose(runs["lr"].astype(float), wanted, rtol=1e-9, atol=0)]
-    logs = {
-        name: MEASURES[measure](tables).reindex(chosen["run_id"]).to_numpy(float)
-        for name, measure in (("mediator", mediator), ("speed", design.speed))
-    }
-    return chosen[["run_id", "arm", "trial", "lr"]].assign(**logs).reset_index(drop=True)
-
-
-def factorial_table(tables: Experiment, design: Design, mediator: str, rates: Mapping[str, float]) -> pd.DataFrame:
-    """The runs of the factorial design, skip × initialisation.
-
-    Args:
-        tables: The experiment.
-        design: Its factorial.
-        mediator: The measure of conditioning.
-        rates: Learning rate of each arm.
-
-    Returns:
-        The columns of ``run_table``, ``treated`` (1 with the skip) and ``block`` (number of the initialisation).
-    """
-    cells = {
-        arm: (int(treated), block)
-        for block, pair in enumerate(design.factorial)
-        for treated, arm in enumerate(pair)
-    }  # fmt: skip
-    rows = run_table(tables, design, mediator, rates)
-    rows = rows[rows["arm"].isin(cells)]
-    return rows.assign(
-        treated=[cells[arm][0] for arm in rows["arm"]], block=[cells[arm][1] for arm in rows["arm"]]
-    ).reset_index(drop=True)

@@ -17,6 +17,7 @@ from skip_conditioning.experiments.claims.statistics.median_intervals import boo
 from skip_conditioning.experiments.claims.verdict.claim import Comparison, DecisionRule, Finding, Verdict
 from skip_conditioning.experiments.claims.verdict.comparisons import describe
 from skip_conditioning.experiments.claims.verdict.decision import Decision, combine, decide
+from skip_conditioning.experiments.claims.verdict.formatting import SYMBOLS
 from skip_conditioning.experiments.claims.verdict.pairs import Differences, paired_differences
 from skip_conditioning.experiments.claims.verdict.run_measures import NAMES
 
@@ -188,3 +189,24 @@ def mechanism_verdict(outcomes: Sequence[Outcome], others: Sequence[Finding]) ->
     findings = (*(outcome.finding for outcome in rest), *others)
     verdicts = [finding.verdict for finding in findings if finding.verdict != "vacuous"]
     return combine(verdicts) if verdicts else "inconclusive"
+
+
+def findings_at_each_rate(effects: Effects, mediator: str, rule: DecisionRule, seed: int) -> list[Finding]:
+    """The comparisons repeated at every learning rate, the same for all arms: the number with each verdict.
+
+    Args:
+        effects: Of the experiment.
+        mediator: The measure of conditioning.
+        rule: Fixed beforehand.
+        seed: Of the bootstrap.
+    """
+    findings = []
+    for lr in sorted(effects.tables.runs["lr"].astype(float).unique()):
+        outcomes = effects.compare(mediator, dict.fromkeys(effects.design.arms, float(lr)), rule, seed)
+        verdicts = [outcome.finding.verdict for outcome in outcomes]
+        counts = {str(name): float(verdicts.count(name)) for name in SYMBOLS}
+        against = [f"{each.arm} against {each.other}" for each in outcomes if each.finding.verdict == "contradicted"]
+        verdict = mechanism_verdict(outcomes, [])
+        note = f"contradicted: {', '.join(against)}" if against else ""
+        findings.append(Finding(f"{NAMES[mediator]}, all arms at learning rate {lr:g}", verdict, counts, note))
+    return findings

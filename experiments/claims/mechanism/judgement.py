@@ -5,6 +5,7 @@ The tables that the findings rest on are written into the folder of the figures.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,17 +15,21 @@ import pandas as pd
 from skip_conditioning.diagnostics.errors import InputError
 from skip_conditioning.diagnostics.tables import Experiment, clear_disk_errors
 from skip_conditioning.experiments.claims.mechanism.design import MEDIATORS, Design
-from skip_conditioning.experiments.claims.mechanism.dose_response import dose_response, dose_table, factorial_table
-from skip_conditioning.experiments.claims.mechanism.interventions import Effects, Outcome, mechanism_verdict
+from skip_conditioning.experiments.claims.mechanism.dose_response import dose_response, dose_table
+from skip_conditioning.experiments.claims.mechanism.interventions import (
+    Effects,
+    Outcome,
+    findings_at_each_rate,
+    mechanism_verdict,
+)
 from skip_conditioning.experiments.claims.mechanism.learning_rates import (
     after_pilots,
     best_rates,
-    check_balanced,
     learning_rate_sweep,
+    run_table,
 )
-from skip_conditioning.experiments.claims.mechanism.secondary import (
+from skip_conditioning.experiments.claims.mechanism.measure_ranking import (
     best_measure_sentence,
-    findings_at_each_rate,
     partial_correlation_finding,
     rank_conditioning_measures,
     ranking_findings,
@@ -32,10 +37,11 @@ from skip_conditioning.experiments.claims.mechanism.secondary import (
 from skip_conditioning.experiments.claims.statistics.mediation import mediation, sensitivity
 from skip_conditioning.experiments.claims.verdict.claim import ClaimInputs, DecisionRule, Finding, Verdict
 from skip_conditioning.experiments.claims.verdict.formatting import words
+from skip_conditioning.experiments.claims.verdict.pairs import check_complete
 from skip_conditioning.experiments.claims.verdict.run_measures import NAMES
 from skip_conditioning.experiments.theory.experiment import write_table
 from skip_conditioning.figures.dose_response import dose_response as draw_doses
-from skip_conditioning.figures.drawing.saving import NothingToDrawError, save
+from skip_conditioning.figures.drawing.saving import save_drawable
 from skip_conditioning.figures.intervention_effects import intervention_effects
 from skip_conditioning.figures.learning_rate_sweep import learning_rate_sweep as draw_sweep
 from skip_conditioning.figures.measure_ranking import measure_ranking
@@ -79,88 +85,72 @@ def judge_experiment(
     Raises:
         InputError: Runs are missing, or there are too few trials.
     """
-    check_balanced(tables, design.arms)
+    check_complete(tables, design.arms)
     with clear_disk_errors(inputs.directory):
         inputs.directory.mkdir(parents=True, exist_ok=True)
     rates = best_rates(tables, design.speed, pilots)
     compared = after_pilots(tables, pilots)
     if not len(compared.runs):
         raise InputError(f"all {pilots} trials choose learning rates and none is left to compare; give more --trials")
-    figures = _Figures(inputs.directory)
     effects = Effects(compared, design)
-    results = [_judge_mediator(effects, mediator, rates, rule, figures, inputs.seed) for mediator in design.mediators]
+    each = [_judge_mediator(effects, mediator, rates, rule, inputs) for mediator in design.mediators]
     sweep = learning_rate_sweep(compared, design.speed)
     sweep["is_best"] = [rates[arm] == lr for arm, lr in zip(sweep["arm"], sweep["lr"], strict=True)]
-    figures.keep("learning_rates", sweep, draw_sweep, measure=words(design.speed))
     ranking = rank_conditioning_measures(compared, design, rates, inputs.seed)
-    figures.keep("measure_ranking", ranking, measure_ranking)
-    secondary = [finding for result in results for finding in result.secondary]
+    secondary = [finding for judgement in each for finding in judgement.secondary]
     secondary += [*ranking_findings(ranking, rule.level), _rates_inside_sweep(rates, sorted(sweep["lr"].unique()))]
     return ExperimentJudgement(
-        {mediator: result.verdict for mediator, result in zip(design.mediators, results, strict=True)},
-        tuple(finding for result in results for finding in result.findings),
+        {mediator: verdict for judgement in each for mediator, verdict in judgement.verdicts.items()},
+        tuple(finding for judgement in each for finding in judgement.findings),
         tuple(secondary),
-        f"{'; '.join(result.summary for result in results)}. {best_measure_sentence(ranking)}".strip(),
-        tuple(figures.drawn),
+        f"{'; '.join(judgement.summary for judgement in each)}. {best_measure_sentence(ranking)}".strip(),
+        (
+            *(path for judgement in each for path in judgement.figures),
+            *_keep(inputs, "learning_rates", sweep, draw_sweep, measure=words(design.speed)),
+            *_keep(inputs, "measure_ranking", ranking, measure_ranking),
+        ),
     )
-
-
-@dataclass(frozen=True)
-class _MediatorResult:
-    """The verdict on one mediator in one experiment, with the fields of ``ExperimentJudgement``."""
-
-    verdict: Verdict
-    findings: tuple[Finding, ...]
-    secondary: tuple[Finding, ...]
-    summary: str
 
 
 def _judge_mediator(
-    effects: Effects, mediator: str, rates: Mapping[str, float], rule: DecisionRule, figures: "_Figures", seed: int
-) -> _MediatorResult:
+    effects: Effects, mediator: str, rates: Mapping[str, float], rule: DecisionRule, inputs: ClaimInputs
+) -> ExperimentJudgement:
+    """What ``judge_experiment`` returns, for one mediator alone."""
     tables, design = effects.tables, effects.design
     share = replace(rule, level=rule.level / design.shares)
-    outcomes = effects.compare(mediator, rates, share, seed)
-    others = []
-    figures.keep(
-        f"{mediator}_interventions",
-        _effect_table(design, outcomes),
-        intervention_effects,
-        mediator=NAMES[mediator],
-        equivalent=rule.equivalence_margin,
+    outcomes = effects.compare(mediator, rates, share, inputs.seed)
+    others: list[Finding] = []
+    figures = _keep(
+        inputs, f"{mediator}_interventions", _effect_table(design, outcomes), intervention_effects,
+        mediator=NAMES[mediator], equivalent=rule.equivalence_margin,
         smaller_is_better=MEDIATORS[mediator] == "smaller",
-    )
+    )  # fmt: skip
     if design.doses:
         others.append(dose_response(tables, design, mediator, rates, share.level))
         doses = dose_table(tables, design, mediator, rates)
-        figures.keep(f"{mediator}_doses", doses, draw_doses, mediator=NAMES[mediator])
+        figures += _keep(inputs, f"{mediator}_doses", doses, draw_doses, mediator=NAMES[mediator])
     if design.factorial:
-        runs = factorial_table(tables, design, mediator, rates)
-        others.append(_mediation(runs, design, mediator, share, figures, seed))
+        runs = _factorial_table(tables, design, mediator, rates)
+        finding, drawn = _mediation(runs, design, mediator, share, inputs)
+        others.append(finding)
+        figures += drawn
     verdict = mechanism_verdict(outcomes, others)
-    secondary = (
-        *findings_at_each_rate(effects, mediator, share, seed),
-        partial_correlation_finding(tables, design, mediator, seed),
+    return ExperimentJudgement(
+        {mediator: verdict},
+        (*(outcome.finding for outcome in outcomes), *others),
+        (
+            *findings_at_each_rate(effects, mediator, share, inputs.seed),
+            partial_correlation_finding(tables, design, mediator, inputs.seed),
+        ),
+        _summary(mediator, verdict, outcomes, others),
+        figures,
     )
-    findings = (*(outcome.finding for outcome in outcomes), *others)
-    return _MediatorResult(verdict, findings, secondary, _summary(mediator, verdict, outcomes, others))
 
 
-class _Figures:
-    """Writes tables and the figures drawn from them into one folder; a figure with nothing to draw is left out."""
-
-    def __init__(self, directory: Path) -> None:
-        self.directory = directory
-        self.drawn: list[Path] = []
-
-    def keep(self, name: str, table: pd.DataFrame, draw: Any, **options: Any) -> None:
-        """Write a table and draw it."""
-        write_table(table, self.directory / f"{name}.parquet")
-        try:
-            figure = draw(table, **options)
-        except NothingToDrawError:
-            return
-        self.drawn += save(figure, self.directory / name, ["svg"])
+def _keep(inputs: ClaimInputs, name: str, table: pd.DataFrame, draw: Any, **options: Any) -> tuple[Path, ...]:
+    """Write a table into the claim's folder and draw it, unless there is nothing to draw; returns the figure's path."""
+    write_table(table, inputs.directory / f"{name}.parquet")
+    return save_drawable(inputs.directory, {name: partial(draw, table, **options)})
 
 
 def _effect_table(design: Design, outcomes: Sequence[Outcome]) -> pd.DataFrame:
@@ -186,19 +176,29 @@ def _effect_table(design: Design, outcomes: Sequence[Outcome]) -> pd.DataFrame:
 _ENDS = ("ratio", "ratio_low", "ratio_high")
 
 
+def _factorial_table(tables: Experiment, design: Design, mediator: str, rates: Mapping[str, float]) -> pd.DataFrame:
+    """The runs of the factorial design: as ``run_table``, with ``treated`` (1 with the skip) and ``block``."""
+    treated = {arm: position for pair in design.factorial for position, arm in enumerate(pair)}
+    block = {arm: number for number, pair in enumerate(design.factorial) for arm in pair}
+    rows = run_table(tables, design, mediator, rates)
+    rows = rows[rows["arm"].isin(treated)].reset_index(drop=True)
+    return rows.assign(treated=rows["arm"].map(treated), block=rows["arm"].map(block))
+
+
 def _mediation(
-    runs: pd.DataFrame, design: Design, mediator: str, rule: DecisionRule, figures: "_Figures", seed: int
-) -> Finding:
-    """The share of the skip's effect that passes through the mediator; vacuous where it cannot be estimated."""
+    runs: pd.DataFrame, design: Design, mediator: str, rule: DecisionRule, inputs: ClaimInputs
+) -> tuple[Finding, tuple[Path, ...]]:
+    """The share of the skip's effect that passes through the mediator, vacuous if unknown; and its figure."""
     what = (
         f"mediation: more than {100 * design.share:g} % of the skip's effect on speed passes through {NAMES[mediator]}"
     )
     try:
-        result = mediation(runs, seed=seed, confidence=1 - rule.level)
+        result = mediation(runs, seed=inputs.seed, confidence=1 - rule.level)
         curve = sensitivity(runs, _RHO)
     except InputError as error:  # conditioning that was not measured in every run, say
-        return Finding(what, "vacuous", {}, str(error))
-    figures.keep(f"{mediator}_mediation_sensitivity", curve, mediation_sensitivity, total=result.total)
+        return Finding(what, "vacuous", {}, str(error)), ()
+    name = f"{mediator}_mediation_sensitivity"
+    figures = _keep(inputs, name, curve, mediation_sensitivity, total=result.total)
     verdict: Verdict = "inconclusive"
     if result.total_low <= 0 <= result.total_high:
         verdict = "vacuous"
@@ -212,7 +212,7 @@ def _mediation(
         numbers = {name: value for name, value in numbers.items() if not name.startswith("share")}
     numbers |= {"p_indirect": result.p_indirect, "rho_zero": result.rho_zero, "runs": float(result.runs)}
     numbers |= {"diverged": float(result.diverged)}
-    return Finding(what, verdict, numbers, result.note)
+    return Finding(what, verdict, numbers, result.note), figures
 
 
 def _rates_inside_sweep(rates: Mapping[str, float], tried: Sequence[float]) -> Finding:

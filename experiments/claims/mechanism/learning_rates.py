@@ -1,14 +1,15 @@
-"""The best learning rate of each arm, chosen on pilot trials that take no part in any comparison."""
+"""The best learning rate of each arm, chosen on pilot trials that take no part in any comparison; runs at it."""
+
+from collections.abc import Mapping
 
 import numpy as np
 import pandas as pd
 
 from skip_conditioning.diagnostics.errors import InputError
 from skip_conditioning.diagnostics.tables import Experiment
+from skip_conditioning.experiments.claims.mechanism.design import Design
 from skip_conditioning.experiments.claims.verdict.pairs import with_runs
 from skip_conditioning.experiments.claims.verdict.run_measures import MEASURES
-
-_NAMED = 6
 
 
 def best_rates(tables: Experiment, measure: str, pilots: int) -> dict[str, float]:
@@ -60,32 +61,29 @@ def after_pilots(tables: Experiment, pilots: int) -> Experiment:
     return with_runs(tables, set(runs.loc[runs["trial"].astype(int) >= pilots, "run_id"]))
 
 
-def at_rates(tables: Experiment, rates: dict[str, float]) -> Experiment:
+def at_rates(tables: Experiment, rates: Mapping[str, float]) -> Experiment:
     """The runs of each arm at its own learning rate."""
     runs = tables.runs
-    wanted = runs["arm"].map(rates).astype(float)
+    wanted = runs["arm"].map(dict(rates)).astype(float)
     return with_runs(tables, set(runs.loc[np.isclose(runs["lr"].astype(float), wanted, rtol=1e-9, atol=0), "run_id"]))
 
 
-def check_balanced(tables: Experiment, arms: tuple[str, ...]) -> None:
-    """Check that every arm has a finished or diverged run of every trial at every learning rate.
+def run_table(tables: Experiment, design: Design, mediator: str, rates: Mapping[str, float]) -> pd.DataFrame:
+    """The runs of each arm at its learning rate.
 
-    Raises:
-        InputError: Some are missing or not over.
+    Args:
+        tables: The experiment.
+        design: Its measure of speed.
+        mediator: The measure of conditioning.
+        rates: Learning rate of each arm.
+
+    Returns:
+        Columns ``run_id, arm, trial, lr, mediator, speed``, the last two logarithms.
     """
-    runs = tables.runs
-    rates = sorted(runs["lr"].astype(float).unique())
-    trials = range(int(runs["trial"].astype(int).max()) + 1) if len(runs) else range(0)
-    over = runs[runs["status"].isin(["finished", "diverged"])]
-    present = {(arm, float(lr), int(t)) for arm, lr, t in over[["arm", "lr", "trial"]].itertuples(index=False)}
-    absent = [
-        f"{arm} at {lr:g}, trial {trial}"
-        for arm in arms for lr in rates for trial in trials
-        if (arm, lr, trial) not in present
-    ]  # fmt: skip
-    if absent or not len(runs):
-        more = f" and {len(absent) - _NAMED} more" if len(absent) > _NAMED else ""
-        raise InputError(
-            f"runs are missing or not over: {', '.join(absent[:_NAMED]) or 'all'}{more}; finish the experiment by "
-            "the command that began it"
-        )
+    chosen = at_rates(tables, rates)
+    runs = chosen.runs[["run_id", "arm", "trial", "lr"]]
+    logs = {
+        name: MEASURES[measure](chosen).reindex(runs["run_id"]).to_numpy(float)
+        for name, measure in (("mediator", mediator), ("speed", design.speed))
+    }
+    return runs.assign(**logs).reset_index(drop=True)

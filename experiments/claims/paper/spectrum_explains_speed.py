@@ -8,7 +8,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Final
 
-from skip_conditioning.diagnostics.errors import InputError
 from skip_conditioning.experiments.claims.mechanism.design import Design, Kind
 from skip_conditioning.experiments.claims.mechanism.judgement import ExperimentJudgement, judge_experiment
 from skip_conditioning.experiments.claims.statistics.paired_tests import fewest_pairs, level_at
@@ -23,7 +22,7 @@ from skip_conditioning.experiments.claims.verdict.claim import (
     Verdict,
 )
 from skip_conditioning.experiments.claims.verdict.decision import combine
-from skip_conditioning.experiments.claims.verdict.paired_claim import change
+from skip_conditioning.experiments.claims.verdict.paired_claim import change, check_tables, untestable
 from skip_conditioning.experiments.config.presets import preset
 from skip_conditioning.experiments.config.train_config import TrainConfig
 
@@ -234,37 +233,32 @@ class SpectrumExplainsSpeed:
         """
         experiments = self.by_size.get(size, {})
         if not experiments:
-            sizes = ", ".join(f"--size {other}" for other in self.by_size)
-            return Judgement(
-                "inconclusive", (), f"Not testable at size {size}, at which nothing is trained for it.",
-                f"Another size: {sizes}.",
-            )  # fmt: skip
-        missing = [name for name in experiments if name not in inputs.experiments]
-        if missing:
-            raise InputError(f"{self.id} needs the tables of {', '.join(missing)}; repeat the command to train them")
+            return untestable(size, self.by_size)
+        check_tables(self, inputs, size)
         deciding = replace(self.rule, level=self._level(size))
         judgements: dict[str, ExperimentJudgement] = {}
-        for name, one in experiments.items():
-            folder = replace(inputs, directory=inputs.directory / name)
-            rule = deciding if one.decides else self.rule
-            judgements[name] = judge_experiment(inputs.experiments[name], one.design, one.pilots, rule, folder)
-        verdict = _combine_mediators([judgements[name] for name, one in experiments.items() if one.decides])
         findings: list[Finding] = []
         secondary: list[Finding] = []
-        for name, one in experiments.items():
-            (findings if one.decides else secondary).extend(_named(name, judgements[name].findings))
-            secondary.extend(_named(name, judgements[name].secondary))
+        for name, experiment in experiments.items():
+            folder = replace(inputs, directory=inputs.directory / name)
+            rule = deciding if experiment.decides else self.rule
+            judged = judge_experiment(inputs.experiments[name], experiment.design, experiment.pilots, rule, folder)
+            judgements[name] = judged
+            (findings if experiment.decides else secondary).extend(_named(name, judged.findings))
+            secondary.extend(_named(name, judged.secondary))
+        count = {name: judged for name, judged in judgements.items() if experiments[name].decides}
+        verdict = _combine_mediators(list(count.values()))
         return Judgement(
             verdict,
             (*findings, *(replace(finding, decides=False) for finding in secondary)),
-            "\n".join(f"{name}: {judgements[name].summary}" for name, one in experiments.items() if one.decides),
+            "\n".join(f"{name}: {judged.summary}" for name, judged in count.items()),
             change(verdict, findings, self.look),
             tuple(path for judgement in judgements.values() for path in judgement.figures),
         )
 
     def _level(self, size: Size) -> float:
         """The error rate of each experiment that decides."""
-        deciding = sum(one.decides for one in self.by_size[size].values())
+        deciding = sum(experiment.decides for experiment in self.by_size[size].values())
         return level_at(self.rule.level, self.look) / deciding
 
 

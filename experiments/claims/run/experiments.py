@@ -7,6 +7,7 @@ arms and trials that are missing are added, and finished runs are kept.
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from skip_conditioning.diagnostics import tables
 from skip_conditioning.diagnostics.errors import InputError
@@ -33,35 +34,16 @@ class SharedExperiment:
         config: Its options, with the arms and trials of all claims that share it.
         plans: The plans that it serves, by the claim's id and the plan's name.
         is_reused: Whether it was trained before, elsewhere: then it is read and never written.
-        processes: As in ``Resources``.
     """
 
     name: str
     config: TrainConfig
     plans: Mapping[tuple[str, str], Plan]
     is_reused: bool = False
-    processes: int | None = None
-
-
-@dataclass(frozen=True)
-class Resources:
-    """Where experiments are trained and what they use.
-
-    Attributes:
-        out: The directory of the verdicts.
-        data_dir: Folder of the data sets; None for the training command's default.
-        device: As for the training command.
-        processes: Number of processes that train at once on a CPU; None for one a core. Results do not depend on it.
-    """
-
-    out: Path
-    data_dir: Path | None = None
-    device: str = "auto"
-    processes: int | None = None
 
 
 def shared_experiments(
-    claims: Sequence[Claim], size: Size, trials: int | None, resources: Resources
+    claims: Sequence[Claim], size: Size, trials: int | None, out: Path, **incidental: Any
 ) -> list[SharedExperiment]:
     """The experiments of some claims; plans that are equal but for arms and trials become one.
 
@@ -69,7 +51,8 @@ def shared_experiments(
         claims: To be tested.
         size: Of the experiments.
         trials: Of every plan; None for its own number.
-        resources: Where and with what they are trained.
+        out: The directory of the verdicts.
+        **incidental: Options of the training command on which results do not depend, such as ``device``.
     """
     groups: list[tuple[TrainConfig, dict[tuple[str, str], Plan]]] = []
     for claim in claims:
@@ -89,13 +72,11 @@ def shared_experiments(
         config = shared.changed(
             arms=tuple(dict.fromkeys(arm for plan in plans.values() for arm in plan.arms)),
             trials=max(plan.trials for plan in plans.values()),
-            out=resources.out / _FOLDER / name,
+            out=out / _FOLDER / name,
             resume=True,
-            device=resources.device,
+            **incidental,
         )
-        if resources.data_dir is not None:
-            config = config.changed(data_dir=resources.data_dir)
-        experiments.append(SharedExperiment(name, config, plans, processes=resources.processes))
+        experiments.append(SharedExperiment(name, config, plans))
     return experiments
 
 
@@ -132,8 +113,12 @@ def with_reused(experiments: Sequence[SharedExperiment], directories: Iterable[P
     return replaced
 
 
-def train(experiment: SharedExperiment) -> None:
+def train(experiment: SharedExperiment, processes: int | None = None) -> None:
     """Train the runs of an experiment that are not over.
+
+    Args:
+        experiment: From ``shared_experiments``.
+        processes: Number of processes that train at once on a CPU; None for one a core. Results do not depend on it.
 
     Raises:
         InputError: Its options, data or directory are refused, or it was begun by other code.
@@ -147,7 +132,7 @@ def train(experiment: SharedExperiment) -> None:
         if not (out / SPEED).exists():
             write_speed(out)
         return
-    run_in_processes(Runner(experiment.config), experiment.processes)
+    run_in_processes(Runner(experiment.config), processes)
 
 
 def read_tables(experiment: SharedExperiment) -> dict[tuple[str, str], tables.Experiment]:
@@ -159,7 +144,11 @@ def read_tables(experiment: SharedExperiment) -> dict[tuple[str, str], tables.Ex
     check_complete(experiment)
     _check_code(experiment)
     whole = tables.read_experiment(experiment.config.output.out)
-    return {key: _of_plan(whole, plan) for key, plan in experiment.plans.items()}
+    trials = whole.runs["trial"].astype(float)
+    return {
+        key: with_runs(whole, set(whole.runs.loc[whole.runs["arm"].isin(plan.arms) & (trials < plan.trials), "run_id"]))
+        for key, plan in experiment.plans.items()
+    }
 
 
 def check_complete(experiment: SharedExperiment) -> None:
@@ -200,9 +189,3 @@ def _check_code(experiment: SharedExperiment, now: Mapping[str, str] | None = No
                 f"{out} was begun by other code ({column} {next(iter(made))}, now {now[column]}); continue with that "
                 "code, or choose another --out"
             )
-
-
-def _of_plan(whole: tables.Experiment, plan: Plan) -> tables.Experiment:
-    runs = whole.runs
-    chosen = runs[runs["arm"].isin(plan.arms) & (runs["trial"].astype(float) < plan.trials)]
-    return with_runs(whole, set(chosen["run_id"]))

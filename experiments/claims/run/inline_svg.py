@@ -7,7 +7,7 @@ from xml.etree import ElementTree
 
 from markupsafe import Markup
 
-from skip_conditioning.figures.forest_plot import HOVER
+from skip_conditioning.figures.drawing.style import HOVER
 
 _REFERENCE: Final = re.compile(r"url\(\s*['\"]?#([^)'\"]+)['\"]?\s*\)")
 #: Attributes with coordinates in points, for which two decimals suffice.
@@ -26,7 +26,7 @@ def inline_svg(svg: str, prefix: str, label: str) -> Markup:
 
     Identifiers that are referred to get the prefix, so that those of several figures do not clash; all others, and
     whatever could run, load or restyle anything, are removed. A group whose id begins with
-    ``figures.forest_plot.HOVER`` gets the rest of the id as a title, which browsers show under the pointer.
+    ``figures.drawing.style.HOVER`` gets the rest of the id as a title, which browsers show under the pointer.
 
     Args:
         svg: The file's text.

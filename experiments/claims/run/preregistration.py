@@ -7,7 +7,7 @@ so that it shows if an entry is edited, dropped or inserted by hand.
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -95,15 +95,15 @@ class Request:
             "git_revision": git_revision(),
             "versions": versions(),
             "reused": dict(self.reused),
-            "claims": {claim.id: described(claim, self.size) for claim in self.claims},
+            "claims": {
+                claim.id: {
+                    **{name: getattr(claim, name) for name in ("statement", "source", "predicted", "controls")},
+                    "registered": claim.registered(self.size),
+                }
+                for claim in self.claims
+            },
         }
         return dict(json.loads(json.dumps(content)))  # tuples to lists, as they are read back
-
-
-def described(claim: Claim, size: Size) -> dict[str, Any]:
-    """A claim in words, and all that decides its verdict."""
-    words = {name: getattr(claim, name) for name in ("statement", "source", "predicted", "controls")}
-    return {**words, "registered": claim.registered(size)}
 
 
 def register(directory: Path, request: Request) -> Registration:
@@ -131,7 +131,8 @@ def register(directory: Path, request: Request) -> Registration:
         _check_same(directory, registration.content, content)
         if content["trials"] is None or content["trials"] == registration.trials:
             return registration
-        smallest = registration.trials or max(planned_trials(request), default=0)
+        planned = [plan.trials for claim in request.claims for plan in claim.plans(request.size).values()]
+        smallest = registration.trials or max(planned, default=0)
         if content["trials"] < smallest:
             raise InputError(
                 f"--trials {content['trials']} is fewer than the {smallest} registered in {path}: runs are not dropped "
@@ -166,11 +167,6 @@ def read(directory: Path) -> Registration:
     return Registration(tuple(entries))
 
 
-def planned_trials(request: Request) -> list[int]:
-    """The number of trials of every plan."""
-    return [plan.trials for claim in request.claims for plan in claim.plans(request.size).values()]
-
-
 def _write(path: Path, before: list[Entry], content: dict[str, Any]) -> Registration:
     entries = [*before, Entry(content, _hash(content, before[-1].sha256 if before else ""))]
     with clear_disk_errors(path):
@@ -191,8 +187,10 @@ def _check_same(directory: Path, registered: Mapping[str, Any], content: Mapping
             f"{directory} is registered for {' '.join(claims)}, not for {' '.join(now)}; name the same claims "
             "(none may be added or left out once there are results), or choose another --out"
         )
-    before = dict(_leaves({name: value for name, value in registered.items() if name not in _AMENDABLE}))
-    after = dict(_leaves({name: value for name, value in content.items() if name not in _AMENDABLE}))
+    before, after = (
+        {".".join(path): leaf for path, leaf in leaves(entry) if path[0] not in _AMENDABLE}
+        for entry in (registered, content)
+    )
     changed = [name for name in dict.fromkeys((*before, *after)) if before.get(name) != after.get(name)]
     if changed:
         differences = [f"{name} {before.get(name, 'none')} → {after.get(name, 'none')}" for name in changed]
@@ -202,10 +200,13 @@ def _check_same(directory: Path, registered: Mapping[str, Any], content: Mapping
         )
 
 
-def _leaves(value: Any, path: str = "") -> list[tuple[str, Any]]:
-    """Plain JSON values with their paths."""
-    if isinstance(value, Mapping) and value:
-        return [leaf for name, inner in value.items() for leaf in _leaves(inner, f"{path}.{name}" if path else name)]
-    if isinstance(value, list) and any(isinstance(inner, Mapping | list) for inner in value):
-        return [leaf for number, inner in enumerate(value) for leaf in _leaves(inner, f"{path}.{number}")]
-    return [(path, value)]
+def leaves(value: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:
+    """Plain JSON values with their paths; a list of plain values is one of them."""
+    if isinstance(value, Mapping) and (value or not path):
+        for name, inner in value.items():
+            yield from leaves(inner, (*path, str(name)))
+    elif isinstance(value, list | tuple) and any(isinstance(inner, Mapping | list | tuple) for inner in value):
+        for number, inner in enumerate(value, 1):
+            yield from leaves(inner, (*path, str(number)))
+    else:
+        yield path, value

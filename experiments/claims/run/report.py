@@ -4,7 +4,7 @@ import json
 import math
 import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
@@ -18,6 +18,7 @@ from markupsafe import Markup
 from skip_conditioning.diagnostics.errors import InputError
 from skip_conditioning.diagnostics.tables import clear_disk_errors, write_parquet
 from skip_conditioning.experiments.claims.run.inline_svg import inline_svg
+from skip_conditioning.experiments.claims.run.preregistration import leaves
 from skip_conditioning.experiments.claims.run.verdict_table import ClaimResult, counts, verdict_table
 from skip_conditioning.experiments.claims.verdict import formatting
 from skip_conditioning.experiments.claims.verdict.claim import Finding
@@ -100,7 +101,8 @@ def _section(out: Path, result: ClaimResult, anchor: str, number: int) -> _Secti
         link = Path(os.path.relpath(path.resolve(), out.resolve())).as_posix()
         figures.append(_Figure(name, svg, link))
     rule = tuple(rule_sentences(result.registered))
-    return _Section(result, anchor, rule, tuple(_rows(result.registered)), tuple(figures))
+    registered = tuple((" › ".join(path), _plain(value)) for path, value in leaves(result.registered))
+    return _Section(result, anchor, rule, registered, tuple(figures))
 
 
 def _draw_forest_plot(directory: Path, result: ClaimResult) -> list[Path]:
@@ -128,21 +130,12 @@ def _equivalence_margin(registered: Mapping[str, Any]) -> float | None:
     return None if margin is None else float(margin)
 
 
-def _rows(value: Any, path: str = "") -> Iterator[tuple[str, str]]:
-    """Plain JSON values as rows of a path and a text; a list of plain values is one row."""
-    if isinstance(value, Mapping) and (value or not path):
-        for name, inner in value.items():
-            yield from _rows(inner, f"{path} › {name}" if path else str(name))
-    elif isinstance(value, list | tuple) and any(isinstance(inner, Mapping | list | tuple) for inner in value):
-        for number, inner in enumerate(value, 1):
-            yield from _rows(inner, f"{path} › {number}" if path else str(number))
-    elif isinstance(value, list | tuple):
-        yield path, ", ".join(map(_plain, value)) or "none"
-    else:
-        yield path, "none" if value == {} else _plain(value)
-
-
 def _plain(value: Any) -> str:
+    """A plain JSON value, or a list of them, as text."""
+    if isinstance(value, list | tuple):
+        return ", ".join(map(_plain, value)) or "none"
+    if value == {}:
+        return "none"
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
 
 

@@ -5,13 +5,12 @@ They need no tables of experiments, so each is sent whole to another process.
 
 import contextlib
 import multiprocessing
-import os
 import signal
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from functools import partial
+from functools import partial, partialmethod
 from pathlib import Path
 
 from tqdm import tqdm
@@ -50,8 +49,7 @@ def untrained_judgements(
         return
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(count, mp_context=context, initializer=_start_worker) as pool:
-        with _without_progress_bars():
-            futures = {claim.id: pool.submit(claim.judge, inputs[claim.id], size) for claim in untrained}
+        futures = {claim.id: pool.submit(claim.judge, inputs[claim.id], size) for claim in untrained}
         started = multiprocessing.active_children()
         try:
             yield lambda: _judgements({name: partial(_result, name, future) for name, future in futures.items()})
@@ -79,21 +77,8 @@ def _result(name: str, future: Future[Judgement]) -> Judgement:
         ) from error
 
 
-@contextlib.contextmanager
-def _without_progress_bars() -> Iterator[None]:
-    """Processes started in the block show no progress bars."""
-    before = os.environ.get("TQDM_DISABLE")
-    os.environ["TQDM_DISABLE"] = "1"
-    try:
-        yield
-    finally:
-        if before is None:
-            del os.environ["TQDM_DISABLE"]
-        else:
-            os.environ["TQDM_DISABLE"] = before
-
-
 def _start_worker() -> None:
-    """Leave Ctrl-C to the parent process; avoid tqdm's process lock, which a terminated process would leave behind."""
+    """Leave Ctrl-C to the parent process; show no progress bars, and avoid their lock, which a kill leaves behind."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    tqdm.__init__ = partialmethod(tqdm.__init__, disable=True)  # type: ignore[assignment, method-assign]
     tqdm.set_lock(threading.RLock())

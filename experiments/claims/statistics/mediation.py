@@ -17,6 +17,7 @@ M alone. Without blocks g is identified by chance variation alone, and a common 
 effect of M. The assumption cannot be tested on these data; ``sensitivity`` says how far it may fail.
 """
 
+import itertools
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -28,7 +29,6 @@ from skip_conditioning.diagnostics.errors import InputError
 from skip_conditioning.experiments.claims.statistics.resampling import percentiles, resampled_counts
 
 _FEWEST_TRIALS = 6
-_NAMED = 8  # trials in a message
 # A smaller share of the mediator's variance within trials left by the treatment is rounding.
 _NOTHING_LEFT = 1e-10
 
@@ -150,25 +150,15 @@ def sensitivity(runs: pd.DataFrame, rho: np.ndarray) -> pd.DataFrame:
 
 
 class _Paths(NamedTuple):
-    """Estimates, of one shape each.
+    """Estimates, of one shape each."""
 
-    Attributes:
-        total: b1.
-        direct: b3.
-        indirect: b2 g.
-        share: Of the indirect in the total effect.
-        on_mediator: b2.
-        spreads: Ratio of the standard deviations of e1 and e2.
-        rho: Correlation of e1 and e2.
-    """
-
-    total: np.ndarray
-    direct: np.ndarray
-    indirect: np.ndarray
-    share: np.ndarray
-    on_mediator: np.ndarray
-    spreads: np.ndarray
-    rho: np.ndarray
+    total: np.ndarray  # b1
+    direct: np.ndarray  # b3
+    indirect: np.ndarray  # b2 g
+    share: np.ndarray  # of the indirect in the total effect
+    on_mediator: np.ndarray  # b2
+    spreads: np.ndarray  # ratio of the standard deviations of e1 and e2
+    rho: np.ndarray  # correlation of e1 and e2
 
 
 def _paths(products: np.ndarray) -> _Paths:
@@ -228,42 +218,26 @@ def _clipped(values: np.ndarray) -> np.ndarray:
 
 
 def _check(runs: pd.DataFrame) -> None:
-    absent = [name for name in ("treated", "mediator", "speed", "trial") if name not in runs]
-    if absent:
-        raise InputError(f"runs lack the columns {', '.join(absent)}")
     for name in ("treated", "mediator", "speed", "trial", *(["block"] if "block" in runs else [])):
         if runs[name].isna().any():
             raise InputError(
                 f"{name} is NaN in {int(runs[name].isna().sum())} of {len(runs)} runs; give a number for each"
             )
-    groups = sorted(runs["treated"].unique())
-    if groups != [0, 1]:
-        raise InputError(f"treated must be 0 and 1, with runs of both, not {', '.join(map(str, groups))}")
-    for name, finite in (("speed", np.isfinite(runs["speed"])), ("mediator", np.isfinite(runs["mediator"]))):
-        if not finite.any():
+    for name in ("speed", "mediator"):
+        if not np.isfinite(runs[name]).any():
             raise InputError(f"{name} is infinite in all runs; there is nothing to compare")
     if (runs["speed"] == -np.inf).any():
         raise InputError("speed is -inf in some runs, as if they took no time; it is a logarithm of a slowness")
-    trials = runs["trial"].nunique()
-    if trials < _FEWEST_TRIALS:
-        raise InputError(f"{trials} trials are too few for an interval, which needs {_FEWEST_TRIALS}")
-    _check_design(runs)
-
-
-def _check_design(runs: pd.DataFrame) -> None:
-    """Check that every trial has the same runs: leaving one out because it diverged would bias the effects."""
-    trial, trials = pd.factorize(runs["trial"], sort=True)
-    block, blocks = pd.factorize(runs["block"] if "block" in runs else np.zeros(len(runs)), sort=True)
-    counts = np.zeros((len(trials), 2, len(blocks)), dtype=int)
-    np.add.at(counts, (trial, runs["treated"].to_numpy(dtype=int), block), 1)
-    for treated in (0, 1):
-        lacking = counts[:, treated].sum(axis=0) == 0
-        if lacking.any():
-            raise InputError(f"block {blocks[lacking][0]} has no runs with treated {treated}; leave it out whole")
-    uneven = trials[(counts != counts.max(axis=0)).any(axis=(1, 2))]
+    blocks = runs["block"] if "block" in runs else pd.Series(0, runs.index)
+    counts = pd.crosstab(runs["trial"], [runs["treated"], blocks])
+    if len(counts) < _FEWEST_TRIALS:
+        raise InputError(f"{len(counts)} trials are too few for an interval, which needs {_FEWEST_TRIALS}")
+    if set(counts.columns) != set(itertools.product((0, 1), blocks)):
+        raise InputError("every block needs runs with the skip (treated is 1) and without it (0); leave others out")
+    # Leaving a run out because it diverged would bias the effects.
+    uneven = counts.index[(counts != counts.max()).any(axis=1)]
     if len(uneven):
-        more = f" and {len(uneven) - _NAMED} more" if len(uneven) > _NAMED else ""
         raise InputError(
-            f"every trial needs the same runs, but some are missing in trial {', '.join(map(str, uneven[:_NAMED]))}"
-            f"{more}; diverged runs stay in"
+            f"every trial needs the same runs, but some are missing in trial {', '.join(map(str, uneven))}; diverged "
+            "runs stay in"
         )

@@ -42,7 +42,6 @@ COLUMNS: Final = (
 )
 
 _FEWEST_ARMS, _FEWEST_TRIALS = 3, 2
-_NAMED = 8  # runs in a message
 _EQUAL = 1e-9  # skills closer than this are equal up to rounding
 
 
@@ -58,9 +57,10 @@ def rank_measures(
     """Measures ranked by how well they predict the speed of arms left out.
 
     Args:
-        features: Logarithms of the measures, a column each; indexed by ``arm`` and ``trial``, every trial of every arm.
-            ±inf ranks at the ends, NaN means not measured.
-        speed: Logarithm of a slowness (less is faster) with the same index; +inf for diverged runs, which rank last.
+        features: Logarithms of the measures, a column each; indexed by ``arm`` and ``trial``. ±inf ranks at the ends,
+            NaN means not measured.
+        speed: Logarithm of a slowness (less is faster) with the same index, every trial of every arm; +inf for diverged
+            runs, which rank last.
         seed: Of resampling and permuting.
         resamples: Number of bootstrap resamples of trials.
         permutations: Number of permutations of arms. If there are no more than these in all, each is taken once and p
@@ -80,7 +80,7 @@ def rank_measures(
         - ``note``: why it cannot be ranked (its numbers are NaN): not measured in some runs, or constant.
 
     Raises:
-        InputError: Runs are missing or doubled, a speed is NaN, all are equal, or there are too few arms or trials.
+        InputError: A speed is missing or NaN, all are equal, or there are too few arms or trials.
     """
     names, x, y = _grid(features, speed)
     notes = [_note(values) for values in x]
@@ -132,16 +132,7 @@ def _all_numbers(
 
 
 class _Sums(NamedTuple):
-    """Sums over the runs of each group left out in turn; the last axis is the group, the others broadcast.
-
-    Attributes:
-        n: Number of runs in each group.
-        x: Σx.
-        y: Σy.
-        xx: Σx².
-        xy: Σxy.
-        yy: Σy².
-    """
+    """Σx, Σy, Σx², Σxy, Σy² over the n runs of each group left out in turn, the last axis; the others broadcast."""
 
     n: int
     x: np.ndarray
@@ -247,37 +238,18 @@ def _note(values: np.ndarray) -> str:
 
 def _grid(features: pd.DataFrame, speed: pd.Series) -> tuple[list[str], np.ndarray, np.ndarray]:
     """Names of the measures, their values ``(measures, arms, trials)``, and speeds ``(arms, trials)``."""
-    indices = {"features": _index(features.index), "speed": _index(speed.index)}
-    every = indices["features"].union(indices["speed"])
-    arms, trials = (every.unique(level).sort_values() for level in ("arm", "trial"))
-    if len(arms) < _FEWEST_ARMS or len(trials) < _FEWEST_TRIALS:
+    slowness = speed.unstack("trial").astype(float)
+    if len(slowness) < _FEWEST_ARMS or len(slowness.columns) < _FEWEST_TRIALS:
         raise InputError(
-            f"{len(arms)} arms and {len(trials)} trials are too few to predict speeds of arms left out, which needs "
-            f"{_FEWEST_ARMS} and {_FEWEST_TRIALS}"
+            f"{len(slowness)} arms and {len(slowness.columns)} trials are too few to predict speeds of arms left out, "
+            f"which needs {_FEWEST_ARMS} and {_FEWEST_TRIALS}"
         )
-    whole = pd.MultiIndex.from_product([arms, trials], names=["arm", "trial"])
-    for name, index in indices.items():
-        _refuse(f"every arm needs every trial, but {name} lacks", whole.difference(index), "; diverged runs stay in")
-    slowness = speed.set_axis(indices["speed"]).reindex(whole).astype(float)
-    _refuse("speed is NaN for", whole[slowness.isna()], "; a diverged run's is infinite")
-    if slowness.nunique() < 2:
+    lacking = [f"arm {arm} trial {trial}" for (arm, trial), absent in slowness.isna().stack().items() if absent]
+    if lacking:
+        named = ", ".join(lacking)
+        raise InputError(f"every arm needs a speed in every trial, infinite if diverged, but there is none of {named}")
+    if len(np.unique(slowness)) < 2:
         raise InputError("all runs are equally fast; there is nothing to predict")
-    values = features.set_axis(indices["features"], axis=0).reindex(whole).to_numpy(dtype=float)
-    shape = len(arms), len(trials)
-    return list(features.columns), values.T.reshape(-1, *shape), slowness.to_numpy().reshape(shape)
-
-
-def _index(index: pd.Index) -> pd.MultiIndex:
-    if not isinstance(index, pd.MultiIndex) or set(index.names) != {"arm", "trial"}:
-        raise InputError(f"runs must be indexed by arm and trial, not by {', '.join(map(str, index.names))}")
-    ordered = index.reorder_levels(["arm", "trial"])
-    assert isinstance(ordered, pd.MultiIndex)  # for the type checker; of two levels it always is
-    _refuse("several runs of", ordered[ordered.duplicated()].unique(), "")
-    return ordered
-
-
-def _refuse(what: str, runs: pd.Index, way_out: str) -> None:
-    if len(runs):
-        named = ", ".join(f"arm {arm} trial {trial}" for arm, trial in runs[:_NAMED])
-        more = f" and {len(runs) - _NAMED} more" if len(runs) > _NAMED else ""
-        raise InputError(f"{what} {named}{more}{way_out}")
+    whole = pd.MultiIndex.from_product([slowness.index, slowness.columns])
+    values = features.reorder_levels(["arm", "trial"]).reindex(whole).to_numpy(dtype=float)
+    return list(features.columns), values.T.reshape(-1, *slowness.shape), slowness.to_numpy()

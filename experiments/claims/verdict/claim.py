@@ -148,27 +148,21 @@ class Judgement:
 
 
 class Claim(Protocol):
-    """A claim that can be tested; most are a ``PairedClaim``."""
+    """A claim that can be tested; most are a ``PairedClaim``.
 
-    @property
-    def id(self) -> str:
-        """Its name on the command line."""
+    Attributes:
+        id: Its name on the command line.
+        statement: What is claimed, in a sentence.
+        source: Where it is claimed.
+        predicted: What is expected if it is true, in words.
+        controls: Possible confounders, and how each is held equal or varied.
+    """
 
-    @property
-    def statement(self) -> str:
-        """What is claimed, in a sentence."""
-
-    @property
-    def source(self) -> str:
-        """Where it is claimed."""
-
-    @property
-    def predicted(self) -> str:
-        """What is expected if it is true, in words."""
-
-    @property
-    def controls(self) -> tuple[str, ...]:
-        """Possible confounders, and how each is held equal or varied."""
+    id: str
+    statement: str
+    source: str
+    predicted: str
+    controls: tuple[str, ...]
 
     def plans(self, size: Size) -> Mapping[str, Plan]:
         """The experiments to train for it, by the names that ``judge`` reads their tables by; empty if none."""

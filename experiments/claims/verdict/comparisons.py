@@ -21,7 +21,7 @@ from skip_conditioning.experiments.claims.statistics.paired_tests import (
     signed_rank_test,
 )
 from skip_conditioning.experiments.claims.verdict.claim import Comparison, DecisionRule, Finding, Verdict
-from skip_conditioning.experiments.claims.verdict.decision import Decision, combine, decide, measure_name
+from skip_conditioning.experiments.claims.verdict.decision import Decision, combine, decide
 from skip_conditioning.experiments.claims.verdict.formatting import some
 from skip_conditioning.experiments.claims.verdict.pairs import (
     Differences,
@@ -29,6 +29,7 @@ from skip_conditioning.experiments.claims.verdict.pairs import (
     check_complete,
     paired_differences,
 )
+from skip_conditioning.experiments.claims.verdict.run_measures import NAMES
 from skip_conditioning.experiments.speed import speed_table
 
 _DIRECTIONS = {"smaller": "below", "larger": "above"}
@@ -97,7 +98,7 @@ def median_steps(tables: Experiment, arm: str, lr: float, confidence: float) -> 
 def in_words(comparison: Comparison) -> str:
     """What a comparison predicts, such as ``condition number: modified below residual``."""
     side = _DIRECTIONS[comparison.predicted]
-    return f"{measure_name(comparison.measure)}: {comparison.arm} {side} {comparison.other}"
+    return f"{NAMES[comparison.measure]}: {comparison.arm} {side} {comparison.other}"
 
 
 def describe(

@@ -71,11 +71,6 @@ def combine(verdicts: Sequence[Verdict]) -> Verdict:
     return "inconclusive"
 
 
-def measure_name(name: str) -> str:
-    """What texts call a measure of ``run_measures.MEASURES``."""
-    return NAMES.get(name, name.replace("_", " "))
-
-
 def _verdict(
     logs: Differences, comparison: Comparison, rule: DecisionRule, significant: bool, is_equivalent: bool
 ) -> tuple[Verdict, str]:
@@ -99,7 +94,7 @@ def _verdict(
 def _why_vacuous(logs: Differences, comparison: Comparison) -> str:
     """The reason why no pair can be compared; empty if some can."""
     if not len(logs.values):
-        return f"the {measure_name(comparison.measure)} was measured in no pair"
+        return f"the {NAMES[comparison.measure]} was measured in no pair"
     if comparison.measure in BOUNDS and 2 * logs.undecided.sum() > logs.pairs:
         return "the smallest singular value is unresolved in most pairs"
     if not len(logs.decided):

@@ -65,10 +65,7 @@ def conditioning_log(tables: Experiment, name: str) -> pd.Series:
         name: One of ``STATISTICS``; zeros and infinities are left out.
     """
     rows = _first_rows(tables.spectra)
-    values = pd.to_numeric(rows[name], errors="coerce").astype(float)
-    usable = values.where((values > 0) & np.isfinite(values))
-    means = pd.Series(np.log(usable), index=rows.index).groupby(rows["run_id"]).mean()
-    return means.reindex(pd.Index(tables.runs["run_id"], name="run_id")).astype(float).rename(name)
+    return mean_logs(rows[name], rows["run_id"], tables).rename(name)
 
 
 def isometry_cosine_log(tables: Experiment) -> pd.Series:
@@ -79,9 +76,21 @@ def isometry_cosine_log(tables: Experiment) -> pd.Series:
     """
     rows = _first_rows(tables.spectra)
     cosine = rows["sigma_mean"].astype(float) / rows["sigma_rms"].astype(float)
-    means = pd.Series(np.log(cosine), index=rows.index).groupby(rows["run_id"]).mean()
+    return mean_logs(cosine, rows["run_id"], tables).rename("isometry_cosine")
+
+
+def mean_logs(values: pd.Series, run_ids: pd.Series, tables: Experiment) -> pd.Series:
+    """Mean logarithm of each run's positive finite values, by ``run_id``; NaN for runs without any.
+
+    Args:
+        values: Numbers, or None, of any runs.
+        run_ids: The run of each.
+        tables: The experiment, whose runs the result has.
+    """
+    numbers = pd.to_numeric(values, errors="coerce").astype(float)
+    logs = np.log(numbers.where((numbers > 0) & np.isfinite(numbers)))
     index = pd.Index(tables.runs["run_id"], name="run_id")
-    return means.reindex(index).astype(float).rename("isometry_cosine")
+    return pd.Series(logs, index=values.index).groupby(run_ids).mean().reindex(index).astype(float)
 
 
 def unresolved(tables: Experiment) -> pd.Series:

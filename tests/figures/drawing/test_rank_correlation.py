@@ -21,10 +21,9 @@ def test_rho_is_that_of_scipy_and_the_interval_holds_it() -> None:
     assert -1 <= found.low < found.rho < found.high <= 1
 
 
-def test_same_seed_same_interval() -> None:
+def test_the_interval_is_the_same_each_time() -> None:
     data = sample(np.random.default_rng(1), 6)
     assert rank_correlation(*data) == rank_correlation(*data)
-    assert rank_correlation(*data).low != rank_correlation(*data, seed=1).low
 
 
 @pytest.mark.filterwarnings("ignore:An input array is constant")

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from skip_conditioning.experiments.claims.paper.registry import CLAIMS, chosen_claims
-from skip_conditioning.experiments.claims.run.experiments import Resources, shared_experiments
+from skip_conditioning.experiments.claims.run.experiments import shared_experiments
 from skip_conditioning.experiments.claims.verdict.claim import ClaimInputs
 from skip_conditioning.experiments.config.train_config import option_values
 from skip_conditioning.experiments.data.image_index import open_images
@@ -21,7 +21,7 @@ IMAGES = {"cifar10": 50_000, "cifar100": 50_000, "imagenet": 1_281_167}
 
 @functools.cache
 def planned(name, size):
-    return shared_experiments(chosen_claims((name,)), size, None, Resources(Path("nowhere")))
+    return shared_experiments(chosen_claims((name,)), size, None, Path("nowhere"))
 
 
 def length(config):

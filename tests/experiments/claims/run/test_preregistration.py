@@ -9,7 +9,7 @@ import pytest
 from skip_conditioning.diagnostics.errors import InputError
 from skip_conditioning.experiments.claims.paper.registry import CLAIMS, chosen_claims
 from skip_conditioning.experiments.claims.run import preregistration
-from skip_conditioning.experiments.claims.run.experiments import Resources, shared_experiments
+from skip_conditioning.experiments.claims.run.experiments import shared_experiments
 from skip_conditioning.experiments.claims.run.preregistration import FILE, Request, read, register
 from skip_conditioning.experiments.claims.statistics.paired_tests import FIRST_LOOK_SHARE
 from skip_conditioning.experiments.claims.verdict.claim import Comparison, Plan
@@ -142,7 +142,7 @@ def test_every_claim_registers_plain_values_and_has_trials_enough(size):
         registered = claim.registered(size)
         json.dumps(registered, allow_nan=False)
         assert registered == claim.registered(size)
-        for experiment in shared_experiments([claim], size, None, Resources(Path("o"))):
+        for experiment in shared_experiments([claim], size, None, Path("o")):
             for (_, plan), used in experiment.plans.items():
                 assert used.trials >= claim.fewest_trials(plan, size, len(experiment.config.optimisation.lr))
 
@@ -150,11 +150,11 @@ def test_every_claim_registers_plain_values_and_has_trials_enough(size):
 def test_claims_that_differ_in_arms_and_trials_share_an_experiment(tmp_path):
     plan = Plan(preset("demo", arms=("chain", "gain-2"), trials=12))
     other = replace(CLAIM, id="other", by_size={"demo": {"mine": plan}})
-    (shared,) = shared_experiments([CLAIM, other], "demo", None, Resources(tmp_path))
+    (shared,) = shared_experiments([CLAIM, other], "demo", None, tmp_path)
     assert shared.config.network.arms == ("chain", "residual", "gain-2")
     assert shared.config.optimisation.trials == 12
     third = replace(CLAIM, id="third", by_size={"demo": {"digits": Plan(plan.config.changed(steps=3))}})
-    both = shared_experiments([CLAIM, third], "demo", None, Resources(tmp_path))
+    both = shared_experiments([CLAIM, third], "demo", None, tmp_path)
     assert [experiment.name for experiment in both] == ["digits", "digits-2"]
 
 

@@ -8,12 +8,12 @@ import pytest
 from scipy import stats
 
 from skip_conditioning.diagnostics.errors import InputError
-from skip_conditioning.experiments.claims.statistics.partial_correlation import (
+from skip_conditioning.experiments.claims.statistics.prediction import COLUMNS, rank_measures
+from skip_conditioning.experiments.claims.statistics.resampling import (
     percentiles,
     resampled_counts,
     weighted_ranks,
 )
-from skip_conditioning.experiments.claims.statistics.prediction import COLUMNS, rank_measures
 
 LEVEL = 0.05
 NOISES = {
@@ -63,24 +63,24 @@ def test_skill_and_slope_equal_those_of_a_plain_loop(rng):
     features, speed = world(rng, decoys=3)
     features.loc[("arm3", 2), "decoy0"], features.loc[("arm1", 1), "decoy1"] = np.inf, -np.inf
     speed.iloc[:5] = np.inf
-    found = quick(features, speed).set_index("measure")
+    ranking = quick(features, speed).set_index("measure")
     for name, x in features.items():
         for column, level in (("skill", "arm"), ("skill_seed_out", "trial")):
             expected = skill_by_loop(x, speed, speed.index.get_level_values(level))
-            assert found.loc[name, column] == pytest.approx(expected, abs=1e-9)
-        assert found.loc[name, "slope"] == pytest.approx(stats.spearmanr(x, speed).statistic, abs=1e-9)
+            assert ranking.loc[name, column] == pytest.approx(expected, abs=1e-9)
+        assert ranking.loc[name, "slope"] == pytest.approx(stats.spearmanr(x, speed).statistic, abs=1e-9)
 
 
 def test_few_arms_are_permuted_in_all_orders_and_many_at_random(rng):
     features, speed = world(rng, arms=4, decoys=2)
-    found = quick(features, speed).set_index("measure")
+    ranking = quick(features, speed).set_index("measure")
     arms = speed.index.get_level_values("arm")
     y = speed.to_numpy().reshape(4, -1)
     orders = [y[list(order)].ravel() for order in itertools.permutations(range(4))]
     skills = np.array([[skill_by_loop(features[name], order, arms) for order in orders] for name in features])
     for name, skill in zip(features, skills, strict=True):
-        assert found.loc[name, "p"] == pytest.approx(np.mean(skill >= skill[0] - 1e-9))
-        assert found.loc[name, "p_corrected"] == pytest.approx(np.mean(skills.max(axis=0) >= skill[0] - 1e-9))
+        assert ranking.loc[name, "p"] == pytest.approx(np.mean(skill >= skill[0] - 1e-9))
+        assert ranking.loc[name, "p_corrected"] == pytest.approx(np.mean(skills.max(axis=0) >= skill[0] - 1e-9))
     drawn = quick(features, speed, permutations=23).set_index("measure")  # one fewer than there are
     assert np.allclose(drawn["p"] * 24 % 1 % 1, 0)
     assert rank_measures(*world(rng, slope=5.0), seed=0, resamples=9)["p"].min() == pytest.approx(1 / 1001)
@@ -95,26 +95,25 @@ def test_weighted_ranks_are_ranks_of_values_repeated(rng):
 
 def test_resamples_are_experiments_with_their_trials_repeated(rng):
     features, speed = world(rng, decoys=2, spread=2.0)
-    found = quick(features, speed, confidence=0.8)
+    ranking = quick(features, speed, confidence=0.8)
     skills = []
     for times in resampled_counts(6, 20, np.random.default_rng(0).spawn(2)[0]).astype(int):
         drawn = np.repeat(np.arange(6), times)
         x, y = (table.unstack("arm").iloc[drawn].reset_index(drop=True).stack("arm", future_stack=True)
                 for table in (features, speed))  # fmt: skip
         again = quick(*(table.rename_axis(["trial", "arm"]) for table in (x, y)), resamples=1, permutations=1)
-        skills.append(again.set_index("measure")["skill"][found["measure"]])
+        skills.append(again.set_index("measure")["skill"][ranking["measure"]])
     skills = np.array(skills)
     behind = skills[:, :1] - skills
-    assert np.allclose(found[["skill_low", "skill_high"]].T, np.quantile(skills, percentiles(0.8, 6), axis=0))
-    assert np.allclose(found[["behind_low", "behind_high"]].T, np.quantile(behind, percentiles(0.8, 6), axis=0))
-    assert found["first_share"].tolist() == [np.mean(skills.argmax(axis=1) == i) for i in range(3)]
+    assert np.allclose(ranking[["skill_low", "skill_high"]].T, np.quantile(skills, percentiles(0.8, 6), axis=0))
+    assert np.allclose(ranking[["behind_low", "behind_high"]].T, np.quantile(behind, percentiles(0.8, 6), axis=0))
+    assert ranking["first_share"].tolist() == [np.mean(skills.argmax(axis=1) == i) for i in range(3)]
 
 
-@pytest.mark.parametrize(("noise", "spread"), [("normal", 0.5), ("heavy tails", 0.2)])
-@pytest.mark.parametrize("slope", [1.0, -1.0])
+@pytest.mark.parametrize(("noise", "spread", "slope"), [("normal", 0.5, 1.0), ("heavy tails", 0.2, -1.0)])
 def test_the_measure_that_drives_speed_wins_against_decoys(noise, spread, slope, rng):
-    found = [quick(*world(rng, slope=slope, noise=noise, spread=spread)) for _ in range(50)]
-    first = [table.iloc[0] for table in found]
+    ranking = [quick(*world(rng, slope=slope, noise=noise, spread=spread)) for _ in range(50)]
+    first = [table.iloc[0] for table in ranking]
     assert np.mean([row["measure"] == "true" for row in first]) > 0.95
     assert np.mean([row["p_corrected"] <= LEVEL for row in first if row["measure"] == "true"]) > 0.9
     assert all(np.sign(row["slope"]) == slope for row in first if row["measure"] == "true")
@@ -123,23 +122,23 @@ def test_the_measure_that_drives_speed_wins_against_decoys(noise, spread, slope,
 
 @pytest.mark.parametrize("noise", NOISES)
 def test_without_an_effect_any_of_thirty_measures_is_seldom_significant(noise, rng):
-    found = [quick(*world(rng, slope=0.0, noise=noise), resamples=2) for _ in range(300)]
-    assert is_at_most([(table["p_corrected"] <= LEVEL).any() for table in found], LEVEL)
-    assert is_at_most([table.set_index("measure").loc["true", "p"] <= LEVEL for table in found], LEVEL)
+    ranking = [quick(*world(rng, slope=0.0, noise=noise), resamples=2) for _ in range(150)]
+    assert is_at_most([(table["p_corrected"] <= LEVEL).any() for table in ranking], LEVEL)
+    assert is_at_most([table.set_index("measure").loc["true", "p"] <= LEVEL for table in ranking], LEVEL)
     # So the correction is what holds the level.
-    assert not is_at_most([(table["p"] <= LEVEL).any() for table in found], LEVEL)
+    assert not is_at_most([(table["p"] <= LEVEL).any() for table in ranking], LEVEL)
 
 
 def test_decoys_beside_a_true_measure_are_seldom_significant(rng):
-    found = [quick(*world(rng, slope=2.0), resamples=2).set_index("measure") for _ in range(120)]
-    assert is_at_most([(table.drop("true")["p_corrected"] <= LEVEL).any() for table in found], LEVEL)
+    ranking = [quick(*world(rng, slope=2.0), resamples=2).set_index("measure") for _ in range(120)]
+    assert is_at_most([(table.drop("true")["p_corrected"] <= LEVEL).any() for table in ranking], LEVEL)
 
 
 @pytest.mark.parametrize("noise", NOISES)
 def test_speeds_of_arms_that_differ_by_chance_are_not_predicted(noise, rng):
     # Speeds differ among arms, by far more than among trials; only the unit that is permuted makes this no finding.
     events = []
-    for _ in range(200):
+    for _ in range(120):
         features, speed = world(rng, slope=0.0, decoys=0, spread=0.1)
         arm = np.repeat(NOISES[noise](rng, 8), 6)
         events.append(quick(features, speed + arm, resamples=2)["p"][0] <= LEVEL)
@@ -148,14 +147,12 @@ def test_speeds_of_arms_that_differ_by_chance_are_not_predicted(noise, rng):
 
 def test_an_arm_half_of_whose_runs_diverge_counts_as_slow(rng):
     won = []
-    for _ in range(60):
+    for _ in range(30):
         features, speed = world(rng, slope=1.0)
         worst = features["true"].groupby("arm").mean().idxmax()
         # Those of its runs that finish are the fastest of all: the others are what makes it slow.
         speed[worst] = np.where(np.arange(6) % 2, np.inf, speed[worst] - 3.0)
         won.append(quick(features, speed)["measure"][0] == "true")
-        with pytest.raises(InputError, match=rf"features lacks arm {worst} trial 1, arm {worst} trial 3.*stay in"):
-            quick(features[np.isfinite(speed)], speed[np.isfinite(speed)])
     assert np.mean(won) > 0.8
 
 
@@ -168,35 +165,35 @@ def test_interval_holds_the_skill_that_more_trials_would_give(rng):
         return quick(*tables, resamples=resamples).loc[0, ["skill_low", "skill", "skill_high"]]
 
     truth = skill_of(4000, 2)["skill"]
-    ends = [skill_of(30, 200) for _ in range(200)]
+    ends = [skill_of(30, 200) for _ in range(120)]
     assert 0.88 < np.mean([low <= truth <= high for low, _, high in ends]) < 0.99
 
 
 def test_increasing_functions_and_the_order_of_rows_change_nothing(rng):
     features, speed = world(rng, decoys=4, spread=2.0)
-    found = quick(features, speed)
+    ranking = quick(features, speed)
     curved = features.assign(true=np.exp(3 * features["true"]), decoy0=features["decoy0"] ** 3)
-    pd.testing.assert_frame_equal(quick(curved, np.exp(speed)), found)
+    pd.testing.assert_frame_equal(quick(curved, np.exp(speed)), ranking)
     rows = rng.permutation(len(speed))
     swapped = features.iloc[rows].reorder_levels(["trial", "arm"])
-    pd.testing.assert_frame_equal(quick(swapped, speed.iloc[rng.permutation(len(speed))]), found)
-    pd.testing.assert_frame_equal(quick(features, speed), found)
+    pd.testing.assert_frame_equal(quick(swapped, speed.iloc[rng.permutation(len(speed))]), ranking)
+    pd.testing.assert_frame_equal(quick(features, speed), ranking)
     # The reverse has the same skill and the opposite slope.
-    pd.testing.assert_frame_equal(quick(-features, speed).assign(slope=found["slope"]), found)
+    pd.testing.assert_frame_equal(quick(-features, speed).assign(slope=ranking["slope"]), ranking)
 
 
 def test_labels_of_trials_change_nothing_but_which_are_drawn(rng):
     tables = world(rng, decoys=4, trials=12)
     relabelled = [table.rename(lambda trial: (trial * 5 + 2) % 12, level="trial") for table in tables]
-    found, again = (quick(*each, resamples=4000, confidence=0.8) for each in (tables, relabelled))
+    ranking, again = (quick(*each, resamples=4000, confidence=0.8) for each in (tables, relabelled))
     drawn = [name for name in COLUMNS if name.endswith(("_low", "_high", "_share"))]
-    pd.testing.assert_frame_equal(again.drop(columns=drawn), found.drop(columns=drawn))
-    assert np.allclose(again[drawn], found[drawn], atol=0.03)
+    pd.testing.assert_frame_equal(again.drop(columns=drawn), ranking.drop(columns=drawn))
+    assert np.allclose(again[drawn], ranking[drawn], atol=0.03)
 
 
 def test_shuffling_arms_destroys_skill(rng):
     skills = []
-    for _ in range(100):
+    for _ in range(30):
         features, speed = world(rng, slope=3.0, decoys=0)
         order = rng.permutation(8)
         shuffled = pd.Series(speed.to_numpy().reshape(8, -1)[order].ravel(), index=speed.index)
@@ -211,30 +208,27 @@ def test_what_was_not_measured_everywhere_or_never_varies_is_listed_without_skil
     alone = quick(features[["true"]], speed)
     features.iloc[:3, 1] = np.nan
     features["decoy1"] = np.inf
-    found = quick(features, speed)
-    assert found["note"].tolist() == ["", "missing in 3 of 48 runs", "constant"]
-    assert found.loc[1:, list(COLUMNS)].isna().all(axis=None)
-    pd.testing.assert_frame_equal(found[:1], alone)
+    ranking = quick(features, speed)
+    assert ranking["note"].tolist() == ["", "missing in 3 of 48 runs", "constant"]
+    assert ranking.loc[1:, list(COLUMNS)].isna().all(axis=None)
+    pd.testing.assert_frame_equal(ranking[:1], alone)
     assert quick(features[["decoy1"]], speed)["skill"].isna().all()
 
 
 def test_equal_measures_share_the_first_place(rng):
     features, speed = world(rng, decoys=0)
-    found = quick(features.assign(copy=2 * features["true"]), speed)
-    assert found["first_share"].tolist() == [0.5, 0.5]
-    assert (found[["behind", "behind_low", "behind_high"]] == 0).all(axis=None)
+    ranking = quick(features.assign(copy=2 * features["true"]), speed)
+    assert ranking["first_share"].tolist() == [0.5, 0.5]
+    assert (ranking[["behind", "behind_low", "behind_high"]] == 0).all(axis=None)
 
 
 @pytest.mark.parametrize(
     ("spoil", "message"),
     [
-        (lambda f, s: (f[f.index.get_level_values("arm") < "arm2"],) * 2, "2 arms and 6 trials are too few"),
-        (lambda f, s: (f.xs(0, level="trial", drop_level=False), s[:0]), "8 arms and 1 trials"),
-        (lambda f, s: (f, s.drop([("arm1", 3)])), "but speed lacks arm arm1 trial 3; diverged"),
-        (lambda f, s: (f.iloc[10:], s), "features lacks arm arm0 trial 0, .* and 2 more"),
-        (lambda f, s: (f, s.where(s.index != ("arm2", 4))), "speed is NaN for arm arm2 trial 4"),
-        (lambda f, s: (pd.concat([f, f[:1]]), s), "several runs of arm arm0 trial 0"),
-        (lambda f, s: (f.reset_index(drop=True), s), "indexed by arm and trial"),
+        (lambda f, s: (f, s[s.index.get_level_values("arm") < "arm2"]), "2 arms and 6 trials are too few"),
+        (lambda f, s: (f, s.xs(0, level="trial", drop_level=False)), "8 arms and 1 trials"),
+        (lambda f, s: (f, s.drop([("arm1", 3)])), "there is none of arm arm1 trial 3"),
+        (lambda f, s: (f, s.where(s.index != ("arm2", 4))), "there is none of arm arm2 trial 4"),
         (lambda f, s: (f, 0 * s), "equally fast"),
     ],
 )

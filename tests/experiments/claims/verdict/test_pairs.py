@@ -111,10 +111,10 @@ def test_two_runs_of_one_trial_are_refused():
 def test_median_steps_is_kaplan_meiers_with_diverged_runs_censored_last():
     nan = np.where(np.arange(21) < 2, 4.0, np.nan)
     reached = [np.where(np.arange(21) < k, 4.0, 0.5) for k in (3, 5, 7)]
-    assert median_steps(experiment({"a": [*reached, nan]}), "a")[0] == 5
+    assert median_steps(experiment({"a": [*reached, nan]}), "a", 0.1, 0.95)[0] == 5
     # Censored when it broke off, the diverged run would leave the median at 5 here.
-    assert median_steps(experiment({"a": [*reached, nan, nan]}), "a")[0] == 7
-    median, low, high = median_steps(experiment({"a": [reached[0], nan, nan]}), "a")
+    assert median_steps(experiment({"a": [*reached, nan, nan]}), "a", 0.1, 0.95)[0] == 7
+    median, low, high = median_steps(experiment({"a": [reached[0], nan, nan]}), "a", 0.1, 0.95)
     assert median == INF == high
     assert low >= 3
-    assert median_steps(experiment({"a": [falling(2.0)] * 3}), "a")[0] == INF
+    assert median_steps(experiment({"a": [falling(2.0)] * 3}), "a", 0.1, 0.95)[0] == INF
