@@ -5,13 +5,19 @@ needs ``--model package.module:factory --weights FILE --probe FILE``. Writes a t
 ``torchrun --nproc-per-node N`` the processes share the work of each spectrum.
 """
 
-from collections.abc import Sequence
+import dataclasses
+import functools
+import logging
+import shutil
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
+import pandas as pd
 import torch
 import tyro
+from matplotlib.figure import Figure
 from torch import distributed
 from tqdm import tqdm
 
@@ -20,17 +26,30 @@ from skip_conditioning.diagnostics.jacobians.exact import check_method
 from skip_conditioning.diagnostics.measure import spectra
 from skip_conditioning.diagnostics.networks.maps import check_map
 from skip_conditioning.diagnostics.support.memory import GIB
-from skip_conditioning.experiments.analysis.results import (
-    analysed_tables,
-    draw_spectra,
-    layer_step_table,
-    write_spectra,
+from skip_conditioning.diagnostics.tables import (
+    RUN_COLUMNS,
+    SCHEMAS,
+    SPECTRA,
+    Experiment,
+    TableWriter,
+    empty_frame,
+    read_experiment,
+    spectra_frame,
 )
 from skip_conditioning.experiments.analysis.shortcut_table import shortcut_report
 from skip_conditioning.experiments.analysis.targets import Target, check_probe, find_targets, foreign_target, load_probe
 from skip_conditioning.experiments.config.command_line import parse_options, run_command
 from skip_conditioning.experiments.processes.group import is_first_process, leave, process_group
 from skip_conditioning.experiments.processes.machine import choose_device, own_device
+from skip_conditioning.figures import (
+    NothingToDrawError,
+    conditioning_heat_map,
+    save,
+    singular_value_histograms,
+    singular_value_ridges,
+)
+
+_LOG = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -129,10 +148,10 @@ def analyse(options: Options) -> None:
 
     if not is_first_process():
         return
-    write_spectra(rows, out)
-    tables = analysed_tables(targets, rows)
+    _write_spectra(rows, out)
+    tables = _analysed_tables(targets, rows)
     print(layer_step_table(tables.spectra, tables.runs).to_string(index=False))
-    paths = draw_spectra(tables, out)
+    paths = _draw_spectra(tables, out)
     print(f"\nspectra: {out / 'spectra'}" + "".join(f"\nfigure: {path}" for path in paths))
 
 
@@ -188,6 +207,85 @@ def _measure(
         for spectrum in by_layer.values():
             rows.append({"run_id": target.run["run_id"], "step": target.step, **spectrum.as_row()})
     return rows
+
+
+def _write_spectra(rows: Sequence[dict[str, Any]], out: Path) -> None:
+    """Write rows of spectra to ``out/spectra``, in place of those of an earlier analysis."""
+    if (out / "spectra").exists():
+        shutil.rmtree(out / "spectra")
+    table = TableWriter(out / "spectra", SPECTRA)
+    for row in rows:
+        table.append(row)
+    table.flush()
+
+
+def _analysed_tables(targets: Sequence[Target], rows: Sequence[dict[str, Any]]) -> Experiment:
+    """The tables of the runs that the checkpoints belong to, with the spectra of the analysis.
+
+    Args:
+        targets: The checkpoints; of a foreign one only its name is known.
+        rows: Of the spectra table.
+    """
+    directories = dict.fromkeys(target.directory for target in targets if not target.is_foreign)
+    names = [{"run_id": target.run["run_id"]} for target in targets if target.is_foreign]
+    foreign = Experiment(pd.DataFrame(names, columns=RUN_COLUMNS), *(empty_frame(name) for name in SCHEMAS))
+    experiments = [read_experiment(directory) for directory in directories] or [foreign]
+    joined = {
+        field.name: pd.concat([getattr(experiment, field.name) for experiment in experiments], ignore_index=True)
+        for field in dataclasses.fields(Experiment)
+    }
+    return Experiment(**joined | {"spectra": spectra_frame(rows)})
+
+
+def _draw_spectra(tables: Experiment, out: Path) -> list[Path]:
+    """Draw the figures of each map into a folder and return their files; what has nothing to show is logged."""
+    makers: dict[str, Callable[..., Figure]] = {
+        "singular_value_histograms": singular_value_histograms,
+        "singular_value_ridges": singular_value_ridges,
+        "conditioning_heat_map": conditioning_heat_map,
+        "mean_sigma_map": functools.partial(conditioning_heat_map, measure="sigma_mean"),
+    }
+    paths: list[Path] = []
+    for name in tables.spectra["map"].unique():
+        for figure, draw in makers.items():
+            try:
+                paths += save(draw(tables, map=name), out / f"{figure}_{name}")
+            except NothingToDrawError as reason:
+                _LOG.warning("skipped %s of %s: %s", figure, name, reason)
+    return paths
+
+
+def layer_step_table(frame: pd.DataFrame, runs: pd.DataFrame) -> pd.DataFrame:
+    """Layer × step: σ_max, σ_min, mean σ and κ, medians over trials and samples.
+
+    ``±`` is the standard error of an estimate. ``≤`` marks a smallest singular value, and ``≥`` a condition number,
+    that is only a bound in some of them.
+
+    Args:
+        frame: Spectra, columns of ``tables.SPECTRA``.
+        runs: Columns ``run_id`` and, of experiments, ``arm`` and ``lr``.
+    """
+    groups = [name for name in ("lr", "arm") if name in runs and runs[name].notna().any()]
+    keys = [*groups, "map", "layer", "step"]
+    joined = frame.merge(runs[["run_id", *groups]], on="run_id")
+    table = joined.groupby(keys, sort=False, dropna=False).agg(
+        sigma_max=("sigma_max", "median"),
+        sigma_min=("sigma_min", "median"),
+        mean=("sigma_mean", "median"),
+        error=("sigma_mean_se", "median"),
+        kappa=("condition_number", "median"),
+        resolved=("resolved", "all"),
+        spectra=("resolved", "size"),
+    )
+    table = table.reset_index()
+    bound = table.pop("resolved").map({True: ("", ""), False: ("≤", "≥")})
+    table["sigma_min"] = [f"{mark}{value:.3g}" for (mark, _), value in zip(bound, table["sigma_min"], strict=True)]
+    table["kappa"] = [f"{mark}{value:.3g}" for (_, mark), value in zip(bound, table["kappa"], strict=True)]
+    for name in ("sigma_max", "mean"):
+        table[name] = table[name].map("{:.3g}".format)
+    errors = table.pop("error").map("{:.1g}".format)
+    table["mean"] += [f" ±{error}" if error != "nan" else "" for error in errors]
+    return table.rename(columns={"sigma_max": "σ max", "sigma_min": "σ min", "mean": "σ mean", "kappa": "κ"})
 
 
 def main(args: Sequence[str] | None = None) -> int:

@@ -18,8 +18,7 @@ from skip_conditioning.experiments.config.presets import PRESETS
 from skip_conditioning.experiments.config.train_config import TrainConfig, with_given
 from skip_conditioning.experiments.speed import write_speed
 from skip_conditioning.experiments.summary import print_summary
-from skip_conditioning.experiments.sweeps.jobs import JobOptions, JobQueue, check_cluster
-from skip_conditioning.experiments.sweeps.live_table import LiveTable, RunState
+from skip_conditioning.experiments.sweeps.jobs import JobOptions, JobQueue, LiveTable, RunState, check_cluster
 from skip_conditioning.experiments.training.runner import Runner
 
 

@@ -45,7 +45,7 @@ def foreign(tmp_path):
 @pytest.fixture
 def without_figures(monkeypatch):
     """Drawing takes longer than measuring."""
-    monkeypatch.setattr("skip_conditioning.experiments.spectrum_analysis.draw_spectra", lambda *_: [])
+    monkeypatch.setattr("skip_conditioning.experiments.spectrum_analysis._draw_spectra", lambda *_: [])
 
 
 def test_an_experiment_gives_the_spectra_of_every_checkpoint(experiment, capsys):

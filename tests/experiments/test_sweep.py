@@ -17,7 +17,7 @@ from skip_conditioning.diagnostics.tables import read_experiment
 from skip_conditioning.experiments.records.directory import LOCK, check_unlocked, write_status
 from skip_conditioning.experiments.sweep import JobOptions, main, parse
 from skip_conditioning.experiments.sweeps import jobs as sweep_jobs
-from skip_conditioning.experiments.sweeps.live_table import LiveTable, RunState
+from skip_conditioning.experiments.sweeps.jobs import LiveTable, RunState
 from skip_conditioning.experiments.train import main as train_main
 
 SLURM_EXECUTOR = sweep_jobs._slurm_executor
