@@ -41,7 +41,8 @@ class TrainConfig:
         another model has none of the options of the model before.
 
         Args:
-            options: Values by the options' names, such as ``lr=(0.1,), steps=10``.
+            options: Values by the options' names, such as ``lr=(0.1, 0.2), steps=10``; one value by itself, as in
+                ``lr=0.1``, stands for a tuple of it.
 
         Raises:
             InputError: There is no such option; near matches are offered.
@@ -57,10 +58,9 @@ class TrainConfig:
             raise InputError("give either --steps or --epochs; the length of a run is set by one of them")
         for names, allowed, demand in _DEMANDS:
             for name in names:
-                values = options[name]
-                for value in values if isinstance(values, tuple) else (values,):
-                    if value is not None and not allowed(value):
-                        raise InputError(f"{flag(name)} must be {demand}; it is {value}")
+                for value in options[name] if name in _TUPLES else (options[name],):
+                    if value is not None and not (isinstance(value, int | float) and allowed(value)):
+                        raise InputError(f"{flag(name)} must be {demand}; it is {value!r}")
         for name in ("arms", "lr"):
             values = [str(value) for value in options[name]]
             if not values or len(set(values)) < len(values):
@@ -80,6 +80,11 @@ _KINDS: dict[str, type] = {
 
 #: The group that each option is in.
 _GROUP = {option.name: group for group, kind in _KINDS.items() for option in dataclasses.fields(kind)}
+
+#: Options that have several values.
+_TUPLES = frozenset(
+    option.name for kind in _KINDS.values() for option in dataclasses.fields(kind) if "tuple[" in str(option.type)
+)
 
 #: Numeric options, the values they may have, and these in words; None is for an option's type to allow.
 _DEMANDS: tuple[tuple[tuple[str, ...], Callable[[float], bool], str], ...] = (
@@ -144,12 +149,17 @@ def _with_values(config: TrainConfig, options: Mapping[str, Any]) -> TrainConfig
     return replace(config, **{group: replace(getattr(config, group), **values) for group, values in changes.items()})
 
 
+def _as_tuple(value: Any) -> Any:
+    """Several values as a tuple, also where one is given by itself, as in ``lr=0.1``; None stays None."""
+    return value if value is None else tuple(value) if isinstance(value, list | tuple) else (value,)
+
+
 def _by_group(options: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     grouped: dict[str, dict[str, Any]] = {group: {} for group in _KINDS}
     for option, value in options.items():
         if option not in _GROUP:
             raise InputError(f"there is no option {option!r} of an experiment.{near_matches(option, _GROUP)}")
-        grouped[_GROUP[option]][option] = value
+        grouped[_GROUP[option]][option] = _as_tuple(value) if option in _TUPLES else value
     return grouped
 
 

@@ -27,18 +27,9 @@ def generator(*parts: int) -> torch.Generator:
     return torch.Generator().manual_seed(derive_seed(*parts))
 
 
-class TrainingBatches(Protocol):
-    """The training batches of one run, wherever they come from."""
-
-    @property
-    def per_epoch(self) -> int:
-        """Steps in one pass."""
-
-    def size_at(self, step: int) -> int:
-        """Images in the batch of a step, all processes together."""
-
-    def at(self, step: int) -> tuple[Tensor, Tensor]:
-        """This process's part of the batch of a step: images, float32, and labels, on its device."""
+def share(count: int, rank: int, ranks: int) -> range:
+    """Indices of the contiguous part that one of several processes takes of ``count`` images."""
+    return range(count * rank // ranks, count * (rank + 1) // ranks)
 
 
 class EvaluationBatches(Protocol):
@@ -116,8 +107,8 @@ class BatchOrder:
             self._begin(epoch)
         size = self.size_at(step)
         start = 0 if self.batch_size is None else batch * self.batch_size
-        first, last = (start + size * part // self.ranks for part in (self.rank, self.rank + 1))
-        chosen = self._order[first:last]
+        part = share(size, self.rank, self.ranks)
+        chosen = self._order[start + part.start : start + part.stop]
         return chosen, None if self._drawn is None else self._drawn[..., chosen]
 
     def _begin(self, epoch: int) -> None:
@@ -131,8 +122,31 @@ class BatchOrder:
             self._drawn = drawn.to(self.device)
 
 
+class TrainingBatches:
+    """The training batches of one run, wherever they come from.
+
+    Attributes:
+        order: Which images make the batch of a step.
+    """
+
+    order: BatchOrder
+
+    @property
+    def per_epoch(self) -> int:
+        """Steps in one pass."""
+        return self.order.per_epoch
+
+    def size_at(self, step: int) -> int:
+        """Images in the batch of a step, all processes together, unreadable ones included."""
+        return self.order.size_at(step)
+
+    def at(self, step: int) -> tuple[Tensor, Tensor]:
+        """This process's part of the batch of a step: images, float32, and labels, on its device."""
+        raise NotImplementedError
+
+
 @dataclass(eq=False)
-class Batches:
+class Batches(TrainingBatches):
     """The batches of one run, of images that are all held on the training device.
 
     Attributes:
@@ -145,21 +159,9 @@ class Batches:
     pixels: Pixels
     order: BatchOrder
 
-    @property
-    def per_epoch(self) -> int:
-        """Steps in one pass."""
-        return self.order.per_epoch
-
-    def size_at(self, step: int) -> int:
-        """Images in the batch of a step, all processes together."""
-        return self.order.size_at(step)
-
     def at(self, step: int) -> tuple[Tensor, Tensor]:
         """This process's part of the batch of a step: images, float32, and labels."""
-        return self.take(*self.order.at(step))
-
-    def take(self, chosen: Tensor, drawn: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Images by their indices, changed as drawn, and labels."""
+        chosen, drawn = self.order.at(step)
         images, labels = self.split.images[chosen], self.split.labels[chosen]
         if drawn is not None:
             images = AUGMENTATIONS[self.order.augment].apply(images, drawn)
@@ -188,7 +190,7 @@ class HeldImages:
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         """This process's images, float32, and labels, batch by batch."""
-        first, last = (len(self) * part // self.ranks for part in (self.rank, self.rank + 1))
-        for start in range(first, last, _EVALUATION_BATCH):
-            chosen = slice(start, min(start + _EVALUATION_BATCH, last))
+        part = share(len(self), self.rank, self.ranks)
+        for start in part[::_EVALUATION_BATCH]:
+            chosen = slice(start, min(start + _EVALUATION_BATCH, part.stop))
             yield self.pixels(self.split.images[chosen]), self.split.labels[chosen]

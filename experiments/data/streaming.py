@@ -24,7 +24,14 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from skip_conditioning.diagnostics.errors import InputError
-from skip_conditioning.experiments.data.batches import AUGMENTATION, BatchOrder, Pixels, generator
+from skip_conditioning.experiments.data.batches import (
+    AUGMENTATION,
+    BatchOrder,
+    Pixels,
+    TrainingBatches,
+    generator,
+    share,
+)
 from skip_conditioning.experiments.data.image_index import EncodedImages, StreamedData
 from skip_conditioning.experiments.data.image_records import (
     UnreadableImageError,
@@ -99,7 +106,7 @@ def decode_at(data: StreamedData, indices: Tensor) -> tuple[Tensor, Tensor]:
 
 
 @dataclass(eq=False)
-class StreamedBatches:
+class StreamedBatches(TrainingBatches):
     """The batches of one run, decoded while it trains.
 
     Each worker holds up to two batches decoded ahead, in shared memory (``/dev/shm``): 38 MB for 256 images. The steps
@@ -128,15 +135,6 @@ class StreamedBatches:
                 f"{self.data.name} is decoded while training, which --augment {self.order.augment} does not suit;"
                 " use resized-crop or none"
             )
-
-    @property
-    def per_epoch(self) -> int:
-        """Steps in one pass."""
-        return self.order.per_epoch
-
-    def size_at(self, step: int) -> int:
-        """Images in the batch of a step, all processes together, unreadable ones included."""
-        return self.order.size_at(step)
 
     def at(self, step: int) -> tuple[Tensor, Tensor]:
         """This process's part of the batch of a step: images, float32, and labels, on the device.
@@ -190,9 +188,9 @@ class StreamedImages:
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         """This process's images, float32, and labels, batch by batch."""
-        first, last = (len(self) * part // self.ranks for part in (self.rank, self.rank + 1))
-        starts = range(first, last, _EVALUATION_BATCH)
-        requests = [Request([*range(start, min(start + _EVALUATION_BATCH, last))], None) for start in starts]
+        indices = share(len(self), self.rank, self.ranks)
+        starts = range(0, len(indices), _EVALUATION_BATCH)
+        requests = [Request([*indices[start : start + _EVALUATION_BATCH]], None) for start in starts]
         decoder = Decoder(self.data.test, self.data.size)
         with contextlib.closing(_decode(decoder, requests, min(self.workers, len(requests)), self.device)) as batches:
             for decoded in batches:

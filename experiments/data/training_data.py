@@ -1,7 +1,7 @@
 """The data of an experiment as its runs need them: batches to train on, batches to evaluate on, and a probe."""
 
-from dataclasses import dataclass, replace
-from typing import Any, Protocol
+from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -30,114 +30,102 @@ from skip_conditioning.experiments.processes.ranks import Ranks
 _MOST_WORKERS = 16
 
 
-class TrainingData(Protocol):
+class TrainingData:
     """A data set as an experiment uses it.
 
     Attributes:
         num_classes: Number of classes.
         input_shape: ``(C, H, W)`` of an image as the network sees it.
-    """
 
-    num_classes: int
-    input_shape: tuple[int, ...]
-
-    def __len__(self) -> int:
-        """Number of training images."""
-
-    def batches(self, seed: int) -> TrainingBatches:
-        """The training batches of a run, from its seed."""
-
-    def test(self) -> EvaluationBatches:
-        """The test images."""
-
-    def probe(self, chosen: Tensor) -> tuple[Tensor, Tensor]:
-        """Some training images by their indices, as the network sees them without augmentation, and their labels."""
-
-
-@dataclass(eq=False)
-class HeldData:
-    """A data set that is held whole on the training device, as uint8.
-
-    Attributes:
-        data: In host memory.
-        config: The experiment's options.
-        device: Device that it is moved to.
-        ranks: The processes that share each batch.
-    """
-
-    data: ImageData
-    config: TrainConfig
-    device: torch.device
-    ranks: Ranks
-
-    def __post_init__(self) -> None:
-        self.num_classes, self.input_shape = self.data.num_classes, tuple(self.data.train.images.shape[1:])
-        mean, std = (self.data.mean, self.data.std) if self.config.data.normalise else (None, None)
-        self._pixels = Pixels(mean, std, memory_format(self.config))
-        self._train, self._test = (
-            Split(split.images.to(self.device), split.labels.to(self.device))
-            for split in (self.data.train, self.data.test)
-        )
-
-    def __len__(self) -> int:
-        """Number of training images."""
-        return len(self.data.train)
-
-    def batches(self, seed: int) -> Batches:
-        """The training batches of a run, from its seed."""
-        return Batches(self._train, self._pixels, batch_order(self.config, len(self), seed, self.ranks, self.device))
-
-    def test(self) -> HeldImages:
-        """The test images."""
-        return HeldImages(self._test, self._pixels, self.ranks.rank, self.ranks.count)
-
-    def probe(self, chosen: Tensor) -> tuple[Tensor, Tensor]:
-        """Some training images by their indices, on the host, and their labels."""
-        images, labels = self.data.train.images[chosen], self.data.train.labels[chosen]
-        return replace(self._pixels, memory_format=torch.contiguous_format)(images), labels
-
-
-@dataclass(eq=False)
-class DecodedData:
-    """A data set that is decoded while training.
-
-    Attributes:
-        data: Its encoded images.
+    Args:
+        data: Its images, decoded or not.
         config: The experiment's options.
         device: Device that batches are moved to.
         ranks: The processes that share each batch.
     """
 
-    data: StreamedData
-    config: TrainConfig
-    device: torch.device
-    ranks: Ranks
+    input_shape: tuple[int, ...]
 
-    def __post_init__(self) -> None:
-        self.num_classes = self.data.num_classes
-        self.input_shape: tuple[int, ...] = (3, self.data.size, self.data.size)
-        mean, std = (self.data.mean, self.data.std) if self.config.data.normalise else (None, None)
-        self._pixels = Pixels(mean, std, memory_format(self.config))
-        given = self.config.data.workers
-        self._workers = min(usable_cores() // processes_here(), _MOST_WORKERS) if given is None else given
+    def __init__(self, data: ImageData | StreamedData, config: TrainConfig, device: torch.device, ranks: Ranks) -> None:
+        self.config, self.device, self.ranks = config, device, ranks
+        self.num_classes, self._count = data.num_classes, len(data.train.labels)
+        mean, std = (data.mean, data.std) if config.data.normalise else (None, None)
+        self._pixels = Pixels(mean, std, memory_format(config))
 
     def __len__(self) -> int:
         """Number of training images."""
-        return len(self.data.train.labels)
+        return self._count
+
+    def batches(self, seed: int) -> TrainingBatches:
+        """The training batches of a run, from its seed."""
+        raise NotImplementedError
+
+    def test(self) -> EvaluationBatches:
+        """The test images."""
+        raise NotImplementedError
+
+    def probe(self, chosen: Tensor) -> tuple[Tensor, Tensor]:
+        """Some training images by their indices, as the network sees them without augmentation, and their labels.
+
+        Both are on the host; of images that are decoded while training these are the centres.
+        """
+        images, labels = self._decoded(chosen)
+        return replace(self._pixels, memory_format=torch.contiguous_format)(images), labels
+
+    def _decoded(self, chosen: Tensor) -> tuple[Tensor, Tensor]:
+        raise NotImplementedError
+
+    def _order(self, seed: int, device: torch.device) -> BatchOrder:
+        options = self.config.optimisation
+        augment = self.config.data.augment
+        return BatchOrder(
+            len(self), options.batch_size, seed, augment, device, rank=self.ranks.rank, ranks=self.ranks.count
+        )
+
+
+class HeldData(TrainingData):
+    """A data set that is held whole on the training device, as uint8."""
+
+    def __init__(self, data: ImageData, config: TrainConfig, device: torch.device, ranks: Ranks) -> None:
+        super().__init__(data, config, device, ranks)
+        self.input_shape = tuple(data.train.images.shape[1:])
+        self._on_host = data.train
+        self._train, self._test = (
+            Split(split.images.to(device), split.labels.to(device)) for split in (data.train, data.test)
+        )
+
+    def batches(self, seed: int) -> Batches:
+        """The training batches of a run, from its seed."""
+        return Batches(self._train, self._pixels, self._order(seed, self.device))
+
+    def test(self) -> HeldImages:
+        """The test images."""
+        return HeldImages(self._test, self._pixels, self.ranks.rank, self.ranks.count)
+
+    def _decoded(self, chosen: Tensor) -> tuple[Tensor, Tensor]:
+        return self._on_host.images[chosen], self._on_host.labels[chosen]
+
+
+class DecodedData(TrainingData):
+    """A data set that is decoded while training."""
+
+    def __init__(self, data: StreamedData, config: TrainConfig, device: torch.device, ranks: Ranks) -> None:
+        super().__init__(data, config, device, ranks)
+        self.input_shape = (3, data.size, data.size)
+        self._data, given = data, config.data.workers
+        self._workers = min(usable_cores() // processes_here(), _MOST_WORKERS) if given is None else given
 
     def batches(self, seed: int) -> StreamedBatches:
         """The training batches of a run, from its seed."""
-        order = batch_order(self.config, len(self), seed, self.ranks, torch.device("cpu"))
-        return StreamedBatches(self.data, order, self._pixels, self.device, self._workers)
+        order = self._order(seed, torch.device("cpu"))
+        return StreamedBatches(self._data, order, self._pixels, self.device, self._workers)
 
     def test(self) -> StreamedImages:
         """The test images."""
-        return StreamedImages(self.data, self._pixels, self.device, self._workers, self.ranks.rank, self.ranks.count)
+        return StreamedImages(self._data, self._pixels, self.device, self._workers, self.ranks.rank, self.ranks.count)
 
-    def probe(self, chosen: Tensor) -> tuple[Tensor, Tensor]:
-        """The centres of some training images by their indices, on the host, and their labels."""
-        images, labels = decode_at(self.data, chosen)
-        return replace(self._pixels, memory_format=torch.contiguous_format)(images), labels
+    def _decoded(self, chosen: Tensor) -> tuple[Tensor, Tensor]:
+        return decode_at(self._data, chosen)
 
 
 def open_data(config: TrainConfig, device: torch.device, ranks: Ranks) -> TrainingData:
@@ -165,11 +153,6 @@ def open_data(config: TrainConfig, device: torch.device, ranks: Ranks) -> Traini
     if smallest < 2 * ranks.count and ranks.count > 1:
         raise InputError(f"{ranks.count} processes need {2 * ranks.count} images a step; there are {smallest}")
     return data
-
-
-def batch_order(config: TrainConfig, count: int, seed: int, ranks: Ranks, device: torch.device) -> BatchOrder:
-    """The order of ``count`` images in a run's batches."""
-    return BatchOrder(count, config.optimisation.batch_size, seed, config.data.augment, device, ranks.rank, ranks.count)
 
 
 def memory_format(config: TrainConfig) -> torch.memory_format:

@@ -7,6 +7,7 @@ at the lower edge of its limit law, 1/√12, where σ(A) reaches 0.
 import math
 
 import numpy as np
+from scipy.stats import ks_1samp
 
 from skip_conditioning.diagnostics.linalg.limit_laws import SingularValueLaw
 from skip_conditioning.diagnostics.theory.statement import Relation, Statement
@@ -98,21 +99,21 @@ def _distances(sizes: list[int], random: np.random.Generator) -> list[CheckedSta
     checks = []
     for shift in (0, 1):
         law = SingularValueLaw(shift, _SCALE)
-        distances = np.array(
-            [
-                [kolmogorov_distance(_shifted_values(uniform_matrix(size, random), shift), law) for _ in range(_DRAWS)]
-                for size in sizes
-            ]
-        )
+        distances = np.array([[_distance(size, shift, law, random) for _ in range(_DRAWS)] for size in sizes])
         exponent = np.polyfit(np.log(sizes), np.log(distances.mean(axis=1)), 1)[0]
         checks += [
-            CheckedStatement(f"A {size}×{size}", _distance(float(of_size.max()), size, shift, float(exponent)))
+            CheckedStatement(f"A {size}×{size}", _rigidity(float(of_size.max()), size, shift, float(exponent)))
             for size, of_size in zip(sizes, distances, strict=True)
         ]
     return checks
 
 
-def _distance(distance: float, size: int, shift: int, exponent: float) -> Statement:
+def _distance(size: int, shift: int, law: SingularValueLaw, random: np.random.Generator) -> float:
+    """Kolmogorov distance ``sup |F_n − F|`` of the singular values of another matrix from their limit law."""
+    return ks_1samp(_shifted_values(uniform_matrix(size, random), shift), law.cdf).statistic
+
+
+def _rigidity(distance: float, size: int, shift: int, exponent: float) -> Statement:
     """The law is reached as fast as singular values are rigid.
 
     That is like 1/n up to powers of log n (Bourgade, Yau & Yin 2014, *Local circular law for random matrices*, for the
@@ -129,12 +130,6 @@ def _distance(distance: float, size: int, shift: int, exponent: float) -> Statem
         note=f"largest of {_DRAWS} matrices; the mean goes like n^{exponent:.2f} over a factor 4 in n. The rate is "
         "that of rigidity, the constant 1 is empirical",
     )
-
-
-def kolmogorov_distance(values: np.ndarray, law: SingularValueLaw) -> float:
-    """``sup |F_n − F|`` between ascending values, shape ``(n,)``, and a law."""
-    shares, ranks = law.cdf(values), np.arange(len(values) + 1) / len(values)
-    return float(max(np.max(ranks[1:] - shares), np.max(shares - ranks[:-1])))
 
 
 def _shifted_values(matrix: np.ndarray, shift: int) -> np.ndarray:

@@ -179,6 +179,14 @@ def test_options_given_set_others_aside_as_on_the_command_line(given, steps, epo
     assert parse(["demo", "--out", "o", *words]) == config.changed(out=Path("o"))
 
 
+def test_one_value_stands_for_a_tuple_of_it_and_other_kinds_are_refused():
+    config = preset("demo", lr=0.1, arms="chain", layers=["stem"], out=Path("o"))
+    assert config == preset("demo", lr=(0.1,), arms=("chain",), layers=("stem",), out=Path("o"))
+    for name, value in {"trials": (3,), "steps": "10", "lr": ("a",)}.items():
+        with pytest.raises(InputError, match=f"--{name} must be"):
+            config.changed(**{name: value}).check()
+
+
 def test_an_unknown_option_or_preset_is_named_with_its_near_matches():
     with pytest.raises(InputError, match=r"no option 'stesp' .*Did you mean 'steps'"):
         preset("demo", stesp=3)

@@ -3,9 +3,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from skip_conditioning.diagnostics.linalg.limit_laws import SingularValueLaw
 from skip_conditioning.experiments.theory.experiment import CheckedStatement, TheoryOptions
-from skip_conditioning.experiments.theory.random_matrices import check_random_matrices, kolmogorov_distance
+from skip_conditioning.experiments.theory.random_matrices import check_random_matrices
 from skip_conditioning.figures.random_matrices import random_matrix_spectra
 
 
@@ -61,10 +60,3 @@ def test_distances_fall_with_size(checks: list[CheckedStatement]) -> None:
 def test_the_seed_decides(checks: list[CheckedStatement]) -> None:
     options = TheoryOptions(out=Path("unused"), quick=True, seed=5, data_dir=None)
     assert check_random_matrices(options) == checks
-
-
-def test_kolmogorov_distance_of_quantiles_is_half_a_step() -> None:
-    law = SingularValueLaw(1, 0.5)
-    values = np.array([law.quantile((rank + 0.5) / 10) for rank in range(10)])
-    np.testing.assert_allclose(kolmogorov_distance(values, law), 0.05, rtol=1e-9)
-    np.testing.assert_allclose(kolmogorov_distance(np.full(4, law.edges[1]), law), 1)
