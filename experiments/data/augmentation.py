@@ -13,6 +13,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+#: Black pixels added on each side before cropping.
+_PADDING = 4
+
 
 class Augmentation(NamedTuple):
     """A random change of images.
@@ -27,30 +30,28 @@ class Augmentation(NamedTuple):
     apply: Callable[[Tensor, Tensor], Tensor]
 
 
-def draw_crop_flips(n: int, generator: torch.Generator, *, padding: int = 4) -> Tensor:
+def draw_crop_flips(n: int, generator: torch.Generator) -> Tensor:
     """Independent uniform crops and fair flips for ``n`` images.
 
     Args:
         n: Number of images.
         generator: Source of the random numbers; they are on its device.
-        padding: Pixels added on each side.
 
     Returns:
-        Shape ``(3, n)``, int64: first row and first column of the crop in the padded image (``0 … 2·padding``), and
+        Shape ``(3, n)``, int64: first row and first column of the crop in the padded image (0 to 8), and
         whether it is mirrored left to right (0 or 1).
     """
     device = generator.device
-    corners = torch.randint(2 * padding + 1, (2, n), generator=generator, device=device)
+    corners = torch.randint(2 * _PADDING + 1, (2, n), generator=generator, device=device)
     return torch.cat([corners, torch.randint(2, (1, n), generator=generator, device=device)])
 
 
-def crop_flip(images: Tensor, drawn: Tensor, *, padding: int = 4) -> Tensor:
+def crop_flip(images: Tensor, drawn: Tensor) -> Tensor:
     """Pad with black, crop back to the old size, mirror: one gather for the whole batch, CIFAR's usual augmentation.
 
     Args:
         images: Shape ``(N, C, H, W)``, any dtype.
         drawn: As from ``draw_crop_flips``, for as many images.
-        padding: Pixels added on each side.
 
     Returns:
         Shape and dtype of ``images``; a new tensor.
@@ -62,7 +63,7 @@ def crop_flip(images: Tensor, drawn: Tensor, *, padding: int = 4) -> Tensor:
     columns = left[:, None] + torch.where(flip[:, None].bool(), columns.flip(0), columns)
     image = torch.arange(n, device=images.device)[:, None, None, None]
     channel = torch.arange(channels, device=images.device)[:, None, None]
-    padded = functional.pad(images, (padding,) * 4)
+    padded = functional.pad(images, (_PADDING,) * 4)
     return padded[image, channel, rows[:, None, :, None], columns[:, None, None, :]]
 
 

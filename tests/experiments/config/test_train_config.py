@@ -13,70 +13,38 @@ from skip_conditioning.experiments.train import parse
 # The settings of the paper's released code (docs/paper.md §3)
 
 
-def test_paper_mnist():
-    config = preset("paper-mnist")
-    assert (config.data.dataset, config.network.model, config.network.model_options) == ("mnist", "paper-mnist", ())
-    assert config.network.arms == ("chain", "residual", "modified")
-    assert (
-        config.data.subset,
-        config.optimisation.batch_size,
-        config.optimisation.steps,
-        config.optimisation.epochs,
-        config.optimisation.trials,
-    ) == (32, None, 30, None, 10)
-    assert (
-        config.optimisation.lr,
-        config.optimisation.momentum,
-        config.optimisation.weight_decay,
-        config.optimisation.decay_epochs,
-    ) == ((0.1,), 0.0, 0.0, None)
-    assert (config.data.normalise, config.data.augment) == (False, "none")
-    (tail,) = config.diagnostics.measurements
+_CIFAR = {
+    **{"model": "preact-resnet18", "arms": ("original", "modified"), "lr": (0.2, 0.1, 0.05, 0.02), "trials": 10},
+    **{"batch_size": 128, "epochs": 90, "steps": None, "subset": None, "decay_epochs": 30, "decay_factor": 0.2},
+    **{"momentum": 0.0, "weight_decay": 0.0, "normalise": True, "augment": "crop", "evaluate_epochs": 1},
+}
+PAPER = {
+    "mnist": {
+        **{"dataset": "mnist", "model": "paper-mnist", "model_options": (), "arms": ("chain", "residual", "modified")},
+        **{"subset": 32, "batch_size": None, "steps": 30, "epochs": None, "trials": 10, "lr": (0.1,), "momentum": 0.0},
+        **{"weight_decay": 0.0, "decay_epochs": None, "normalise": False, "augment": "none"},
+        **{"probe_size": 32, "max_overhead": None, "diagnostics": True},
+    },
+    "cifar10": {"dataset": "cifar10", **_CIFAR},
+    "cifar100": {"dataset": "cifar100", **_CIFAR},
+    "imagenet": {
+        **{"dataset": "imagenet", "model": "preact-resnet50", "arms": ("original", "modified"), "lr": (0.1,)},
+        **{"momentum": 0.9, "weight_decay": 1e-4, "decay_epochs": 30, "decay_factor": 0.1, "batch_size": 256},
+        **{"epochs": 90, "steps": None, "normalise": True, "augment": "resized-crop", "evaluate_epochs": 1},
+    },
+}
+
+
+@pytest.mark.parametrize("name", PAPER)
+def test_settings_of_the_paper(name):
+    values = option_values(preset(f"paper-{name}"))
+    assert {option: values[option] for option in PAPER[name]} == PAPER[name]
+
+
+def test_the_papers_mnist_spectra_are_measured_at_every_step():
+    (tail,) = preset("paper-mnist").diagnostics.measurements
     assert (tail.map, tail.layers, tail.batch_mode) == ("tail", ("stem",), "batch")
     assert all(tail.schedule(step) for step in range(31))
-    assert (config.diagnostics.probe_size, config.diagnostics.max_overhead, config.diagnostics.diagnostics) == (
-        32,
-        None,
-        True,
-    )
-
-
-@pytest.mark.parametrize("name", ["cifar10", "cifar100"])
-def test_paper_cifar(name):
-    config = preset(f"paper-{name}")
-    assert (config.data.dataset, config.network.model, config.network.arms) == (
-        name,
-        "preact-resnet18",
-        ("original", "modified"),
-    )
-    assert config.optimisation.lr == (0.2, 0.1, 0.05, 0.02)
-    assert (
-        config.optimisation.batch_size,
-        config.optimisation.epochs,
-        config.optimisation.steps,
-        config.optimisation.trials,
-        config.data.subset,
-    ) == (128, 90, None, 10, None)
-    assert (config.optimisation.decay_epochs, config.optimisation.decay_factor) == (30, 0.2)
-    assert (config.optimisation.momentum, config.optimisation.weight_decay) == (0.0, 0.0)
-    assert (config.data.normalise, config.data.augment, config.output.evaluate_epochs) == (True, "crop", 1)
-
-
-def test_paper_imagenet():
-    config = preset("paper-imagenet")
-    assert (config.data.dataset, config.network.model, config.network.arms) == (
-        "imagenet",
-        "preact-resnet50",
-        ("original", "modified"),
-    )
-    assert (config.optimisation.lr, config.optimisation.momentum, config.optimisation.weight_decay) == (
-        (0.1,),
-        0.9,
-        1e-4,
-    )
-    assert (config.optimisation.decay_epochs, config.optimisation.decay_factor) == (30, 0.1)
-    assert (config.optimisation.batch_size, config.optimisation.epochs, config.optimisation.steps) == (256, 90, None)
-    assert (config.data.normalise, config.data.augment, config.output.evaluate_epochs) == (True, "resized-crop", 1)
 
 
 @pytest.mark.parametrize("name", PRESETS)
