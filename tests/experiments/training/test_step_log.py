@@ -9,23 +9,15 @@ from skip_conditioning.diagnostics.monitoring.monitor import Measurement, Spectr
 from skip_conditioning.diagnostics.monitoring.schedule import every
 from skip_conditioning.diagnostics.tables import read_experiment
 from skip_conditioning.experiments.config.presets import preset
-from skip_conditioning.experiments.data.batches import Batches, BatchOrder, HeldImages, Pixels
-from skip_conditioning.experiments.data.datasets import Split
+from skip_conditioning.experiments.data.batches import Batches, BatchOrder, HeldImages
 from skip_conditioning.experiments.training.step_log import Block, DivergedError, StepLog
 from skip_conditioning.experiments.training.trainer import Trainer
-
-PIXELS = Pixels((0.4,), (0.3,))
+from tests.experiments.training.test_trainer import PIXELS, split
 
 
 class Cube(nn.Module):
     def forward(self, x):
         return x**3
-
-
-def split(n, seed):
-    chosen = torch.Generator().manual_seed(seed)
-    images = torch.randint(256, (n, 1, 4, 4), dtype=torch.uint8, generator=chosen)
-    return Split(images, torch.randint(3, (n,), generator=chosen))
 
 
 def train(directory, block, *, lr=0.2, stop=-1, **options):
@@ -54,24 +46,24 @@ def assert_same(one, other):
     first, second = read_experiment(one), read_experiment(other)
     for name in ("metrics", "spectra", "skipped"):
         tables = []
-        for found in (first, second):
-            frame = getattr(found, name)
+        for experiment in (first, second):
+            frame = getattr(experiment, name)
             frame = frame.drop(columns=[c for c in frame if "seconds" in c or c in ("run_id", "peak_bytes")])
             keys = [key for key in ("step", "split", "map") if key in frame]
             tables.append(frame.sort_values(keys, kind="stable", ignore_index=True))
         pd.testing.assert_frame_equal(*tables, check_exact=True, obj=name)
-    files = [{path.name: path.read_bytes() for path in place.glob("checkpoints/*")} for place in (one, other)]
+    files = [{path.name: path.read_bytes() for path in run.glob("checkpoints/*")} for run in (one, other)]
     assert files[0] == files[1]
 
 
 @pytest.mark.parametrize(
     ("block", "lr", "status"),
-    [(3, 0.05, "finished"), (50, 0.05, "finished"), (3, 1e4, "diverged"), (50, 1e38, "diverged")],
+    [(3, 0.05, "finished"), (50, 0.05, "finished"), (3, 1e4, "diverged")],
 )
 def test_blocks_change_nothing(tmp_path, block, lr, status):
-    found = train(tmp_path / "blocks", block, lr=lr)
-    assert found[0] == status
-    assert found == train(tmp_path / "steps", 1, lr=lr)
+    in_blocks = train(tmp_path / "blocks", block, lr=lr)
+    assert in_blocks[0] == status
+    assert in_blocks == train(tmp_path / "steps", 1, lr=lr)
     assert_same(tmp_path / "steps", tmp_path / "blocks")
     steps = read_experiment(tmp_path / "blocks").metrics.query("split == 'train'")["step"].tolist()
     assert steps == list(range(len(steps)))
@@ -114,8 +106,8 @@ def test_a_step_that_is_not_finite_is_logged_and_later_ones_are_not(tmp_path):
     model = nn.Sequential(nn.Flatten(), nn.Linear(16, 3))
     probe = (torch.rand(2, 1, 4, 4), torch.tensor([0, 2]))
     monitor = SpectrumMonitor(model, probe, tmp_path, maps="layer", layers="1", schedule=1, max_overhead=None)
-    service, told = Service(), []
-    log = StepLog(monitor, [service], lambda step, *_: told.append(step))
+    service, progress = Service(), []
+    log = StepLog(monitor, [service], lambda step, *_: progress.append(step))
     for step in range(4):
         log.measure(step)
     numbers = {"epoch": 0.0, "accuracy": 0.5, "lr": 0.1, "seconds": 0.1}
@@ -127,6 +119,6 @@ def test_a_step_that_is_not_finite_is_logged_and_later_ones_are_not(tmp_path):
     tables = read_experiment(tmp_path)
     assert sorted(set(tables.metrics["step"])) == [0, 1]
     assert tables.spectra["step"].tolist() == [0, 1]
-    assert told == [0]
+    assert progress == [0]
     assert [step for step, _ in service.logged] == [0, 1]
     assert service.closed
