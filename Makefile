@@ -31,8 +31,12 @@ peers: .venv/installed
 test: lint types rooms pytest
 
 # Before each commit: with a few tests of each room, chosen to take seconds.
-FAST := tests/test_front.py tests/models tests/figures/drawing tests/experiments/config \
-	$(addprefix tests/diagnostics/,test_spectrum.py test_tables.py test_measure.py networks/test_maps.py)
+FAST := tests/test_front.py tests/models/test_shortcuts.py tests/figures/drawing \
+	$(addprefix tests/experiments/,config claims/verdict/test_pairs.py data/test_batches.py records/test_directory.py \
+		training/test_networks.py) \
+	$(addprefix tests/diagnostics/,test_measure.py test_spectrum.py test_tables.py jacobians/test_choice.py \
+		kernel/test_result.py linalg/test_bidiagonalization.py loss/test_descent.py monitoring/test_schedule.py \
+		networks/test_capture.py theory/test_statement.py)
 check: lint types rooms
 	OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 $(FAST)
 
@@ -58,7 +62,8 @@ rooms: tree
 pytest: .venv/installed
 	OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist worksteal -m "not slow"
 
-# What `make test` leaves out: the theory's quick check, kills, interrupts, compilation, every subcommand in a fresh environment.
+# What `make test` leaves out: kills, interrupts, compilation, jobs and workers of their own, all layouts of a user's folder, every
+# subcommand in a fresh environment, the theory's quick check.
 slow: .venv/installed
 	OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist worksteal -m slow
 
