@@ -37,7 +37,6 @@ def shortcut_table(
     models: Sequence[str] = MODELS,
     *,
     images: Sequence[tuple[int, int, int]] = IMAGES,
-    options: Sequence[str] = (),
     seed: int = 0,
     progress: bool = False,
 ) -> pd.DataFrame:
@@ -48,7 +47,6 @@ def shortcut_table(
     Args:
         models: Names of networks of `PreActivationBlock`s.
         images: Shapes ``(C, H, W)`` of an input; above a width of 64 the network has its ImageNet stem.
-        options: Options of the networks, each ``name=value``.
         seed: Of the weights.
         progress: Whether to show a bar.
 
@@ -62,14 +60,14 @@ def shortcut_table(
     Raises:
         UnsupportedModelError: A shortcut does not act on disjoint patches, or a network has none that changes the
             shape.
-        ModelOptionError: There is no such network or option.
+        ModelOptionError: There is no such network.
     """
     cases = [(model, image) for model in models for image in images]
     rows = []
     with one_thread(), tqdm(cases, unit="network", dynamic_ncols=True, leave=False, disable=not progress) as bar:
         for model, image in bar:
             bar.set_description(f"{model} {_by(image)}")
-            networks = {arm: _fresh(model, arm, options, image, seed) for arm in _shown(model)}
+            networks = {arm: _fresh(model, arm, image, seed) for arm in _shown(model)}
             by_arm = {arm: _changing_shortcuts(network, image) for arm, network in networks.items()}
             if not any(by_arm.values()):
                 raise UnsupportedModelError(f"{model} has no shortcut that changes the shape of its input")
@@ -162,11 +160,11 @@ def patch_matrix(module: nn.Module, input_shape: Sequence[int]) -> tuple[Tensor,
     return matrix, math.prod(out_sides)
 
 
-def _fresh(name: str, arm: str, options: Sequence[str], image: tuple[int, int, int], seed: int) -> nn.Module:
+def _fresh(name: str, arm: str, image: tuple[int, int, int], seed: int) -> nn.Module:
     """A network with weights from a seed; the global random stream does not move."""
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
-        return build_network(name, arm, options, num_classes=10, input_shape=image)
+        return build_network(name, arm, (), num_classes=10, input_shape=image)
 
 
 def _changing_shortcuts(

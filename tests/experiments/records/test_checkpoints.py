@@ -108,8 +108,14 @@ def test_folder_that_cannot_be_made(tmp_path):
     assert "cannot write" in error_of(save_checkpoint, tmp_path / "file" / "x.safetensors", {}, {})
 
 
-@pytest.mark.parametrize("nest", [lambda s: s, lambda s: {"epoch": 3, "state_dict": s}, lambda s: {"model": s}])
-@pytest.mark.parametrize("prefix", ["", "module.", "_orig_mod.", "module._orig_mod.", "_orig_mod.module."])
+@pytest.mark.parametrize(
+    ("nest", "prefix"),
+    [
+        (lambda state: state, "module._orig_mod."),
+        (lambda state: {"epoch": 3, "state_dict": state}, "_orig_mod.module."),
+        (lambda state: {"model": state}, ""),
+    ],
+)
 def test_users_torch_files(tmp_path, nest, prefix):
     state = network().state_dict()
     torch.save(nest({prefix + name: value for name, value in state.items()}), tmp_path / "x.pt")
@@ -170,7 +176,7 @@ def test_foreign_file(tmp_path, kind, suffix):
 
 
 @pytest.mark.parametrize("suffix", [".pt", ".safetensors"])
-@pytest.mark.parametrize("share", [0.1, 0.5, 0.99])
+@pytest.mark.parametrize("share", [0.1, 0.99])
 def test_truncated_file(tmp_path, suffix, share):
     path, state = tmp_path / f"x{suffix}", network().state_dict()
     if suffix == ".pt":

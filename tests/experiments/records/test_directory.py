@@ -26,11 +26,7 @@ def made(tmp_path):
     return out
 
 
-def refusal(options):
-    return refusal_in(options, 1)
-
-
-def refusal_in(options, processes):
+def refusal(options, processes=1):
     before = contents(options.output.out)
     with pytest.raises(InputError) as caught:
         check_out(options, processes)
@@ -71,15 +67,12 @@ def test_existing_experiment_needs_a_word(made):
 
 @pytest.mark.parametrize("options", [{}, {"resume": True}, {"overwrite": True}])
 def test_what_is_no_experiment_is_never_touched(tmp_path, options):
+    (tmp_path / ".git").mkdir()
+    assert "holds no experiment" in refusal(config(tmp_path, **options))
     (tmp_path / "thesis.tex").write_text("years of work")
     assert "holds no experiment" in refusal(config(tmp_path, **options))
     assert "is a file" in refusal(config(tmp_path / "thesis.tex", **options))
     assert "is a file" in refusal(config(tmp_path / "thesis.tex" / "out", **options))
-
-
-def test_hidden_files_are_not_overwritten_either(tmp_path):
-    (tmp_path / ".git").mkdir()
-    assert "holds no experiment" in refusal(config(tmp_path, overwrite=True))
 
 
 def test_killed_at_its_very_start_an_experiment_can_be_started_again(tmp_path):
@@ -145,11 +138,11 @@ def test_resuming_with_other_options_shows_the_difference(made, options, differe
 
 
 def test_resuming_with_another_number_of_processes_shows_the_difference(made):
-    assert "torchrun-processes 1 → 2" in (message := refusal_in(config(made, resume=True), 2))
+    assert "torchrun-processes 1 → 2" in (message := refusal(config(made, resume=True), 2))
     assert "→" not in message.replace("torchrun-processes 1 → 2", "")
     prepare_out(config(made, resume=True), PROBE, processes=2)
     check_out(config(made, resume=True), processes=2)
-    assert "torchrun-processes 2 → 1" in refusal_in(config(made, resume=True), 1)
+    assert "torchrun-processes 2 → 1" in refusal(config(made, resume=True), 1)
 
 
 def test_what_may_change_on_resuming(made, tmp_path):
