@@ -50,7 +50,8 @@ def forest_plot(findings: pd.DataFrame, *, equivalent: float | None = None) -> F
         axis.text(
             1.03, y, label, transform=axis.get_yaxis_transform(), va="center", fontsize=9, parse_math=False,
         )  # fmt: skip
-    figure.legend(handles=_legend(rows, equivalent), loc="outside upper center", ncols=6, columnspacing=1.2)
+    handles = _legend(rows, equivalent)
+    figure.legend(handles=handles, loc="outside upper center", ncols=style.legend_columns(handles), columnspacing=1.2)
     return figure
 
 

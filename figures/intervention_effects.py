@@ -72,7 +72,7 @@ def intervention_effects(
         label += "\n" + fill(f"without a ratio: {', '.join(map(str, effects.loc[~known, 'arm']))}", 110)
     axis.set_xlabel(label, parse_math=False)
     axis.set_ylabel("slowness over the chain's (faster below)")
-    figure.legend(handles=_legend(axis, rows, band), loc="outside upper center", ncols=3, columnspacing=1.5)
+    figure.legend(handles=_legend(axis, rows, band), loc="outside upper center", ncols=2, columnspacing=1.5)
     names = [fill(str(arm), 28, max_lines=2, placeholder=" …") for arm in rows["arm"]]
     _label(figure, axis, [("chain", (1.0, 1.0)), *zip(names, positions, strict=True)], quadrants)
     return figure
