@@ -24,6 +24,10 @@ class UnsupportedModelError(InputError):
     """A model whose output cannot be differentiated as the measurement needs, or that holds an operator that cannot."""
 
 
+class ConstantMapError(UnsupportedModelError):
+    """A map whose output does not depend on its point at all; among default layers it is left out."""
+
+
 class MemoryBudgetError(InputError):
     """A measurement that does not fit the memory budget."""
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributed import ProcessGroup
 
-from skip_conditioning.diagnostics.errors import InputError, MemoryBudgetError
+from skip_conditioning.diagnostics.errors import ConstantMapError, InputError, MemoryBudgetError
 from skip_conditioning.diagnostics.jacobians.exact import check_method, choose_method, exact_spectrum, svdvals
 from skip_conditioning.diagnostics.jacobians.matrix_free import matrix_free_spectrum, steps_within
 from skip_conditioning.diagnostics.jacobians.param_spectrum import param_spectrum
@@ -278,6 +278,12 @@ def _measure(
     results: list[Result] = []
     with measuring(model, x, batch_mode=batch_mode, dtype=dtype) as probed:
         for part in probed.parts():
-            maps = run_in_all(functools.partial(part.maps, name, layers), group)
-            results += [run_in_all(functools.partial(evaluate, item, part.sample), group) for item in maps]
+            for item in run_in_all(functools.partial(part.maps, name, layers), group):
+                try:
+                    results.append(run_in_all(functools.partial(evaluate, item, part.sample), group))
+                except ConstantMapError:
+                    if layers is not None or name == "network":
+                        raise
+    if not results:
+        raise InputError(f"{type(model).__name__} has no blocks with a {name} map; name the layers to measure")
     return results

@@ -167,7 +167,7 @@ class Spectrum:
         dtype: torch.dtype,
         *,
         tolerance: float | None = None,
-        floor: float | None = None,
+        rounding: float = 0.0,
         map: str = "matrix",
         layer: str = "",
         seconds: float = 0.0,
@@ -182,7 +182,7 @@ class Spectrum:
             shape: ``(rows, cols)``.
             dtype: Precision of the operator's products.
             tolerance: The relative standard error aimed for; ``note`` says so if it was not reached.
-            floor: As for ``of_values``.
+            rounding: The floor of the matrix itself where it was measured; that of the products comes on top.
             map: As for the attribute, like all that follow.
             layer: Module or operator.
             seconds: Time it took.
@@ -191,8 +191,7 @@ class Spectrum:
             witness: How far it lay from plain autograd's.
         """
         density = lanczos.density
-        if floor is None:
-            floor = jacobian_floor(density.rms().value * min(shape) ** 0.5, torch.finfo(dtype).eps)
+        floor = max(jacobian_floor(density.rms().value * min(shape) ** 0.5, torch.finfo(dtype).eps), rounding)
         by_name, mean = estimates(lanczos, floor), density.mean()
         if not lanczos.converged:
             reached = f"tolerance {tolerance:g} not reached: relative standard error {mean.error / mean.value:.2g}"

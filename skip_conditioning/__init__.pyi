@@ -54,6 +54,7 @@ from .diagnostics.loss.descent import guaranteed_decrease as guaranteed_decrease
 
 # Errors; all are InputErrors.
 from .diagnostics.errors import (
+    ConstantMapError as ConstantMapError,
     InputError as InputError,
     LayerCallError as LayerCallError,
     MemoryBudgetError as MemoryBudgetError,

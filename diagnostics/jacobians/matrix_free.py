@@ -57,16 +57,13 @@ def matrix_free_spectrum(
     steps = affordable_steps(map, memory_budget)
     jacobian = run_in_all(lambda: jacobian_of(map, memory_budget), group)
     operator: Operator = jacobian @ jacobian.T if map.name == "kernel" else jacobian  # type: ignore[assignment]
-    floor = jacobian.floor
-    if floor is not None and map.name == "kernel":
-        floor = floor**2  # eigenvalues are squares of singular values
     lanczos = lanczos_density(operator, tolerance=tolerance, seed=seed, max_steps=steps, progress=progress, group=group)
     return Spectrum.of_density(
         lanczos,
         operator.shape,
         map.point.dtype,
         tolerance=tolerance,
-        floor=None if floor is None else max(floor, float(torch.finfo(torch.float64).tiny)),
+        rounding=0.0 if map.name == "kernel" or jacobian.floor is None else jacobian.floor,
         map=map.name,
         layer=map.layer,
         seconds=time.perf_counter() - start,

@@ -23,6 +23,7 @@ from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
 from skip_conditioning.diagnostics.jacobians.plain_layers import Channels, Embedding, PlainLayer
+from skip_conditioning.diagnostics.jacobians.witness import NORMS
 from skip_conditioning.diagnostics.networks.maps import Map
 from skip_conditioning.diagnostics.networks.parameter_rules import rule_for
 from skip_conditioning.diagnostics.networks.recording import SIGNATURES, Use
@@ -60,7 +61,8 @@ def param_spectrum(map: Map, *, memory_budget: int) -> Spectrum | None:
         values,
         (map.rows, map.cols),
         map.point.dtype,
-        floor=values_floor(values, map.point.dtype, layer.gram_side),
+        floor=values_floor(values, map.point.dtype, layer.gram_side, NORMS * layer.error if map.reference else None),
+        witness=layer.difference if map.reference else None,
         map=map.name,
         layer=map.layer,
         method=METHOD,

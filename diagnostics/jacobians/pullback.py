@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.func import vmap
 
-from skip_conditioning.diagnostics.errors import UnsupportedModelError
+from skip_conditioning.diagnostics.errors import ConstantMapError, UnsupportedModelError
 from skip_conditioning.diagnostics.jacobians.cheap_gradients import CheapGradients
 from skip_conditioning.diagnostics.networks.maps import Map
 
@@ -37,7 +37,8 @@ class Pullback:
         chunk: How many vectors are carried through at a time.
 
     Raises:
-        UnsupportedModelError: The output does not depend on the point, or an operator cannot be differentiated.
+        ConstantMapError: The output does not depend on the point.
+        UnsupportedModelError: An operator cannot be differentiated.
     """
 
     def __init__(self, map: Map, memory_budget: int, *, twice: bool = False) -> None:
@@ -46,7 +47,7 @@ class Pullback:
         with torch.enable_grad(), clear_autograd_errors(map), CheapGradients() if twice else contextlib.nullcontext():
             self._output = map.function(self._point)
         if not self._output.requires_grad:
-            raise UnsupportedModelError(
+            raise ConstantMapError(
                 f"the {map.name} map of {map.layer!r} is constant: its output does not depend on its "
                 f"{'parameters' if map.name in ('param', 'kernel') else 'input'}, or is detached from it; choose "
                 "another layer"

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from skip_conditioning.diagnostics.errors import UnsupportedModelError
-from skip_conditioning.diagnostics.jacobians.pullback import Pullback
+from skip_conditioning.diagnostics.jacobians.pullback import Pullback, clear_autograd_errors
 from skip_conditioning.diagnostics.networks.maps import Map
 from skip_conditioning.diagnostics.networks.reference import Reference
 
@@ -25,7 +25,7 @@ _ROUNDING = 10.0
 
 #: The floor, in estimated norms of the difference: what exceeds it is right to 10 % on the networks tried
 #: (tests/diagnostics/test_floor.py), where at most 2.7 were needed.
-_NORMS = 4.0
+NORMS = 4.0
 
 
 class Witness:
@@ -39,7 +39,8 @@ class Witness:
     def __init__(self, map: Map, reference: Reference) -> None:
         self._name = f"the {map.name} map of {map.layer!r}"
         self._reference, self._eps = reference, torch.finfo(map.point.dtype).eps
-        self.cotangents, self._exact = reference.cotangents, reference.exact
+        with clear_autograd_errors(map):
+            self.cotangents, self._exact = reference.cotangents, reference.exact
 
     def difference(self, products: Tensor) -> float:
         """How far products lie from plain autograd's, relative to these; see ``Spectrum.witness``.
@@ -96,7 +97,7 @@ class Witness:
         spread = float(pairs.square().sum() / (count * (count - 1))) ** 0.25
         directions = min(self.cotangents.shape[1], error.shape[1])
         least = math.sqrt(float(gram.diag().mean()) / directions)
-        return _NORMS * scale * max(spread, least)
+        return NORMS * scale * max(spread, least)
 
     def refuse(self, what: str, products: Tensor) -> UnsupportedModelError:
         """The error about products that do not agree by any route."""

@@ -210,13 +210,18 @@ class State:
         return self._tensors[tensor]
 
     @contextlib.contextmanager
-    def installed(self) -> Iterator[None]:
-        """Inside, the modules hold these weights and copies of these buffers instead of their own."""
+    def installed(self, replaced: Mapping[nn.Parameter, Tensor] | None = None) -> Iterator[None]:
+        """Inside, the modules hold these weights and copies of these buffers instead of their own.
+
+        Args:
+            replaced: Tensors to hold in place of some parameters.
+        """
+        weights = {**self._tensors, **(replaced or {})}
         own = [(module, module._parameters, module._buffers) for module, _, _ in self._tables]
         try:
             for module, parameters, buffers in self._tables:
                 vars(module)["_parameters"] = {
-                    name: None if tensor is None else self[tensor] for name, tensor in parameters.items()
+                    name: None if tensor is None else weights[tensor] for name, tensor in parameters.items()
                 }
                 vars(module)["_buffers"] = {
                     name: None if tensor is None else self[tensor].clone() for name, tensor in buffers.items()

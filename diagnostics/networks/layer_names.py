@@ -1,9 +1,10 @@
-"""The layers that names stand for: modules by dotted names and globs, their calls and outputs, and the default blocks."""
+"""The layers that names stand for: modules by names and globs, their calls and outputs, and the default blocks."""
 
 import fnmatch
 from collections.abc import Sequence
 
 from torch import nn
+from torch.nn.utils import parametrize
 
 from skip_conditioning.diagnostics.errors import InputError, UnknownLayerError, near_matches
 
@@ -69,15 +70,13 @@ def default_layers(model: nn.Module) -> list[str]:
     blocks: list[str] = []
 
     def open_up(module: nn.Module, prefix: str) -> None:
-        children = [(name, child) for name, child in module.named_children() if any(True for _ in child.parameters())]
-        opened = [child for _, child in children if _is_list(child)]
+        children = _blocks_in(module)
+        opened = [child for child in children.values() if _is_list(child)]
         if not opened and children:
-            largest = max(
-                (child for _, child in children), key=lambda child: sum(p.numel() for p in child.parameters())
-            )
-            is_wrapper = len(children) == 1 and any(True for _ in largest.children())
-            opened = [largest] if is_wrapper or any(map(_is_list, largest.modules())) else []
-        for name, child in children:
+            largest = max(children.values(), key=lambda child: sum(p.numel() for p in child.parameters()))
+            is_wrapper = len(children) == 1 and bool(_blocks_in(largest))
+            opened = [largest] if is_wrapper or _holds_list(largest) else []
+        for name, child in children.items():
             if child in opened:
                 open_up(child, f"{prefix}{name}.")
             else:
@@ -87,8 +86,19 @@ def default_layers(model: nn.Module) -> list[str]:
     return blocks
 
 
+def _blocks_in(module: nn.Module) -> dict[str, nn.Module]:
+    """A module's children that hold parameters; those of its parametrisations are its own."""
+    own = {"parametrizations"} if parametrize.is_parametrized(module) else set()
+    children = {name: child for name, child in module.named_children() if name not in own}
+    return {name: child for name, child in children.items() if any(True for _ in child.parameters())}
+
+
+def _holds_list(module: nn.Module) -> bool:
+    return any(_is_list(child) or _holds_list(child) for child in _blocks_in(module).values())
+
+
 def _is_list(module: nn.Module) -> bool:
     """Whether a module is a list, which is never called itself, or a sequence of modules with children: a stage."""
     if isinstance(module, nn.ModuleList | nn.ModuleDict):
         return True
-    return type(module) is nn.Sequential and any(list(part.children()) for part in module.children())
+    return type(module) is nn.Sequential and any(map(_blocks_in, module.children()))

@@ -147,7 +147,7 @@ class Recording:
     def _grad(self, cotangent: Tensor, inputs: Sequence[Any]) -> list[Tensor | None]:
         """Gradients at tensors and edges of the graph; None where the logits do not depend on them."""
         try:
-            with self._state.installed():
+            with self._state.installed(self.leaves):
                 gradients = torch.autograd.grad(self.logits, inputs, cotangent, retain_graph=True, allow_unused=True)
         except torch.OutOfMemoryError:
             raise
@@ -167,7 +167,7 @@ class Recording:
             reached[:] = [gradient is not None for gradient in gradients]
             return [gradient for gradient in gradients if gradient is not None]
 
-        with self._state.installed():
+        with self._state.installed(self.leaves):
             batched = iter(vmap(grad)(cotangents))
         return [next(batched) if is_reached else None for is_reached in reached]
 

@@ -14,20 +14,17 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.autograd.graph import get_gradient_edge
-from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten, tree_map
 
 from skip_conditioning.diagnostics.networks.capture import run
 from skip_conditioning.diagnostics.networks.isolation import State, convert
 from skip_conditioning.diagnostics.networks.outputs import floating_tensors, logits_of, with_tensors
+from skip_conditioning.diagnostics.networks.rounding_noise import RoundingNoise
 
 #: Random cotangents: pairs of them show how the rounding of a Jacobian is spread over directions.
 _VECTORS = 4
 #: A map with fewer rows than this many a cotangent gets fewer: each costs as much as a row.
 _ROWS_A_VECTOR = 24
-
-#: Entries of the table from which noise is read.
-_TABLE = 2**20
 
 
 @dataclass(frozen=True)
@@ -211,7 +208,7 @@ class References:
             points = {target.layer: [point] for target in self._targets}
         else:
             points = {target.layer: [leaves[p] for p in target.parameters] for target in self._targets}
-        with state.installed():  # for gradient checkpoints
+        with state.installed(leaves):  # for gradient checkpoints
             return {
                 target.layer: _pulled_back(logits, points[target.layer], self.cotangents[target.rows])
                 for target in self._targets
@@ -261,62 +258,3 @@ def _pulled_back(output: Tensor, points: Sequence[Any], cotangents: Tensor) -> T
         ]
         products.append(torch.cat([part.double() for part in parts]))
     return torch.stack(products)
-
-
-class RoundingNoise(TorchDispatchMode):
-    """Moves the result of every operator by about its rounding: by one unit in the last place, up or down at random.
-
-    Random numbers are drawn as in the measurement's precision, so that a dropout mask is the same.
-
-    Args:
-        measured: Precision of the measurement.
-        wide: Whether the network is evaluated in float64 instead; float64 results are then left as they are.
-    """
-
-    def __init__(self, measured: torch.dtype, *, wide: bool) -> None:
-        super().__init__()
-        self._measured, self._wide, self._generator = measured, wide, torch.Generator().manual_seed(0)
-        self._tables: dict[tuple[torch.device, torch.dtype], Tensor] = {}
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
-        kwargs = kwargs or {}
-        if torch.Tag.nondeterministic_seeded in func.tags and self._wide:
-            return self._drawn(func, args, kwargs)
-        result = func(*args, **kwargs)
-        if func.is_view or func._schema.is_mutable:
-            return result
-        for part in result if isinstance(result, tuple | list) else (result,):
-            if isinstance(part, Tensor) and self._is_rounded(part):
-                part.mul_(self._factors(part))
-        return result
-
-    def _drawn(self, func: Any, args: Any, kwargs: Any) -> Any:
-        """The result of a random operator, drawn in the measurement's precision."""
-        narrow = lambda value: convert(value, self._measured) if isinstance(value, Tensor) else value  # noqa: E731
-        if kwargs.get("dtype") == torch.float64:
-            kwargs = {**kwargs, "dtype": self._measured}
-        result = func(*tree_map(narrow, args), **tree_map(narrow, kwargs))
-        if func._schema.is_mutable:
-            return args[0].copy_(result)
-        wide = lambda value: convert(value, torch.float64) if isinstance(value, Tensor) else value  # noqa: E731
-        return tree_map(wide, result)
-
-    def moved(self, tensor: Tensor) -> Tensor:
-        """A copy of a tensor, moved if it is floating."""
-        return tensor * self._factors(tensor) if tensor.is_floating_point() else tensor
-
-    def _is_rounded(self, tensor: Tensor) -> bool:
-        kept = self._wide and tensor.dtype == torch.float64
-        return tensor.layout is torch.strided and tensor.is_floating_point() and not kept
-
-    def _factors(self, tensor: Tensor) -> Tensor:
-        """Factors near 1 for the entries of a tensor."""
-        key = (tensor.device, tensor.dtype)
-        if key not in self._tables:
-            signs = torch.randint(0, 2, (_TABLE,), generator=self._generator).to(tensor.device, tensor.dtype) * 2 - 1
-            self._tables[key] = 1 + signs * torch.finfo(tensor.dtype).eps
-        table, count = self._tables[key], tensor.numel()
-        start = int(torch.randint(0, _TABLE, (), generator=self._generator))
-        while len(table) < start + count:
-            table = torch.cat([table, table])
-        return table[start : start + count].view(tensor.shape)

@@ -10,6 +10,7 @@ from skip_conditioning.diagnostics.errors import MemoryBudgetError, NonFiniteErr
 from skip_conditioning.diagnostics.jacobians import exact as engine
 from skip_conditioning.diagnostics.jacobians.exact import ExactPlan
 from skip_conditioning.diagnostics.networks.measuring import measuring
+from tests.diagnostics.sample_networks import CASES
 
 F64 = torch.float64
 
@@ -143,9 +144,16 @@ def test_extreme_scales_do_no_harm(scale):
     assert 0 < found.floor < 1e-12 * found.sigma_max
 
 
-def test_spectra_are_the_singular_values_of_jacobian(kernel_case):
-    model, x = kernel_case.make()
-    for name, layers in kernel_case.maps.items():
+NAMES = (
+    *("conv-batch-norm", "in-place-residual", "residual-mlp-batch", "transformer", "called-thrice"),
+    *("tied", "frozen", "keywords", "dropout", "lstm"),
+)
+
+
+@pytest.mark.parametrize("case", [case for case in CASES if case.id in NAMES], ids=lambda case: case.id)
+def test_spectra_are_the_singular_values_of_jacobian(case):
+    model, x = case.make()
+    for name, layers in case.maps.items():
         if name == "network" or layers == ["total"]:
             continue
         matrix = jacobian(model, x, map=name, layer=layers[0])

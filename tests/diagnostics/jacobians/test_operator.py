@@ -9,6 +9,7 @@ from skip_conditioning import JacobianOperator, jacobian
 from skip_conditioning.diagnostics.errors import InputError, LayerCallError, NonFiniteError, UnsupportedModelError
 from skip_conditioning.diagnostics.jacobians.operator import operator_of
 from skip_conditioning.diagnostics.networks.measuring import measuring
+from tests.diagnostics.sample_networks import CASES
 
 
 def assert_same_matrix(operator, dense, about):
@@ -26,15 +27,24 @@ def assert_same_matrix(operator, dense, about):
         assert (found - expected).abs().max() <= size * max(1, dense.abs().max()), about
 
 
-@pytest.mark.parametrize("batch_mode", ["batch", "sample"])
-def test_products_are_those_with_the_dense_jacobian(case, batch_mode):
+def assert_products(case, batch_mode):
+    """Check the products of each map, with the last of a case's layers."""
     model, x = case.make()
     for name, layers in case.maps.items():
-        for layer in layers or [None]:
-            dense = jacobian(model, x, map=name, layer=layer, batch_mode=batch_mode)
-            dense = torch.block_diag(*dense) if batch_mode == "sample" else dense
-            operator = JacobianOperator(model, x, map=name, layer=layer, batch_mode=batch_mode)
-            assert_same_matrix(operator, dense, f"{name} of {layer}")
+        layer = layers[-1] if layers else None
+        dense = jacobian(model, x, map=name, layer=layer, batch_mode=batch_mode)
+        dense = torch.block_diag(*dense) if batch_mode == "sample" else dense
+        operator = JacobianOperator(model, x, map=name, layer=layer, batch_mode=batch_mode)
+        assert_same_matrix(operator, dense, f"{name} of {layer}")
+
+
+def test_products_are_those_with_the_dense_jacobian(case):
+    assert_products(case, "batch")
+
+
+@pytest.mark.parametrize("name", ["mlp", "changes-its-input", "called-thrice", "dropout", "python-random"])
+def test_products_sample_by_sample_are_those_with_the_dense_jacobian(name):
+    assert_products(next(case for case in CASES if case.id == name), "sample")
 
 
 def test_composition_is_the_chain_rule(make):

@@ -300,7 +300,6 @@ HOSTILE = {
     "no-known-function": lambda: Around(lambda x, w, b: x @ w + b),
     "weight-for-bias": lambda: Around(lambda x, w, b: functional.linear(x, w, w[0])),
     "one-row": lambda: Around(lambda x, w, b: functional.linear(x, w[:1], b[:1])),
-    "input-changed-later": lambda: Around(lambda x, w, b: (functional.linear(x, w, b), x.mul_(2))[0]),
     "bias-input-changed-later": lambda: frozen(
         Around(lambda x, w, b: (functional.linear(x, w, b.sin()), x.mul_(2))[0]), "weight"
     ),
