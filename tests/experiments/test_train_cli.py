@@ -271,6 +271,8 @@ def test_full_disk_is_one_line_and_the_run_can_be_resumed(train, start, same_res
     same_results(train("whole", *RUNS), train("full", "--resume", *RUNS))
 
 
+# tests/installation does the same with the command itself.
+@pytest.mark.slow
 def test_command_runs_from_any_directory_with_a_network_found_there(small):
     command = [sys.executable, "-m", "skip_conditioning.experiments.train", *small, "--out", "o", "--no-diagnostics"]
     process = subprocess.run(command, capture_output=True, text=True, check=False)
