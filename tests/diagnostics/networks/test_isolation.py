@@ -10,12 +10,11 @@ import torch
 from torch import nn
 
 from skip_conditioning import SpectrumMonitor, jacobian, spectra, tangent_kernel
-from skip_conditioning.diagnostics.errors import InputError, NonFiniteError, UnsupportedModelError
+from skip_conditioning.diagnostics.errors import InputError, NonFiniteError
 from skip_conditioning.diagnostics.networks.isolation import quiet
 from tests.diagnostics.theory.chains import seeded, two_names
 
 MAPS = ("layer", "tail", "network", "param", "kernel")
-BROKEN_HALF_WAY = {"NaN": NonFiniteError, "operator": UnsupportedModelError, "interrupt": KeyboardInterrupt}
 
 
 def trained(model, x):
@@ -90,6 +89,9 @@ def test_a_module_under_two_names_keeps_its_parameters(dtype, oracle, nothing_ch
     np.testing.assert_allclose(found, np.linalg.eigvalsh(expected.numpy())[::-1], atol=1e-12 * float(expected.norm()))
 
 
+BROKEN_HALF_WAY = {"NaN": NonFiniteError, "interrupt": KeyboardInterrupt}
+
+
 class Breaks(nn.Module):
     """Runs forwards, but breaks during the Jacobian, in one of several ways."""
 
@@ -104,21 +106,7 @@ class Breaks(nn.Module):
         differentiated = x.requires_grad or torch._C._functorch.peek_interpreter_stack() is not None
         if self.way == "interrupt" and differentiated:
             raise KeyboardInterrupt
-        if self.way == "operator":
-            return Doubled.apply(x)
         return (x - x.detach()).abs().sqrt() if self.way == "NaN" else x
-
-
-class Doubled(torch.autograd.Function):
-    """In the old style, which ``torch.func`` does not take."""
-
-    @staticmethod
-    def forward(ctx, x):
-        return 2 * x
-
-    @staticmethod
-    def backward(ctx, grad):
-        return 2 * grad
 
 
 @pytest.mark.parametrize("batch_mode", ["batch", "sample"])
@@ -127,8 +115,7 @@ def test_an_error_half_way_changes_nothing_either(way, error, batch_mode, nothin
     model, x = Breaks(way), torch.randn(4, 3)
     with nothing_changes(model, x):
         for name in ("network", "kernel", "tail"):
-            # The kernel asks nothing of an operator but what any training does.
-            with contextlib.nullcontext() if (way, name) == ("operator", "kernel") else pytest.raises(error):
+            with pytest.raises(error):
                 spectra(model, x, map=name, layers=["linear"], batch_mode=batch_mode)
 
 
