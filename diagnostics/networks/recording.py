@@ -30,6 +30,10 @@ SIGNATURES: dict[Callable[..., Any], tuple[str, ...]] = {
 }
 
 
+#: Units in the last place that gradients taken together may differ by from single ones.
+_UNITS = 2.0**10
+
+
 @dataclass(frozen=True, eq=False)
 class Use:
     """One call of a function of ``SIGNATURES`` with a trainable parameter.
@@ -82,6 +86,7 @@ class Recording:
         self.leaves = {parameter: state[parameter].detach().requires_grad_() for parameter in trainable}
         self._called: set[nn.Module] = set()
         self._state = state
+        self._batches: bool | None = None  # not known yet
         handles = [module.register_forward_pre_hook(self._note_call) for module in model.modules()]
         watch = _Watch({leaf: parameter for parameter, leaf in self.leaves.items()}, len(x))
 
@@ -137,7 +142,12 @@ class Recording:
         if len(cotangents) == 1:
             gradients = [None if part is None else part[None] for part in self._grad(cotangents[0], inputs)]
         else:
-            gradients = self._batched_grad(cotangents, inputs)
+            gradients = None if self._batches is False else self._batched_grad(cotangents, inputs)
+            if gradients is not None and self._batches is None:
+                self._batches = self._is_right(gradients, cotangents, inputs)
+            if gradients is None or not self._batches:
+                singly = [self._grad(cotangent, inputs) for cotangent in cotangents]
+                gradients = [None if rows[0] is None else torch.stack(rows) for rows in zip(*singly, strict=True)]
         shapes = [target.output_shape if isinstance(target, Use) else target.shape for target in targets]
         return [
             self.logits.new_zeros(len(cotangents), *shape) if gradient is None else gradient
@@ -170,6 +180,18 @@ class Recording:
         with self._state.installed(self.leaves):
             batched = iter(vmap(grad)(cotangents))
         return [next(batched) if is_reached else None for is_reached in reached]
+
+    def _is_right(self, gradients: list[Tensor | None], cotangents: Tensor, inputs: Sequence[Any]) -> bool:
+        """Whether batched gradients agree with a single one, of a random sum of the cotangents: vmap's rules may err."""
+        drawn = torch.randn(len(cotangents), generator=torch.Generator().manual_seed(0))
+        weights = drawn.to(cotangents)
+        for batched, single in zip(gradients, self._grad(torch.tensordot(weights, cotangents, 1), inputs), strict=True):
+            if batched is not None and single is not None and batched.dtype == weights.dtype:
+                error = torch.linalg.vector_norm(torch.tensordot(weights, batched, 1) - single)
+                size = torch.linalg.vector_norm(weights) * torch.linalg.vector_norm(batched)
+                if error > _UNITS * torch.finfo(batched.dtype).eps * size:
+                    return False
+        return True
 
     def hides_parameters(self) -> bool:
         """Whether a reentrant gradient checkpoint cuts the graph: the parameters inside it would pass for unused."""

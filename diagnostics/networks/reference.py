@@ -174,7 +174,7 @@ class References:
         return products
 
     def _global_products(self, state: State, x: Tensor) -> dict[str, Tensor]:
-        """Those of ``tail``, ``network`` and ``kernel``: one graph for all, and as many backward passes as cotangents."""
+        """Those of ``tail``, ``network`` and ``kernel``: one graph for all, and a backward pass for each cotangent."""
         edges: dict[str, list[Any]] = {}
         counts: dict[nn.Module, int] = {}
         leaves = {

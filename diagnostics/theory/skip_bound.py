@@ -78,7 +78,8 @@ def skip_bound(
 
 def _statement(map: Map, gain: float, rounding: float, model: nn.Module, memory_budget: int) -> Statement:
     """The bound for one block, whose Jacobian is known up to ``rounding`` in Frobenius norm."""
-    branch = dataclasses.replace(map, function=lambda point: map.function(point) - gain * point)
+    # No module's map, so that nothing is there to hold it against.
+    branch = dataclasses.replace(map, function=lambda point: map.function(point) - gain * point, reference=None)
     block, rest = (exact_spectrum(item, memory_budget=memory_budget) for item in (map, branch))
     left, norm = float(block.values[-1]), float(rest.values[0])
     error = max(block.floor, rounding) + max(rest.floor, rounding)
