@@ -67,13 +67,19 @@ def cluster(tmp_path, monkeypatch):
 def _jobs_here(monkeypatch):
     """Jobs are processes of this machine, of one thread each."""
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    monkeypatch.setattr(sweep_jobs, "_slurm_executor", lambda options, folder, gpus: LocalExecutor(folder))
+    monkeypatch.setattr(sweep_jobs, "_slurm_executor", lambda options, folder, gpus: patient(LocalExecutor(folder)))
     monkeypatch.setattr(sweep_jobs, "_CHECK_EVERY", 0.1)
     monkeypatch.setattr("submitit.core.core.Job._results_timeout_s", 0)  # no network file system is late here
     # A job is cancelled by this signal, which what runs in the background of a shell hands down to be ignored.
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     yield
     signal.signal(signal.SIGINT, before)
+
+
+def patient(executor):
+    """An executor whose jobs may take as long as they do on a busy machine: after 1.5 minutes it would stop them."""
+    executor.update_parameters(timeout_min=30)
+    return executor
 
 
 @pytest.fixture
@@ -96,7 +102,7 @@ def logs(out):
 def test_tables_are_those_of_training_and_finished_runs_are_not_repeated(
     executor, small, train, same_results, capsys, monkeypatch
 ):
-    monkeypatch.setattr(sweep_jobs, "_slurm_executor", lambda options, folder, gpus: executor(folder))
+    monkeypatch.setattr(sweep_jobs, "_slurm_executor", lambda options, folder, gpus: patient(executor(folder)))
     options = ("--model", "nets:batch_norm", "--arms", "shrunk", "--lr", "0.1", "1e30", "--steps", "3")
     whole = train("whole", *options)
     printed = capsys.readouterr().out
