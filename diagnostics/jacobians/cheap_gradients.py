@@ -64,12 +64,12 @@ def _alike(first: Tensor, *others: Tensor | None) -> bool:
 _PLAIN = (Tensor, torch.nn.Parameter)
 
 
-def _saved(ctx: Any) -> list[Tensor | None]:
+def _saved(ctx: Any) -> list[Any]:
     """The saved tensors, as constants."""
     return [None if tensor is None else tensor.detach() for tensor in ctx.saved_tensors]
 
 
-def _sum(parts: list[Tensor]) -> Tensor | None:
+def _sum(parts: list[Any]) -> Tensor | None:
     return sum(parts[1:], parts[0]) if parts else None
 
 
@@ -88,7 +88,8 @@ class _Convolution(torch.autograd.Function):
         """The gradients in input, weight and bias."""
         gradient = _ConvolutionGradient.apply if torch.is_grad_enabled() else _convolution_gradient
         needed = list(ctx.needs_input_grad[:3])
-        return (*gradient(cotangents[0], *_saved(ctx), ctx.channels, ctx.sizes, needed), None)
+        x, weight = _saved(ctx)
+        return (*gradient(cotangents[0], x, weight, ctx.channels, ctx.sizes, needed), None)
 
 
 def _convolution_gradient(
@@ -113,7 +114,7 @@ class _ConvolutionGradient(torch.autograd.Function):
     def backward(ctx: Any, *tangents: Tensor | None) -> tuple[Tensor | None, ...]:
         """The tangent of the values, from those of input, weight and bias."""
         (x, weight), (of_x, of_weight, of_bias) = _saved(ctx), tangents
-        parts = []
+        parts: list[Any] = []
         if of_x is not None:
             parts.append(_aten.convolution(of_x, weight, None, *ctx.sizes))
         if of_weight is not None:
@@ -144,7 +145,9 @@ class _BatchNorm(torch.autograd.Function):
         """The gradients in input, gain and shift."""
         gradient = _BatchNormGradient.apply if torch.is_grad_enabled() else _batch_norm_gradient
         needed = [ctx.needs_input_grad[position] for position in (0, 3, 4)]
-        of_x, of_weight, of_bias = gradient(cotangents[0], *_saved(ctx), *ctx.constants, needed)
+        x, weight, mean, inverse_deviation = _saved(ctx)
+        uses_batch, eps = ctx.constants
+        of_x, of_weight, of_bias = gradient(cotangents[0], x, weight, mean, inverse_deviation, uses_batch, eps, needed)
         return of_x, None, None, of_weight, of_bias, None, None, None
 
 
@@ -190,17 +193,18 @@ class _BatchNormGradient(torch.autograd.Function):
         """The tangent of the values, from those of input, gain and shift."""
         (x, weight, mean, inverse_deviation), (of_x, of_weight, of_bias) = _saved(ctx), tangents
         assert x is not None
-        parts = []
+        parts: list[Any] = []
         if of_x is not None:
+            uses_batch, eps = ctx.constants
             needed = [True, False, False]
-            gradient = _batch_norm_gradient(of_x, x, weight, mean, inverse_deviation, *ctx.constants, needed)[0]  # type: ignore[arg-type]
-            parts.append(gradient)
+            gradients = _batch_norm_gradient(of_x, x, weight, mean, inverse_deviation, uses_batch, eps, needed)
+            parts.append(gradients[0])
         if of_weight is not None:
             normalised = (x - _by_channel(mean, x)) * _by_channel(inverse_deviation, x)
             parts.append(_by_channel(of_weight, x) * normalised)
         if of_bias is not None:
             parts.append(_by_channel(of_bias, x).expand_as(x))
-        return _sum(parts), *(None,) * 7  # type: ignore[arg-type]
+        return _sum(parts), *(None,) * 7
 
 
 def _by_channel(values: Tensor | None, x: Tensor) -> Tensor:

@@ -102,8 +102,8 @@ def golub_kahan(operator: Operator, start: Tensor, max_steps: int) -> Iterator[B
         exhausted = complete or beta <= _BREAKDOWN_UNITS * eps * largest
         betas[step] = 0.0 if exhausted else beta
         dropped = beta if exhausted and not complete else 0.0
-        coefficients = (np.ldexp(part[: step + 1], exponent) for part in (alphas, betas))
-        yield Bidiagonal(*coefficients, tuple(blocks), math.ldexp(dropped, exponent))
+        diagonal, links = (np.ldexp(part[: step + 1], exponent) for part in (alphas, betas))
+        yield Bidiagonal(diagonal, links, tuple(blocks), math.ldexp(dropped, exponent))
         if exhausted:
             return
         if step + 1 < limit:

@@ -202,7 +202,10 @@ def forward_pass(model: nn.Module, state: State, x: Tensor, layers: Sequence[str
             args, kwargs, moment, versions, began = pending.pop()
             in_place = tensor is not None and tensor._version > versions.get(id(tensor), tensor._version)
             value = None if tensor is None else tensor.detach().clone()
-            outputs = tuple(value if part is tensor else part.detach().clone() for part in floating_tensors(output))
+            floating = floating_tensors(output)
+            outputs = tuple(
+                value if value is not None and part is tensor else part.detach().clone() for part in floating
+            )
             number, ended = len(calls[layer]) + 1, len(watch.sizes)
             calls[layer].append(Call(number, args, kwargs, moment, value, outputs, in_place, began, ended))
 

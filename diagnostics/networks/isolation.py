@@ -216,7 +216,7 @@ class State:
         Args:
             replaced: Tensors to hold in place of some parameters.
         """
-        weights = {**self._tensors, **(replaced or {})}
+        weights: dict[Tensor, Tensor] = self._tensors | dict((replaced or {}).items())
         own = [(module, module._parameters, module._buffers) for module, _, _ in self._tables]
         try:
             for module, parameters, buffers in self._tables:

@@ -176,10 +176,8 @@ def _referenced(model: nn.Module, state: State, x: Tensor, maps: list[Map]) -> l
     """The maps, with what their backward passes and their witnesses need."""
     targets = [item.target for item in maps if item.target is not None]
     references = References(model, state, x, maps[0].name, targets)
-    return [
-        replace(item, installed=state.installed, reference=item.target and Reference(references, item.target))
-        for item in maps
-    ]
+    pairs = zip(maps, targets, strict=True)
+    return [replace(item, installed=state.installed, reference=Reference(references, target)) for item, target in pairs]
 
 
 def _choose(model: nn.Module, name: str, layers: Sequence[str] | str | None) -> tuple[list[str], bool]:

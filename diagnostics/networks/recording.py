@@ -139,6 +139,7 @@ class Recording:
             For each target a tensor of shape ``(rows, *its shape)``; zeros where the logits do not depend on it.
         """
         inputs = [target.edge if isinstance(target, Use) else target for target in targets]
+        gradients: list[Tensor | None] | None
         if len(cotangents) == 1:
             gradients = [None if part is None else part[None] for part in self._grad(cotangents[0], inputs)]
         else:
@@ -182,7 +183,7 @@ class Recording:
         return [next(batched) if is_reached else None for is_reached in reached]
 
     def _is_right(self, gradients: list[Tensor | None], cotangents: Tensor, inputs: Sequence[Any]) -> bool:
-        """Whether batched gradients agree with a single one, of a random sum of the cotangents: vmap's rules may err."""
+        """Whether batched gradients agree with a single one, of a random sum: some of vmap's rules are wrong."""
         drawn = torch.randn(len(cotangents), generator=torch.Generator().manual_seed(0))
         weights = drawn.to(cotangents)
         for batched, single in zip(gradients, self._grad(torch.tensordot(weights, cotangents, 1), inputs), strict=True):

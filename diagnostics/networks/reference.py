@@ -228,16 +228,16 @@ def _not_nested(targets: Sequence[Target]) -> Iterator[list[Target]]:
     while waiting:
         group: list[Target] = []
         for target in waiting:
-            assert target.module is not None
-            inside = set(target.module.modules())
-            if not any(
-                other.module in inside or target.module in set(other.module.modules())
-                for other in group
-                if other.module is not target.module
-            ):  # type: ignore[union-attr]
+            if not any(_holds(target, other) or _holds(other, target) for other in group):
                 group.append(target)
         yield group
         waiting = [target for target in waiting if target not in group]
+
+
+def _holds(outer: Target, inner: Target) -> bool:
+    """Whether one target's module is within another's."""
+    assert outer.module is not None
+    return outer.module is not inner.module and any(part is inner.module for part in outer.module.modules())
 
 
 def _pulled_back(output: Tensor, points: Sequence[Any], cotangents: Tensor) -> Tensor:

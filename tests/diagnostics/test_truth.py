@@ -157,7 +157,7 @@ def test_a_gradient_that_is_not_linear_is_refused_by_name():
             h.register_hook(lambda gradient: gradient.clamp(-0.1, 0.1))
         return h.sin()
 
-    with pytest.raises(UnsupportedModelError, match="the network map of 'network': .* differs from plain autograd's"):
+    with pytest.raises(UnsupportedModelError, match=r"the network map of 'network': .* differs from plain autograd's"):
         spectra(Does(clipped), X, map="network")
 
 

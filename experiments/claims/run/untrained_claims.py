@@ -80,5 +80,5 @@ def _result(name: str, future: Future[Judgement]) -> Judgement:
 def _start_worker() -> None:
     """Leave Ctrl-C to the parent process; show no progress bars, and avoid their lock, which a kill leaves behind."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    tqdm.__init__ = partialmethod(tqdm.__init__, disable=True)  # type: ignore[assignment, method-assign]
+    tqdm.__init__ = partialmethod(tqdm.__init__, disable=True)
     tqdm.set_lock(threading.RLock())

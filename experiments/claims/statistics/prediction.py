@@ -244,7 +244,8 @@ def _grid(features: pd.DataFrame, speed: pd.Series) -> tuple[list[str], np.ndarr
             f"{len(slowness)} arms and {len(slowness.columns)} trials are too few to predict speeds of arms left out, "
             f"which needs {_FEWEST_ARMS} and {_FEWEST_TRIALS}"
         )
-    lacking = [f"arm {arm} trial {trial}" for (arm, trial), absent in slowness.isna().stack().items() if absent]
+    places = np.argwhere(slowness.isna().to_numpy())
+    lacking = [f"arm {slowness.index[row]} trial {slowness.columns[column]}" for row, column in places]
     if lacking:
         named = ", ".join(lacking)
         raise InputError(f"every arm needs a speed in every trial, infinite if diverged, but there is none of {named}")

@@ -317,7 +317,9 @@ def test_a_second_run_in_the_same_folder_is_refused(model, tmp_path):
 
     run(range(4))
     for options in ({}, {"schedule": lambda step: False}, {"run_id": "other"}):
-        with pytest.raises(InputError, match=r"mine holds a run up to step 3 already; .*another out or delete.*rewind\(1\)"):
+        with pytest.raises(
+            InputError, match=r"mine holds a run up to step 3 already; .*another out or delete.*rewind\(1\)"
+        ):
             run(range(2, 9), **options)
     with pytest.raises(InputError, match="holds a run up to step 3"):
         SpectrumMonitor(model, X, tmp_path / "mine").log(3, split="test", loss=1.0)
