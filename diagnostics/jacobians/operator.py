@@ -128,6 +128,9 @@ class MapOperator(Operator):
                     "fewer probe samples, or a larger memory_budget"
                 )
             self._matrix = self._pullback(torch.eye(map.rows, dtype=dtype, device=device))
+            products = witness.cotangents @ self._matrix.double()
+            if not witness.accepts(products):
+                raise witness.refuse("its Jacobian", products)
             self.note = "from the whole Jacobian, as some operator has no second derivative"
 
     def _apply(self, block: Tensor) -> Tensor:

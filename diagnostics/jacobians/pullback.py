@@ -85,13 +85,14 @@ class Pullback:
         with torch.no_grad(), clear_autograd_errors(self.map), self.map.installed():
             if self.chunk > 1 and len(vectors) > 1:
                 try:
-                    chunks = [vmap(product)(part).flatten(1) for part in vectors.split(self.chunk)]
+                    chunks = [vmap(product)(part).reshape(len(part), -1) for part in vectors.split(self.chunk)]
                     return chunks[0] if len(chunks) == 1 else torch.cat(chunks)
                 except torch.OutOfMemoryError:
                     raise
                 except RuntimeError:
                     self.chunk = 1  # some operator cannot be batched; one vector at a time always works
-            products = [product(vector).reshape(1, -1) for vector in vectors]
+            # Copied, as some operators' rules look at the whole memory that a vector is a part of.
+            products = [product(vector.clone()).reshape(1, -1) for vector in vectors]
             return products[0] if len(products) == 1 else torch.cat(products)
 
 

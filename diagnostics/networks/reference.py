@@ -250,7 +250,11 @@ def _pulled_back(output: Tensor, points: Sequence[Any], cotangents: Tensor) -> T
             gradients: Sequence[Tensor | None] = [None] * len(inputs)
         else:
             gradients = torch.autograd.grad(
-                output, inputs, cotangent.view(output.shape).to(output.dtype), retain_graph=True, allow_unused=True
+                output,
+                inputs,
+                cotangent.view(output.shape).to(output.dtype, copy=True),
+                retain_graph=True,
+                allow_unused=True,
             )
         parts = [
             output.new_zeros(shape.numel()) if part is None else (part.to_dense() if part.is_sparse else part).flatten()
