@@ -81,23 +81,8 @@ class Witness:
         return float(error) <= _UNITS * self._eps * size + _ROUNDING * rounding
 
     def floor(self, products: Tensor) -> float:
-        """The size below which rounding may have made a singular value what it is; arguments as for ``difference``.
-
-        The norm of the difference ``E`` is estimated from pairs of products: ``(uᵀEEᵀw)²`` is ``‖E‖₄⁴`` on average for
-        independent standard normal ``u`` and ``w``, in the Schatten norm that is at least ``‖E‖₂``, and at most
-        ``(‖E‖₂ ‖E‖_F)^½``. Nor is it less than ``‖E‖_F`` over the root of the number of directions.
-        """
-        error = products.double() - self._exact
-        scale = float(error.abs().max())
-        if not 0 < scale < math.inf:
-            return 0.0 if scale == 0 else math.inf
-        gram = (error / scale) @ (error / scale).T
-        pairs = gram - torch.diag(gram.diag())
-        count = len(gram)
-        spread = float(pairs.square().sum() / (count * (count - 1))) ** 0.25
-        directions = min(self.cotangents.shape[1], error.shape[1])
-        least = math.sqrt(float(gram.diag().mean()) / directions)
-        return NORMS * scale * max(spread, least)
+        """``floor_of`` of the difference; arguments as for ``difference``."""
+        return floor_of(products.double() - self._exact, self.cotangents.shape[1])
 
     def refuse(self, what: str, products: Tensor) -> UnsupportedModelError:
         """The error about products that do not agree by any route."""
@@ -108,6 +93,28 @@ class Witness:
             f"{self.difference(products):.2g}; norms {ours:.4g} and {plain:.4g}); is its forward pass another at each "
             "call, or its gradient changed by a hook? Choose another layer"
         )
+
+
+def floor_of(error: Tensor, rows: int) -> float:
+    """The size below which rounding may have made a singular value what it is, from random products of the rounding.
+
+    The norm of the rounding ``E`` is estimated from pairs of products: ``(uᵀEEᵀw)²`` is ``‖E‖₄⁴`` on average for
+    independent standard normal ``u`` and ``w``, in the Schatten norm that is at least ``‖E‖₂``, and at most
+    ``(‖E‖₂ ‖E‖_F)^½``. Nor is it less than ``‖E‖_F`` over the root of the number of directions.
+
+    Args:
+        error: ``U E``, shape ``(k, cols)``, float64, for standard normal ``U``.
+        rows: Of ``E``.
+    """
+    scale = float(error.abs().max())
+    if not 0 < scale < math.inf:
+        return 0.0 if scale == 0 else math.inf
+    gram = (error / scale) @ (error / scale).T
+    pairs = gram - torch.diag(gram.diag())
+    count = len(gram)
+    spread = float(pairs.square().sum() / (count * (count - 1))) ** 0.25
+    least = math.sqrt(float(gram.diag().mean()) / min(rows, error.shape[1]))
+    return NORMS * scale * max(spread, least)
 
 
 def witness_of(map: Map) -> Witness | None:

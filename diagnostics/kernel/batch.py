@@ -29,6 +29,7 @@ class Batch:
     kernel takes its own (*coupled*).
 
     Attributes:
+        probed: The model at the batch.
         basis: Combinations of outputs, shape ``(R, O)``; all single ones at first.
         samples: N.
         rules: The rule of each unit that has one.
@@ -51,7 +52,7 @@ class Batch:
         group: ProcessGroup | None,
         progress: Progress | None,
     ) -> None:
-        self._probed, self._group, x = probed, group, probed.x
+        self.probed, self._group, x = probed, group, probed.x
         self._budget, self._progress, self._done = memory_budget, progress, 0
         self.recording = probed.recording()
         self.basis = torch.eye(self.recording.logits.shape[1], dtype=self.recording.logits.dtype, device=x.device)
@@ -73,7 +74,7 @@ class Batch:
     def random_cotangent(self, seed: int) -> Tensor:
         """A random vector of kernel rows, shape ``(N·R,)``, float64; no stream of the user's is touched."""
         generator = torch.Generator().manual_seed(seed)
-        return torch.randn(self.rows, generator=generator, dtype=torch.float64).to(self._probed.x.device)
+        return torch.randn(self.rows, generator=generator, dtype=torch.float64).to(self.probed.x.device)
 
     def gradients(self, cotangent: Tensor) -> dict[nn.Parameter, Tensor]:
         """``Jᵀ v`` by autograd, those parameters that the outputs depend on.
@@ -92,9 +93,9 @@ class Batch:
         """
         uses = {unit: self.rules[unit].uses for unit in units if self._has_signals_by_sample(unit)}
         listed = [use for calls in uses.values() for use in calls]
-        alone = self._probed.batch_mode == "sample"
+        alone = self.probed.batch_mode == "sample"
         unseen = [unit for unit in units if alone or unit not in self.rules]
-        inputs = self._probed.x.detach()
+        inputs = self.probed.x.detach()
         point = inputs.requires_grad_() if unseen and inputs.is_floating_point() else None
 
         def by_sample(signal: Tensor, use: Use) -> Tensor:
@@ -167,12 +168,12 @@ class Batch:
     def _inputs_interact(self, point: Tensor, cotangent: Tensor) -> bool:
         """Whether the derivative of one sample's outputs in another's inputs is not zero."""
         copy = point.clone()  # may be changed in place
-        logits = replace(self._probed, x=copy).logits().reshape(cotangent.shape)
+        logits = replace(self.probed, x=copy).logits().reshape(cotangent.shape)
         if not logits.requires_grad:
             return False
 
         def pull_back(v: Tensor) -> list[Tensor]:
-            with self._probed.state.installed():  # for checkpoints, which run a part again
+            with self.probed.state.installed():  # for checkpoints, which run a part again
                 (arrived,) = torch.autograd.grad(logits, point, v, retain_graph=True, allow_unused=True)
             return [torch.zeros_like(point) if arrived is None else arrived]
 
@@ -212,7 +213,7 @@ class Batch:
         if not kept:
             return
         for sample in self._own(range(self.samples)):
-            alone = self._probed.samples()[sample].recording()
+            alone = self.probed.samples()[sample].recording()
             leaves = [alone.leaves[key] for signals in kept for key in signals.part.unit.parameters]
             for first, arrived in self._pull_back(alone, leaves, len(self.basis), False, every=True):
                 parts = iter(arrived)

@@ -44,6 +44,8 @@ class AutogradReference:
         self._squares = [
             {parameter: _product(part, part) for parameter, part in side.items()} for side in (gradients, others)
         ]
+        #: The largest difference of a kernel that agreed, relative to what autograd's product may be at most.
+        self.difference = 0.0
         eps = left.coarsest_eps
         #: What a wrong rule leaves out is of the size of the gradient itself. Rounding is of that of the terms which
         #: may cancel in it (a bias before batch norm), say 100 · eps of the whole gradient, squared; and where they
@@ -65,8 +67,12 @@ class AutogradReference:
         """Whether a unit's kernel gives the product that autograd gives."""
         expected = sum(self._products.get(parameter, 0.0) for parameter in unit.parameters)
         sizes = [sum(squares.get(parameter, 0.0) for parameter in unit.parameters) for squares in self._squares]
-        allowed = self._relative * math.sqrt(math.prod(sizes)) + self._absolute * self._whole
-        return abs(float(self._v @ (kernel @ self._w)) - expected) <= allowed
+        size = math.sqrt(math.prod(sizes))
+        error = abs(float(self._v @ (kernel @ self._w)) - expected)
+        agrees = error <= self._relative * size + self._absolute * self._whole
+        if agrees and size > 0:
+            self.difference = max(self.difference, error / size)
+        return agrees
 
 
 def _product(left: Tensor, right: Tensor) -> float:

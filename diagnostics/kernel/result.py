@@ -31,6 +31,8 @@ class TangentKernel:
         seconds: Time it took.
         peak_bytes: Largest memory planned for matrices and temporaries.
         note: Anything a reader should know.
+        witness: How far random products of the blocks lay from autograd's, relative to the largest these could be.
+        rounding: The floors of the Jacobian's singular values, by block, where they were measured; of ``total`` too.
     """
 
     blocks: dict[str, Tensor] = field(repr=False)
@@ -45,6 +47,8 @@ class TangentKernel:
     seconds: float
     peak_bytes: int
     note: str = ""
+    witness: float | None = None
+    rounding: dict[str, float] = field(default_factory=dict, repr=False)
 
     def block(self, name: str = TOTAL) -> Tensor:
         """A block by name, ``total`` being the sum.
@@ -77,7 +81,7 @@ class TangentKernel:
         trace = float(np.sum(values))
         eps, rows, dtype = np.finfo(np.float64).eps, len(values), getattr(torch, self.dtype)
         # Rounding of the Jacobian moves singular values, of the Gram matrix their squares.
-        floor = jacobian_floor(trace**0.5, torch.finfo(dtype).eps) ** 2
+        floor = max(jacobian_floor(trace**0.5, torch.finfo(dtype).eps), self.rounding.get(name, 0.0)) ** 2
         return Spectrum.of_values(
             values,
             (rows, rows),
@@ -90,6 +94,7 @@ class TangentKernel:
             seconds=self.seconds + time.perf_counter() - start,
             peak_bytes=self.peak_bytes,
             note="; ".join(notes),
+            witness=self.witness,
         )
 
     @property

@@ -18,6 +18,7 @@ from skip_conditioning.diagnostics.errors import (
 from skip_conditioning.diagnostics.kernel.batch import Batch
 from skip_conditioning.diagnostics.kernel.engine import AutogradReference, Route, UnitKernel, unit_kernels
 from skip_conditioning.diagnostics.kernel.result import TangentKernel, centred
+from skip_conditioning.diagnostics.kernel.rounding import measured_floors
 from skip_conditioning.diagnostics.networks.isolation import require_finite, unwrap
 from skip_conditioning.diagnostics.networks.maps import TOTAL, check_map
 from skip_conditioning.diagnostics.networks.measuring import measuring
@@ -139,6 +140,10 @@ def tangent_kernel(
                     sums.add(kernel)
         if outputs == "centred":
             sums.centre(len(bases[0]))
+        # For samples alone, whose kernel takes but O backward passes, it would cost as much as the kernel.
+        rounding = {}
+        if coupled and x2 is None and outputs in ("all", "centred"):
+            rounding = measured_floors(sides[0], {name: blocks[name] for name in sums.blocks}, int(memory_budget))
     require_finite(sums.total, "the tangent kernel")  # and so is every block
     return TangentKernel(
         blocks=sums.blocks,
@@ -153,6 +158,8 @@ def tangent_kernel(
         seconds=time.perf_counter() - start,
         peak_bytes=sums.bytes + max(side.kept_bytes for side in sides) * len(sides),
         note="; ".join(filter(None, (flags, _frozen(model), sums.note, _flattened(sides[0].recording)))),
+        witness=reference.difference,
+        rounding=rounding,
     )
 
 
