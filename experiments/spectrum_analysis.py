@@ -5,6 +5,7 @@ needs ``--model package.module:factory --weights FILE --probe FILE``. Writes a t
 ``torchrun --nproc-per-node N`` the processes share the work of each spectrum.
 """
 
+import dataclasses
 import functools
 import logging
 import shutil
@@ -219,7 +220,7 @@ def _write_spectra(rows: Sequence[dict[str, Any]], out: Path) -> None:
 
 
 def _analysed_tables(targets: Sequence[Target], rows: Sequence[dict[str, Any]]) -> Experiment:
-    """The runs that the checkpoints belong to, and the spectra of the analysis.
+    """The tables of the runs that the checkpoints belong to, with the spectra of the analysis.
 
     Args:
         targets: The checkpoints; of a foreign one only its name is known.
@@ -227,9 +228,13 @@ def _analysed_tables(targets: Sequence[Target], rows: Sequence[dict[str, Any]]) 
     """
     directories = dict.fromkeys(target.directory for target in targets if not target.is_foreign)
     names = [{"run_id": target.run["run_id"]} for target in targets if target.is_foreign]
-    runs = [read_experiment(directory).runs for directory in directories] or [pd.DataFrame(names, columns=RUN_COLUMNS)]
-    others = {name: empty_frame(name) for name in SCHEMAS}
-    return Experiment(pd.concat(runs, ignore_index=True), **others | {"spectra": spectra_frame(rows)})
+    foreign = Experiment(pd.DataFrame(names, columns=RUN_COLUMNS), *(empty_frame(name) for name in SCHEMAS))
+    experiments = [read_experiment(directory) for directory in directories] or [foreign]
+    joined = {
+        field.name: pd.concat([getattr(experiment, field.name) for experiment in experiments], ignore_index=True)
+        for field in dataclasses.fields(Experiment)
+    }
+    return Experiment(**joined | {"spectra": spectra_frame(rows)})
 
 
 def _draw_spectra(tables: Experiment, out: Path) -> list[Path]:

@@ -72,7 +72,7 @@ def default_layers(model: nn.Module) -> list[str]:
     def open_up(module: nn.Module, prefix: str) -> None:
         children = _blocks_in(module)
         opened = [child for child in children.values() if _is_list(child)]
-        if not opened and children:
+        if not opened and children and not _is_list(module):
             largest = max(children.values(), key=lambda child: sum(p.numel() for p in child.parameters()))
             is_wrapper = len(children) == 1 and bool(_blocks_in(largest))
             opened = [largest] if is_wrapper or _holds_list(largest) else []

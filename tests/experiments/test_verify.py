@@ -24,7 +24,7 @@ from skip_conditioning.experiments.claims.verdict.paired_claim import PairedClai
 from skip_conditioning.experiments.config.presets import preset
 from skip_conditioning.experiments.processes.machine import one_thread
 from skip_conditioning.experiments.train import main as train
-from skip_conditioning.experiments.training import run_factory
+from skip_conditioning.experiments.training import runs
 
 PLAN = Plan(
     preset(
@@ -55,7 +55,7 @@ def stub(patch):
     """Two claims on digits that take seconds; the code stays what it is although this checkout may be committed to."""
     for module in (registry, verify):
         patch.setattr(module, "CLAIMS", CLAIMS)
-    for module in (preregistration, experiments, run_factory, verify):
+    for module in (preregistration, experiments, runs, verify):
         patch.setattr(module, "git_revision", lambda: "a1b2c3")
 
 

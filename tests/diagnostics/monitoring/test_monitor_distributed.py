@@ -53,8 +53,16 @@ def monitor(name, **options):
     return SpectrumMonitor(model, (x, y), folder / name, **{"schedule": 1, "group": group, **options})
 
 
+# The floor is measured, of rounding, which depends on how the work is shared; and so do the bounds that rest on it.
+ROUNDING = ("floor", "sigma_min", "sigma_gmean", "condition_number", "resolved", "rank")
+
+
 def equal(one, other, path):
-    if isinstance(one, float) and isinstance(other, float):
+    if path.startswith("witness"):
+        assert (one is None) == (other is None) and not (one or 0) > 1e-12
+    elif path.startswith(ROUNDING) and one is not None:
+        np.testing.assert_allclose(one, other, rtol=0.5, err_msg=path)
+    elif isinstance(one, float) and isinstance(other, float):
         np.testing.assert_allclose(one, other, rtol=1e-9, atol=1e-13, err_msg=path)
     elif isinstance(one, list | np.ndarray):
         np.testing.assert_allclose(one, other, rtol=0, atol=1e-13 * np.max(one, initial=0), err_msg=path)

@@ -123,44 +123,6 @@ def test_a_factor_that_is_slightly_off_is_a_violation(monkeypatch, share):
     assert float(str(found[2]).split(" = 0: ")[1].split(" = ")[0]) == found[2].left
 
 
-class Inconsistent(torch.autograd.Function):
-    """The identity, whose forward derivative is doubled."""
-
-    generate_vmap_rule = True
-
-    @staticmethod
-    def forward(x):
-        return x.clone()
-
-    @staticmethod
-    def setup_context(ctx, inputs, output):
-        pass
-
-    @staticmethod
-    def backward(ctx, gradient):
-        return gradient
-
-    @staticmethod
-    def jvp(ctx, tangent):
-        return 2 * tangent
-
-
-class Odd(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.inner = nn.Linear(4, 4)
-
-    def forward(self, x):
-        return Inconsistent.apply(self.inner(x))
-
-
-def test_a_forward_derivative_that_is_not_the_backward_one_is_a_finding():
-    torch.manual_seed(0)
-    model = nn.Sequential(nn.Linear(4, 4), Odd(), nn.Linear(4, 2)).double()
-    found = verdicts(chain_rule(model, X))
-    assert found == {"0": "holds", "1": "holds", "2": "holds", "kernel": "violated"}
-
-
 @pytest.mark.parametrize("name", ["mlp", "residual-mlp-batch"])
 def test_a_small_budget_means_more_blocks_and_the_same_numbers(name, make, monkeypatch):
     model, x = make(name)

@@ -106,7 +106,7 @@ def test_data_order_is_the_trials(small):
 
 def test_subset_and_probe_are_drawn_once(small):
     parts = [Runner(parse([*small, "--out", "out", *more])) for more in ((), ("--lr", "0.3"), ("--seed", "1"))]
-    subsets = [made.data.data.train.images for made in parts]
+    subsets = [made.data._on_host.images for made in parts]
     assert torch.equal(subsets[0], subsets[1])
     assert not torch.equal(subsets[0], subsets[2])
     assert torch.equal(parts[0].probe[0], parts[1].probe[0])
@@ -205,7 +205,7 @@ def preset(name, *options):
 def test_paper_mnist_measures_the_whole_spectrum_of_the_paper(train, real_data):
     options = ("paper-mnist", "--trials", "1", "--steps", "2", "--out", "out", "--data-dir", str(real_data))
     made = Runner(parse(options))
-    assert made.data.data.train.images.shape == (32, 1, 28, 28)
+    assert made.data._on_host.images.shape == (32, 1, 28, 28)
     made.run_all()
     tables = read_experiment("out")
     assert sorted(tables.runs["arm"]) == ["chain", "modified", "residual"]
@@ -213,7 +213,7 @@ def test_paper_mnist_measures_the_whole_spectrum_of_the_paper(train, real_data):
     assert (set(tables.spectra["rows"]), set(tables.spectra["cols"])) == ({320}, {32 * 5 * 12 * 12})
     x, _ = read_probe(made.config.output.out)
     assert (x.min() >= 0, x.max() <= 1) == (True, True)
-    assert torch.equal(x, made.data.data.train.images / 255), "the probe is the whole training set"
+    assert torch.equal(x, made.data._on_host.images / 255), "the probe is the whole training set"
     rows = tables.spectra[tables.spectra["run_id"] == "modified-lr0.1-trial00"].set_index("step")
     model = build_model("paper-mnist", arm="modified")
     weights = load_weights(
