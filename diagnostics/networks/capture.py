@@ -31,10 +31,12 @@ class Moment:
     Attributes:
         streams: The random streams, so that dropout draws the same mask again.
         python: The Python side of the model; None if it is not being measured.
+        autocast: Kinds of devices for which the forward pass itself had turned autocast on, and to which precision.
     """
 
     streams: tuple[Any, ...]
     python: PythonState | None
+    autocast: tuple[tuple[str, torch.dtype], ...]
 
 
 @dataclass(frozen=True)
@@ -119,7 +121,11 @@ def run(
         # Copied, so that a module that works in place writes neither into the probe nor into a captured input.
         own_args, keywords = copied((args, dict(kwargs or {})), {})
         # The state has tied weights under all their names, so nothing is left to tie.
-        with state.row_major_outputs(), _RowMajorDropout():
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(state.row_major_outputs())
+            stack.enter_context(_RowMajorDropout())
+            for kind, dtype in () if moment is None else moment.autocast:
+                stack.enter_context(torch.autocast(kind, dtype))
             return torch.func.functional_call(module, state.of(module, replaced), own_args, keywords, tie_weights=False)
 
     if state.copies_weights is not None:
@@ -138,7 +144,9 @@ def run(
 def moment_of(model: nn.Module, state: State) -> Moment:
     """What a call depends on at this moment of a forward pass of the model."""
     python = python_state.state_of(model)
-    return Moment(save_streams(state.devices), None if python is None else python.now(model))
+    kinds = [kind for kind in ({device.type for device in state.devices} | {"cpu"}) if torch.is_autocast_enabled(kind)]
+    autocast = tuple((kind, torch.get_autocast_dtype(kind)) for kind in kinds)
+    return Moment(save_streams(state.devices), None if python is None else python.now(model), autocast)
 
 
 class _RowMajorDropout(TorchFunctionMode):

@@ -69,20 +69,22 @@ def default_layers(model: nn.Module) -> list[str]:
     """
     blocks: list[str] = []
 
-    def open_up(module: nn.Module, prefix: str) -> None:
+    def open_up(module: nn.Module, prefix: str, *, is_list: bool) -> None:
         children = _blocks_in(module)
         opened = [child for child in children.values() if _is_list(child)]
-        if not opened and children and not _is_list(module):
+        if not opened and children:
             largest = max(children.values(), key=lambda child: sum(p.numel() for p in child.parameters()))
             is_wrapper = len(children) == 1 and bool(_blocks_in(largest))
-            opened = [largest] if is_wrapper or _holds_list(largest) else []
+            # The entries of a list are blocks, but for a sequence that is the only one.
+            is_body = is_wrapper and type(largest) is nn.Sequential
+            opened = [largest] if is_body or (not is_list and (is_wrapper or _holds_list(largest))) else []
         for name, child in children.items():
             if child in opened:
-                open_up(child, f"{prefix}{name}.")
+                open_up(child, f"{prefix}{name}.", is_list=_is_list(child))
             else:
                 blocks.append(f"{prefix}{name}")
 
-    open_up(model, "")
+    open_up(model, "", is_list=False)
     return blocks
 
 

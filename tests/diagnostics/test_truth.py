@@ -222,6 +222,26 @@ def test_float32_inside_a_float64_measurement_shows_in_the_floor():
         assert found.rank <= 20  # softmax takes one of six directions of each sample
 
 
+def test_layers_within_autocast_that_the_forward_pass_enters():
+    class Cast(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inner = nn.Sequential(nn.Linear(4, 4), nn.Tanh(), nn.Linear(4, 3))
+
+        def forward(self, x):
+            with torch.autocast("cpu", torch.bfloat16):
+                return self.inner(x).float()
+
+    torch.manual_seed(0)
+    model = Cast()
+    for name in ("layer", "param", "tail"):
+        found, exact = (spectra(model, X.to(dtype), map=name, dtype=dtype) for dtype in (torch.float32, REAL))
+        for layer, spectrum in found.items():
+            assert spectrum.witness < 0.02  # bfloat16
+            above = spectrum.values > spectrum.floor
+            assert np.all(np.abs(spectrum.values / exact[layer].values - 1)[above] <= 0.1)
+
+
 def test_a_mean_far_from_the_deviation_shows_in_the_floor():
     for seed in range(5):
         torch.manual_seed(seed)
