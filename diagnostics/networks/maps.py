@@ -7,7 +7,7 @@ the module's share of the tangent kernel (layer ``total`` is the whole of it).
 
 import contextlib
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from typing import Any
@@ -26,15 +26,13 @@ from skip_conditioning.diagnostics.networks.capture import (
     Call,
     ForwardPass,
     first_call,
-    forward_pass,
-    name_each_call,
     named_call,
     run,
 )
 from skip_conditioning.diagnostics.networks.isolation import State, convert, device_of, require_finite
-from skip_conditioning.diagnostics.networks.layer_names import output_index, select_layers, split_call
+from skip_conditioning.diagnostics.networks.layer_names import output_index, split_call
 from skip_conditioning.diagnostics.networks.outputs import first_tensor, logits_of, with_floating
-from skip_conditioning.diagnostics.networks.reference import Reference, References, Target
+from skip_conditioning.diagnostics.networks.reference import Reference, Target
 
 MAPS = ("layer", "tail", "network", "param", "kernel")
 BATCH_MODES = ("batch", "sample")
@@ -106,99 +104,17 @@ def probe_input(x: Tensor, model: nn.Module, dtype: torch.dtype | None) -> Tenso
         return converted.clone() if converted.is_inference() else converted  # autograd takes no inference tensors
 
 
-def build_maps(
-    model: nn.Module,
-    state: State,
-    x: Tensor,
-    name: str,
-    layers: Sequence[str] | str | None,
-    *,
-    one_sample: bool = False,
-) -> list[Map]:
-    """The maps of the chosen layers, from one forward pass on the probe.
+def network_map(model: nn.Module, state: State, x: Tensor, forward: ForwardPass) -> Map:
+    """The logits as a function of the probe."""
 
-    To be called, and its results used, inside ``isolation.quiet``.
-
-    Args:
-        model: The unwrapped module.
-        state: Its weights and buffers, in the precision of the measurement.
-        x: Probe inputs as ``probe_input`` returns them.
-        name: One of ``MAPS``.
-        layers: Names, globs or None for the default blocks.
-        one_sample: Whether the outputs must be those of a single sample.
-
-    Raises:
-        UnknownLayerError: A name that is no module.
-        LayerCallError: A layer never called, or called more than once with no call named.
-        UnsupportedModelError: A map whose input or output is no real tensor.
-    """
-    if name == "network":
-        forward = forward_pass(model, state, x, [])
-        if one_sample:
-            _require_one_row(forward.output)
-        return _referenced(model, state, x, [_network_map(model, state, x, forward)])
-    chosen, with_total = _choose(model, name, layers)
-    forward = forward_pass(model, state, x, [split_call(layer)[0] for layer in chosen])
-    if one_sample:
-        _require_one_row(forward.output)
-    if layers is None and name != "kernel":
-        chosen = name_each_call(chosen, forward.calls)
-    build = {"layer": _layer_map, "tail": _tail_map, "param": _param_map, "kernel": _kernel_map}[name]
-    maps = []
-    for layer in chosen:
-        try:
-            maps.append(build(model, state, x, layer, forward))
-        except (LayerCallError, UnsupportedModelError):
-            # Default blocks for which the map does not exist (an unused one, an embedding) are left out.
-            if layers is not None:
-                raise
-    if layers is None and name == "tail":
-        # After the last block nothing follows: its tail is the identity.
-        maps = [item for item in maps if named_call(item.layer, forward).ended < len(forward.sizes)]
-    if with_total:
-        maps.append(_kernel_map(model, state, x, TOTAL, forward))
-    if not maps:
-        raise InputError(f"{type(model).__name__} has no blocks with a {name} map; name the layers to measure")
-    return _referenced(model, state, x, maps)
-
-
-def _require_one_row(output: Any) -> None:
-    """Raise ``UnsupportedModelError`` where a single sample has the outputs of several."""
-    rows = first_tensor(output)
-    if rows is not None and rows.dim() > 0 and len(rows) != 1:
-        raise UnsupportedModelError(
-            f"the model returns outputs of shape {tuple(rows.shape)} for one sample, as if it held a whole batch of "
-            "other inputs; measure batch_mode='batch', or hold none of them"
-        )
-
-
-def _referenced(model: nn.Module, state: State, x: Tensor, maps: list[Map]) -> list[Map]:
-    """The maps, with what their backward passes and their witnesses need."""
-    targets = [item.target for item in maps if item.target is not None]
-    references = References(model, state, x, maps[0].name, targets)
-    pairs = zip(maps, targets, strict=True)
-    return [replace(item, installed=state.installed, reference=Reference(references, target)) for item, target in pairs]
-
-
-def _choose(model: nn.Module, name: str, layers: Sequence[str] | str | None) -> tuple[list[str], bool]:
-    """The modules to measure, and whether the whole tangent kernel is measured too."""
-    if layers is None:
-        blocks = select_layers(model, None)
-        return blocks, name == "kernel"
-    listed = [layers] if isinstance(layers, str) else list(layers)
-    modules = [layer for layer in listed if layer != TOTAL or name != "kernel"]
-    only_total = listed and not modules
-    return ([] if only_total else select_layers(model, modules)), name == "kernel" and TOTAL in listed
-
-
-def _network_map(model: nn.Module, state: State, x: Tensor, forward: ForwardPass) -> Map:
     def function(point: Tensor) -> Tensor:
         return logits_of(run(model, state, (point,)))
 
     return _finish("network", "network", function, x, logits_of(forward.output), forward.widest(), Target)
 
 
-def _layer_map(model: nn.Module, state: State, x: Tensor, layer: str, forward: ForwardPass) -> Map:
+def layer_map(model: nn.Module, state: State, x: Tensor, layer: str, forward: ForwardPass) -> Map:
+    """A module's output as a function of its first input, at the named call."""
     call = named_call(layer, forward)
     module = model.get_submodule(split_call(layer)[0])
     point, arguments_with = _first_input(layer, call)
@@ -212,7 +128,8 @@ def _layer_map(model: nn.Module, state: State, x: Tensor, layer: str, forward: F
     return _finish("layer", layer, function, point, value, forward.widest(call.began, call.ended), target)
 
 
-def _tail_map(model: nn.Module, state: State, x: Tensor, layer: str, forward: ForwardPass) -> Map:
+def tail_map(model: nn.Module, state: State, x: Tensor, layer: str, forward: ForwardPass) -> Map:
+    """The logits as a function of what a module returns, at the named call."""
     call = named_call(layer, forward)
     module = model.get_submodule(split_call(layer)[0])
     if not call.outputs:
@@ -279,7 +196,8 @@ def _parts_that_count(layer: str, call: Call, logits: Callable[[dict[int, Tensor
     return tuple(index for index, gradient in enumerate(gradients) if gradient is not None)
 
 
-def _param_map(model: nn.Module, state: State, x: Tensor, layer: str, forward: ForwardPass) -> Map:
+def param_map(model: nn.Module, state: State, x: Tensor, layer: str, forward: ForwardPass) -> Map:
+    """A module's output as a function of its trainable parameters, at the named call."""
     call = named_call(layer, forward)
     module = model.get_submodule(split_call(layer)[0])
     point, replace, parameters = _flat_parameters(module, state, layer)
@@ -292,7 +210,8 @@ def _param_map(model: nn.Module, state: State, x: Tensor, layer: str, forward: F
     return _finish("param", layer, function, point, value, forward.widest(call.began, call.ended), target)
 
 
-def _kernel_map(model: nn.Module, state: State, x: Tensor, layer: str, forward: ForwardPass) -> Map:
+def kernel_map(model: nn.Module, state: State, x: Tensor, layer: str, forward: ForwardPass) -> Map:
+    """The logits as a function of a module's trainable parameters, or of all of them for ``total``."""
     # No call needs to be named: where a module is used twice, the kernel includes the cross terms.
     began = 0 if layer == TOTAL else first_call(layer, forward).began
     module = model if layer == TOTAL else model.get_submodule(split_call(layer)[0])

@@ -9,7 +9,8 @@ from torch import Tensor, nn
 
 from skip_conditioning.diagnostics.networks.capture import run
 from skip_conditioning.diagnostics.networks.isolation import State, quiet, unwrap
-from skip_conditioning.diagnostics.networks.maps import Map, build_maps, probe_input
+from skip_conditioning.diagnostics.networks.map_building import build_maps
+from skip_conditioning.diagnostics.networks.maps import Map, probe_input
 from skip_conditioning.diagnostics.networks.outputs import logits_of
 from skip_conditioning.diagnostics.networks.recording import Recording
 
@@ -37,7 +38,7 @@ class ProbedModel:
     sample: int | None = None
 
     def maps(self, name: str, layers: Sequence[str] | str | None = None) -> list[Map]:
-        """The maps of the chosen layers; as ``maps.build_maps``."""
+        """The maps of the chosen layers; as ``map_building.build_maps``."""
         return build_maps(self.model, self.state, self.x, name, layers, one_sample=self.sample is not None)
 
     def recording(self) -> Recording:
