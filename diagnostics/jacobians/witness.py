@@ -59,9 +59,8 @@ class Witness:
         if self.difference(products) <= _UNITS * self._eps or not bool(torch.isfinite(products).all()):
             return True
         plain = self._reference.plain
-        rounding = torch.linalg.vector_norm(plain - self._exact)
-        allowed = max(_ROUNDING * float(rounding), _UNITS * self._eps * float(torch.linalg.vector_norm(self._exact)))
-        by_rounding = float(torch.linalg.vector_norm(products - self._exact)) <= allowed
+        allowed = max(_ROUNDING * _norm(plain - self._exact), _UNITS * self._eps * _norm(self._exact))
+        by_rounding = _norm(products - self._exact) <= allowed
         return by_rounding or _relative(products - plain, plain) <= _UNITS * self._eps
 
     def accepts_images(self, products: Tensor, tangents: Tensor, images: Tensor) -> bool:
@@ -73,12 +72,11 @@ class Witness:
             images: ``J v`` in rows, shape ``(m, rows)``.
         """
         products, tangents, images = products.double(), tangents.double(), images.double()
-        error = torch.linalg.vector_norm(self.cotangents @ images.T - products @ tangents.T)
-        if not math.isfinite(float(error)):
+        error = _norm(self.cotangents @ images.T - products @ tangents.T)
+        if not math.isfinite(error):
             return not bool(torch.isfinite(products).all())  # where these are finite, a second derivative is not
-        size = math.sqrt(len(tangents)) * float(torch.linalg.vector_norm(products))
-        rounding = math.sqrt(len(tangents)) * float(torch.linalg.vector_norm(products - self._exact))
-        return float(error) <= _UNITS * self._eps * size + _ROUNDING * rounding
+        allowed = _UNITS * self._eps * _norm(products) + _ROUNDING * _norm(products - self._exact)
+        return error <= math.sqrt(len(tangents)) * allowed
 
     def floor(self, products: Tensor) -> float:
         """``floor_of`` of the difference; arguments as for ``difference``."""
@@ -86,8 +84,7 @@ class Witness:
 
     def refuse(self, what: str, products: Tensor) -> UnsupportedModelError:
         """The error about products that do not agree by any route."""
-        ours = float(torch.linalg.vector_norm(products.double()))
-        plain = float(torch.linalg.vector_norm(self._exact))
+        ours, plain = _norm(products.double()), _norm(self._exact)
         return UnsupportedModelError(
             f"{self._name}: {what} differs from plain autograd's on the network itself (by "
             f"{self.difference(products):.2g}; norms {ours:.4g} and {plain:.4g}); is its forward pass another at each "
@@ -181,6 +178,11 @@ def _by_some_route(pullback: Pullback, product: Callable[[], Tensor], accepts: C
 
 def _relative(difference: Tensor, of: Tensor) -> float:
     """The norm of a difference relative to what it is one of; 0 where both vanish."""
-    size = float(torch.linalg.vector_norm(of))
-    error = float(torch.linalg.vector_norm(difference))
+    size, error = _norm(of), _norm(difference)
     return error / size if size > 0 else (0.0 if error == 0 else math.inf)
+
+
+def _norm(tensor: Tensor) -> float:
+    """The Frobenius norm, at any scale: squares of extreme values would leave the range of float64."""
+    scale = float(tensor.abs().max())
+    return scale * float(torch.linalg.vector_norm(tensor / scale)) if 0 < scale < math.inf else scale
