@@ -7,7 +7,6 @@ from torch import nn
 
 from skip_conditioning import spectra
 from skip_conditioning.diagnostics.networks.layer_names import default_layers
-from skip_conditioning.diagnostics.spectrum import ROUNDING_UNITS
 from skip_conditioning.models import build_model
 
 
@@ -70,36 +69,43 @@ NETWORKS = {
 }
 
 
-def rounding_units(build, map):
-    """Largest error of float32 singular values over a few seeds, in units of eps·‖J‖_F: of small ones, and of any."""
-    small, any_size = 0.0, 0.0
-    for seed in range(3):
-        torch.manual_seed(seed)
-        model = build()
-        x = torch.randn(8, 1, 6, 6) if isinstance(model[0], nn.Conv2d) else torch.randn(8, 6)
-        layers = {"network": None, "kernel": "total", "tail": default_layers(model)[::6]}[map]
-        options = {"map": map, "layers": layers}
-        single, double = spectra(model, x, **options), spectra(model, x, **options, dtype=torch.float64)
-        for layer, found in single.items():
-            values, exact = found.values, double[layer].values
-            if map == "kernel":
-                values, exact = np.sqrt(values), np.sqrt(exact)
-            units = np.abs(values - exact) / (np.finfo(np.float32).eps * np.linalg.norm(exact))
-            small = max(small, units[exact < 1e-2 * exact[0]].max(initial=0))
-            any_size = max(any_size, units.max())
-    return small, any_size
+#: Far from ordinary: rounding is amplified layer by layer, or taken from inputs that it dominates.
+AMPLIFYING = {"deep batch norm", "offset batch norm", "deep layer norm"}
+
+
+def measured(name, seed, **options):
+    """Singular values in float32 and those in float64, with the floors of the former and whether all are resolved."""
+    torch.manual_seed(seed)
+    model = NETWORKS[name]()
+    x = torch.randn(8, 1, 6, 6) if isinstance(model[0], nn.Conv2d) else torch.randn(8, 6)
+    single, double = spectra(model, x, **options), spectra(model, x, **options, dtype=torch.float64)
+    for layer, found in single.items():
+        values, exact = found.values, double[layer].values
+        floor = found.floor
+        if found.map == "kernel":
+            values, exact, floor = np.sqrt(values), np.sqrt(exact), np.sqrt(floor)
+        yield values, exact, floor, found.resolved
+
+
+def options_of(name, seed):
+    torch.manual_seed(seed)
+    tails = default_layers(NETWORKS[name]())[:-1:6]
+    options = [{"map": "network"}, {"map": "kernel", "layers": "total"}]
+    return options + ([{"map": "tail", "layers": tails}] if tails else [])
 
 
 @pytest.mark.parametrize("name", NETWORKS)
-def test_floor_bounds_the_rounding_of_small_values(name):
-    measured = {map: rounding_units(NETWORKS[name], map) for map in ("network", "tail", "kernel")}
-    print(name, *(f"{map}: small {small:.2g}, any {worst:.2g};" for map, (small, worst) in measured.items()))
-    assert max(small for small, _ in measured.values()) <= ROUNDING_UNITS
-
-
-def test_floor_is_not_wasteful():
-    measured = [rounding_units(NETWORKS[name], "network")[0] for name in ("deep batch norm", "bottleneck batch norm")]
-    assert max(measured) > ROUNDING_UNITS / 32
+def test_values_above_the_floor_are_right_and_few_right_ones_lie_below(name):
+    hidden, right = 0, 0
+    for seed in range(3):
+        for options in options_of(name, seed):
+            for values, exact, floor, resolved in measured(name, seed, **options):
+                near = np.abs(values - exact) <= 0.1 * exact
+                assert near[values > floor].all(), options
+                assert near.all() or not resolved
+                if options["map"] != "kernel":  # where samples are alone, its floor is not measured
+                    hidden, right = hidden + np.sum(near & (values <= floor)), right + np.sum(near)
+    assert hidden <= (0.5 if name in AMPLIFYING else 0.05) * right
 
 
 @pytest.mark.parametrize("name", [name for name in NETWORKS if name.startswith("bottleneck")])
