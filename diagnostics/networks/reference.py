@@ -154,7 +154,7 @@ class References:
             target, first, leaf, given = opened
             value = floating_tensors(output)[0]
             points = [leaf] if self._name == "layer" else [leaves[p] for p in target.parameters]
-            products[target.layer] = _pulled_back(value, points, self.cotangents[target.rows])
+            products[target.layer] = torch.cat(_pulled_back(value, points, self.cotangents[target.rows]), dim=1)
             torch.set_grad_enabled(False)
             if target.in_place and given is not None:
                 first.copy_(given.detach())
@@ -208,11 +208,11 @@ class References:
             points = {target.layer: [point] for target in self._targets}
         else:
             points = {target.layer: [leaves[p] for p in target.parameters] for target in self._targets}
+        every = [item for target in self._targets for item in points[target.layer]]
         with state.installed(leaves):  # for gradient checkpoints
-            return {
-                target.layer: _pulled_back(logits, points[target.layer], self.cotangents[target.rows])
-                for target in self._targets
-            }
+            parts = _pulled_back(logits, every, self.cotangents[self._targets[0].rows])
+        ends = iter(parts)
+        return {target.layer: torch.cat([next(ends) for _ in points[target.layer]], dim=1) for target in self._targets}
 
 
 def random_cotangents(rows: int, dtype: torch.dtype, device: torch.device) -> Tensor:
@@ -240,25 +240,18 @@ def _holds(outer: Target, inner: Target) -> bool:
     return outer.module is not inner.module and any(part is inner.module for part in outer.module.modules())
 
 
-def _pulled_back(output: Tensor, points: Sequence[Any], cotangents: Tensor) -> Tensor:
-    """The random cotangents of an output times its Jacobian in some tensors or edges, in float64."""
+def _pulled_back(output: Tensor, points: Sequence[Any], cotangents: Tensor) -> list[Tensor]:
+    """The random cotangents of an output times its Jacobian in each of some points: ``(k, entries)``, float64."""
     inputs = [point[0] if isinstance(point, tuple) else point for point in points]
     shapes = [point[1] if isinstance(point, tuple) else point.shape for point in points]
-    products = []
-    for cotangent in cotangents:
-        if not output.requires_grad:
-            gradients: Sequence[Tensor | None] = [None] * len(inputs)
-        else:
-            gradients = torch.autograd.grad(
-                output,
-                inputs,
-                cotangent.view(output.shape).to(output.dtype, copy=True),
-                retain_graph=True,
-                allow_unused=True,
-            )
-        parts = [
-            output.new_zeros(shape.numel()) if part is None else (part.to_dense() if part.is_sparse else part).flatten()
-            for part, shape in zip(gradients, shapes, strict=True)
-        ]
-        products.append(torch.cat([part.double() for part in parts]))
-    return torch.stack(products)
+    products = [output.new_zeros(len(cotangents), shape.numel(), dtype=torch.float64) for shape in shapes]
+    if not output.requires_grad:
+        return products
+    for row, cotangent in enumerate(cotangents):
+        # In memory of its own, as some operators' rules look at the whole memory that a vector is a part of.
+        own = cotangent.view(output.shape).to(output.dtype, copy=True)
+        gradients = torch.autograd.grad(output, inputs, own, retain_graph=True, allow_unused=True)
+        for product, gradient in zip(products, gradients, strict=True):
+            if gradient is not None:
+                product[row] = (gradient.to_dense() if gradient.is_sparse else gradient).flatten()
+    return products
