@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import time
+import warnings
 from collections.abc import Callable, Sequence
 from typing import TypeVar
 
@@ -11,7 +12,12 @@ import torch
 from torch import Tensor, nn
 from torch.distributed import ProcessGroup
 
-from skip_conditioning.diagnostics.errors import ConstantMapError, InputError, MemoryBudgetError
+from skip_conditioning.diagnostics.errors import (
+    ConstantMapError,
+    InputError,
+    MemoryBudgetError,
+    UnsupportedModelError,
+)
 from skip_conditioning.diagnostics.jacobians.exact import check_method, choose_method, exact_spectrum, svdvals
 from skip_conditioning.diagnostics.jacobians.matrix_free import matrix_free_spectrum, steps_within
 from skip_conditioning.diagnostics.jacobians.param_spectrum import param_spectrum
@@ -281,9 +287,11 @@ def _measure(
             for item in run_in_all(functools.partial(part.maps, name, layers), group):
                 try:
                     results.append(run_in_all(functools.partial(evaluate, item, part.sample), group))
-                except ConstantMapError:
+                except UnsupportedModelError as error:
                     if layers is not None or name == "network":
                         raise
+                    if not isinstance(error, ConstantMapError):
+                        warnings.warn(f"left out of the default layers: {error}", stacklevel=4)
     if not results:
         raise InputError(f"{type(model).__name__} has no blocks with a {name} map; name the layers to measure")
     return results

@@ -23,6 +23,9 @@ from skip_conditioning.diagnostics.tables import STATISTICS
 #: chain amplifies rounding of the forward pass: up to 630 units, but that is only 1e-4 of the value.
 ROUNDING_UNITS = 16
 
+#: The note of a spectrum in which nothing can be told from zero.
+_ALL_ROUNDING = "rounding is as large as the largest value: nothing is known of it; measure in dtype float64"
+
 #: Units in the last place of σ_max that a float64 SVD may be off by.
 _SOLVER_UNITS = 8
 
@@ -141,6 +144,8 @@ class Spectrum:
         """
         floor = values_floor(values, dtype) if floor is None else floor
         errors: dict[str, Any] = {f"{name}_se": None for name in STATISTICS}
+        if 0 < values[0] <= floor:
+            note = "; ".join(filter(None, (note, _ALL_ROUNDING)))
         return cls(
             map=map,
             layer=layer,
@@ -196,6 +201,8 @@ class Spectrum:
         if not lanczos.converged:
             reached = f"tolerance {tolerance:g} not reached: relative standard error {mean.error / mean.value:.2g}"
             note = "; ".join(filter(None, (note, reached)))
+        if 0 < lanczos.sigma_max <= floor:
+            note = "; ".join(filter(None, (note, _ALL_ROUNDING)))
         fields: dict[str, Any] = {name: estimate.value for name, estimate in by_name.items()}
         fields |= {f"{name}_se": estimate.error for name, estimate in by_name.items()}
         return cls(
@@ -234,7 +241,8 @@ class Spectrum:
         name = self.layer if self.map == "matrix" else f"{self.map} {self.layer}"
         kappa = f"κ {'' if self.resolved else '≥ '}{self.condition_number:.3g}"
         return (
-            f"{name}: {self.rows}×{self.cols}, {symbol} from {self.sigma_max:.3g} down to "
+            f"{name}: {self.rows}×{self.cols}, {symbol} from "
+            f"{'≤ ' if 0 < self.sigma_max <= self.floor else ''}{self.sigma_max:.3g} down to "
             f"{'' if self.resolved else '≤ '}{self.sigma_min:.3g}, mean {self.sigma_mean:.3g}"
             f"{'' if self.sigma_mean_se is None else f' ± {self.sigma_mean_se:.1g}'}, {kappa} ({self.method})"
         )

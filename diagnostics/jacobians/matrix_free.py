@@ -63,7 +63,8 @@ def matrix_free_spectrum(
         operator.shape,
         map.point.dtype,
         tolerance=tolerance,
-        rounding=0.0 if map.name == "kernel" or jacobian.floor is None else jacobian.floor,
+        # Eigenvalues of the kernel are squares of singular values.
+        rounding=(jacobian.floor or 0.0) ** (2 if map.name == "kernel" else 1),
         map=map.name,
         layer=map.layer,
         seconds=time.perf_counter() - start,

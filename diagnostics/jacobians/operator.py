@@ -16,6 +16,9 @@ from skip_conditioning.diagnostics.networks.measuring import measuring
 from skip_conditioning.diagnostics.networks.numerics import exact_numerics
 from skip_conditioning.diagnostics.support.memory import GIB
 
+#: Products that differ by more than this from those in float64 are refused.
+_MOST_ROUNDING = 0.1
+
 
 class JacobianOperator(Operator):
     """The Jacobian of one map of a model at a batch, known by its products.
@@ -75,6 +78,21 @@ class JacobianOperator(Operator):
             return self._inner._apply_adjoint(block)
 
 
+def checked_jacobian_of(map: Map, memory_budget: int) -> "MapOperator":
+    """As ``jacobian_of``, for products without a floor beside them: refused where they are mostly rounding.
+
+    Raises:
+        UnsupportedModelError: Products are off by more than a tenth.
+    """
+    operator = jacobian_of(map, memory_budget)
+    if operator.difference is not None and operator.difference > _MOST_ROUNDING:
+        raise UnsupportedModelError(
+            f"products with {operator.name} are off by {operator.difference:.2g} of their size, by rounding in "
+            f"{map.point.dtype}; use dtype=torch.float64"
+        )
+    return operator
+
+
 def operator_of(map: Map, memory_budget: int) -> Operator:
     """A map's matrix as an operator: its Jacobian, or ``J·Jᵀ`` for ``kernel``.
 
@@ -85,7 +103,7 @@ def operator_of(map: Map, memory_budget: int) -> Operator:
     Raises:
         UnsupportedModelError: An operator in the model cannot be differentiated.
     """
-    operator = jacobian_of(map, memory_budget)
+    operator = checked_jacobian_of(map, memory_budget)
     return operator @ operator.T if map.name == "kernel" else operator  # type: ignore[return-value]
 
 

@@ -120,8 +120,8 @@ def clear_autograd_errors(map: Map) -> Iterator[None]:
     except (torch.OutOfMemoryError, UnsupportedModelError):
         raise
     except (RuntimeError, NotImplementedError) as error:
-        first_line = str(error).strip().splitlines()[0]
+        reason = str(error).strip().splitlines()[0]
+        advice = "turn gradient checkpointing off, or " if "reentrant" in reason or "checkpoint" in reason else ""
         raise UnsupportedModelError(
-            f"the {map.name} map of {map.layer!r} cannot be differentiated ({first_line}); turn reentrant gradient "
-            "checkpointing off if the model uses it, or choose a layer behind the operator"
+            f"the {map.name} map of {map.layer!r} cannot be differentiated ({reason}); {advice}choose another layer"
         ) from error

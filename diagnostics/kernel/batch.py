@@ -198,7 +198,7 @@ class Batch:
                 cotangents = [self._cotangent(signals, next(parts), use, coupled) for use in calls]
                 signals.add_cotangents(first, cotangents[0] if len(calls) == 1 else torch.cat(cotangents, dim=4))
             for signals in by_autograd:
-                rows = [next(parts).flatten(1) for _ in signals.part.unit.parameters]
+                rows = [_flat(next(parts)) for _ in signals.part.unit.parameters]
                 signals.add_gradients(first, torch.cat(rows, dim=1))
 
     def _cotangent(self, signals: PartSignals, g: Tensor, use: Use, coupled: bool) -> Tensor:
@@ -218,7 +218,7 @@ class Batch:
             for first, arrived in self._pull_back(alone, leaves, len(self.basis), False, every=True):
                 parts = iter(arrived)
                 for signals in kept:
-                    rows = [next(parts).flatten(1) for _ in signals.part.unit.parameters]
+                    rows = [_flat(next(parts)) for _ in signals.part.unit.parameters]
                     signals.add_gradients(first, torch.cat(rows, dim=1), sample)
 
     def _pull_back(
@@ -278,6 +278,11 @@ class Batch:
             return None
         _, has_weight, has_bias = kinds.pop()
         return rule_for(uses, has_weight, has_bias) if has_weight + has_bias == len(unit.parameters) else None
+
+
+def _flat(gradients: Tensor) -> Tensor:
+    """Gradients ``(rows, …)`` as ``(rows, entries)``; those of a parameter without dimensions too."""
+    return gradients.reshape(len(gradients), -1)
 
 
 def _shape_only(use: Use) -> Tensor:

@@ -100,6 +100,7 @@ def tangent_kernel(
         blocks = blocks_of(model, layers, units)
         whole = layers is None or TOTAL in ([layers] if isinstance(layers, str) else layers)
         wanted = [unit for unit in units if whole or any(unit in held for held in blocks.values())]
+        wanted = [unit for unit in wanted if _count([unit])]
         sides = [
             Batch(batch, wanted, memory_budget=int(memory_budget) // 4, group=group, progress=advance)
             for batch in ([probed] if x2 is None else [probed, probed.at(x2)])

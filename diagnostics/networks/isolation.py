@@ -195,11 +195,20 @@ class State:
             prefix = f"{path}." if path else ""
             for name, parameter in part.named_parameters(recurse=False, remove_duplicate=False):
                 replacement = (replaced or {}).get(parameter)
-                weight = self[parameter] if replacement is None else replacement
+                weight = self._known(parameter, prefix + name) if replacement is None else replacement
                 weights[prefix + name] = _clone_in_graph(weight) if self.copies_weights else weight
             for name, buffer in part.named_buffers(recurse=False, remove_duplicate=False):
-                weights[prefix + name] = self[buffer].clone()
+                weights[prefix + name] = self._known(buffer, prefix + name).clone()
         return weights
+
+    def _known(self, tensor: Tensor, name: str) -> Tensor:
+        if tensor not in self._tensors:
+            raise InputError(f"{name} is made by the forward pass; run the model once before it is measured")
+        return self._tensors[tensor]
+
+    def is_written(self, parameter: nn.Parameter) -> bool:
+        """Whether a forward pass writes into a weight, as far as is known yet."""
+        return bool(self.copies_weights) or parameter in self._private
 
     def watched(self, replaced: Mapping[nn.Parameter, Tensor] | None = None) -> list[Tensor]:
         """The weights that no forward pass may write into unnoticed, and what replaces some of them."""

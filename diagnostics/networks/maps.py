@@ -236,7 +236,9 @@ def _flat_parameters(
     def replace(point: Tensor) -> dict[nn.Parameter, Tensor]:
         # The vector has the highest of mixed precisions; each parameter gets its own back.
         pieces = zip(parameters, point.split(sizes), strict=True)
-        return {parameter: piece.view(parameter.shape).to(state[parameter].dtype) for parameter, piece in pieces}
+        parts = {parameter: piece.view(parameter.shape).to(state[parameter].dtype) for parameter, piece in pieces}
+        # A forward pass can write into a weight, but not into a part of the vector.
+        return {parameter: part.clone() if state.is_written(parameter) else part for parameter, part in parts.items()}
 
     point = torch.cat([state[parameter].reshape(-1) for parameter in parameters])
     return point, replace, tuple(parameters)
@@ -281,6 +283,8 @@ def _finish(
         raise UnsupportedModelError(
             f"the {name} map has an input of {point.dtype}, which has no derivative; measure 'tail' or 'layer' instead"
         )
+    if not point.numel() or not value.numel():
+        raise UnsupportedModelError(f"the {name} map of {layer!r} has no entries; choose another layer")
     require_finite(value, f"the output of the {name} map of {layer!r}")
     described = target(layer=layer, rows=value.numel(), dtype=point.dtype)
     return Map(name, layer, function, point, value.shape, max(point.numel(), widest), target=described)

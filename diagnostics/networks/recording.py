@@ -231,7 +231,7 @@ class _Watch(TorchFunctionMode):
 
     def _note(self, func: Callable[..., Any], args: dict[str, Any], output: Tensor, axis: int | None = None) -> None:
         weight, bias = self._parameter(args.get("weight")), self._parameter(args.get("bias"))
-        if (weight is None and bias is None) or not output.requires_grad:
+        if (weight is None and bias is None) or not output.requires_grad or not output.numel():
             return
         options = {name: value for name, value in args.items() if name not in ("input", "weight", "bias")}
         edge, shape = get_gradient_edge(output), output.shape

@@ -188,7 +188,8 @@ class References:
                 if target.module is module and target.call == counts[module]:
                     tensors = floating_tensors(output)
                     edges[target.layer] = [
-                        (get_gradient_edge(tensors[part]), tensors[part].shape) for part in target.parts
+                        (get_gradient_edge(tensors[part]) if tensors[part].requires_grad else None, tensors[part].shape)
+                        for part in target.parts
                     ]
 
         handles = []
@@ -245,13 +246,15 @@ def _pulled_back(output: Tensor, points: Sequence[Any], cotangents: Tensor) -> l
     inputs = [point[0] if isinstance(point, tuple) else point for point in points]
     shapes = [point[1] if isinstance(point, tuple) else point.shape for point in points]
     products = [output.new_zeros(len(cotangents), shape.numel(), dtype=torch.float64) for shape in shapes]
-    if not output.requires_grad:
+    reached = [index for index, item in enumerate(inputs) if item is not None]
+    if not output.requires_grad or not reached:
         return products
     for row, cotangent in enumerate(cotangents):
         # In memory of its own, as some operators' rules look at the whole memory that a vector is a part of.
         own = cotangent.view(output.shape).to(output.dtype, copy=True)
-        gradients = torch.autograd.grad(output, inputs, own, retain_graph=True, allow_unused=True)
-        for product, gradient in zip(products, gradients, strict=True):
+        chosen = [inputs[index] for index in reached]
+        gradients = torch.autograd.grad(output, chosen, own, retain_graph=True, allow_unused=True)
+        for index, gradient in zip(reached, gradients, strict=True):
             if gradient is not None:
-                product[row] = (gradient.to_dense() if gradient.is_sparse else gradient).flatten()
+                products[index][row] = (gradient.to_dense() if gradient.is_sparse else gradient).flatten()
     return products
