@@ -3,6 +3,7 @@
 Both come from one kept backward graph (``pullback``): ``JᵀJ v`` costs about one evaluation of the map's gradient.
 """
 
+import math
 from dataclasses import replace
 
 import torch
@@ -85,7 +86,8 @@ def checked_jacobian_of(map: Map, memory_budget: int) -> "MapOperator":
         UnsupportedModelError: Products are off by more than a tenth.
     """
     operator = jacobian_of(map, memory_budget)
-    if operator.difference is not None and operator.difference > _MOST_ROUNDING:
+    # Products that are not finite are named when they are made.
+    if operator.difference is not None and _MOST_ROUNDING < operator.difference < math.inf:
         raise UnsupportedModelError(
             f"products with {operator.name} are off by {operator.difference:.2g} of their size, by rounding in "
             f"{map.point.dtype}; use dtype=torch.float64"
