@@ -29,7 +29,7 @@ from skip_conditioning.diagnostics.networks.first_process import buffers_of_firs
 from skip_conditioning.diagnostics.networks.isolation import require_finite
 from skip_conditioning.diagnostics.networks.maps import Map, check_map
 from skip_conditioning.diagnostics.networks.measuring import measuring
-from skip_conditioning.diagnostics.spectrum import Spectrum
+from skip_conditioning.diagnostics.spectrum import Spectrum, values_floor
 from skip_conditioning.diagnostics.support.memory import GIB, readable
 from skip_conditioning.diagnostics.support.progress import progress_bar
 from skip_conditioning.diagnostics.support.sharding import distribute, fails_together, run_in_all
@@ -208,7 +208,7 @@ def spectrum_of(
         memory_budget: Bytes that the measurement may take.
 
     Returns:
-        The spectrum; its floor is that of the matrix's own precision.
+        The spectrum; its floor is that of the matrix's own precision, or the operator's ``rounding`` if larger.
 
     Raises:
         InputError: The matrix is empty or not real, or an option is out of range; half precision for ``lanczos``.
@@ -232,9 +232,15 @@ def spectrum_of(
         notes: list[str] = []
         rows = operator.matrix if isinstance(operator, MatrixOperator) else operator.dense()
         values = svdvals(rows.double(), notes)
-        seconds, note = time.perf_counter() - start, "; ".join(notes)
         return Spectrum.of_values(
-            values, shape, operator.dtype, layer=operator.name, seconds=seconds, peak_bytes=needed, note=note
+            values,
+            shape,
+            operator.dtype,
+            floor=max(values_floor(values, operator.dtype), operator.rounding),
+            layer=operator.name,
+            seconds=time.perf_counter() - start,
+            peak_bytes=needed,
+            note="; ".join(notes),
         )
     vector_bytes = min(shape) * torch.finfo(operator.dtype).bits // 8
     steps = steps_within(memory_budget, shape, vector_bytes, operator.dtype, operator.name)
@@ -244,6 +250,7 @@ def spectrum_of(
         shape,
         operator.dtype,
         tolerance=tolerance,
+        rounding=operator.rounding,
         layer=operator.name,
         seconds=time.perf_counter() - start,
         peak_bytes=max(lanczos.steps) * vector_bytes,

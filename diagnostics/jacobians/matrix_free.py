@@ -64,7 +64,7 @@ def matrix_free_spectrum(
         map.point.dtype,
         tolerance=tolerance,
         # Eigenvalues of the kernel are squares of singular values.
-        rounding=(jacobian.floor or 0.0) ** (2 if map.name == "kernel" else 1),
+        rounding=jacobian.rounding ** (2 if map.name == "kernel" else 1),
         map=map.name,
         layer=map.layer,
         seconds=time.perf_counter() - start,

@@ -69,6 +69,7 @@ class JacobianOperator(Operator):
             blocks = [operator_of(part_maps[0], memory_budget) for part_maps in maps]
         self._inner = blocks[0] if len(blocks) == 1 else _BlockDiagonal(blocks)
         super().__init__(self._inner.shape, self._inner.dtype, self._inner.device, self._inner.name)
+        self.rounding = max(block.rounding for block in blocks)
 
     def _apply(self, block: Tensor) -> Tensor:
         with exact_numerics([self.device]):
@@ -106,7 +107,11 @@ def operator_of(map: Map, memory_budget: int) -> Operator:
         UnsupportedModelError: An operator in the model cannot be differentiated.
     """
     operator = checked_jacobian_of(map, memory_budget)
-    return operator @ operator.T if map.name == "kernel" else operator  # type: ignore[return-value]
+    if map.name != "kernel":
+        return operator
+    kernel: Operator = operator @ operator.T  # type: ignore[assignment]
+    kernel.rounding = operator.rounding**2
+    return kernel
 
 
 def jacobian_of(map: Map, memory_budget: int) -> "MapOperator":
@@ -123,7 +128,7 @@ class MapOperator(Operator):
 
     Attributes:
         difference: How far its products lie from plain autograd's, relative to these; None without a witness.
-        floor: The size below which a singular value cannot be told from zero; None without a witness.
+        rounding: As for ``Operator``; 0 without a witness.
         note: A slower route that was taken; else empty.
 
     Raises:
@@ -135,11 +140,10 @@ class MapOperator(Operator):
         super().__init__((map.rows, map.cols), dtype, device, f"the {map.name} map of {map.layer!r}")
         witness, self.note, self._matrix = witness_of(map), "", None
         self.difference: float | None = None
-        self.floor: float | None = None
         self._pullback, products = witnessed_pullback(replace(map, reference=None), memory_budget, witness, twice=True)
         if witness is None or products is None:
             return
-        self.difference, self.floor = witness.difference(products), witness.floor(products)
+        self.difference, self.rounding = witness.difference(products), witness.floor(products)
         if not forward_agrees(map, self._pullback, witness, products):
             if map.rows * map.cols * map.point.element_size() > memory_budget:
                 raise UnsupportedModelError(

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from skip_conditioning.diagnostics.errors import InputError, UnsupportedModelError, near_matches
-from skip_conditioning.diagnostics.jacobians.operator import operator_of
+from skip_conditioning.diagnostics.jacobians.operator import checked_jacobian_of
 from skip_conditioning.diagnostics.linalg.extremes import Extreme, largest_singular_value, smallest_singular_value
 from skip_conditioning.diagnostics.linalg.operators import Operator, require_precision
 from skip_conditioning.diagnostics.networks.maps import TOTAL, Map, check_map
@@ -89,13 +89,15 @@ class TangentKernelOperator(Operator):
                     raise InputError('centred outputs of a network with a single output are zero; use outputs="all"')
                 # The parameters are the same for all samples: one vector of them is enough.
                 point = map.point if point is None else point
-                product = operator_of(dataclasses.replace(map, point=point), memory_budget)
-                blocks.append(product.left)  # type: ignore[attr-defined]
+                blocks.append(checked_jacobian_of(dataclasses.replace(map, point=point), memory_budget))
         self.jacobian: Operator = _Stacked(blocks)
         if outputs != "all":
-            self.jacobian = _Combinations(outputs, len(x), self.jacobian) @ self.jacobian  # type: ignore[assignment]
+            combinations, stacked = _Combinations(outputs, len(x), self.jacobian), self.jacobian
+            self.jacobian = combinations @ stacked  # type: ignore[assignment]
+            self.jacobian.rounding = combinations.norm * stacked.rounding
         rows = self.jacobian.shape[0]
         super().__init__((rows, rows), self.jacobian.dtype, self.jacobian.device, name)
+        self.rounding = self.jacobian.rounding**2
 
     @property
     def T(self) -> Operator:  # noqa: N802
@@ -209,6 +211,7 @@ class _Stacked(Operator):
         first, rows = blocks[0], sum(block.shape[0] for block in blocks)
         super().__init__((rows, first.shape[1]), first.dtype, first.device, first.name)
         self.blocks = blocks
+        self.rounding = math.sqrt(sum(block.rounding**2 for block in blocks))
 
     def _apply(self, block: Tensor) -> Tensor:
         with exact_numerics([self.device]):
@@ -232,10 +235,14 @@ class _Combinations(Operator):
         outputs: ``sum`` or ``centred``; for the latter ``C`` is the transpose of ``result.contrasts``.
         samples: N.
         jacobian: What it is to be applied after, ``(N·O, P)``.
+
+    Attributes:
+        norm: Its spectral norm.
     """
 
     def __init__(self, outputs: str, samples: int, jacobian: Operator) -> None:
         self._outputs, self._samples, rows = outputs, samples, jacobian.shape[0]
+        self.norm = math.sqrt(rows / samples) if outputs == "sum" else 1.0
         combined = 1 if outputs == "sum" else rows // samples - 1
         name = "the sum of outputs" if outputs == "sum" else "the centred outputs"
         super().__init__((samples * combined, rows), jacobian.dtype, jacobian.device, name)

@@ -141,10 +141,12 @@ def tangent_kernel(
                     sums.add(kernel)
         if outputs == "centred":
             sums.centre(len(bases[0]))
-        # For samples alone, whose kernel takes but O backward passes, it would cost as much as the kernel.
         rounding = {}
-        if coupled and x2 is None and outputs in ("all", "centred"):
+        if x2 is None:
             rounding = measured_floors(sides[0], {name: blocks[name] for name in sums.blocks}, int(memory_budget))
+            if outputs in ("sum", "trace"):  # of all outputs together
+                probed_outputs = sides[0].recording.logits.shape[1]
+                rounding = {name: floor * probed_outputs**0.5 for name, floor in rounding.items()}
     require_finite(sums.total, "the tangent kernel")  # and so is every block
     return TangentKernel(
         blocks=sums.blocks,

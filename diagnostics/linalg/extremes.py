@@ -95,8 +95,8 @@ def smallest_singular_value(
         tolerance: Residual to reach, relative to σ_min.
         max_products: Products after which the value is only an upper bound.
         floor: Size below which a value cannot be told from zero, such as ``spectrum.jacobian_floor``; the least used
-            is the rounding of the products, ``4 · eps · σ_max``. The search ends under it: ``converged`` (more steps
-            would add nothing) with the bound ``upper`` and the value as computed.
+            is the rounding of the products, ``4 · eps · σ_max`` or ``operator.rounding`` if that is more. The search
+            ends under it: ``converged`` (more steps would add nothing) with the bound ``upper``, the value as computed.
         seed: Of the start vector.
 
     Raises:
@@ -166,7 +166,7 @@ def _norm_of_image(operator: Operator, V: torch.Tensor, coefficients: np.ndarray
 
 
 def _rounding(operator: Operator, sigma_max: float) -> float:
-    return float(_ROUNDING_UNITS * torch.finfo(operator.dtype).eps * sigma_max)
+    return max(float(_ROUNDING_UNITS * torch.finfo(operator.dtype).eps * sigma_max), operator.rounding)
 
 
 class _Counted(Operator):
@@ -174,7 +174,7 @@ class _Counted(Operator):
 
     def __init__(self, operator: Operator) -> None:
         super().__init__(operator.shape, operator.dtype, operator.device, operator.name)
-        self.operator, self.products = operator, 0
+        self.operator, self.products, self.rounding = operator, 0, operator.rounding
 
     def _apply(self, block: torch.Tensor) -> torch.Tensor:
         self.products += block.shape[1]

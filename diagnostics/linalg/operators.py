@@ -24,7 +24,12 @@ class Operator(ABC):
         dtype: Of the vectors and the products.
         device: Where they live.
         name: What error messages call it.
+
+    Attributes:
+        rounding: The size below which a singular value cannot be told from zero, where it was measured; else 0.
     """
+
+    rounding = 0.0
 
     def __init__(self, shape: tuple[int, int], dtype: torch.dtype, device: torch.device, name: str) -> None:
         self.shape, self.dtype, self.device, self.name = shape, dtype, device, name
@@ -146,7 +151,7 @@ class _Adjoint(Operator):
     def __init__(self, operator: Operator) -> None:
         rows, cols = operator.shape
         super().__init__((cols, rows), operator.dtype, operator.device, f"the adjoint of {operator.name}")
-        self.operator = operator
+        self.operator, self.rounding = operator, operator.rounding
 
     @property
     def T(self) -> Operator:  # noqa: N802

@@ -24,7 +24,7 @@ class Rescaled(Operator):
     def __init__(self, operator: Operator, exponent: int) -> None:
         super().__init__(operator.shape, operator.dtype, operator.device, operator.name)
         reach = _reach(operator)
-        self.operator = operator
+        self.operator, self.rounding = operator, math.ldexp(operator.rounding, -exponent)
         self._before = max(-reach, min(reach, exponent))
         self._after = exponent - self._before
 

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from skip_conditioning.diagnostics.errors import InputError, NonFiniteError, UnsupportedModelError
 from skip_conditioning.diagnostics.networks.numerics import exact_numerics
-from skip_conditioning.diagnostics.networks.python_state import held
+from skip_conditioning.diagnostics.networks.python_state import held, state_of
 
 #: Dropout draws the same mask at every measurement, so that spectra differ because weights do.
 _MASK_SEED = 0
@@ -164,6 +164,7 @@ class State:
         self._private = shortened
         #: Whether each call gets copies of the weights, as a forward pass writes into them; None before the first one.
         self.copies_weights: bool | None = None
+        self._backward_changes: bool | None = None  # not known yet
         self._tables = [(module, dict(module._parameters), dict(module._buffers)) for module in model.modules()]
 
     def snapshot(self) -> "State":
@@ -220,11 +221,32 @@ class State:
 
     @contextlib.contextmanager
     def installed(self, replaced: Mapping[nn.Parameter, Tensor] | None = None) -> Iterator[None]:
-        """Inside, the modules hold these weights and copies of these buffers instead of their own.
+        """Inside, the modules hold these weights and copies of these buffers instead of their own: for backward passes.
+
+        Hooks of a backward pass may change the Python side of the model. Whether they do is seen at the first one of a
+        measurement; if so, it is put back after each that is made when the measurement is over.
 
         Args:
             replaced: Tensors to hold in place of some parameters.
         """
+        model = self._tables[0][0]
+        under_way = state_of(model)
+        if under_way is None:
+            with held(model) if self._backward_changes else contextlib.nullcontext() as python:
+                if python is not None:
+                    python.put_in_place()
+                with self._swapped(replaced):
+                    yield
+            return
+        if self._backward_changes is None:
+            under_way.put_in_place()
+        with self._swapped(replaced):
+            yield
+        if self._backward_changes is None:
+            self._backward_changes = under_way.now(model) is not under_way
+
+    @contextlib.contextmanager
+    def _swapped(self, replaced: Mapping[nn.Parameter, Tensor] | None) -> Iterator[None]:
         weights: dict[Tensor, Tensor] = self._tensors | dict((replaced or {}).items())
         own = [(module, module._parameters, module._buffers) for module, _, _ in self._tables]
         try:

@@ -10,11 +10,14 @@ from torch import nn
 from torch.nn import functional
 
 from skip_conditioning import (
+    HessianOperator,
     JacobianOperator,
     TangentKernelOperator,
     UnsupportedModelError,
     jacobian,
+    smallest_singular_value,
     spectra,
+    spectrum_of,
     tangent_kernel,
 )
 
@@ -248,6 +251,47 @@ def test_a_mean_far_from_the_deviation_shows_in_the_floor():
         found = spectra(nn.Sequential(nn.BatchNorm1d(4)), torch.randn(12, 4) + 1e4, layers="0")["0"]
         assert not found.resolved
         assert found.rank == 40
+
+
+@pytest.mark.parametrize("norm", [nn.BatchNorm1d, nn.LayerNorm])
+def test_so_it_does_for_kernels_and_operators(norm):
+    for seed in range(3):
+        torch.manual_seed(seed)
+        model, x = nn.Sequential(norm(6), nn.Tanh(), nn.Linear(6, 3)), torch.randn(8, 6) + 3e3
+        for options in ({"map": "kernel", "layers": "total"}, {"map": "layer", "layers": "0"}):
+            found, exact = (next(iter(spectra(model, x, dtype=dtype, **options).values())) for dtype in (None, REAL))
+            above = found.values > found.floor
+            assert np.all(np.abs(found.values / exact.values - 1)[above] <= 0.1)
+        operator = JacobianOperator(model, x, layer="0")
+        by_products = spectrum_of(operator)
+        assert by_products.rank == found.rank
+        assert not by_products.resolved
+        assert smallest_singular_value(operator).bound == "upper"
+
+
+def test_hooks_of_backward_passes_leave_no_trace_in_the_users_module():
+    class Logs(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b, self.log = nn.Linear(4, 4), nn.Linear(4, 3), []
+
+        def forward(self, x):
+            h = self.a(x)
+            if h.requires_grad:
+                h.register_hook(lambda gradient: self.log.append(len(self.log)))
+            return self.b(h.tanh())
+
+    model = Logs().double()
+    model.log.append(0)
+    y = torch.tensor([0, 1, 2, 0, 1])
+    for operator in (
+        JacobianOperator(model, X, map="network"),
+        TangentKernelOperator(model, X),
+        HessianOperator(model, X, y),
+    ):
+        operator.matvec(torch.ones(operator.shape[1], dtype=REAL))
+        operator.rmatvec(torch.ones(operator.shape[0], dtype=REAL))
+        assert model.log == [0]
 
 
 def test_a_deep_chain_in_float32_is_right_above_its_floor():
