@@ -81,7 +81,8 @@ class TangentKernel:
         trace = float(np.sum(values))
         eps, rows, dtype = np.finfo(np.float64).eps, len(values), getattr(torch, self.dtype)
         # Rounding of the Jacobian moves singular values, of the Gram matrix their squares.
-        floor = max(jacobian_floor(trace**0.5, torch.finfo(dtype).eps), self.rounding.get(name, 0.0)) ** 2
+        assumed = jacobian_floor(trace**0.5, torch.finfo(dtype).eps)
+        floor = self.rounding.get(name, assumed) ** 2
         return Spectrum.of_values(
             values,
             (rows, rows),
@@ -93,7 +94,7 @@ class TangentKernel:
             method=f"exact: {self.methods.get(name, 'sum of the blocks')}",
             seconds=self.seconds + time.perf_counter() - start,
             peak_bytes=self.peak_bytes,
-            note="; ".join(notes),
+            note="; ".join(notes if self.rounding else [*notes, "floor assumed from the precision"]),
             witness=self.witness,
         )
 

@@ -44,6 +44,7 @@ def kernel_spectra(
             batch_mode=batch_mode,
             memory_budget=memory_budget,
             dtype=dtype,
+            floors=True,
             progress=progress,
             group=group,
         )

@@ -42,6 +42,7 @@ def tangent_kernel(
     outputs: str = "all",
     memory_budget: int = GIB,
     dtype: torch.dtype | None = None,
+    floors: bool = False,
     progress: bool = False,
     group: ProcessGroup | None = None,
 ) -> TangentKernel:
@@ -68,6 +69,9 @@ def tangent_kernel(
             see (rows and columns sum to zero over the outputs).
         memory_budget: Bytes the measurement may take besides the forward pass; with few of them, passes are repeated.
         dtype: Precision of the derivatives; None keeps the model's. Gram matrices are accumulated in float64 always.
+        floors: Whether to measure how far rounding has moved the kernel, for the floors of ``spectrum()``; otherwise
+            they are assumed from the precision, unless batch norm couples the samples. Costs a forward and about eight
+            backward passes, as much as the kernel itself where samples are alone.
         progress: Whether to show a bar.
         group: Processes of ``torch.distributed`` to share the backward passes and Gram matrices among. Every one of
             them has to call, and gets what a single process would.
@@ -142,7 +146,7 @@ def tangent_kernel(
         if outputs == "centred":
             sums.centre(len(bases[0]))
         rounding = {}
-        if x2 is None:
+        if x2 is None and (floors or coupled):
             rounding = measured_floors(sides[0], {name: blocks[name] for name in sums.blocks}, int(memory_budget))
             if outputs in ("sum", "trace"):  # of all outputs together
                 probed_outputs = sides[0].recording.logits.shape[1]

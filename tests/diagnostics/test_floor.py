@@ -70,6 +70,7 @@ NETWORKS = {
 
 
 #: Far from ordinary: rounding is amplified layer by layer, or taken from inputs that it dominates.
+VANISHING = {"deep gelu", "deep bottleneck"}  # kernels whose eigenvalues reach below eps of the largest, in float64
 AMPLIFYING = {"deep batch norm", "offset batch norm", "deep layer norm"}
 
 
@@ -103,9 +104,8 @@ def test_values_above_the_floor_are_right_and_few_right_ones_lie_below(name):
                 near = np.abs(values - exact) <= 0.1 * exact
                 assert near[values > floor].all(), options
                 assert near.all() or not resolved
-                if options["map"] != "kernel":  # where samples are alone, its floor is not measured
-                    hidden, right = hidden + np.sum(near & (values <= floor)), right + np.sum(near)
-    assert hidden <= (0.5 if name in AMPLIFYING else 0.05) * right
+                hidden, right = hidden + np.sum(near & (values <= floor)), right + np.sum(near)
+    assert hidden <= (0.5 if name in AMPLIFYING else 0.15 if name in VANISHING else 0.05) * right
 
 
 @pytest.mark.parametrize("name", [name for name in NETWORKS if name.startswith("bottleneck")])
