@@ -11,8 +11,9 @@ from torch import Tensor, nn
 
 from skip_conditioning.diagnostics.errors import InputError
 from skip_conditioning.diagnostics.tables import run_directories
-from skip_conditioning.experiments.records.checkpoints import list_checkpoints, load_into
+from skip_conditioning.experiments.records.checkpoints import list_checkpoints
 from skip_conditioning.experiments.records.directory import is_described, read_probe, read_run
+from skip_conditioning.experiments.records.fitting_weights import load_into
 from skip_conditioning.experiments.training.frozen_batch_norm import hold_batch_norms
 from skip_conditioning.experiments.training.networks import ONLY_ARM, build_network, parse_model_options
 from skip_conditioning.models import build_model

@@ -23,7 +23,7 @@ from torch import Tensor
 from skip_conditioning.diagnostics.errors import InputError
 from skip_conditioning.diagnostics.tables import clear_disk_errors, read_json, write_json
 from skip_conditioning.experiments.config.train_config import TrainConfig
-from skip_conditioning.experiments.records.checkpoints import save_checkpoint
+from skip_conditioning.experiments.records.tensor_files import save_checkpoint
 
 _DESCRIPTION = "experiment.json"
 _RUN = "config.json"
