@@ -11,7 +11,7 @@ from torch import nn
 from skip_conditioning.models import contractive_mlp, paper_mnist, preact_resnet, residual_mlp
 from skip_conditioning.models.arms import Arm
 from skip_conditioning.models.errors import ModelOptionError, check_choice
-from skip_conditioning.models.user_code import load_attribute
+from skip_conditioning.models.user_code import load_attribute, raised
 
 
 @dataclass(frozen=True)
@@ -136,14 +136,30 @@ def _build_from_factory(path: str, options: dict[str, Any]) -> nn.Module:
     """Call a factory.
 
     Raises:
-        ModelOptionError: It does not take these options, or does not return an `nn.Module`.
+        ModelOptionError: It does not take these options, raises an error, or does not return an `nn.Module`.
     """
     factory = _load_factory(path)
+    returned = _returned_type(factory)
+    if returned is not None and not issubclass(returned, nn.Module):
+        raise ModelOptionError(f"model {path!r} returns {returned.__name__}, not an nn.Module, and is not called")
     try:
         inspect.signature(factory).bind(**options)
     except TypeError as error:
         raise ModelOptionError(f"model {path!r}: {error}") from error
-    model = factory(**options)
+    except ValueError:  # of a few built-in classes there is no signature
+        pass
+    try:
+        model = factory(**options)
+    except Exception as error:  # whatever the user's code raises
+        raise ModelOptionError(f"model {path!r} {raised(error)}") from error
     if not isinstance(model, nn.Module):
         raise ModelOptionError(f"model {path!r}: the factory returned {type(model).__name__}, not an nn.Module")
     return model
+
+
+def _returned_type(factory: Callable[..., Any]) -> type | None:
+    """What a class makes, or a function is annotated to return; None where nothing says so."""
+    if isinstance(factory, type):
+        return factory
+    annotation = getattr(factory, "__annotations__", {}).get("return")
+    return annotation if isinstance(annotation, type) and annotation is not object else None

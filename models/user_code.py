@@ -93,10 +93,15 @@ def _claim_package(name: str, folder: Path) -> None:
 
 
 def _failed(name: str, error: BaseException) -> ImportError:
+    return ImportError(f"importing {name!r} {raised(error)}")
+
+
+def raised(error: BaseException) -> str:
+    """What a user's code raised and where, in a line to be read after the code's name."""
     where = traceback.extract_tb(error.__traceback__)[-1]
     location = "" if isinstance(error, SyntaxError) else f" ({where.filename}, line {where.lineno})"
-    reason = " ".join(str(error).split())
-    return ImportError(f"importing {name!r} raised {type(error).__name__}: {reason}{location}")
+    reason = " ".join(f": {error}".split()) if str(error) else ""
+    return f"raised {type(error).__name__}{reason}{location}"
 
 
 def _own_names(module: ModuleType) -> list[str]:

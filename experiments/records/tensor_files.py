@@ -66,12 +66,15 @@ def read_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
 def check_is_file(path: Path) -> None:
     """Raise ``InputError`` unless there is a file of this name."""
     try:
-        if path.is_dir():
-            raise InputError(f"{path} is a folder; give one of the files in it")
-        if not path.is_file():
-            raise InputError(f"{path} does not exist")
-    except (OSError, ValueError) as error:  # a name that is too long, or holds a zero byte
-        raise InputError(f"{quoted(str(path))} cannot be the name of a file ({_reason(error)})") from error
+        is_folder, is_file = path.is_dir(), path.is_file()
+        if "\0" in str(path):
+            raise ValueError("it holds a zero byte")
+    except (OSError, ValueError) as error:
+        raise InputError(f"{quoted(path)} cannot be the name of a file ({_reason(error)})") from error
+    if is_folder:
+        raise InputError(f"{path} is a folder; give one of the files in it")
+    if not is_file:
+        raise InputError(f"{path} does not exist")
 
 
 def unreadable(path: Path, error: Exception) -> InputError:

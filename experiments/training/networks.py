@@ -1,15 +1,14 @@
 """The network of a run, from the registry or the user's factory, built for the data it is trained on."""
 
 import ast
-import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from skip_conditioning.diagnostics.errors import InputError, NonFiniteError, near_matches
-from skip_conditioning.models import ModelOptionError, arms, build_model, model_options
+from skip_conditioning.models import arms, build_model, model_options
 
 #: The arm of a user's factory that declares none.
 ONLY_ARM = "default"
@@ -20,8 +19,7 @@ _CIFAR_STEM_UP_TO = 64
 
 def check_arms(name: str, chosen: Sequence[str]) -> None:
     """Raise ``InputError`` for an arm the network does not have, or one that cannot name a directory."""
-    with _users_code(name):
-        known = arms(name) or (ONLY_ARM,)
+    known = arms(name) or (ONLY_ARM,)
     for arm in chosen:
         if "/" in arm or arm.startswith("."):
             raise InputError(f"arm {arm!r} of {name} cannot be part of a directory's name; rename it")
@@ -44,8 +42,8 @@ def build_network(
         input_shape: ``(C, H, W)`` of one image.
 
     Raises:
-        InputError: An option without ``=``, or an error in the user's factory.
-        ModelOptionError: Whatever the model does not have or take.
+        InputError: An option without ``=``, or a network that cannot be trained.
+        ModelOptionError: Whatever the model does not have or take, or an error in the user's factory.
     """
     wanted: dict[str, Any] = {
         "num_classes": num_classes,
@@ -56,8 +54,7 @@ def build_network(
     # A user's factory knows its own sizes; a network of the registry gets those among its options.
     known = () if ":" in name else model_options(name)
     sizes = {key: value for key, value in wanted.items() if key in known}
-    with _users_code(name):
-        model = build_model(name, arm=None if arm == ONLY_ARM else arm, **{**sizes, **parse_model_options(options)})
+    model = build_model(name, arm=None if arm == ONLY_ARM else arm, **{**sizes, **parse_model_options(options)})
     if any(torch.nn.parameter.is_lazy(parameter) for parameter in model.parameters()):
         raise InputError(f"{name} has lazy layers without a size; call the network once in its factory")
     if not any(parameter.requires_grad for parameter in model.parameters()):
@@ -92,19 +89,6 @@ def check_network(name: str, model: nn.Module, images: Tensor, num_classes: int)
         raise InputError(f"{name} must return logits of shape ({len(images)}, {num_classes}); it returns {output}")
     if logits.shape[1] < num_classes:
         raise InputError(f"{name} must have a logit for each of the {num_classes} classes; it returns {output}")
-
-
-@contextlib.contextmanager
-def _users_code(name: str) -> Iterator[None]:
-    """Report an error in a user's factory as bad input; an error in a network of the registry is raised as it is."""
-    try:
-        yield
-    except (InputError, ModelOptionError):
-        raise
-    except Exception as error:
-        if ":" not in name:
-            raise
-        raise InputError(f"model {name!r} raised {type(error).__name__}: {error}") from error
 
 
 def parse_model_options(options: Sequence[str]) -> dict[str, Any]:

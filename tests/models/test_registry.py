@@ -46,8 +46,12 @@ def small_factory(arm: str = "plain", width: int = 2) -> nn.Module:
     return nn.Sequential(nn.Linear(width, width), nn.ReLU() if arm == "plain" else nn.Tanh())
 
 
-def bad_factory() -> int:
+def bad_factory():  # type: ignore[no-untyped-def]
     return 3
+
+
+def harmful(command: str = "") -> str:
+    raise AssertionError("it was called")
 
 
 def test_the_names_are_those_of_the_issue() -> None:
@@ -170,6 +174,8 @@ def test_an_arm_object_is_as_good_as_a_name() -> None:
         ("models/mynet.py", {}, r"names a file, but no factory in it; give models/mynet.py:factory"),
         (f"{__name__}:small_factory", {"depth": 3}, r"unexpected keyword argument 'depth'"),
         (f"{__name__}:bad_factory", {}, r"returned int, not an nn.Module"),
+        (f"{__name__}:harmful", {"command": "x"}, r"returns str, not an nn.Module, and is not called"),
+        ("pathlib:Path", {}, r"returns Path, not an nn.Module, and is not called"),
     ],
 )
 def test_errors_are_one_line_that_names_the_culprit(name: str, options: dict[str, object], message: str) -> None:

@@ -80,7 +80,7 @@ def test_an_error_in_the_users_factory_is_named(factories, error):
         raise error
 
     factories.make = make
-    with pytest.raises(InputError, match=f"factories:make.*{type(error).__name__}"):
+    with pytest.raises(ModelOptionError, match=f"factories:make.*{type(error).__name__}"):
         build("factories:make", ONLY_ARM)
 
 
