@@ -5,7 +5,7 @@ import functools
 import time
 import warnings
 from collections.abc import Callable, Sequence
-from typing import TypeVar
+from typing import Any, TypeVar, Unpack
 
 import numpy as np
 import torch
@@ -26,9 +26,10 @@ from skip_conditioning.diagnostics.kernel.spectra import kernel_spectra
 from skip_conditioning.diagnostics.linalg.operators import MatrixOperator, Operator
 from skip_conditioning.diagnostics.linalg.slq import STEPS, VECTORS, lanczos_density
 from skip_conditioning.diagnostics.networks.first_process import buffers_of_first
-from skip_conditioning.diagnostics.networks.isolation import require_finite
+from skip_conditioning.diagnostics.networks.isolation import require_finite, unwrap
 from skip_conditioning.diagnostics.networks.maps import Map, check_map
 from skip_conditioning.diagnostics.networks.measuring import measuring
+from skip_conditioning.diagnostics.networks.probe import Probe, Reading
 from skip_conditioning.diagnostics.spectrum import Spectrum, values_floor
 from skip_conditioning.diagnostics.support.memory import GIB, readable
 from skip_conditioning.diagnostics.support.progress import progress_bar
@@ -43,7 +44,7 @@ Result = TypeVar("Result")
 @fails_together
 def spectra(
     model: nn.Module,
-    x: Tensor,
+    probe: Any,
     *,
     map: str = "layer",
     layers: Sequence[str] | str | None = None,
@@ -55,14 +56,16 @@ def spectra(
     memory_budget: int = GIB,
     progress: bool = False,
     group: ProcessGroup | None = None,
+    **reading: Unpack[Reading],
 ) -> dict[str, Spectrum]:
     """Singular values of the chosen maps of a model at a probe batch, or their density where there are too many.
 
     The model comes out as it went in: weights, buffers, gradients, flags and random streams.
 
     Args:
-        model: Any module whose forward pass takes ``x`` and returns logits, ``(N, ...)``.
-        x: Probe inputs, shape ``(N, *input_shape)``.
+        model: Any module that returns logits, ``(N, ...)``, or an object that holds them.
+        probe: Inputs: a tensor, shape ``(N, *input_shape)``, a tuple of positional or a dictionary of keyword inputs;
+            a pair of inputs and targets; or a ``Probe``.
         map: ``layer`` ∂output/∂input of a module, ``tail`` ∂logits/∂(its output), ``network`` ∂logits/∂input,
             ``param`` ∂output/∂(its parameters), or ``kernel``: its share of the tangent kernel.
         layers: Module names or globs (``"block*"``); None takes the blocks. A module called several times needs
@@ -83,6 +86,7 @@ def spectra(
         group: Processes of ``torch.distributed`` to share the work among: random vectors, or rows of an exact
             Jacobian. All have to call, with the same weights and probe, and all get the result of the first alone: its
             buffers (batch norm's running statistics) are used in every process.
+        reading: How the probe is read: ``forward``, ``output``, ``outputs``, ``loss``, as for ``Probe``.
 
     Returns:
         One spectrum per layer, in the model's order, by name. In ``sample`` mode one per layer and sample, by
@@ -97,7 +101,7 @@ def spectra(
         InputError: An unknown map, batch mode or method, or a tolerance that is not a positive number.
     """
     check_method(method, tolerance)
-
+    read = Probe.of(probe, unwrap(model), **reading)
     budget = int(memory_budget)
 
     def measured(item: Map) -> tuple[Spectrum, str]:
@@ -122,7 +126,7 @@ def spectra(
     def kernels() -> list[Spectrum]:
         return kernel_spectra(
             model,
-            x,
+            read,
             layers=layers,
             batch_mode=batch_mode,
             dtype=dtype,
@@ -137,19 +141,20 @@ def spectra(
                 return {_key(spectrum): spectrum for spectrum in run_in_all(kernels, group)}
             except MemoryBudgetError:
                 pass  # one layer at a time, streamed or matrix-free, takes less memory
-        measurements = _measure(evaluate, model, x, map, layers, batch_mode, dtype, group)
+        measurements = _measure(evaluate, model, read, map, layers, batch_mode, dtype, group)
     return {_key(spectrum): spectrum for spectrum in measurements}
 
 
 def jacobian(
     model: nn.Module,
-    x: Tensor,
+    probe: Any,
     *,
     map: str = "layer",
     layer: str | None = None,
     batch_mode: str = "batch",
     dtype: torch.dtype | None = None,
     memory_budget: int = GIB,
+    **reading: Unpack[Reading],
 ) -> Tensor:
     """The Jacobian of one map as a dense matrix; for ``kernel`` the kernel matrix ``J·Jᵀ``.
 
@@ -157,13 +162,14 @@ def jacobian(
 
     Args:
         model: As for ``spectra``.
-        x: Probe inputs, shape ``(N, *input_shape)``.
+        probe: As for ``spectra``.
         map: As for ``spectra``.
         layer: Dotted module name; not needed for ``network``, and ``total`` by default for ``kernel``.
         batch_mode: As for ``spectra``.
         dtype: Precision of the Jacobian; None keeps the model's.
         memory_budget: Bytes that temporaries may take; rows are computed in chunks that fit. The result itself
             comes on top.
+        reading: As for ``spectra``.
 
     Returns:
         Shape ``(N·d_out, N·d_in)`` in ``batch`` mode, rows and columns running over (sample, coordinate),
@@ -182,7 +188,8 @@ def jacobian(
         require_finite(rows, f"the Jacobian of the {item.name} map of {item.layer!r}")
         return rows @ rows.T if map == "kernel" else rows
 
-    matrices = _measure(evaluate, model, x, map, None if layer is None else [layer], batch_mode, dtype)
+    read = Probe.of(probe, unwrap(model), **reading)
+    matrices = _measure(evaluate, model, read, map, None if layer is None else [layer], batch_mode, dtype)
     return torch.stack(matrices) if batch_mode == "sample" else matrices[0]
 
 
@@ -276,7 +283,7 @@ def _key(spectrum: Spectrum) -> str:
 def _measure(
     evaluate: Callable[[Map, int | None], Result],
     model: nn.Module,
-    x: Tensor,
+    probe: Probe,
     name: str,
     layers: Sequence[str] | str | None,
     batch_mode: str,
@@ -289,7 +296,7 @@ def _measure(
     """
     check_map(name, batch_mode, dtype)
     results: list[Result] = []
-    with measuring(model, x, batch_mode=batch_mode, dtype=dtype) as probed:
+    with measuring(model, probe, batch_mode=batch_mode, dtype=dtype) as probed:
         for part in probed.parts():
             for item in run_in_all(functools.partial(part.maps, name, layers), group):
                 try:

@@ -5,6 +5,9 @@
 from .diagnostics.measure import jacobian as jacobian, spectra as spectra, spectrum_of as spectrum_of
 from .diagnostics.kernel.tangent_kernel import tangent_kernel as tangent_kernel
 
+# A batch of several parts, and which outputs and loss count.
+from .diagnostics.networks.probe import Probe as Probe
+
 # What measurements return.
 from .diagnostics.spectrum import Spectrum as Spectrum
 from .diagnostics.kernel.result import TangentKernel as TangentKernel

@@ -5,6 +5,7 @@ Both come from one kept backward graph (``pullback``): ``JᵀJ v`` costs about o
 
 import math
 from dataclasses import replace
+from typing import Any, Unpack
 
 import torch
 from torch import Tensor, nn
@@ -12,9 +13,11 @@ from torch import Tensor, nn
 from skip_conditioning.diagnostics.errors import InputError, UnsupportedModelError
 from skip_conditioning.diagnostics.jacobians.witness import forward_agrees, witness_of, witnessed_pullback
 from skip_conditioning.diagnostics.linalg.operators import Operator
+from skip_conditioning.diagnostics.networks.isolation import unwrap
 from skip_conditioning.diagnostics.networks.maps import TOTAL, Map, check_map
 from skip_conditioning.diagnostics.networks.measuring import measuring
 from skip_conditioning.diagnostics.networks.numerics import exact_numerics
+from skip_conditioning.diagnostics.networks.probe import Probe, Reading
 from skip_conditioning.diagnostics.support.memory import GIB
 
 #: Products that differ by more than this from those in float64 are refused.
@@ -33,13 +36,14 @@ class JacobianOperator(Operator):
 
     Args:
         model: Any module whose forward pass takes ``x`` and returns logits.
-        x: Probe inputs, shape ``(N, *input_shape)``.
+        probe: Inputs or a ``Probe``, as for ``measure.spectra``.
         map: ``layer``, ``tail``, ``network``, ``param`` or ``kernel``, as for ``spectra``.
         layer: Dotted module name, with its call (``"name#2"``) where it is called several times; not needed for
             ``network``, and ``total`` by default for ``kernel``.
         batch_mode: ``batch`` or ``sample``, as for ``spectra``.
         dtype: Precision of the products; None keeps the model's.
         memory_budget: Bytes that the temporaries of a product with a block of vectors may take.
+        reading: How the probe is read, as for ``Probe``.
 
     Raises:
         InputError: As for ``spectra``; also when no layer, or more than one, is named for a map that needs one.
@@ -48,20 +52,21 @@ class JacobianOperator(Operator):
     def __init__(
         self,
         model: nn.Module,
-        x: Tensor,
+        probe: Any,
         *,
         map: str = "layer",
         layer: str | None = None,
         batch_mode: str = "batch",
         dtype: torch.dtype | None = None,
         memory_budget: int = GIB,
+        **reading: Unpack[Reading],
     ) -> None:
         check_map(map, batch_mode, dtype)
         if layer is None and map == "kernel":
             layer = TOTAL
         if layer is None and map != "network":
             raise InputError(f"the {map} map needs a layer; name one of the model's modules")
-        with measuring(model, x, batch_mode=batch_mode, dtype=dtype) as probed:
+        with measuring(model, Probe.of(probe, unwrap(model), **reading), batch_mode=batch_mode, dtype=dtype) as probed:
             parts = probed.snapshot().parts()
             maps = [part.maps(map, None if layer is None else [layer]) for part in parts]
             if len(maps[0]) != 1:

@@ -52,11 +52,13 @@ class Batch:
         group: ProcessGroup | None,
         progress: Progress | None,
     ) -> None:
-        self.probed, self._group, x = probed, group, probed.x
+        self.probed, self._group = probed, group
         self._budget, self._progress, self._done = memory_budget, progress, 0
         self.recording = probed.recording()
-        self.basis = torch.eye(self.recording.logits.shape[1], dtype=self.recording.logits.dtype, device=x.device)
-        self.samples, self.kept_bytes = len(x), 0
+        self.basis = torch.eye(
+            self.recording.logits.shape[1], dtype=self.recording.logits.dtype, device=probed.probe.device
+        )
+        self.samples, self.kept_bytes = len(probed.probe), 0
         rules = {unit: self._rule(unit) for unit in units}
         self.rules = {unit: rule for unit, rule in rules.items() if rule is not None}
 
@@ -74,7 +76,7 @@ class Batch:
     def random_cotangent(self, seed: int) -> Tensor:
         """A random vector of kernel rows, shape ``(N·R,)``, float64; no stream of the user's is touched."""
         generator = torch.Generator().manual_seed(seed)
-        return torch.randn(self.rows, generator=generator, dtype=torch.float64).to(self.probed.x.device)
+        return torch.randn(self.rows, generator=generator, dtype=torch.float64).to(self.probed.probe.device)
 
     def gradients(self, cotangent: Tensor) -> dict[nn.Parameter, Tensor]:
         """``Jᵀ v`` by autograd, those parameters that the outputs depend on.
@@ -95,8 +97,6 @@ class Batch:
         listed = [use for calls in uses.values() for use in calls]
         alone = self.probed.batch_mode == "sample"
         unseen = [unit for unit in units if alone or unit not in self.rules]
-        inputs = self.probed.x.detach()
-        point = inputs.requires_grad_() if unseen and inputs.is_floating_point() else None
 
         def by_sample(signal: Tensor, use: Use) -> Tensor:
             return signal.movedim(use.sample_axis, 0).unflatten(0, (self.samples, -1))
@@ -110,7 +110,7 @@ class Batch:
         cotangent = torch.randn(logits.shape, generator=generator, dtype=torch.float64).to(logits)
         interact = dict(zip(listed, interactions(pull_back, cotangent), strict=True))
         dependent = {unit for unit, calls in uses.items() if any(interact[use] for use in calls)}
-        if dependent or (point is not None and self._inputs_interact(point, cotangent)):
+        if dependent or (unseen and self._inputs_interact(cotangent)):
             dependent.update(unseen)
         return dependent
 
@@ -165,19 +165,23 @@ class Batch:
     def _has_signals_by_sample(self, unit: Unit) -> bool:
         return unit in self.rules and self.extent(unit, by_rule=True, coupled=False) is not None
 
-    def _inputs_interact(self, point: Tensor, cotangent: Tensor) -> bool:
-        """Whether the derivative of one sample's outputs in another's inputs is not zero."""
-        copy = point.clone()  # may be changed in place
-        logits = replace(self.probed, x=copy).logits().reshape(cotangent.shape)
-        if not logits.requires_grad:
+    def _inputs_interact(self, cotangent: Tensor) -> bool:
+        """Whether the derivative of one sample's outputs in another's real inputs is not zero."""
+        probe = self.probed.probe
+        tensors = {part: probe.tensors[part] for part in probe.differentiable}
+        points = {part: x.detach().requires_grad_() for part, x in tensors.items() if len(x) == self.samples}
+        # Copies of them may be changed in place.
+        moved = probe.with_tensors({part: point.clone() for part, point in points.items()})
+        logits = replace(self.probed, probe=moved).logits().reshape(cotangent.shape)
+        if not points or not logits.requires_grad:
             return False
 
         def pull_back(v: Tensor) -> list[Tensor]:
             with self.probed.state.installed():  # for checkpoints, which run a part again
-                (arrived,) = torch.autograd.grad(logits, point, v, retain_graph=True, allow_unused=True)
-            return [torch.zeros_like(point) if arrived is None else arrived]
+                arrived = torch.autograd.grad(logits, [*points.values()], v, retain_graph=True, materialize_grads=True)
+            return list(arrived)
 
-        return interactions(pull_back, cotangent)[0]
+        return any(interactions(pull_back, cotangent))
 
     def _by_sample(self, tensor: Tensor, dimension: int) -> Tensor:
         """``(…, N·k, G, C, T)`` to ``(…, N, G, C, k, T)``."""

@@ -4,20 +4,24 @@ import dataclasses
 import math
 import time
 from collections.abc import Sequence
+from typing import Any, Unpack
 
 import torch
 from torch import Tensor, nn
 
-from skip_conditioning.diagnostics.errors import InputError, UnsupportedModelError, near_matches
+from skip_conditioning.diagnostics.errors import InputError, UnsupportedModelError
 from skip_conditioning.diagnostics.jacobians.operator import checked_jacobian_of
+from skip_conditioning.diagnostics.kernel.result import read_outputs
 from skip_conditioning.diagnostics.linalg.extremes import Extreme, largest_singular_value, smallest_singular_value
 from skip_conditioning.diagnostics.linalg.operators import Operator, require_precision
+from skip_conditioning.diagnostics.networks.isolation import unwrap
 from skip_conditioning.diagnostics.networks.maps import TOTAL, Map, check_map
 from skip_conditioning.diagnostics.networks.measuring import ProbedModel, measuring
 from skip_conditioning.diagnostics.networks.numerics import exact_numerics
+from skip_conditioning.diagnostics.networks.probe import Probe, Reading
 from skip_conditioning.diagnostics.support.memory import GIB
 
-OUTPUTS = ("all", "sum", "centred")
+COMBINATIONS = ("all", "sum", "centred")
 
 
 class TangentKernelOperator(Operator):
@@ -37,7 +41,7 @@ class TangentKernelOperator(Operator):
 
     Args:
         model: Any module whose forward pass takes ``x`` and returns logits, ``(N, O)``; other dimensions are flattened.
-        x: Inputs, shape ``(N, *input_shape)``.
+        probe: Inputs or a ``Probe``, as for ``measure.spectra``.
         layer: Dotted module name, whose trainable parameters are the P; ``total`` for those of the whole model.
         batch_mode: ``batch`` is the kernel of the map of the whole batch, with the model's own train/eval flags, batch
             norm in train mode included; ``sample`` that of each sample by itself, in eval mode: entries between two
@@ -45,9 +49,10 @@ class TangentKernelOperator(Operator):
         outputs: ``all``, R = O; ``sum``: of ``Σ_o F_o``, R = 1; ``centred``: without the direction in which all outputs
             of a sample move together, in an orthonormal basis of contrasts (``result.contrasts``), R = O − 1.
             Projected to O rows a sample the kernel would have N eigenvalues of zero that mean nothing; in the basis the
-            smallest one is that of ``TangentKernel.spectrum()``.
+            smallest one is that of ``TangentKernel.spectrum()``. Or which entries of the outputs count, as ``Probe``'s.
         dtype: Precision of the products; None keeps the model's.
         memory_budget: Bytes that the temporaries of a product with a block of vectors may take.
+        reading: How the probe is read, as for ``Probe``.
 
     Attributes:
         jacobian: The operator ``J``, shape ``(N·R, P)``.
@@ -63,36 +68,34 @@ class TangentKernelOperator(Operator):
     def __init__(
         self,
         model: nn.Module,
-        x: Tensor,
+        probe: Any,
         *,
         layer: str = TOTAL,
         batch_mode: str = "batch",
-        outputs: str = "all",
+        outputs: Any = "all",
         dtype: torch.dtype | None = None,
         memory_budget: int = GIB,
+        **reading: Unpack[Reading],
     ) -> None:
         check_map("kernel", batch_mode, dtype)
-        if outputs not in OUTPUTS:
-            raise InputError(
-                f"unknown outputs {outputs!r}; known are {', '.join(OUTPUTS)}.{near_matches(outputs, OUTPUTS)}"
-            )
+        probe, outputs = read_outputs(Probe.of(probe, unwrap(model), **reading), outputs, COMBINATIONS)
         if not isinstance(layer, str):
             raise InputError(f"the layer is {layer!r}; give the name of one module, or {TOTAL!r}")
         name = f"the tangent kernel of {layer!r}"
         blocks: list[Operator] = []
-        with measuring(model, x, batch_mode=batch_mode, dtype=dtype) as probed:
+        with measuring(model, probe, batch_mode=batch_mode, dtype=dtype) as probed:
             point: Tensor | None = None
             for part in probed.snapshot().parts():
                 map = _map_of(part, layer)
                 require_precision(map.point.dtype, name)
-                if outputs == "centred" and map.rows == len(part.x):
+                if outputs == "centred" and map.rows == len(part.probe):
                     raise InputError('centred outputs of a network with a single output are zero; use outputs="all"')
                 # The parameters are the same for all samples: one vector of them is enough.
                 point = map.point if point is None else point
                 blocks.append(checked_jacobian_of(dataclasses.replace(map, point=point), memory_budget))
         self.jacobian: Operator = _Stacked(blocks)
         if outputs != "all":
-            combinations, stacked = _Combinations(outputs, len(x), self.jacobian), self.jacobian
+            combinations, stacked = _Combinations(outputs, len(probe), self.jacobian), self.jacobian
             self.jacobian = combinations @ stacked  # type: ignore[assignment]
             self.jacobian.rounding = combinations.norm * stacked.rounding
         rows = self.jacobian.shape[0]
@@ -185,10 +188,10 @@ def _map_of(probed: ProbedModel, layer: str) -> Map:
     if len(maps) != 1:
         raise InputError(f"{layer!r} stands for {len(maps)} layers; name one of them")
     shape = maps[0].output_shape
-    if not shape or shape[0] != len(probed.x):
+    if not shape or shape[0] != len(probed.probe):
         raise UnsupportedModelError(
-            f"the model returns a tensor of shape {tuple(shape)} for {len(probed.x)} samples; a tangent kernel needs "
-            "outputs (N, O): return one row of outputs for each sample"
+            f"the model returns a tensor of shape {tuple(shape)} for {len(probed.probe)} samples; a tangent kernel "
+            "needs outputs (N, O): return one row of outputs for each sample"
         )
     return maps[0]
 

@@ -1,7 +1,9 @@
 """The result of measuring a tangent kernel: its blocks, their spectra, and Rayleigh quotients of gradients."""
 
 import time
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -11,7 +13,32 @@ from skip_conditioning.diagnostics.errors import InputError, near_matches
 from skip_conditioning.diagnostics.linalg.gram import eigenvalues
 from skip_conditioning.diagnostics.networks.isolation import require_finite
 from skip_conditioning.diagnostics.networks.maps import TOTAL
+from skip_conditioning.diagnostics.networks.probe import Probe
 from skip_conditioning.diagnostics.spectrum import Spectrum, jacobian_floor
+
+#: What a kernel is taken of: all outputs, or combinations of each sample's.
+COMBINATIONS = ("all", "trace", "sum", "centred")
+
+
+def read_outputs(probe: Probe, outputs: Any, combinations: Sequence[str] = COMBINATIONS) -> tuple[Probe, str]:
+    """The probe and the combination of outputs that the option ``outputs`` of a kernel stands for.
+
+    Args:
+        probe: The probe.
+        outputs: One of ``combinations``, or which entries count, as ``Probe.outputs``.
+        combinations: Those that can be measured.
+
+    Raises:
+        InputError: It is neither.
+    """
+    if not isinstance(outputs, str) or outputs in ("targets", "last_token"):
+        return replace(probe, outputs=outputs), "all"
+    if outputs not in combinations:
+        raise InputError(
+            f"unknown outputs {outputs!r}; known are {', '.join(combinations)}, or the entries that count, as Probe's "
+            f"outputs.{near_matches(outputs, combinations)}"
+        )
+    return probe, outputs
 
 
 @dataclass(frozen=True)

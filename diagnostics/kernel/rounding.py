@@ -28,7 +28,7 @@ def measured_floors(batch: Batch, blocks: Mapping[str, Sequence[Unit]], memory_b
     probed, logits = batch.probed, batch.recording.logits
     parameters = [parameter for parameter in probed.model.parameters() if parameter.requires_grad]
     target = Target(TOTAL, logits.numel(), logits.dtype, parameters=tuple(parameters))
-    references = References(probed.model, probed.state, probed.x, "kernel", [target])
+    references = References(probed.model, probed.state, probed.probe, "kernel", [target])
     reference = Reference(references, target)
     cotangents = reference.cotangents
     if 3 * 8 * len(cotangents) * sum(parameter.numel() for parameter in parameters) > memory_budget:

@@ -4,18 +4,19 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.distributed import ProcessGroup
 
 from skip_conditioning.diagnostics.kernel.tangent_kernel import tangent_kernel
 from skip_conditioning.diagnostics.networks.layer_names import split_call
 from skip_conditioning.diagnostics.networks.maps import TOTAL
+from skip_conditioning.diagnostics.networks.probe import Probe
 from skip_conditioning.diagnostics.spectrum import Spectrum
 
 
 def kernel_spectra(
     model: nn.Module,
-    x: Tensor,
+    probe: Probe,
     *,
     layers: Sequence[str] | str | None,
     batch_mode: str,
@@ -34,7 +35,7 @@ def kernel_spectra(
     """
     requested = [layers] if isinstance(layers, str) else layers
     with_total = requested is None or TOTAL in {split_call(layer)[0] for layer in requested}
-    batches = [(None, x)] if batch_mode == "batch" else [*enumerate(x.split(1))]
+    batches = [(None, probe)] if batch_mode == "batch" else [*enumerate(probe.split())]
     spectra = []
     for sample, batch in batches:
         kernel = tangent_kernel(

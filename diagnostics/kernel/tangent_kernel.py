@@ -3,6 +3,7 @@
 import functools
 import time
 from collections.abc import Sequence
+from typing import Any, Unpack
 
 import torch
 from torch import Tensor, nn
@@ -13,38 +14,37 @@ from skip_conditioning.diagnostics.errors import (
     LayerCallError,
     MemoryBudgetError,
     UnsupportedModelError,
-    near_matches,
 )
 from skip_conditioning.diagnostics.kernel.batch import Batch
 from skip_conditioning.diagnostics.kernel.engine import AutogradReference, Route, UnitKernel, unit_kernels
-from skip_conditioning.diagnostics.kernel.result import TangentKernel, centred
+from skip_conditioning.diagnostics.kernel.result import TangentKernel, centred, read_outputs
 from skip_conditioning.diagnostics.kernel.rounding import measured_floors
 from skip_conditioning.diagnostics.networks.isolation import require_finite, unwrap
 from skip_conditioning.diagnostics.networks.maps import TOTAL, check_map
 from skip_conditioning.diagnostics.networks.measuring import measuring
 from skip_conditioning.diagnostics.networks.parameter_units import Unit, blocks_of, units_of
+from skip_conditioning.diagnostics.networks.probe import Probe, Reading
 from skip_conditioning.diagnostics.networks.recording import Recording
 from skip_conditioning.diagnostics.support.memory import GIB, readable
 from skip_conditioning.diagnostics.support.progress import progress_bar
 from skip_conditioning.diagnostics.support.sharding import distribute, fails_together
 
-OUTPUTS = ("all", "trace", "sum", "centred")
-
 
 @fails_together
 def tangent_kernel(
     model: nn.Module,
-    x: Tensor,
-    x2: Tensor | None = None,
+    probe: Any,
+    x2: Any = None,
     *,
     layers: Sequence[str] | str | None = None,
     batch_mode: str = "batch",
-    outputs: str = "all",
+    outputs: Any = "all",
     memory_budget: int = GIB,
     dtype: torch.dtype | None = None,
     floors: bool = False,
     progress: bool = False,
     group: ProcessGroup | None = None,
+    **reading: Unpack[Reading],
 ) -> TangentKernel:
     """The tangent kernel of a model on a batch, or between two, with the share of every layer.
 
@@ -57,16 +57,16 @@ def tangent_kernel(
     The model comes out as it went in: weights, buffers, gradients, flags and random streams.
 
     Args:
-        model: Any module whose forward pass takes ``x`` and returns logits, ``(N, O)``; other dimensions are flattened.
-        x: Inputs, shape ``(N, *input_shape)``.
-        x2: Other inputs, for the rectangular kernel ``K(x, x2)``.
+        model: Any module with a row of outputs for each sample, ``(N, O)``; other dimensions are flattened.
+        probe: Inputs or a ``Probe``, as for ``measure.spectra``.
+        x2: Other inputs, likewise, for the rectangular kernel ``K(x, x2)``.
         layers: Module names or globs; None takes the blocks and whatever parameters lie outside them, so that the
             blocks sum to the whole. With ``"total"`` among them, ``total`` is the whole; else the sum of those named.
         batch_mode: ``batch`` is the kernel of the map of the whole batch, with the model's own train/eval flags, batch
             norm in train mode included; ``sample`` that of each sample by itself, in eval mode.
         outputs: ``all``; ``trace``: ``Σ_o K[(i,o),(j,o)]``, ``N × N``; ``sum``: the kernel of ``Σ_o F_o``, ``N × N``;
             ``centred``: without the direction in which all outputs of a sample move together, which softmax does not
-            see (rows and columns sum to zero over the outputs).
+            see (rows and columns sum to zero over the outputs). Or which entries of the outputs count, as ``Probe``'s.
         memory_budget: Bytes the measurement may take besides the forward pass; with few of them, passes are repeated.
         dtype: Precision of the derivatives; None keeps the model's. Gram matrices are accumulated in float64 always.
         floors: Whether to measure how far rounding has moved the kernel, for the floors of ``spectrum()``; otherwise
@@ -75,6 +75,7 @@ def tangent_kernel(
         progress: Whether to show a bar.
         group: Processes of ``torch.distributed`` to share the backward passes and Gram matrices among. Every one of
             them has to call, and gets what a single process would.
+        reading: How the probe is read, as for ``Probe``.
 
     Returns:
         The kernel of each block and of the whole, ``(N·R, N'·R)`` in float64.
@@ -90,14 +91,11 @@ def tangent_kernel(
     """
     start = time.perf_counter()
     check_map("kernel", batch_mode, dtype)
-    if outputs not in OUTPUTS:
-        raise InputError(
-            f"unknown outputs {outputs!r}; known are {', '.join(OUTPUTS)}.{near_matches(outputs, OUTPUTS)}"
-        )
     model = unwrap(model)
+    probe, outputs = read_outputs(Probe.of(probe, model, **reading), outputs)
     flags = _running_statistics(model, batch_mode)
     with (
-        measuring(model, x, batch_mode=batch_mode, dtype=dtype) as probed,
+        measuring(model, probe, batch_mode=batch_mode, dtype=dtype) as probed,
         progress_bar("tangent kernel", show=progress) as advance,
     ):
         units = units_of(model)
@@ -107,13 +105,13 @@ def tangent_kernel(
         wanted = [unit for unit in wanted if _count([unit])]
         sides = [
             Batch(batch, wanted, memory_budget=int(memory_budget) // 4, group=group, progress=advance)
-            for batch in ([probed] if x2 is None else [probed, probed.at(x2)])
+            for batch in ([probed] if x2 is None else [probed, probed.at(probe.like(x2, model))])
         ]
         if len(sides[0].basis) != len(sides[-1].basis):
             counts = " and ".join(str(len(side.basis)) for side in sides)
             raise InputError(f"the outputs for x and x2 must be as many per sample; they are {counts}")
         bases = _bases(outputs, sides[0].basis)
-        sums = _Sums(blocks, [len(bases[0]) * side.samples for side in sides], probed.x.device, int(memory_budget))
+        sums = _Sums(blocks, [len(bases[0]) * side.samples for side in sides], probed.probe.device, int(memory_budget))
         routes: dict[Unit, Route] = {}
         # Of several bases a random combination is checked: an error in any of them shows in it.
         _set_basis(sides, bases[0] if len(bases) == 1 else _random_combination(bases))

@@ -13,11 +13,10 @@ import torch
 from torch import Tensor
 
 from skip_conditioning.diagnostics.errors import InputError
+from skip_conditioning.diagnostics.networks.output_choice import class_dimension
+from skip_conditioning.diagnostics.networks.probe import Probe
 
 Loss = TypeVar("Loss", float, Tensor)
-
-#: The class index that PyTorch's cross-entropy passes over; its mean is over the other samples.
-IGNORED = -100
 
 
 @dataclass(frozen=True)
@@ -95,44 +94,23 @@ class MeanSquare:
 Cost = CrossEntropy | MeanSquare
 
 
-def cost_of(logits: Tensor, y: Tensor, x: Tensor) -> Cost:
-    """The cost that targets stand for: cross-entropy for class indices, the mean square for real numbers.
+def cost_of(logits: Tensor, probe: Probe) -> Cost:
+    """The cost of a probe: cross-entropy for class indices, the mean square for real targets.
 
     Args:
         logits: The network's outputs, samples first.
-        y: Targets, as for ``probe_loss.probe_metrics``.
-        x: The inputs.
-    """
-    if y.is_floating_point():
-        return MeanSquare(len(logits), logits[0].numel())
-    counted = int((y != IGNORED).sum())
-    return CrossEntropy(counted, logits.shape[class_dimension(logits, y, x)])
-
-
-def class_dimension(logits: Tensor, y: Tensor, x: Tensor) -> int:
-    """The dimension of the logits along which class indices point: the last, or as in PyTorch's losses the second.
-
-    Shapes decide, ``(N, *positions, K)`` or ``(N, K, *positions)`` for targets ``(N, *positions)``. Where they allow
-    both, as many classes as positions, the last is taken for integer inputs of the targets' shape: language models.
-
-    Args:
-        logits: The network's outputs, samples first.
-        y: Class indices.
-        x: The inputs.
+        probe: With targets.
 
     Raises:
-        InputError: The shapes fit both ways or neither.
+        InputError: Its loss is another one.
     """
-    last, second = y.shape == logits.shape[:-1], y.shape == logits.shape[:1] + logits.shape[2:]
-    if last and (not second or logits.dim() == 2 or (x.shape == y.shape and not x.is_floating_point())):
-        return logits.dim() - 1
-    if second and not last:
-        return 1
-    shapes = f"class indices {tuple(y.shape)} for logits {tuple(logits.shape)}"
-    if not last:
-        raise InputError(f"the probe's targets do not fit the logits ({shapes}); correct or leave them out")
-    raise InputError(
-        f"the probe's targets fit the logits in two ways ({shapes}: the classes may be in the second dimension or the "
-        "last); choose a probe with another number of positions (a shorter sequence, a cropped image), or leave the "
-        "targets out"
-    )
+    y = probe.targets
+    if not isinstance(y, Tensor) or probe.loss not in (None, "cross_entropy", "mse"):
+        raise InputError(
+            "the theory is about cross-entropy and the mean square of targets given as a tensor; leave `loss` out, or "
+            "name one of these"
+        )
+    if y.is_floating_point() or probe.loss == "mse":
+        return MeanSquare(len(logits), logits[0].numel())
+    counted = int((y != probe.ignore_index).sum())
+    return CrossEntropy(counted, logits.shape[class_dimension(logits, y, probe.first)])

@@ -5,6 +5,7 @@ and ``next_guarantee`` say what gradient descent is guaranteed to gain, in one s
 """
 
 from dataclasses import dataclass
+from typing import Any, Unpack
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +14,7 @@ from skip_conditioning.diagnostics.loss.costs import Cost
 from skip_conditioning.diagnostics.loss.probe_loss import loss_gradient, probe_metrics
 from skip_conditioning.diagnostics.networks.isolation import unwrap
 from skip_conditioning.diagnostics.networks.measuring import measuring
+from skip_conditioning.diagnostics.networks.probe import Probe, Reading
 
 
 @dataclass(frozen=True)
@@ -36,17 +38,18 @@ class Descent:
 
     Args:
         model: Any module whose forward pass takes ``x`` and returns logits.
-        x: Inputs, shape ``(N, *input_shape)``.
-        y: Targets, as for ``probe_loss.probe_metrics``.
+        probe: Inputs or a ``Probe``, as for ``measure.spectra``.
+        targets: As for ``probe_loss.probe_metrics``.
+        reading: How the probe is read, as for ``Probe``.
 
     Raises:
         InputError: The targets do not fit the outputs, or nothing can be differentiated.
     """
 
-    def __init__(self, model: nn.Module, x: Tensor, y: Tensor) -> None:
-        self._x, self._y = x, y
-        with measuring(model, x, dtype=torch.float64) as probed:
-            gradient = loss_gradient(probed.recording(), y, probed.x)
+    def __init__(self, model: nn.Module, probe: Any, targets: Any = None, **reading: Unpack[Reading]) -> None:
+        self._probe = Probe.of(probe, unwrap(model), targets, **reading)
+        with measuring(model, self._probe, dtype=torch.float64) as probed:
+            gradient = loss_gradient(probed.recording(), probed.probe)
         names = {parameter: name for name, parameter in probed.model.named_parameters()}
         self._loss, self._scale = gradient.loss, gradient.scale
         self._gradient = {names[parameter]: part for parameter, part in gradient.parameters.items()}
@@ -59,7 +62,7 @@ class Descent:
         Raises:
             NonFiniteError: A weight has become NaN or infinite.
         """
-        loss = probe_metrics(model, self._x, self._y, torch.float64)["loss"].item()
+        loss = probe_metrics(model, self._probe, dtype=torch.float64)["loss"].item()
         weights = dict(unwrap(model).named_parameters())
         slope = sum(
             float((part * (weights[name].detach().double() - self._weights[name])).sum())

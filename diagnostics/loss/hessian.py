@@ -6,6 +6,7 @@ Products are those of one gradient's graph, held and differentiated again for ea
 import dataclasses
 import math
 import time
+from typing import Any, Unpack
 
 import numpy as np
 import scipy.linalg
@@ -17,10 +18,12 @@ from skip_conditioning.diagnostics.errors import InputError, UnsupportedModelErr
 from skip_conditioning.diagnostics.jacobians.pullback import chunk_size, clear_autograd_errors
 from skip_conditioning.diagnostics.linalg.extremes import Extreme
 from skip_conditioning.diagnostics.linalg.operators import Operator, require_precision
-from skip_conditioning.diagnostics.loss.probe_loss import loss_metrics
-from skip_conditioning.diagnostics.networks.maps import TOTAL, check_map
+from skip_conditioning.diagnostics.loss.losses import loss_metrics
+from skip_conditioning.diagnostics.networks.isolation import unwrap
+from skip_conditioning.diagnostics.networks.maps import TOTAL, check_map, flat_parameters
 from skip_conditioning.diagnostics.networks.measuring import measuring
 from skip_conditioning.diagnostics.networks.numerics import exact_numerics
+from skip_conditioning.diagnostics.networks.probe import Probe, Reading
 from skip_conditioning.diagnostics.support.memory import GIB
 
 #: A second derivative keeps the tensors of the backward pass as well as those of the forward pass.
@@ -45,11 +48,12 @@ class HessianOperator(Operator):
     gradients.
 
     Args:
-        model: Any module whose forward pass takes ``x`` and returns logits, and can be differentiated twice.
-        x: Probe inputs, shape ``(N, *input_shape)``.
-        y: Targets, as for ``probe_loss.probe_metrics``.
+        model: Any module that can be differentiated twice.
+        probe: Inputs or a ``Probe``, as for ``measure.spectra``.
+        targets: As for ``probe_loss.probe_metrics``.
         dtype: Precision of the products; None keeps the model's.
         memory_budget: Bytes that the temporaries of a product with a block of vectors may take.
+        reading: How the probe is read, as for ``Probe``.
 
     Attributes:
         columns: Slice of each parameter's entries among the rows and columns, by its (first) name.
@@ -63,24 +67,27 @@ class HessianOperator(Operator):
     def __init__(
         self,
         model: nn.Module,
-        x: Tensor,
-        y: Tensor,
+        probe: Any,
+        targets: Any = None,
         *,
         dtype: torch.dtype | None = torch.float64,
         memory_budget: int = GIB,
+        **reading: Unpack[Reading],
     ) -> None:
         check_map("kernel", "batch", dtype)
-        with measuring(model, x, dtype=dtype) as probed:
-            outputs = probed.snapshot().maps("kernel", [TOTAL])[0]
+        with measuring(model, Probe.of(probe, unwrap(model), targets, **reading), dtype=dtype) as probed:
+            snapshot = probed.snapshot()
+            outputs = snapshot.maps("kernel", [TOTAL])[0]
+            _, replaced, _ = flat_parameters(probed.model, snapshot.state, TOTAL)
             self._map = dataclasses.replace(outputs, name="Hessian")
             self._chunk = chunk_size(outputs, memory_budget // _PASSES)
             with clear_autograd_errors(self._map), self._map.installed():
                 self._point = outputs.point.requires_grad_()
-                logits = outputs.function(self._point)
+                returned = snapshot.returned(replaced(self._point))
                 # Copied, as the graph keeps the targets.
-                loss = loss_metrics(logits, y.detach().clone() if isinstance(y, Tensor) else y, probed.x)["loss"]
+                loss = loss_metrics(returned, probed.probe.mapped(torch.clone))["loss"]
                 (self._gradient,) = torch.autograd.grad(loss, self._point, create_graph=True)
-                _require_symmetry(logits, self._point)
+                _require_symmetry(probed.probe.output_of(returned), self._point)
         super().__init__(
             (outputs.cols, outputs.cols), outputs.point.dtype, outputs.point.device, "the Hessian of the loss"
         )

@@ -3,32 +3,42 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any, Unpack
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy, mse_loss
 
 from skip_conditioning.diagnostics.errors import InputError
-from skip_conditioning.diagnostics.loss.costs import IGNORED, class_dimension
-from skip_conditioning.diagnostics.networks.isolation import require_finite
+from skip_conditioning.diagnostics.loss.losses import depends_on_outputs_alone, loss_metrics, named_loss
+from skip_conditioning.diagnostics.networks.isolation import require_finite, unwrap
 from skip_conditioning.diagnostics.networks.maps import TOTAL, check_map
 from skip_conditioning.diagnostics.networks.measuring import ProbedModel, measuring
 from skip_conditioning.diagnostics.networks.parameter_units import blocks_of, units_of
+from skip_conditioning.diagnostics.networks.probe import Probe, Reading
 from skip_conditioning.diagnostics.networks.recording import Recording
 
 #: Rounding in float64 is at most this many times that of float32, scaled by the units.
 _ROUNDING_FACTOR = 32.0
 
 
-def probe_metrics(model: nn.Module, x: Tensor, y: Tensor, dtype: torch.dtype | None = None) -> dict[str, Tensor]:
-    """Cross-entropy and accuracy for class indices, mean square error otherwise.
+def probe_metrics(
+    model: nn.Module,
+    probe: Any,
+    targets: Any = None,
+    *,
+    dtype: torch.dtype | None = None,
+    **reading: Unpack[Reading],
+) -> dict[str, Tensor]:
+    """The loss of a probe: by default cross-entropy and accuracy for class indices, mean square error otherwise.
 
     Args:
         model: The model, left as it is.
-        x: Probe inputs, shape ``(N, *input_shape)``.
-        y: Class indices, for the last dimension of the logits or (as in PyTorch's losses) for the second, as the shapes
-            tell (``costs.class_dimension``); or real targets in the logits' shape, or flattened.
+        probe: Inputs or a ``Probe``, as for ``measure.spectra``.
+        targets: Class indices, for the last dimension of the logits or (as in PyTorch's losses) for the second, as the
+            shapes tell (``output_choice.class_dimension``); or real targets in the logits' shape, or flattened. None
+            takes those of the probe.
         dtype: Precision of the measurement; None keeps the model's own.
+        reading: How the probe is read, as for ``Probe``.
 
     Returns:
         ``loss``, and ``accuracy`` for class indices, as scalars on the model's device.
@@ -36,18 +46,20 @@ def probe_metrics(model: nn.Module, x: Tensor, y: Tensor, dtype: torch.dtype | N
     Raises:
         InputError: The targets do not fit the logits.
     """
-    with measuring(model, x, dtype=dtype) as probed, torch.no_grad():
-        return loss_metrics(probed.logits(), y, probed.x)
+    probe = Probe.of(probe, unwrap(model), targets, **reading)
+    with measuring(model, probe, dtype=dtype) as probed, torch.no_grad():
+        return loss_metrics(probed.returned(), probed.probe)
 
 
 def rayleigh_quotients(
     model: nn.Module,
-    x: Tensor,
-    y: Tensor,
+    probe: Any,
+    targets: Any = None,
     *,
     layers: Sequence[str] | str | None = None,
     batch_mode: str = "batch",
     dtype: torch.dtype | None = None,
+    **reading: Unpack[Reading],
 ) -> dict[str, float]:
     """``∇cᵀ K_l ∇c / |∇c|²`` of each layer's share of the tangent kernel: the rate at which training lowers the loss.
 
@@ -57,11 +69,12 @@ def rayleigh_quotients(
 
     Args:
         model: The model, left as it is.
-        x: Probe inputs, shape ``(N, *input_shape)``.
-        y: Targets, as for ``probe_metrics``.
+        probe: As for ``probe_metrics``.
+        targets: Likewise.
         layers: As for ``tangent_kernel``.
         batch_mode: ``batch``; or ``sample``, for each sample's own loss and kernel.
         dtype: Precision of the derivatives; None keeps the model's.
+        reading: How the probe is read, as for ``Probe``.
 
     Returns:
         By layer and for ``total``; in ``sample`` mode by ``"layer[index]"``. NaN where the gradient ``∇c`` is zero.
@@ -70,14 +83,14 @@ def rayleigh_quotients(
         InputError: The targets do not fit the outputs.
     """
     check_map("kernel", batch_mode, dtype)
-    with measuring(model, x, batch_mode=batch_mode, dtype=dtype) as probed:
+    probe = Probe.of(probe, unwrap(model), targets, **reading)
+    with measuring(model, probe, batch_mode=batch_mode, dtype=dtype) as probed:
         units = units_of(probed.model)
         blocks = blocks_of(probed.model, layers, units)
         quotients = {}
         for part in probed.parts():
-            index = part.sample
-            targets, mark = (y, "") if index is None else (y[index : index + 1], f"[{index}]")
-            gradient = loss_gradient(part.recording(), targets, part.x)
+            mark = "" if part.sample is None else f"[{part.sample}]"
+            gradient = loss_gradient(part.recording(), part.probe)
             squares, size = gradient.squares(), float((gradient.outputs**2).sum())
             for name, held in [*blocks.items(), (TOTAL, units)]:
                 square = sum(squares.get(parameter, 0.0) for unit in held for parameter in unit.parameters)
@@ -106,31 +119,47 @@ class LossGradient:
         return {parameter: float((part**2).sum()) for parameter, part in self.parameters.items()}
 
 
-def loss_gradient(recording: Recording, y: Tensor, x: Tensor) -> LossGradient:
+def loss_gradient(recording: Recording, probe: Probe) -> LossGradient:
     """The loss and its gradients, by one backward pass.
 
     Args:
         recording: A forward pass; to be used inside ``isolation.quiet``.
-        y: Targets, as for ``probe_metrics``.
-        x: The inputs of that pass.
+        probe: That of the pass, with targets.
 
     Raises:
-        InputError: The targets do not fit the outputs.
+        InputError: The targets do not fit the outputs, or only some of the outputs count.
         NonFiniteError: The gradient in the outputs holds NaN or infinity.
     """
-    logits = recording.logits.detach().view(recording.output_shape).requires_grad_()
-    loss = loss_metrics(logits, y, x)["loss"]
-    slope = torch.autograd.grad(loss, logits)[0]
+    if probe.outputs is not None:
+        raise InputError("the loss is one of all outputs, and the probe's `outputs` leave some out; give it none")
+    if depends_on_outputs_alone(recording.returned, probe):
+        logits = recording.logits.detach().view(recording.output_shape).requires_grad_()
+        loss = named_loss(logits, probe)["loss"]
+        slope = torch.autograd.grad(loss, logits)[0]
+    else:
+        logits = probe.output_of(recording.returned)
+        loss = loss_metrics(recording.returned, probe)["loss"]
+        slope = _slope(loss, logits)
     require_finite(slope, "the gradient of the loss in the outputs")
     scale = slope.abs().max().clamp(min=torch.finfo(slope.dtype).tiny).double()
     outputs = (slope.double() / scale).reshape(recording.logits.shape)
     gradients = recording.gradients(outputs.to(logits.dtype))
     return LossGradient(
-        loss=loss.item(),
+        loss=float(loss.detach()),
         scale=scale.item(),
         outputs=outputs,
         parameters={parameter: part.double() for parameter, part in gradients.items()},
     )
+
+
+def _slope(loss: Tensor, logits: Tensor) -> Tensor:
+    """The gradient of a loss in the outputs that it was computed from."""
+    slope = torch.autograd.grad(loss, logits, retain_graph=True, allow_unused=True)[0] if loss.requires_grad else None
+    if slope is None:
+        raise InputError(
+            "the loss does not depend on the outputs that count; name those that it does, as output='logits'"
+        )
+    return slope.detach()
 
 
 def gradient_rounding(probed: ProbedModel, gradient: LossGradient, dtype: torch.dtype) -> float:
@@ -157,50 +186,3 @@ def gradient_rounding(probed: ProbedModel, gradient: LossGradient, dtype: torch.
         moved = math.sqrt(sum(gradient.squares().values()))
     factor = _ROUNDING_FACTOR * torch.finfo(dtype).eps / torch.finfo(other).eps if lower else 2.0
     return factor * moved / max(float(gradient.outputs.norm()), torch.finfo(torch.float64).tiny)
-
-
-def loss_metrics(logits: Tensor, y: Tensor, x: Tensor) -> dict[str, Tensor]:
-    """Loss, and accuracy for class indices, in autograd's graph.
-
-    Args:
-        logits: Outputs of any shape, samples first.
-        y: Targets, as for ``probe_metrics``.
-        x: The inputs.
-
-    Returns:
-        As ``probe_metrics``.
-
-    Raises:
-        InputError: The targets do not fit the logits.
-    """
-    try:
-        y = y.to(logits.device)
-        if y.is_floating_point():
-            return {"loss": mse_loss(logits, _arranged_as(logits, y.to(logits.dtype)))}
-        logits = logits.movedim(class_dimension(logits, y, x), -1)
-        counted = y != IGNORED
-        _require_classes(y[counted], logits.shape[-1])
-        loss = cross_entropy(logits.flatten(0, -2), y.long().flatten())
-        return {"loss": loss, "accuracy": (logits.argmax(-1) == y)[counted].double().mean()}
-    except InputError:
-        raise
-    except (AttributeError, IndexError, RuntimeError, ValueError) as error:
-        reason = str(error).splitlines()[0]
-        raise InputError(f"the probe's targets do not fit the logits ({reason}); correct or leave them out") from error
-
-
-def _arranged_as(logits: Tensor, y: Tensor) -> Tensor:
-    """Real targets in the logits' shape, from which they may differ by dimensions of size 1 or by being flattened."""
-    sizes = [[size for size in tensor.shape if size != 1] for tensor in (logits, y)]
-    if sizes[0] != sizes[1] and min(logits.dim(), y.dim()) > 2:
-        raise ValueError(f"real targets of shape {tuple(y.shape)} for logits of shape {tuple(logits.shape)}")
-    return y.reshape(logits.shape)
-
-
-def _require_classes(y: Tensor, classes: int) -> None:
-    """Check class indices here: on a GPU an index out of bounds ends all use of the device."""
-    if not len(y):
-        raise ValueError(f"every class index is {IGNORED}, which cross-entropy passes over")
-    wrong = y[(y < 0) | (y >= classes)]
-    if len(wrong):
-        raise ValueError(f"class index {int(wrong[0])} is out of bounds for {classes} classes")

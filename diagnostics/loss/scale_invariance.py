@@ -6,6 +6,7 @@ relative to ``w`` falls alike. What counts is the Hessian in units of ``|w|``.
 """
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -25,7 +26,7 @@ _ROUNDING_UNITS = 64
 
 
 def scale_invariance(
-    model: nn.Module, x: Tensor, groups: Mapping[str, Sequence[str]] | None = None, *, memory_budget: int = GIB
+    model: nn.Module, probe: Any, groups: Mapping[str, Sequence[str]] | None = None, *, memory_budget: int = GIB
 ) -> dict[str, float]:
     """How much a change in the length of some weights moves the logits: ``|DF[w]| / (‖DF_w‖ |w|)``. In float64.
 
@@ -33,7 +34,7 @@ def scale_invariance(
 
     Args:
         model: The model, left as it is.
-        x: Probe inputs, shape ``(N, *input_shape)``.
+        probe: Inputs or a ``Probe``, as for ``measure.spectra``.
         groups: Names of trainable parameters that are scaled together, by the group's name; by default each parameter
             is a group of its own.
         memory_budget: Bytes that the temporaries of the Jacobian may take.
@@ -45,7 +46,7 @@ def scale_invariance(
     Raises:
         UnknownLayerError: A group names no trainable parameter.
     """
-    with measuring(model, x, dtype=torch.float64) as probed:
+    with measuring(model, probe, dtype=torch.float64) as probed:
         outputs = probed.maps("kernel", [TOTAL])[0]
         jacobian = dense_jacobian(outputs, memory_budget)
         trainable = {name: weight for name, weight in probed.model.named_parameters() if weight.requires_grad}

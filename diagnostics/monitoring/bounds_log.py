@@ -4,12 +4,13 @@ import time
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from skip_conditioning.diagnostics.loss.descent import Descent
 from skip_conditioning.diagnostics.loss.probe_loss import loss_gradient
 from skip_conditioning.diagnostics.monitoring.time_budget import FLOPS
 from skip_conditioning.diagnostics.networks.measuring import measuring
+from skip_conditioning.diagnostics.networks.probe import Probe
 from skip_conditioning.diagnostics.theory.pl_inequality import checked_cost, pl_chain
 
 #: Arithmetic operations of the eigenvalues of two kernels, by the cube of their rows.
@@ -21,17 +22,16 @@ class BoundsLog:
 
     Args:
         model: The unwrapped module.
-        x: Probe inputs, shape ``(N, *input_shape)``.
-        y: Targets, as for ``probe_loss.probe_metrics``.
+        probe: With targets.
         memory_budget: Bytes a measurement may take.
 
     Attributes:
         row: The waiting row of the metrics table, or None.
     """
 
-    def __init__(self, model: nn.Module, x: Tensor, y: Tensor, memory_budget: int) -> None:
+    def __init__(self, model: nn.Module, probe: Probe, memory_budget: int) -> None:
         self.row: dict[str, Any] | None = None
-        self._model, self._x, self._y, self._memory_budget = model, x, y, memory_budget
+        self._model, self._probe, self._memory_budget = model, probe, memory_budget
         self._descent: Descent | None = None
 
     def forecast(self) -> float:
@@ -40,21 +40,21 @@ class BoundsLog:
         Raises:
             InputError: A measurement would fail: the targets do not fit, or the memory budget is too small.
         """
-        with measuring(self._model, self._x, dtype=torch.float64) as probed:
+        with measuring(self._model, self._probe, dtype=torch.float64) as probed:
             recording = probed.recording()
-            loss_gradient(recording, self._y, probed.x)
+            loss_gradient(recording, probed.probe)
             start = time.perf_counter()  # a first backward pass is slower than those that follow
-            loss_gradient(recording, self._y, probed.x)
+            loss_gradient(recording, probed.probe)
             seconds = time.perf_counter() - start
         logits = recording.logits.detach().view(recording.output_shape)
-        checked_cost(logits, self._y, self._x, self._memory_budget)
+        checked_cost(logits, probed.probe, self._memory_budget)
         rows = logits.numel()
         return rows * seconds + _EIGENVALUE_FLOPS * rows**3 / FLOPS
 
     def measure(self) -> dict[str, Any]:
         """The columns of ``tables.BOUNDS`` at this state; the decreases, which the next step shows, are missing."""
-        chain = pl_chain(self._model, self._x, self._y, memory_budget=self._memory_budget)
-        self._descent = Descent(self._model, self._x, self._y)
+        chain = pl_chain(self._model, self._probe, memory_budget=self._memory_budget)
+        self._descent = Descent(self._model, self._probe)
         return {
             "grad_squared": chain.grad_squared,
             "cost_grad_squared": chain.cost_grad_squared,

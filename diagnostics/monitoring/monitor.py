@@ -12,11 +12,12 @@ import functools
 import os
 import time
 import warnings
+import weakref
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from types import TracebackType
-from typing import Any, TypeVar
+from typing import Any, TypeVar, Unpack
 
 import numpy as np
 import torch
@@ -28,17 +29,20 @@ from skip_conditioning.diagnostics.monitoring.bounds_log import BoundsLog
 from skip_conditioning.diagnostics.monitoring.due_queue import DueQueue
 from skip_conditioning.diagnostics.monitoring.measurement import Measurement, scheduled
 from skip_conditioning.diagnostics.monitoring.probe_measurements import Measured, ProbeMeasurements
+from skip_conditioning.diagnostics.monitoring.run_folder import RunFolder, checked_description
 from skip_conditioning.diagnostics.monitoring.run_tables import RunTables, longest_wait
 from skip_conditioning.diagnostics.monitoring.schedule import Schedule, log_spaced
 from skip_conditioning.diagnostics.monitoring.time_budget import TimeBudget
 from skip_conditioning.diagnostics.networks.first_process import as_first
 from skip_conditioning.diagnostics.networks.isolation import unwrap
 from skip_conditioning.diagnostics.networks.maps import TOTAL
+from skip_conditioning.diagnostics.networks.probe import Reading
 from skip_conditioning.diagnostics.spectrum import Spectrum
 from skip_conditioning.diagnostics.support.memory import GIB
 from skip_conditioning.diagnostics.support.sharding import distribute
+from skip_conditioning.diagnostics.tables.rows import checked_step
 
-#: Rows wait in memory at most this long at first (``run_tables.longest_wait``).
+#: Rows wait in the journal at most this long at first (``run_tables.longest_wait``).
 _FLUSH_SECONDS = 1.0
 
 #: Stands in place of a map in the table ``skipped``, for the measurement of ``BoundsLog``.
@@ -59,13 +63,14 @@ class SpectrumMonitor:
 
     Args:
         model: The network; ``torch.compile`` and DDP wrappers are removed.
-        probe: Inputs ``x``, or ``(x, y)``; with targets, the probe's loss and accuracy are logged (split
-            ``probe``) at every measurement: cross-entropy for class indices, mean square error otherwise.
-        out: The run's directory. One that holds rows of that step or a later one is refused by ``step``: they are
-            another run's, or this one's before it was resumed (``rewind``).
+        probe: Inputs, a pair ``(inputs, targets)``, a dictionary of keyword inputs, or a ``Probe``, as for
+            ``spectra``. With targets or a loss, the probe's loss and accuracy are logged (split ``probe``) at every
+            measurement.
+        out: The run's directory. One that holds a run already is refused, unless ``resume`` or ``overwrite`` is given.
         maps: Names of maps, as for ``spectra``, or ``Measurement`` objects.
         layers: Layers of those maps that are given by name only.
-        schedule: Interval in steps, or a function of the step; for maps without a schedule of their own.
+        schedule: Interval in steps, or a function of the step; for maps without a schedule of their own. The first step
+            of a run is measured whatever the schedule and ``max_overhead`` say, as the theory is about that state.
         max_overhead: Share of the training time that measurements may take. One that would exceed it is skipped,
             which the table ``skipped`` records, and made as soon as it fits. None: never skip.
         method: ``auto``, ``exact`` or ``lanczos``, as for ``spectra``.
@@ -75,23 +80,30 @@ class SpectrumMonitor:
         bounds: Whether to log the sides of ``pl_chain`` on the probe, in float64, at each step of ``schedule``, and by
             how much that step then lowered the loss: the columns ``tables.BOUNDS`` of the probe's metrics. Such a row
             is written at the next step.
-        run_id: Name of the run in the tables; the directory's name by default.
+        name: Of the run in the tables, as ``run_id``; the directory's name by default.
+        arm: The variant that the run is of, by which ``figures``, ``summary`` and ``ratios`` compare the runs in one
+            folder; recorded in ``out/config.json``, as are ``trial`` and ``lr``. By default the run's name.
+        trial: Number of the seed, shared by the runs of other arms that this one is compared with; 0 by default.
+        lr: Learning rate; by default the largest that was logged.
+        resume: Whether to go on with a run that ``out`` holds: rows at or after the first step then given are deleted.
+        overwrite: Whether to delete the tables of a run that ``out`` holds, and nothing else in it.
         estimates: Seconds that each measurement takes: the ``estimates`` of a monitor with the same measurements and an
             equal network, which tried them; then they are not tried again.
         group: Processes to share the measurements' rows and random vectors among; all have to make the monitor and call
             ``step`` alike, with the same probe and weights, and rank 0 of them writes. Its clock decides what can be
             afforded, and its buffers (batch norm's running statistics, say) are those that all of them measure with.
+        reading: How the probe is read: ``forward``, ``output``, ``outputs``, ``loss``, as for ``Probe``.
 
     Raises:
         InputError: Unknown layers, a probe or weights that are not finite, targets that do not fit the logits or are
-            missing, a measurement that does not fit the memory budget, a directory that cannot be written: all before
-            the first step, and in every process of the group. At the first step: ``out`` holds rows of another run.
+            missing, a measurement that does not fit the memory budget, a directory that cannot be written, holds a run
+            already or is written by another monitor: all before the first step, and in every process of the group.
     """
 
     def __init__(
         self,
         model: nn.Module,
-        probe: Tensor | Sequence[Tensor],
+        probe: Any,
         out: str | os.PathLike[str],
         *,
         maps: Sequence[str | Measurement] | str | Measurement = ("layer",),
@@ -103,26 +115,38 @@ class SpectrumMonitor:
         dtype: torch.dtype | None = None,
         memory_budget: int = GIB,
         bounds: bool = False,
-        run_id: str | None = None,
+        name: str | None = None,
+        arm: str | None = None,
+        trial: int | None = None,
+        lr: float | None = None,
+        resume: bool = False,
+        overwrite: bool = False,
         estimates: Sequence[float] | None = None,
         group: ProcessGroup | None = None,
+        **reading: Unpack[Reading],
     ) -> None:
         self._time = TimeBudget(max_overhead)
         self.max_overhead = max_overhead
         self.model = unwrap(model)
         self._probe = ProbeMeasurements(
-            self.model, probe, method=method, tolerance=tolerance, dtype=dtype, memory_budget=memory_budget
+            self.model,
+            probe,
+            method=method,
+            tolerance=tolerance,
+            dtype=dtype,
+            memory_budget=memory_budget,
+            reading=reading,
         )
-        self.x, self.y = self._probe.x, self._probe.y
-        self._out = Path(out)
-        self.run_id = run_id or self._out.resolve().name
+        self.probe = self._probe.probe
+        description = checked_description(name=name, arm=arm, trial=trial, lr=lr)
+        folder = RunFolder(Path(out), resume=resume, overwrite=overwrite)
         self.latest: dict[str, Spectrum] = {}
         default = schedule if schedule is not None else log_spaced()
         requested = [maps] if isinstance(maps, str | Measurement) else maps
         self._measurements = [scheduled(item, layers, default) for item in requested]
         self._num_maps = len(self._measurements)
         self._tried, self._unaffordable = 0, 0
-        if bounds and self.y is None:
+        if bounds and not self._probe.has_loss:
             raise InputError("bounds need a loss; give the probe's targets too, as probe=(x, y)")
         if bounds:
             self._measurements.append(scheduled(Measurement(_BOUNDS, TOTAL), None, default))
@@ -132,16 +156,19 @@ class SpectrumMonitor:
         self._tables: RunTables | None = None
 
         def prepare(_: int) -> tuple[list[float], int | None]:
-            """Open the tables, and forecast what each measurement will take; also the last step on disk."""
-            if bounds and self.y is not None:
-                self._bounds = BoundsLog(self.model, self.x, self.y, memory_budget)
+            """Open the tables, and forecast what each measurement will take; also the first step on disk."""
+            folder.check()
+            if bounds:
+                self._bounds = BoundsLog(self.model, self.probe, memory_budget)
             with self._time.measuring(torch.device("cpu")):
                 seconds = self._try() if estimates is None else [*estimates]
-            self._tables = RunTables(self._out, self.run_id)
-            return seconds, self._tables.last_step
+            self._tables = RunTables(folder, description)
+            weakref.finalize(self, self._tables.close)
+            return seconds, self._tables.first_step
 
         # The first process prepares, the others wait for it, and an error in it is raised in all of them.
-        seconds, self._earlier = distribute([0], prepare, self._group)[0] if self._measures else ([], None)
+        seconds, self._first_step = distribute([0], prepare, self._group)[0] if self._measures else ([], None)
+        self._resumes = resume
         self._queue = DueQueue(self._measurements, seconds, self._time, self._group)
         self._flushed = time.perf_counter()
 
@@ -170,24 +197,27 @@ class SpectrumMonitor:
             same in all processes of the group.
 
         Raises:
-            InputError: A metric that is not a single number, or has no column; or the directory holds another run.
+            InputError: A metric that is not a single number, or has no column.
         """
+        step = checked_step(step)
         if not self._measures:
             return {}
-        self._require_new(step)
+        self._begin(step)
         self._release(step)
         if metrics:
             self.log(step, split=split, **metrics)
         self.latest = self._measure_due(step)
         if time.perf_counter() - self._flushed > longest_wait(self._time.elapsed, _FLUSH_SECONDS):
             self._write()
+        self._save()
         return self.latest
 
     def log(self, step: int, *, split: str, **metrics: float | Tensor | None) -> None:
         """Log metrics without measuring, such as those of an evaluation; arguments as for ``step``."""
-        if self._tables is not None:
-            self._require_new(step)
-            self._tables.log(step, split, metrics)
+        step = checked_step(step)
+        self._begin(step)
+        self._append("metrics", step, {"split": split, **metrics})
+        self._save()
 
     @property
     def overhead(self) -> float:
@@ -206,23 +236,27 @@ class SpectrumMonitor:
 
     def rewind(self, step: int) -> None:
         """Delete every row after ``step``; for a run resumed from a checkpoint made at that step."""
-        self._earlier = None
+        if self._first_step is not None and self._first_step > step:
+            self._first_step = None
         if self._bounds is not None:
             self._bounds.rewind(step)
         if self._tables is not None:
             self._tables.rewind(step)
 
     def close(self) -> None:
-        """Write the rows in memory; the monitor may still be used afterwards.
+        """Write the rows in memory, and let other monitors write ``out``; this one may still be used afterwards.
 
-        Warns when measurements were due and none could be afforded.
+        Warns when measurements were due after the first step and none could be afforded.
         """
         self.flush()
+        if self._tables is not None:
+            self._tables.close()
         if self._writes and self._unaffordable and not self._tried:
             cost, self._unaffordable = sum(self._queue.estimates), 0
             warnings.warn(
-                f"nothing was measured: about {cost:.2g} s of measuring would exceed max_overhead={self.max_overhead} "
-                "of the training time; train longer, raise max_overhead, or pass None to never skip",
+                f"nothing was measured after the first step: about {cost:.2g} s of measuring would exceed "
+                f"max_overhead={self.max_overhead} of the training time; train longer, raise max_overhead, or pass None "
+                "to never skip",
                 stacklevel=2,
             )
 
@@ -234,18 +268,17 @@ class SpectrumMonitor:
     ) -> None:
         self.close()
 
-    def _require_new(self, step: int) -> None:
-        """Check that the rows found on disk at the start are from before a step: two runs never share rows."""
-        if self._earlier is not None and step <= self._earlier:
-            raise InputError(
-                f"{self._out} holds a run up to step {self._earlier} already; choose another out or delete the folder; "
-                f"to go on with that run, call rewind({step - 1}) before the first step"
-            )
+    def _begin(self, step: int) -> None:
+        """At the first step given, delete the rows at and after it of a run that is resumed."""
+        if self._resumes:
+            self._resumes = False
+            self.rewind(step - 1)
 
     def _measure_due(self, step: int) -> dict[str, Spectrum]:
         measured: dict[str, Spectrum] = {}
         bounds: dict[str, Any] = {}
-        for index, affordable in self._queue.due(step):
+        begins, self._first_step = self._first_step is None, step if self._first_step is None else self._first_step
+        for index, affordable in self._queue.due(step, always=begins):
             item = self._measurements[index]
             if not affordable:
                 self._unaffordable += 1
@@ -256,7 +289,9 @@ class SpectrumMonitor:
             else:
                 measure = functools.partial(self._probe.spectra, item, self._group, with_rayleigh=self._writes)
                 measured |= self._log_spectra(item, step, self._attempt(index, step, measure))
-        if (measured or bounds) and self.y is not None and self._writes:
+        if begins:
+            self._tried = 0
+        if (measured or bounds) and self._probe.has_loss and self._writes:
             self._log_probe(step, bounds)
         return measured
 
@@ -317,6 +352,12 @@ class SpectrumMonitor:
         self._append("metrics", row["step"], row)
         if failure:
             self._skip(self._measurements[-1], row["step"], failure, None)
+
+    def _save(self) -> None:
+        """Write new rows to the journal; those with numbers on a device at most once a second."""
+        if self._tables is not None:
+            with self._measuring() if self._tables.will_fetch else self._time.measuring(torch.device("cpu")):
+                self._tables.save()
 
     def _write(self) -> None:
         if self._tables is not None:

@@ -6,7 +6,7 @@ import time
 from collections.abc import Iterator
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from skip_conditioning.diagnostics.errors import InputError, UnsupportedModelError
 from skip_conditioning.diagnostics.jacobians.exact import ExactPlan, check_method, choose_method
@@ -17,6 +17,7 @@ from skip_conditioning.diagnostics.linalg.slq import STEPS, VECTORS
 from skip_conditioning.diagnostics.monitoring.measurement import Measurement
 from skip_conditioning.diagnostics.networks.maps import Map, check_map
 from skip_conditioning.diagnostics.networks.measuring import measuring
+from skip_conditioning.diagnostics.networks.probe import Probe
 
 #: Arithmetic operations a second of dense linear algebra, for forecasts of what has not been timed yet.
 FLOPS = 2e10
@@ -71,7 +72,7 @@ class TimeBudget:
 
 def forecast(
     model: nn.Module,
-    x: Tensor,
+    probe: Probe,
     item: Measurement,
     *,
     method: str,
@@ -83,7 +84,7 @@ def forecast(
 
     Args:
         model: The unwrapped module.
-        x: Probe inputs, shape ``(N, *input_shape)``.
+        probe: The probe.
         item: What to measure.
         method: As for ``measure.spectra``.
         tolerance: Of matrix-free spectra.
@@ -92,7 +93,7 @@ def forecast(
     """
     check_map(item.map, item.batch_mode, dtype)
     check_method(method, tolerance)
-    with measuring(model, x, batch_mode=item.batch_mode, dtype=dtype) as probed:
+    with measuring(model, probe, batch_mode=item.batch_mode, dtype=dtype) as probed:
         parts = probed.parts()
         maps = parts[0].maps(item.map, item.layers)
         if item.map == "kernel" and method != "lanczos":

@@ -19,6 +19,7 @@ from skip_conditioning.diagnostics.networks.copies import CapturedArguments, cop
 from skip_conditioning.diagnostics.networks.isolation import State, restore_streams, save_streams, seed_streams
 from skip_conditioning.diagnostics.networks.layer_names import split_call
 from skip_conditioning.diagnostics.networks.outputs import first_tensor, floating_tensors
+from skip_conditioning.diagnostics.networks.probe import Probe
 from skip_conditioning.diagnostics.networks.python_state import PythonState
 from skip_conditioning.diagnostics.networks.tensor_sizes import DependentSizes
 from skip_conditioning.diagnostics.networks.weight_writes import WeightWriteError, weights_unwritten
@@ -85,6 +86,29 @@ class ForwardPass:
         return max(self.sizes[first:last], default=0)
 
 
+def run_model(
+    model: nn.Module,
+    state: State,
+    probe: Probe,
+    replaced: Mapping[nn.Parameter, Tensor] | None = None,
+    restart: Callable[[], None] = lambda: None,
+) -> Any:
+    """What the model returns at the probe; arguments as for ``run``."""
+    args, kwargs = probe.arguments
+    return run(model, state, args, kwargs, replaced, restart=restart, forward=probe.forward)
+
+
+class _Called(nn.Module):
+    """A model that a function of the user's calls."""
+
+    def __init__(self, model: nn.Module, forward: Callable[..., Any]) -> None:
+        super().__init__()
+        self.model, self._call = model, forward
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        return self._call(self.model, *args, **kwargs)
+
+
 def run(
     module: nn.Module,
     state: State,
@@ -93,6 +117,7 @@ def run(
     replaced: Mapping[nn.Parameter, Tensor] | None = None,
     moment: Moment | None = None,
     restart: Callable[[], None] = lambda: None,
+    forward: Callable[..., Any] | None = None,
 ) -> Any:
     """Call the model, or one of its modules, so that the result is a function of the arguments.
 
@@ -108,7 +133,9 @@ def run(
         replaced: Tensors to use in place of some parameters.
         moment: When a captured call was made, to repeat it.
         restart: Called before the call begins anew, so that hooks forget what they saw.
+        forward: Called with the module and the arguments, instead of the module itself.
     """
+    called = module if forward is None else _Called(module, forward)
     python = python_state.state_of(module) if moment is None else moment.python
 
     def call() -> Any:
@@ -126,7 +153,7 @@ def run(
             stack.enter_context(_RowMajorDropout())
             for kind, dtype in () if moment is None else moment.autocast:
                 stack.enter_context(torch.autocast(kind, dtype))
-            return torch.func.functional_call(module, state.of(module, replaced), own_args, keywords, tie_weights=False)
+            return torch.func.functional_call(called, state.of(called, replaced), own_args, keywords, tie_weights=False)
 
     if state.copies_weights is not None:
         return call()
@@ -162,7 +189,7 @@ _DROPOUTS = frozenset({functional.dropout, functional.alpha_dropout, torch.dropo
 
 
 @contextlib.contextmanager
-def clear_forward_errors(model: nn.Module, x: Tensor) -> Iterator[None]:
+def clear_forward_errors(model: nn.Module, probe: Probe) -> Iterator[None]:
     """Turn the error of a model that cannot be applied to the probe into an ``InputError`` of one line."""
     try:
         yield
@@ -170,24 +197,23 @@ def clear_forward_errors(model: nn.Module, x: Tensor) -> Iterator[None]:
         raise
     except (RuntimeError, TypeError, ValueError, IndexError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        shape, kind = tuple(x.shape), str(x.dtype).removeprefix("torch.")
         raise InputError(
-            f"{type(model).__name__} cannot be applied to a probe of shape {shape} and {kind}: {reason}"
+            f"{type(model).__name__} cannot be applied to a probe {probe.description()}: {reason}"
         ) from error
 
 
-def forward_pass(model: nn.Module, state: State, x: Tensor, layers: Sequence[str]) -> ForwardPass:
+def forward_pass(model: nn.Module, state: State, probe: Probe, layers: Sequence[str]) -> ForwardPass:
     """Run the model once and watch the calls of the named modules and the sizes of its tensors.
 
     Args:
         model: The unwrapped module.
         state: Its weights and buffers.
-        x: Probe inputs, shape ``(N, *input_shape)``.
+        probe: In the precision of the measurement.
         layers: Module names without call numbers.
     """
     calls: dict[str, list[Call]] = {layer: [] for layer in layers}
     modules = dict(model.named_modules())
-    watch, captured = DependentSizes(x), CapturedArguments()
+    watch, captured = DependentSizes(probe.tensors), CapturedArguments()
     handles = []
 
     pending: list[tuple[Any, ...]] = []
@@ -224,8 +250,8 @@ def forward_pass(model: nn.Module, state: State, x: Tensor, layers: Sequence[str
     try:
         for layer in calls:
             record(layer)
-        with torch.no_grad(), watch, clear_forward_errors(model, x):
-            output = run(model, state, (x,), restart=forget)
+        with torch.no_grad(), watch, clear_forward_errors(model, probe):
+            output = run_model(model, state, probe, restart=forget)
     finally:
         for handle in handles:
             handle.remove()

@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
 
 from torch import Tensor, nn
 
@@ -19,14 +18,14 @@ from skip_conditioning.diagnostics.networks.maps import (
     param_map,
     tail_map,
 )
-from skip_conditioning.diagnostics.networks.outputs import first_tensor
+from skip_conditioning.diagnostics.networks.probe import Probe
 from skip_conditioning.diagnostics.networks.reference import Reference, References
 
 
 def build_maps(
     model: nn.Module,
     state: State,
-    x: Tensor,
+    probe: Probe,
     name: str,
     layers: Sequence[str] | str | None,
     *,
@@ -39,7 +38,7 @@ def build_maps(
     Args:
         model: The unwrapped module.
         state: Its weights and buffers, in the precision of the measurement.
-        x: Probe inputs as ``probe_input`` returns them.
+        probe: In the precision of the measurement, as ``Probe.on`` returns it.
         name: One of ``MAPS``.
         layers: Names, globs or None for the default blocks.
         one_sample: Whether the outputs must be those of a single sample.
@@ -50,21 +49,21 @@ def build_maps(
         UnsupportedModelError: A map whose input or output is no real tensor.
     """
     if name == "network":
-        forward = forward_pass(model, state, x, [])
+        forward = forward_pass(model, state, probe, [])
         if one_sample:
-            _require_one_row(forward.output)
-        return _referenced(model, state, x, [network_map(model, state, x, forward)])
+            _require_one_row(probe.outputs_of(forward.output))
+        return _referenced(model, state, probe, [network_map(model, state, probe, forward)])
     chosen, with_total = _choose(model, name, layers)
-    forward = forward_pass(model, state, x, [split_call(layer)[0] for layer in chosen])
+    forward = forward_pass(model, state, probe, [split_call(layer)[0] for layer in chosen])
     if one_sample:
-        _require_one_row(forward.output)
+        _require_one_row(probe.outputs_of(forward.output))
     if layers is None and name != "kernel":
         chosen = name_each_call(chosen, forward.calls)
     build = {"layer": layer_map, "tail": tail_map, "param": param_map, "kernel": kernel_map}[name]
     maps = []
     for layer in chosen:
         try:
-            maps.append(build(model, state, x, layer, forward))
+            maps.append(build(model, state, probe, layer, forward))
         except (LayerCallError, UnsupportedModelError):
             # Default blocks for which the map does not exist (an unused one, an embedding) are left out.
             if layers is not None:
@@ -73,26 +72,25 @@ def build_maps(
         # After the last block nothing follows: its tail is the identity.
         maps = [item for item in maps if named_call(item.layer, forward).ended < len(forward.sizes)]
     if with_total:
-        maps.append(kernel_map(model, state, x, TOTAL, forward))
+        maps.append(kernel_map(model, state, probe, TOTAL, forward))
     if not maps:
         raise InputError(f"{type(model).__name__} has no blocks with a {name} map; name the layers to measure")
-    return _referenced(model, state, x, maps)
+    return _referenced(model, state, probe, maps)
 
 
-def _require_one_row(output: Any) -> None:
+def _require_one_row(rows: Tensor) -> None:
     """Raise ``UnsupportedModelError`` where a single sample has the outputs of several."""
-    rows = first_tensor(output)
-    if rows is not None and rows.dim() > 0 and len(rows) != 1:
+    if rows.dim() > 0 and len(rows) != 1:
         raise UnsupportedModelError(
             f"the model returns outputs of shape {tuple(rows.shape)} for one sample, as if it held a whole batch of "
             "other inputs; measure batch_mode='batch', or hold none of them"
         )
 
 
-def _referenced(model: nn.Module, state: State, x: Tensor, maps: list[Map]) -> list[Map]:
+def _referenced(model: nn.Module, state: State, probe: Probe, maps: list[Map]) -> list[Map]:
     """The maps, with what their backward passes and their witnesses need."""
     targets = [item.target for item in maps if item.target is not None]
-    references = References(model, state, x, maps[0].name, targets)
+    references = References(model, state, probe, maps[0].name, targets)
     pairs = zip(maps, targets, strict=True)
     return [replace(item, installed=state.installed, reference=Reference(references, target)) for item, target in pairs]
 

@@ -28,10 +28,12 @@ from skip_conditioning.diagnostics.networks.capture import (
     first_call,
     named_call,
     run,
+    run_model,
 )
-from skip_conditioning.diagnostics.networks.isolation import State, convert, device_of, require_finite
+from skip_conditioning.diagnostics.networks.isolation import State, require_finite
 from skip_conditioning.diagnostics.networks.layer_names import output_index, split_call
-from skip_conditioning.diagnostics.networks.outputs import first_tensor, logits_of, with_floating
+from skip_conditioning.diagnostics.networks.outputs import first_tensor, with_floating
+from skip_conditioning.diagnostics.networks.probe import Probe
 from skip_conditioning.diagnostics.networks.reference import Reference, Target
 
 MAPS = ("layer", "tail", "network", "param", "kernel")
@@ -90,30 +92,29 @@ def check_map(name: str, batch_mode: str, dtype: torch.dtype | None = None) -> N
         raise InputError(f"dtype must be a floating torch.dtype such as torch.float64, or None; it is {dtype!r}")
 
 
-def probe_input(x: Tensor, model: nn.Module, dtype: torch.dtype | None) -> Tensor:
-    """The probe's inputs on the model's device and in the measurement's precision.
+def network_map(model: nn.Module, state: State, probe: Probe, forward: ForwardPass) -> Map:
+    """The outputs as a function of the probe's real inputs, those that they depend on."""
+    tensors = probe.tensors
 
-    Raises:
-        InputError: It is no tensor, holds no samples, or holds NaN or infinity.
-    """
-    if not isinstance(x, Tensor) or x.dim() == 0 or x.numel() == 0:
-        raise InputError("the probe must be a tensor of shape (N, *input_shape) with at least one sample")
-    require_finite(x, "the probe")
-    with torch.inference_mode(False):
-        converted = convert(x.detach().to(device_of(model, x)), dtype)
-        return converted.clone() if converted.is_inference() else converted  # autograd takes no inference tensors
+    def outputs(replaced: dict[int, Tensor]) -> Tensor:
+        return probe.outputs_of(run_model(model, state, probe.with_tensors(replaced)))
+
+    real = probe.differentiable
+    if not real:
+        kinds = ", ".join(sorted({str(tensor.dtype) for tensor in tensors}))
+        raise UnsupportedModelError(
+            f"the network map has an input of {kinds}, which has no derivative; measure 'tail' or 'layer' instead"
+        )
+    parts = _parts_that_count({index: tensors[index] for index in real}, outputs)
+    point, function = _joined({part: tensors[part] for part in parts}, outputs)
+    target = functools.partial(Target, parts=parts)
+    value = probe.outputs_of(forward.output)
+    network = _finish("network", "network", function, point, value, forward.widest(), target)
+    note = f"of input tensors {', '.join(map(str, parts))} of {len(tensors)}" if len(tensors) > 1 else ""
+    return replace(network, note=note)
 
 
-def network_map(model: nn.Module, state: State, x: Tensor, forward: ForwardPass) -> Map:
-    """The logits as a function of the probe."""
-
-    def function(point: Tensor) -> Tensor:
-        return logits_of(run(model, state, (point,)))
-
-    return _finish("network", "network", function, x, logits_of(forward.output), forward.widest(), Target)
-
-
-def layer_map(model: nn.Module, state: State, x: Tensor, layer: str, forward: ForwardPass) -> Map:
+def layer_map(model: nn.Module, state: State, probe: Probe, layer: str, forward: ForwardPass) -> Map:
     """A module's output as a function of its first input, at the named call."""
     call = named_call(layer, forward)
     module = model.get_submodule(split_call(layer)[0])
@@ -128,7 +129,7 @@ def layer_map(model: nn.Module, state: State, x: Tensor, layer: str, forward: Fo
     return _finish("layer", layer, function, point, value, forward.widest(call.began, call.ended), target)
 
 
-def tail_map(model: nn.Module, state: State, x: Tensor, layer: str, forward: ForwardPass) -> Map:
+def tail_map(model: nn.Module, state: State, probe: Probe, layer: str, forward: ForwardPass) -> Map:
     """The logits as a function of what a module returns, at the named call."""
     call = named_call(layer, forward)
     module = model.get_submodule(split_call(layer)[0])
@@ -150,7 +151,7 @@ def tail_map(model: nn.Module, state: State, x: Tensor, layer: str, forward: For
 
         handle = module.register_forward_hook(replace)
         try:
-            return logits_of(run(model, state, (x,)))
+            return probe.outputs_of(run_model(model, state, probe))
         finally:
             handle.remove()
 
@@ -162,45 +163,63 @@ def tail_map(model: nn.Module, state: State, x: Tensor, layer: str, forward: For
                     f"layer {layer!r} works in place on a tensor that is used again; "
                     "set inplace=False, or measure another layer"
                 )
-    parts = _parts_that_count(layer, call, logits)
-    shapes = [call.outputs[part].shape for part in parts]
-    point = torch.cat([call.outputs[part].flatten() for part in parts]) if len(parts) > 1 else call.outputs[parts[0]]
-
-    def function(point: Tensor) -> Tensor:
-        if len(parts) == 1:
-            return logits({parts[0]: point})
-        pieces = zip(parts, shapes, point.split([shape.numel() for shape in shapes]), strict=True)
-        return logits({part: piece.view(shape).to(call.outputs[part].dtype) for part, shape, piece in pieces})
-
+    named = _named_part(layer, call)
+    parts = _parts_that_count(dict(enumerate(call.outputs)), logits) if named is None else (named,)
+    point, function = _joined({part: call.outputs[part] for part in parts}, logits)
     target = functools.partial(Target, module=module, call=call.number, parts=parts)
-    tail = _finish("tail", layer, function, point, logits_of(forward.output), forward.widest(call.ended), target)
+    tail = _finish("tail", layer, function, point, probe.outputs_of(forward.output), forward.widest(call.ended), target)
     note = f"of output tensors {', '.join(map(str, parts))} of {len(call.outputs)}" if len(call.outputs) > 1 else ""
     return replace(tail, note=note)
 
 
-def _parts_that_count(layer: str, call: Call, logits: Callable[[dict[int, Tensor]], Tensor]) -> tuple[int, ...]:
-    """Which of a module's floating output tensors the logits depend on, or the one that is named."""
+def _named_part(layer: str, call: Call) -> int | None:
+    """Which of a module's floating output tensors is named, as in ``"rnn:1"``; None if none is."""
     part = output_index(layer)
-    if part is not None:
-        if part >= len(call.outputs):
-            raise UnknownLayerError(f"layer {layer!r}: the module returns {len(call.outputs)} floating tensor(s)")
-        return (part,)
-    if len(call.outputs) == 1:
-        return (0,)
-    points = {index: output.requires_grad_() for index, output in enumerate(map(Tensor.detach, call.outputs))}
+    if part is not None and part >= len(call.outputs):
+        raise UnknownLayerError(f"layer {layer!r}: the module returns {len(call.outputs)} floating tensor(s)")
+    return part
+
+
+def _joined(
+    tensors: dict[int, Tensor], outputs: Callable[[dict[int, Tensor]], Tensor]
+) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
+    """Some tensors as one point, and the outputs as a function of it; a single tensor as it is.
+
+    Args:
+        tensors: By their index.
+        outputs: The outputs with these tensors replaced.
+    """
+    if len(tensors) == 1:
+        ((part, tensor),) = tensors.items()
+        return tensor, lambda point: outputs({part: point})
+    sizes = [tensor.numel() for tensor in tensors.values()]
+
+    def function(point: Tensor) -> Tensor:
+        pieces = zip(tensors.items(), point.split(sizes), strict=True)
+        return outputs({part: piece.view(tensor.shape).to(tensor.dtype) for (part, tensor), piece in pieces})
+
+    return torch.cat([tensor.flatten() for tensor in tensors.values()]), function
+
+
+def _parts_that_count(tensors: dict[int, Tensor], outputs: Callable[[dict[int, Tensor]], Tensor]) -> tuple[int, ...]:
+    """Which of some tensors the outputs depend on, by their index."""
+    if len(tensors) == 1:
+        return (*tensors,)
+    points = {index: tensor.detach().requires_grad_() for index, tensor in tensors.items()}
     with torch.enable_grad():
-        value = logits(points)
+        value = outputs(points)
     if not value.requires_grad:
-        return (0,)  # refused as constant when it is measured
+        return (next(iter(tensors)),)  # refused as constant when it is measured
     gradients = torch.autograd.grad(value, list(points.values()), torch.ones_like(value), allow_unused=True)
-    return tuple(index for index, gradient in enumerate(gradients) if gradient is not None)
+    pairs = zip(tensors, gradients, strict=True)
+    return tuple(index for index, gradient in pairs if gradient is not None) or (next(iter(tensors)),)
 
 
-def param_map(model: nn.Module, state: State, x: Tensor, layer: str, forward: ForwardPass) -> Map:
+def param_map(model: nn.Module, state: State, probe: Probe, layer: str, forward: ForwardPass) -> Map:
     """A module's output as a function of its trainable parameters, at the named call."""
     call = named_call(layer, forward)
     module = model.get_submodule(split_call(layer)[0])
-    point, replace, parameters = _flat_parameters(module, state, layer)
+    point, replace, parameters = flat_parameters(module, state, layer)
 
     def function(point: Tensor) -> Tensor:
         return _real_output(layer, run(module, state, call.args, call.kwargs, replace(point), call.moment))
@@ -210,21 +229,21 @@ def param_map(model: nn.Module, state: State, x: Tensor, layer: str, forward: Fo
     return _finish("param", layer, function, point, value, forward.widest(call.began, call.ended), target)
 
 
-def kernel_map(model: nn.Module, state: State, x: Tensor, layer: str, forward: ForwardPass) -> Map:
+def kernel_map(model: nn.Module, state: State, probe: Probe, layer: str, forward: ForwardPass) -> Map:
     """The logits as a function of a module's trainable parameters, or of all of them for ``total``."""
     # No call needs to be named: where a module is used twice, the kernel includes the cross terms.
     began = 0 if layer == TOTAL else first_call(layer, forward).began
     module = model if layer == TOTAL else model.get_submodule(split_call(layer)[0])
-    point, replace, parameters = _flat_parameters(module, state, layer)
+    point, replace, parameters = flat_parameters(module, state, layer)
 
     def function(point: Tensor) -> Tensor:
-        return logits_of(run(model, state, (x,), replaced=replace(point)))
+        return probe.outputs_of(run_model(model, state, probe, replace(point)))
 
     target = functools.partial(Target, parameters=parameters)
-    return _finish("kernel", layer, function, point, logits_of(forward.output), forward.widest(began), target)
+    return _finish("kernel", layer, function, point, probe.outputs_of(forward.output), forward.widest(began), target)
 
 
-def _flat_parameters(
+def flat_parameters(
     module: nn.Module, state: State, layer: str
 ) -> tuple[Tensor, Callable[[Tensor], dict[nn.Parameter, Tensor]], tuple[nn.Parameter, ...]]:
     """The module's trainable parameters as one vector, a function from such a vector to the parameters, and these."""

@@ -3,15 +3,16 @@
 import contextlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from skip_conditioning.diagnostics.networks.capture import run
+from skip_conditioning.diagnostics.networks.capture import run_model
 from skip_conditioning.diagnostics.networks.isolation import State, quiet, unwrap
 from skip_conditioning.diagnostics.networks.map_building import build_maps
-from skip_conditioning.diagnostics.networks.maps import Map, probe_input
-from skip_conditioning.diagnostics.networks.outputs import logits_of
+from skip_conditioning.diagnostics.networks.maps import Map
+from skip_conditioning.diagnostics.networks.probe import Probe
 from skip_conditioning.diagnostics.networks.recording import Recording
 
 
@@ -21,33 +22,37 @@ class ProbedModel:
 
     Attributes:
         model: The unwrapped module.
-        x: Probe inputs on its device and in that precision, shape ``(N, *input_shape)``.
+        probe: On its device and in that precision.
         state: Its weights and buffers, likewise.
         batch_mode: ``batch`` or ``sample``.
         dtype: The precision; None for the model's own.
-        original: The probe inputs before the conversion; ``in_dtype`` converts these.
-        sample: Index of the only sample in ``x``, for one of ``parts`` in ``sample`` mode; else None.
+        original: The probe before the conversion; ``in_dtype`` converts this.
+        sample: Index of the only sample in the probe, for one of ``parts`` in ``sample`` mode; else None.
     """
 
     model: nn.Module
-    x: Tensor
+    probe: Probe
     state: State
     batch_mode: str
     dtype: torch.dtype | None
-    original: Tensor
+    original: Probe
     sample: int | None = None
 
     def maps(self, name: str, layers: Sequence[str] | str | None = None) -> list[Map]:
         """The maps of the chosen layers; as ``map_building.build_maps``."""
-        return build_maps(self.model, self.state, self.x, name, layers, one_sample=self.sample is not None)
+        return build_maps(self.model, self.state, self.probe, name, layers, one_sample=self.sample is not None)
 
     def recording(self) -> Recording:
         """A differentiable forward pass, through which cotangents can be pulled back."""
-        return Recording(self.model, self.state, self.x)
+        return Recording(self.model, self.state, self.probe)
 
     def logits(self, replaced: Mapping[nn.Parameter, Tensor] | None = None) -> Tensor:
-        """The model's outputs, in autograd's graph; ``replaced`` has tensors to use in place of some parameters."""
-        return logits_of(run(self.model, self.state, (self.x,), replaced=replaced))
+        """The outputs that count, in autograd's graph; ``replaced`` has tensors to use in place of some parameters."""
+        return self.probe.outputs_of(self.returned(replaced))
+
+    def returned(self, replaced: Mapping[nn.Parameter, Tensor] | None = None) -> Any:
+        """What the model returns, likewise."""
+        return run_model(self.model, self.state, self.probe, replaced)
 
     def parts(self) -> "list[ProbedModel]":
         """The parts that are measured separately: the whole probe in ``batch`` mode, each sample in ``sample`` mode."""
@@ -55,17 +60,19 @@ class ProbedModel:
 
     def samples(self) -> "list[ProbedModel]":
         """The model at each sample of the probe."""
-        pairs = zip(self.x.split(1), self.original.split(1), strict=True)
-        return [replace(self, x=x, original=original, sample=index) for index, (x, original) in enumerate(pairs)]
+        pairs = zip(self.probe.split(), self.original.split(), strict=True)
+        return [
+            replace(self, probe=probe, original=original, sample=index) for index, (probe, original) in enumerate(pairs)
+        ]
 
-    def at(self, x: Tensor) -> "ProbedModel":
-        """The model at another batch, in the same precision."""
-        return replace(self, x=probe_input(x, self.model, self.dtype), original=x)
+    def at(self, probe: Probe) -> "ProbedModel":
+        """The model at another probe, in the same precision."""
+        return replace(self, probe=probe.on(self.model, self.dtype), original=probe)
 
     def in_dtype(self, dtype: torch.dtype) -> "ProbedModel":
         """The same in another precision."""
-        x = probe_input(self.original, self.model, dtype)
-        return replace(self, x=x, state=State(self.model, dtype), dtype=dtype)
+        probe = self.original.on(self.model, dtype)
+        return replace(self, probe=probe, state=State(self.model, dtype), dtype=dtype)
 
     def snapshot(self) -> "ProbedModel":
         """The same with weights and buffers in memory of their own, so that later training does not change them."""
@@ -74,22 +81,23 @@ class ProbedModel:
 
 @contextlib.contextmanager
 def measuring(
-    model: nn.Module, x: Tensor, *, batch_mode: str = "batch", dtype: torch.dtype | None = None
+    model: nn.Module, probe: Any, *, batch_mode: str = "batch", dtype: torch.dtype | None = None
 ) -> Iterator[ProbedModel]:
     """Measure inside, change nothing outside: the model at a probe, while it is ``quiet``.
 
     Args:
         model: Any module, wrapped or not.
-        x: Probe inputs, shape ``(N, *input_shape)``.
+        probe: A ``Probe``, or what ``Probe.of`` takes.
         batch_mode: ``batch`` leaves the train/eval flags as they are, ``sample`` puts the model in eval mode.
         dtype: Precision of the measurement; None keeps the model's own.
 
     Raises:
-        InputError: The model is no module, or the probe no tensor with samples.
+        InputError: The model is no module, or the probe has no samples or cannot be read.
         NonFiniteError: The probe, a weight or a buffer holds NaN or infinity.
         UnsupportedModelError: The model is scripted or traced, or a part of it is.
     """
     module = unwrap(model)
-    inputs = probe_input(x, module, dtype)
+    original = Probe.of(probe, module)
+    own = original.on(module, dtype)
     with quiet(module, batch_mode=batch_mode):
-        yield ProbedModel(module, inputs, State(module, dtype), batch_mode, dtype, x)
+        yield ProbedModel(module, own, State(module, dtype), batch_mode, dtype, original)

@@ -6,8 +6,6 @@ from typing import Any
 
 from torch import Tensor
 
-from skip_conditioning.diagnostics.errors import UnsupportedModelError
-
 
 def tensors_in(output: Any) -> Iterator[Tensor]:
     """The tensors, in order."""
@@ -57,17 +55,3 @@ def with_floating(output: Any, replacements: dict[int, Tensor]) -> Any:
     """The same with some of ``floating_tensors`` replaced, by their index."""
     by_id = {id(tensor): replacements.get(index, tensor) for index, tensor in enumerate(floating_tensors(output))}
     return with_tensors(output, lambda tensor: by_id.get(id(tensor), tensor))
-
-
-def logits_of(output: Any) -> Tensor:
-    """The model's output as a tensor: itself, its ``.logits`` or ``["logits"]``, or the first of a tuple.
-
-    Raises:
-        UnsupportedModelError: It holds no floating tensor there.
-    """
-    logits = output.get("logits") if isinstance(output, dict) else getattr(output, "logits", None)
-    tensor = logits if isinstance(logits, Tensor) else first_tensor(output)
-    if tensor is None or not tensor.is_floating_point():
-        kind = type(output).__name__ if tensor is None else tensor.dtype
-        raise UnsupportedModelError(f"the model returns {kind}; wrap it so that it returns its logits as a real tensor")
-    return tensor

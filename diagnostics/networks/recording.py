@@ -12,9 +12,9 @@ from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
 from skip_conditioning.diagnostics.errors import NonFiniteError, UnsupportedModelError
-from skip_conditioning.diagnostics.networks.capture import clear_forward_errors, run
+from skip_conditioning.diagnostics.networks.capture import clear_forward_errors, run_model
 from skip_conditioning.diagnostics.networks.isolation import State
-from skip_conditioning.diagnostics.networks.outputs import logits_of
+from skip_conditioning.diagnostics.networks.probe import Probe
 
 #: Functions whose parameter gradients have a structure worth using, and the names of their arguments in order.
 SIGNATURES: dict[Callable[..., Any], tuple[str, ...]] = {
@@ -67,9 +67,10 @@ class Recording:
     Args:
         model: The unwrapped module; to be used inside ``isolation.quiet``.
         state: Its weights and buffers.
-        x: Inputs, shape ``(N, *input_shape)``.
+        probe: In the precision of the measurement.
 
     Attributes:
+        returned: What the model returned, in the graph.
         logits: The model's output, flattened per sample: shape ``(N, O)``.
         output_shape: Its shape before.
         uses: The calls of functions of ``SIGNATURES`` with a trainable parameter, in order.
@@ -81,28 +82,29 @@ class Recording:
         NonFiniteError: The output holds NaN or infinity.
     """
 
-    def __init__(self, model: nn.Module, state: State, x: Tensor) -> None:
+    def __init__(self, model: nn.Module, state: State, probe: Probe) -> None:
         trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
         self.leaves = {parameter: state[parameter].detach().requires_grad_() for parameter in trainable}
         self._called: set[nn.Module] = set()
         self._state = state
         self._batches: bool | None = None  # not known yet
         handles = [module.register_forward_pre_hook(self._note_call) for module in model.modules()]
-        watch = _Watch({leaf: parameter for parameter, leaf in self.leaves.items()}, len(x))
+        watch = _Watch({leaf: parameter for parameter, leaf in self.leaves.items()}, len(probe))
 
         def forget() -> None:
             self._called.clear()
             watch.uses.clear()
 
         try:
-            with torch.enable_grad(), watch, clear_forward_errors(model, x):
-                output = logits_of(run(model, state, (x,), replaced=self.leaves, restart=forget))
+            with torch.enable_grad(), watch, clear_forward_errors(model, probe):
+                self.returned = run_model(model, state, probe, self.leaves, restart=forget)
+                output = probe.outputs_of(self.returned)
         finally:
             for handle in handles:
                 handle.remove()
-        if output.dim() == 0 or len(output) != len(x):
+        if output.dim() == 0 or len(output) != len(probe):
             raise UnsupportedModelError(
-                f"the model returns a tensor of shape {tuple(output.shape)} for {len(x)} samples; a tangent kernel "
+                f"the model returns a tensor of shape {tuple(output.shape)} for {len(probe)} samples; a tangent kernel "
                 "needs outputs (N, O): return one row of outputs for each sample"
             )
         if not output.requires_grad:
@@ -111,8 +113,10 @@ class Recording:
             )
         if not bool(torch.isfinite(output.detach()).all()):
             raise NonFiniteError("the model's output holds NaN or infinite values; measure an earlier step")
-        self.uses, self.output_shape, self.logits = watch.uses, output.shape, output.reshape(len(x), -1)
-        self.widest = max([x.numel(), output.numel(), *(use.output_shape.numel() for use in watch.uses)])
+        self.uses, self.output_shape, self.logits = watch.uses, output.shape, output.reshape(len(probe), -1)
+        self.widest = max(
+            [*(x.numel() for x in probe.tensors), output.numel(), *(use.output_shape.numel() for use in watch.uses)]
+        )
 
     def calls(self, model: nn.Module, layer: str) -> bool:
         """Whether a module, or one within it, was called; true for a parameter's name."""

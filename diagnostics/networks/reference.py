@@ -16,9 +16,10 @@ from torch import Tensor, nn
 from torch.autograd.graph import get_gradient_edge
 from torch.utils._pytree import tree_flatten, tree_map
 
-from skip_conditioning.diagnostics.networks.capture import run
+from skip_conditioning.diagnostics.networks.capture import run_model
 from skip_conditioning.diagnostics.networks.isolation import State, convert
-from skip_conditioning.diagnostics.networks.outputs import floating_tensors, logits_of, with_tensors
+from skip_conditioning.diagnostics.networks.outputs import floating_tensors, with_tensors
+from skip_conditioning.diagnostics.networks.probe import Probe
 from skip_conditioning.diagnostics.networks.rounding_noise import RoundingNoise
 
 #: Random cotangents: pairs of them show how the rounding of a Jacobian is spread over directions.
@@ -38,7 +39,7 @@ class Target:
         module: The layer's module; None for the whole network.
         call: Which call of the module, from 1.
         in_place: Whether the module changes its input.
-        parts: Which of the module's floating output tensors a tail starts from.
+        parts: Which of the module's floating output tensors a tail starts from, or of the probe's tensors ``network``.
         parameters: Those of ``param`` and ``kernel``, in order.
     """
 
@@ -86,16 +87,16 @@ class References:
     Args:
         model: The unwrapped module; to be used inside ``isolation.quiet``.
         state: Its weights and buffers, in the precision of the measurement.
-        x: Probe inputs, likewise.
+        probe: In that precision too.
         name: The kind, one of ``maps.MAPS``.
         targets: The maps.
     """
 
-    def __init__(self, model: nn.Module, state: State, x: Tensor, name: str, targets: Sequence[Target]) -> None:
-        self._model, self._state, self._x, self._name, self._targets = model, state, x, name, targets
+    def __init__(self, model: nn.Module, state: State, probe: Probe, name: str, targets: Sequence[Target]) -> None:
+        self._model, self._state, self._probe, self._name, self._targets = model, state, probe, name, targets
         counts, dtype = {target.rows for target in targets}, targets[0].dtype
         #: By their length; drawn beforehand, as noise would move them.
-        self.cotangents = {rows: random_cotangents(rows, dtype, x.device) for rows in counts}
+        self.cotangents = {rows: random_cotangents(rows, dtype, probe.device) for rows in counts}
 
     @functools.cached_property
     def exact(self) -> dict[str, Tensor]:
@@ -104,26 +105,29 @@ class References:
         if measured != torch.float64:
             try:
                 with RoundingNoise(measured, wide=True):
-                    return self._products(self._state.in_dtype(torch.float64), convert(self._x, torch.float64))
+                    return self._products(
+                        self._state.in_dtype(torch.float64),
+                        self._probe.mapped(lambda tensor: convert(tensor, torch.float64)),
+                    )
             except (RuntimeError, TypeError, NotImplementedError):
                 pass  # the network, or the device, does not compute in float64
         with RoundingNoise(measured, wide=False) as noise:
-            return self._products(self._state.moved(noise.moved), noise.moved(self._x))
+            return self._products(self._state.moved(noise.moved), self._probe.mapped(noise.moved))
 
     @functools.cached_property
     def plain(self) -> dict[str, Tensor]:
         """The same in the precision of the measurement, as training computes it."""
-        return self._products(self._state, self._x)
+        return self._products(self._state, self._probe)
 
-    def _products(self, state: State, x: Tensor) -> dict[str, Tensor]:
+    def _products(self, state: State, probe: Probe) -> dict[str, Tensor]:
         if self._name in ("layer", "param"):
             products: dict[str, Tensor] = {}
             for group in _not_nested(self._targets):
-                products |= self._local_products(state, x, group)
+                products |= self._local_products(state, probe, group)
             return products
-        return self._global_products(state, x)
+        return self._global_products(state, probe)
 
-    def _local_products(self, state: State, x: Tensor, targets: Sequence[Target]) -> dict[str, Tensor]:
+    def _local_products(self, state: State, probe: Probe, targets: Sequence[Target]) -> dict[str, Tensor]:
         """Those of ``layer`` and ``param``: each module's own graph, taken while the network runs without one."""
         products: dict[str, Tensor] = {}
         counts: dict[nn.Module, int] = {}
@@ -167,20 +171,21 @@ class References:
                 handles.append(module.register_forward_pre_hook(before, with_kwargs=True, prepend=True))
                 handles.append(module.register_forward_hook(after, with_kwargs=True))
             with torch.no_grad():
-                run(self._model, state, (x,), replaced=leaves)
+                run_model(self._model, state, probe, leaves)
         finally:
             for handle in handles:
                 handle.remove()
         return products
 
-    def _global_products(self, state: State, x: Tensor) -> dict[str, Tensor]:
+    def _global_products(self, state: State, probe: Probe) -> dict[str, Tensor]:
         """Those of ``tail``, ``network`` and ``kernel``: one graph for all, and a backward pass for each cotangent."""
         edges: dict[str, list[Any]] = {}
         counts: dict[nn.Module, int] = {}
         leaves = {
             p: state[p].detach().requires_grad_() for p in self._model.parameters() if state[p].is_floating_point()
         }
-        point = x.detach().clone().requires_grad_() if x.is_floating_point() else x
+        parts = {part for target in self._targets for part in target.parts} if self._name == "network" else set()
+        inputs = {part: probe.tensors[part].detach().clone().requires_grad_() for part in parts}
 
         def after(module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
             counts[module] = counts.get(module, 0) + 1
@@ -199,20 +204,20 @@ class References:
                     assert module is not None
                     handles.append(module.register_forward_hook(after, with_kwargs=True))
             with torch.enable_grad():
-                logits = logits_of(run(self._model, state, (point,), replaced=leaves))
+                logits = probe.outputs_of(run_model(self._model, state, probe.with_tensors(inputs), leaves))
         finally:
             for handle in handles:
                 handle.remove()
         if self._name == "tail":
             points: dict[str, list[Any]] = edges
         elif self._name == "network":
-            points = {target.layer: [point] for target in self._targets}
+            points = {target.layer: [inputs[part] for part in target.parts] for target in self._targets}
         else:
             points = {target.layer: [leaves[p] for p in target.parameters] for target in self._targets}
         every = [item for target in self._targets for item in points[target.layer]]
         with state.installed(leaves):  # for gradient checkpoints
-            parts = _pulled_back(logits, every, self.cotangents[self._targets[0].rows])
-        ends = iter(parts)
+            products = _pulled_back(logits, every, self.cotangents[self._targets[0].rows])
+        ends = iter(products)
         return {target.layer: torch.cat([next(ends) for _ in points[target.layer]], dim=1) for target in self._targets}
 
 

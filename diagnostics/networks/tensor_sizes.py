@@ -9,13 +9,13 @@ from torch.utils.weak import WeakIdKeyDictionary
 
 
 class DependentSizes(TorchDispatchMode):
-    """Records the number of entries of every tensor that is made from the input."""
+    """Records the number of entries of every tensor that is made from the inputs."""
 
-    def __init__(self, x: Tensor) -> None:
+    def __init__(self, inputs: Iterable[Tensor]) -> None:
         super().__init__()
         self.sizes: list[int] = []
         # Weak references: keeping every activation alive would take the memory of a whole training step.
-        self._dependent = WeakIdKeyDictionary({x: True})
+        self._dependent = WeakIdKeyDictionary(dict.fromkeys(inputs, True))
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
         result = func(*args, **(kwargs or {}))

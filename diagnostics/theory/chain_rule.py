@@ -5,6 +5,7 @@ Source: MacDonald et al. 2023, section 2; docs/paper.md §2.1.
 
 import math
 from collections.abc import Sequence
+from typing import Any, Unpack
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +16,7 @@ from skip_conditioning.diagnostics.kernel.tangent_kernel import tangent_kernel
 from skip_conditioning.diagnostics.networks.isolation import unwrap
 from skip_conditioning.diagnostics.networks.maps import TOTAL
 from skip_conditioning.diagnostics.networks.measuring import ProbedModel, measuring
+from skip_conditioning.diagnostics.networks.probe import Probe, Reading
 from skip_conditioning.diagnostics.support.memory import GIB
 from skip_conditioning.diagnostics.theory.layered_network import LayeredNetwork
 from skip_conditioning.diagnostics.theory.rounding import Precisions, gram_rounding, random_vectors
@@ -30,11 +32,12 @@ _KERNEL = "‖K − Σ_l (Π_{j>l} Jf_j) Df_l Df_lᵀ (Π_{j>l} Jf_j)ᵀ‖ = 0"
 
 def chain_rule(
     model: nn.Module,
-    x: Tensor,
+    probe: Any,
     *,
     layers: Sequence[str] | str | None = None,
     dtype: torch.dtype = torch.float64,
     memory_budget: int = GIB,
+    **reading: Unpack[Reading],
 ) -> list[Statement]:
     """The derivative of the network in each layer's parameters against the product of its layers' derivatives.
 
@@ -46,10 +49,11 @@ def chain_rule(
 
     Args:
         model: The model, left as it is.
-        x: Probe inputs, shape ``(N, *input_shape)``.
+        probe: Inputs or a ``Probe``, as for ``measure.spectra``.
         layers: Modules to cut the network behind; None takes the blocks.
         dtype: ``torch.float64``, or ``torch.float32``; what it rounds is measured in the other.
         memory_budget: Bytes for the kernel, and for the rows under way.
+        reading: How the probe is read, as for ``Probe``.
 
     Returns:
         A statement for each layer with trainable parameters, in order, and one for the kernel.
@@ -63,13 +67,14 @@ def chain_rule(
     """
     precisions = Precisions.of(dtype)
     model = unwrap(model)
+    probe = Probe.of(probe, model, **reading)
     require_trainable(model)
 
     def kernel_in(precision: torch.dtype) -> Tensor:
-        return tangent_kernel(model, x, layers=TOTAL, dtype=precision, memory_budget=memory_budget).total
+        return tangent_kernel(model, probe, layers=TOTAL, dtype=precision, memory_budget=memory_budget).total
 
     kernel = kernel_in(dtype)
-    with measuring(model, x, dtype=dtype) as probed:
+    with measuring(model, probe, dtype=dtype) as probed:
         sides = _Sides(probed, layers, int(memory_budget))
         again = precisions.again(lambda other: _Sides(probed.in_dtype(other), layers, int(memory_budget)))
         apart = {name: _Difference() for name in (*sides.layerwise.trainable, TOTAL)}

@@ -8,6 +8,7 @@ and has to hold to rounding for every network.
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any, Unpack
 
 import torch
 from torch import Tensor, nn
@@ -15,8 +16,10 @@ from torch import Tensor, nn
 from skip_conditioning.diagnostics.errors import MemoryBudgetError, UnsupportedModelError
 from skip_conditioning.diagnostics.loss.costs import cost_of
 from skip_conditioning.diagnostics.loss.hessian import Eigenvalue, HessianOperator, largest_eigenvalue, spectral_norm
-from skip_conditioning.diagnostics.loss.probe_loss import loss_metrics
+from skip_conditioning.diagnostics.loss.losses import named_loss
+from skip_conditioning.diagnostics.networks.isolation import unwrap
 from skip_conditioning.diagnostics.networks.measuring import measuring
+from skip_conditioning.diagnostics.networks.probe import Probe, Reading
 from skip_conditioning.diagnostics.support.memory import GIB, readable
 from skip_conditioning.diagnostics.theory.curvature_bounds import LayerConstants, hessian_bound
 from skip_conditioning.diagnostics.theory.layered_network import LayeredNetwork, NetworkLayer
@@ -68,11 +71,12 @@ class Curvature:
 
 def curvature(
     model: nn.Module,
-    x: Tensor,
-    y: Tensor,
+    probe: Any,
+    targets: Any = None,
     *,
     layers: Sequence[str] | str | None = None,
     memory_budget: int = GIB,
+    **reading: Unpack[Reading],
 ) -> Curvature:
     """The norm of ``∇²ℓ`` on the probe, and the layer-wise bound of it at the same point. In float64.
 
@@ -80,10 +84,11 @@ def curvature(
 
     Args:
         model: The model, left as it is.
-        x: Probe inputs, shape ``(N, *input_shape)``.
-        y: Targets, as for ``probe_loss.probe_metrics``.
+        probe: Inputs or a ``Probe``, as for ``measure.spectra``.
+        targets: As for ``probe_loss.probe_metrics``.
         layers: Where to cut the network into a chain, as for ``chain.LayeredNetwork``; None takes the blocks.
         memory_budget: Bytes that any layer's second derivative may take.
+        reading: How the probe is read, as for ``Probe``.
 
     Returns:
         The Hessian's largest eigenvalue and norm, the layers' derivatives, and the bound.
@@ -93,13 +98,14 @@ def curvature(
         UnsupportedModelError: The layers do not form a chain, or cannot be differentiated twice.
         MemoryBudgetError: A layer's second derivative does not fit.
     """
-    hessian = HessianOperator(model, x, y, dtype=torch.float64, memory_budget=memory_budget)
-    with measuring(model, x, dtype=torch.float64) as probed:
+    probe = Probe.of(probe, unwrap(model), targets, **reading)
+    hessian = HessianOperator(model, probe, dtype=torch.float64, memory_budget=memory_budget)
+    with measuring(model, probe, dtype=torch.float64) as probed:
         network = LayeredNetwork(probed, layers)
         constants = measured_constants(network.layers, memory_budget)
         logits = network.logits.clone().requires_grad_()
-        (slope,) = torch.autograd.grad(loss_metrics(logits, y, x)["loss"], logits)
-    gradient, cost = float(torch.linalg.vector_norm(slope)), cost_of(logits, y, x)
+        (slope,) = torch.autograd.grad(named_loss(logits, probed.probe)["loss"], logits)
+    gradient, cost = float(torch.linalg.vector_norm(slope)), cost_of(logits, probed.probe)
     return Curvature(
         largest=largest_eigenvalue(hessian),
         spectral_norm=spectral_norm(hessian),

@@ -13,11 +13,11 @@ import torch
 from torch import Tensor, nn
 
 from skip_conditioning.diagnostics.errors import UnsupportedModelError
-from skip_conditioning.diagnostics.networks.capture import Call, forward_pass, name_each_call, named_call, run
+from skip_conditioning.diagnostics.networks.capture import Call, forward_pass, name_each_call, named_call, run_model
 from skip_conditioning.diagnostics.networks.layer_names import select_layers, split_call
 from skip_conditioning.diagnostics.networks.maps import Map
 from skip_conditioning.diagnostics.networks.measuring import ProbedModel
-from skip_conditioning.diagnostics.networks.outputs import first_tensor, logits_of, with_tensors
+from skip_conditioning.diagnostics.networks.outputs import first_tensor, with_tensors
 
 #: Name of the last layer of a chain whose logits are computed behind the last module that was named.
 LOGITS = "logits"
@@ -84,7 +84,7 @@ class LayeredNetwork:
     Attributes:
         layers: The layers, in order.
         logits: The network's outputs, detached.
-        x: The probe.
+        probe: The probe; its first tensor is the data, others are constants.
 
     Raises:
         UnknownLayerError: A name that is no module.
@@ -93,7 +93,7 @@ class LayeredNetwork:
     """
 
     def __init__(self, probed: ProbedModel, layers: Sequence[str] | str | None = None) -> None:
-        self._model, self._state, self.x = probed.model, probed.state, probed.x
+        self._model, self._state, self.probe = probed.model, probed.state, probed.probe
         cuts = self._cuts(layers)
         for name, call in cuts.items():
             _real(name, call)
@@ -111,7 +111,7 @@ class LayeredNetwork:
                 NetworkLayer(
                     name=name,
                     first=before is None,
-                    input=self.x if before is None else _real(before, cuts[before]),
+                    input=self.probe.first if before is None else _real(before, cuts[before]),
                     parameters=_flat([self._state[parameter] for parameter in owners[name]], self.logits),
                     trainable=tuple(owners[name]),
                     output_shape=output.shape,
@@ -126,11 +126,17 @@ class LayeredNetwork:
 
         def function(point: Tensor) -> Tensor:
             replaced = self._replaced(parameters, point.split(sizes))
-            return logits_of(run(self._model, self._state, (self.x,), replaced=replaced))
+            return self.probe.outputs_of(run_model(self._model, self._state, self.probe, replaced))
 
         point = _flat([self._state[parameter] for parameter in parameters], self.logits)
         widest = max(self._sizes(), point.numel())
         return Map("param", LOGITS, function, point, self.logits.shape, widest)
+
+    def _outputs(self, data: Tensor, replaced: Mapping[nn.Parameter, Tensor]) -> Tensor:
+        """The outputs with other data and parameters."""
+        index = next(index for index, tensor in enumerate(self.probe.tensors) if tensor is self.probe.first)
+        probe = self.probe.with_tensors({index: data})
+        return probe.outputs_of(run_model(self._model, self._state, probe, replaced))
 
     def _replaced(self, parameters: Sequence[nn.Parameter], pieces: Sequence[Tensor]) -> dict[nn.Parameter, Tensor]:
         return {
@@ -141,12 +147,12 @@ class LayeredNetwork:
     def _cuts(self, layers: Sequence[str] | str | None) -> dict[str, Call]:
         """The calls behind which the network is cut, in the order in which they return."""
         chosen = select_layers(self._model, layers)
-        forward = forward_pass(self._model, self._state, self.x, [split_call(layer)[0] for layer in chosen])
+        forward = forward_pass(self._model, self._state, self.probe, [split_call(layer)[0] for layer in chosen])
         self._sizes, self._tensors_made = forward.widest, len(forward.sizes)
-        self.logits = logits_of(forward.output).detach()
-        if self.logits.dim() == 0 or len(self.logits) != len(self.x):
+        self.logits = self.probe.outputs_of(forward.output).detach()
+        if self.logits.dim() == 0 or len(self.logits) != len(self.probe):
             raise UnsupportedModelError(
-                f"the model returns a tensor of shape {tuple(self.logits.shape)} for {len(self.x)} samples; return "
+                f"the model returns a tensor of shape {tuple(self.logits.shape)} for {len(self.probe)} samples; return "
                 "one row of outputs for each sample"
             )
         if layers is None:
@@ -165,7 +171,8 @@ class LayeredNetwork:
             for parameter in self._model.parameters()
             if parameter.requires_grad
         }
-        data = self.x.detach().requires_grad_() if self.x.is_floating_point() else self.x
+        data = self.probe.first.detach()
+        data = data.requires_grad_() if data.is_floating_point() else data
         sources: dict[str, Tensor] = {"the input": data}
         outputs: dict[str, Tensor] = {}
 
@@ -179,7 +186,7 @@ class LayeredNetwork:
 
         last = names[-1]
         with _hooked(self._model, {name: cut(name) for name in names[:-1]}):
-            outputs[last] = logits_of(run(self._model, self._state, (data,), replaced=weights))
+            outputs[last] = self._outputs(data, weights)
         owners: dict[str, list[nn.Parameter]] = {}
         for name, before in zip(names, ["the input", *names], strict=False):
             used = _dependencies(outputs[name], [*sources.values(), *weights.values()])
@@ -219,8 +226,7 @@ class LayeredNetwork:
                 hooks[end] = _stop
             try:
                 with _hooked(self._model, hooks):
-                    data = point if before is None else self.x
-                    return logits_of(run(self._model, self._state, (data,), replaced=replaced))
+                    return self._outputs(point if before is None else self.probe.first, replaced)
             except _Reached as reached:
                 return reached.value
 

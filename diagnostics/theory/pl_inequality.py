@@ -6,6 +6,7 @@ With ``ℓ = c ∘ F`` and the tangent kernel ``K = DF·DFᵀ``, ``|∇ℓ|² = 
 
 import math
 from dataclasses import dataclass, replace
+from typing import Any, Unpack
 
 import torch
 from torch import Tensor, nn
@@ -13,12 +14,14 @@ from torch import Tensor, nn
 from skip_conditioning.diagnostics.errors import InputError, MemoryBudgetError
 from skip_conditioning.diagnostics.kernel.result import TangentKernel
 from skip_conditioning.diagnostics.kernel.tangent_kernel import tangent_kernel
-from skip_conditioning.diagnostics.loss.costs import Cost, CrossEntropy, class_dimension, cost_of
+from skip_conditioning.diagnostics.loss.costs import Cost, CrossEntropy, cost_of
 from skip_conditioning.diagnostics.loss.probe_loss import gradient_rounding, loss_gradient
 from skip_conditioning.diagnostics.networks.isolation import unwrap
 from skip_conditioning.diagnostics.networks.maps import TOTAL, check_map
 from skip_conditioning.diagnostics.networks.measuring import measuring
+from skip_conditioning.diagnostics.networks.output_choice import class_dimension
 from skip_conditioning.diagnostics.networks.parameter_units import units_of
+from skip_conditioning.diagnostics.networks.probe import Probe, Reading
 from skip_conditioning.diagnostics.spectrum import jacobian_floor
 from skip_conditioning.diagnostics.support.memory import GIB, readable
 from skip_conditioning.diagnostics.theory.rounding import gram_rounding
@@ -169,11 +172,12 @@ class PLChain:
 
 def pl_chain(
     model: nn.Module,
-    x: Tensor,
-    y: Tensor,
+    probe: Any,
+    targets: Any = None,
     *,
     dtype: torch.dtype | None = torch.float64,
     memory_budget: int = GIB,
+    **reading: Unpack[Reading],
 ) -> PLChain:
     """The squared gradient of the loss on a batch, and its floor and ceiling by the tangent kernel.
 
@@ -182,11 +186,12 @@ def pl_chain(
     in.
 
     Args:
-        model: Any module whose forward pass takes ``x`` and returns logits, samples first.
-        x: Inputs, shape ``(N, *input_shape)``.
-        y: Targets, as for ``probe_loss.probe_metrics``: class indices of two classes or more, or real numbers.
+        model: Any module with a row of outputs for each sample.
+        probe: Inputs or a ``Probe``, as for ``measure.spectra``.
+        targets: As for ``probe_loss.probe_metrics``: class indices of two classes or more, or real numbers.
         dtype: Precision of the derivatives; None keeps the model's.
         memory_budget: Bytes the measurement may take.
+        reading: How the probe is read, as for ``Probe``.
 
     Returns:
         Both sides of each link, with what rounding may have done to them.
@@ -198,21 +203,22 @@ def pl_chain(
     """
     check_map("kernel", "batch", dtype)
     units_of(unwrap(model))  # raises for complex parameters
-    with measuring(model, x, dtype=dtype) as probed:
+    probe = Probe.of(probe, unwrap(model), targets, **reading)
+    with measuring(model, probe, dtype=dtype) as probed:
         recording = probed.recording()
-        gradient = loss_gradient(recording, y, x)
+        gradient = loss_gradient(recording, probed.probe)
         rounding = gradient_rounding(probed, gradient, recording.logits.dtype)
         directions = (gradient.outputs, torch.randn(recording.logits.shape, generator=torch.Generator().manual_seed(0)))
         along, throughout = (gram_rounding(recording, direction) for direction in directions)
     logits = recording.logits.detach().view(recording.output_shape)
-    cost = checked_cost(logits, y, x, memory_budget)
-    kernel = tangent_kernel(model, x, layers=TOTAL, dtype=dtype, memory_budget=int(memory_budget))
+    cost = checked_cost(logits, probed.probe, memory_budget)
+    kernel = tangent_kernel(model, probe, layers=TOTAL, dtype=dtype, memory_budget=int(memory_budget))
     spectrum, vector, scale = kernel.spectrum(), gradient.outputs.flatten(), gradient.scale
     kernel_squared = float(vector @ kernel.total @ vector)
     gradient_squared, size = sum(gradient.squares().values()), float(vector @ vector)
     centred, uncentred = None, 0.0
     if isinstance(cost, CrossEntropy):
-        dimension = class_dimension(logits, y, x)
+        dimension = class_dimension(logits, probed.probe.targets, probed.probe.first)
         uncentred = float((gradient.outputs.view_as(logits).mean(dimension) ** 2).sum()) * cost.classes
         kernel = _on_predictions(kernel, logits.shape, dimension)
         centred = float(kernel.spectrum().values[-1])
@@ -239,20 +245,19 @@ def pl_chain(
     )
 
 
-def checked_cost(logits: Tensor, y: Tensor, x: Tensor, memory_budget: int) -> Cost:
+def checked_cost(logits: Tensor, probe: Probe, memory_budget: int) -> Cost:
     """The cost that the targets stand for, after checking that its chain can be measured.
 
     Args:
         logits: The network's outputs, samples first.
-        y: Targets that fit them.
-        x: The inputs.
+        probe: With targets that fit them.
         memory_budget: Bytes the measurement may take.
 
     Raises:
         InputError: A single class.
         MemoryBudgetError: The kernel does not fit the budget.
     """
-    cost, rows = cost_of(logits, y, x), logits.numel()
+    cost, rows = cost_of(logits, probe), logits.numel()
     if isinstance(cost, CrossEntropy) and cost.classes < 2:
         raise InputError("the cross-entropy of a single class is always zero; give real targets, or more outputs")
     needed = 8 * _MATRICES * rows**2

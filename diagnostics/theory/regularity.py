@@ -9,7 +9,7 @@ Source: MacDonald et al. 2023, section 4; docs/paper.md §2.2.
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Unpack
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +18,7 @@ from skip_conditioning.diagnostics.errors import InputError, near_matches
 from skip_conditioning.diagnostics.kernel.result import contrasts
 from skip_conditioning.diagnostics.networks.isolation import unwrap
 from skip_conditioning.diagnostics.networks.measuring import measuring
+from skip_conditioning.diagnostics.networks.probe import Probe, Reading
 from skip_conditioning.diagnostics.spectrum import jacobian_floor
 from skip_conditioning.diagnostics.support.memory import GIB
 from skip_conditioning.diagnostics.theory.chain_rule import require_trainable
@@ -118,12 +119,13 @@ class Regularity:
 
 def regularity(
     model: nn.Module,
-    x: Tensor,
+    probe: Any,
     *,
     layers: Sequence[str] | str | None = None,
     subspace: str | Tensor = "all",
     dtype: torch.dtype = torch.float64,
     memory_budget: int = GIB,
+    **reading: Unpack[Reading],
 ) -> Regularity:
     """``λ(DF)`` against the product of its layers, with every factor and the reason of each that is zero.
 
@@ -133,13 +135,14 @@ def regularity(
 
     Args:
         model: The model, left as it is.
-        x: Probe inputs, shape ``(N, *input_shape)``.
+        probe: Inputs or a ``Probe``, as for ``measure.spectra``.
         layers: Modules to cut the network behind; None takes the blocks.
         subspace: Outputs on which ``λ(DF)`` is taken: ``all``; ``centred``, those that sum to zero over a sample's
             outputs, where softmax gradients live; ``data``, the range of the data matrix (``span(X) ⊗ R^O``); or an
             orthonormal basis, shape ``(N·O, r)``.
         dtype: ``torch.float64``, or ``torch.float32``; what it rounds is measured in the other.
         memory_budget: Bytes for a matrix and its temporaries.
+        reading: How the probe is read, as for ``Probe``.
 
     Returns:
         Both sides of the bound, and the factors of every layer.
@@ -153,12 +156,13 @@ def regularity(
     """
     precisions = Precisions.of(dtype)
     model = unwrap(model)
+    probe = Probe.of(probe, model, **reading)
     require_trainable(model)
-    with measuring(model, x, dtype=dtype) as probed:
+    with measuring(model, probe, dtype=dtype) as probed:
         network = LayeredNetwork(probed, layers)
         again = precisions.again(lambda other: LayeredNetwork(probed.in_dtype(other), layers))
         measure = LayerFactors(model, network, again, precisions, int(memory_budget))
-        basis = _output_basis(subspace, network.x, network.logits)
+        basis = _output_basis(subspace, network.probe.first, network.logits)
         columns = measure.shares(basis)
         return Regularity(
             subspace=subspace if isinstance(subspace, str) else "given",

@@ -6,14 +6,17 @@ Source: MacDonald et al. 2023, section 5; docs/paper.md §2.6.
 import dataclasses
 import math
 from collections.abc import Sequence
+from typing import Any, Unpack
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from skip_conditioning.diagnostics.errors import InputError, LayerCallError
 from skip_conditioning.diagnostics.jacobians.exact import exact_spectrum
+from skip_conditioning.diagnostics.networks.isolation import unwrap
 from skip_conditioning.diagnostics.networks.maps import Map
 from skip_conditioning.diagnostics.networks.measuring import measuring
+from skip_conditioning.diagnostics.networks.probe import Probe, Reading
 from skip_conditioning.diagnostics.support.memory import GIB
 from skip_conditioning.diagnostics.theory.rank_limits import rank_limit
 from skip_conditioning.diagnostics.theory.rounding import Precisions
@@ -24,12 +27,13 @@ _BOUND = "σ_min(αI + Jg) ≥ α − ‖Jg‖"
 
 def skip_bound(
     model: nn.Module,
-    x: Tensor,
+    probe: Any,
     *,
     layers: Sequence[str] | str | None = None,
     gain: float = 1.0,
     dtype: torch.dtype = torch.float64,
     memory_budget: int = GIB,
+    **reading: Unpack[Reading],
 ) -> list[Statement]:
     """The smallest singular value of each block against what its skip guarantees, ``g`` being the block less ``αx``.
 
@@ -38,11 +42,12 @@ def skip_bound(
 
     Args:
         model: The model, left as it is.
-        x: Probe inputs, shape ``(N, *input_shape)``.
+        probe: Inputs or a ``Probe``, as for ``measure.spectra``.
         layers: Blocks, names or globs; None takes those of the default blocks whose output has their input's shape.
         gain: ``α``, the gain of the skips.
         dtype: ``torch.float64``, or ``torch.float32``; what it rounds is measured in the other.
         memory_budget: Bytes for a Jacobian and its temporaries.
+        reading: How the probe is read, as for ``Probe``.
 
     Returns:
         A statement for each block, in order.
@@ -57,7 +62,8 @@ def skip_bound(
     if not 0 < gain < math.inf:
         raise InputError(f"the gain of a skip must be a positive number; it is {gain!r}")
     precisions = Precisions.of(dtype)
-    with measuring(model, x, dtype=dtype) as probed:
+    probe = Probe.of(probe, unwrap(model), **reading)
+    with measuring(model, probe, dtype=dtype) as probed:
         model, maps = probed.model, probed.maps("layer", layers)
         other_maps = precisions.again(lambda other: probed.in_dtype(other).maps("layer", layers))
         again: Sequence[Map | None] = other_maps or [None] * len(maps)

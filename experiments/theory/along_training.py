@@ -9,7 +9,8 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
-from skip_conditioning.diagnostics.loss.probe_loss import loss_gradient, loss_metrics
+from skip_conditioning.diagnostics.loss.losses import loss_metrics
+from skip_conditioning.diagnostics.loss.probe_loss import loss_gradient
 from skip_conditioning.diagnostics.monitoring.monitor import SpectrumMonitor
 from skip_conditioning.diagnostics.networks.measuring import measuring
 from skip_conditioning.diagnostics.tables import write_json
@@ -134,9 +135,8 @@ def _monitor(network: CheckedNetwork, model: nn.Module, out: Path) -> SpectrumMo
     """A monitor of the chain at every step, its tables empty, and the run's ``config.json`` beside them."""
     directory = out / "runs" / re.sub(r"\W+", "-", network.name).strip("-")
     monitor = SpectrumMonitor(
-        model, (network.x, network.y), directory, maps=(), bounds=True, schedule=1, max_overhead=None
+        model, (network.x, network.y), directory, maps=(), bounds=True, schedule=1, max_overhead=None, overwrite=True
     )
-    monitor.rewind(-1)
     config = {"experiment": "theory", "model": network.name, "arm": network.name, "trial": 0, "lr": LR}
     write_json(config, directory / "config.json")
     return monitor
@@ -147,8 +147,8 @@ def _gradient_flow(network: CheckedNetwork, model: nn.Module, kernel_squared: fl
 
     Its error is estimated from a second one with half the step, and from the rounding of the losses.
     """
-    with measuring(model, network.x, dtype=torch.float64) as probed:
-        gradient = loss_gradient(probed.recording(), network.y, probed.x)
+    with measuring(model, (network.x, network.y), dtype=torch.float64) as probed:
+        gradient = loss_gradient(probed.recording(), probed.probe)
         slope = {parameter: gradient.scale * part for parameter, part in gradient.parameters.items()}
         length = sum(float((part**2).sum()) for part in slope.values())
         if length == 0 or gradient.loss == 0:
@@ -158,7 +158,7 @@ def _gradient_flow(network: CheckedNetwork, model: nn.Module, kernel_squared: fl
         def loss(time: float) -> float:
             """After so much gradient flow, to first order; with the same dropout masks every time."""
             moved = {parameter: probed.state[parameter] - time * part for parameter, part in slope.items()}
-            return loss_metrics(probed.logits(moved), network.y, probed.x)["loss"].item()
+            return loss_metrics(probed.returned(moved), probed.probe)["loss"].item()
 
         time = _CHANGE * gradient.loss / length
         whole, half = ((loss(step) - loss(-step)) / (2 * step) for step in (time, time / 2))

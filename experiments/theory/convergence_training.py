@@ -16,6 +16,7 @@ from tqdm import trange
 
 from skip_conditioning.diagnostics.loss.costs import Cost, cost_of
 from skip_conditioning.diagnostics.loss.descent import guaranteed_decrease, next_guarantee
+from skip_conditioning.diagnostics.networks.probe import Probe
 from skip_conditioning.diagnostics.theory.curvature_bounds import jacobian_bound, lipschitz_bound
 from skip_conditioning.experiments.theory.contractive_constants import (
     ContractiveClass,
@@ -176,7 +177,7 @@ class _Descent:
         self.weights = dict(self.network.named_parameters())
         self.runs = len(next(iter(start.values())))
         with torch.no_grad():
-            self.cost = cost_of(self._features()[-1][0], self.targets, self.inputs)
+            self.cost = cost_of(self._features()[-1][0], Probe(self.inputs, self.targets))
         self._labels = self.targets.repeat(self.runs) if problem.is_classification else None
         self._start = start
         self._region: _Region | None = None

@@ -7,9 +7,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import avg_pool2d, cross_entropy
 
+from skip_conditioning.experiments.config.train_config import ONLY_ARM
 from skip_conditioning.experiments.data.datasets import load_data, to_float
 from skip_conditioning.experiments.theory.experiment import TheoryOptions
-from skip_conditioning.experiments.training.networks import ONLY_ARM, build_network, check_network
+from skip_conditioning.experiments.training.networks import build_network, check_network
 
 #: Images at the quick size.
 _QUICK_IMAGES = 6

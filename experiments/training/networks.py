@@ -8,10 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from skip_conditioning.diagnostics.errors import InputError, NonFiniteError, near_matches
+from skip_conditioning.experiments.config.train_config import ONLY_ARM
 from skip_conditioning.models import arms, build_model, model_options
-
-#: The arm of a user's factory that declares none.
-ONLY_ARM = "default"
 
 #: Images wider than this get the ImageNet stem.
 _CIFAR_STEM_UP_TO = 64

@@ -186,7 +186,8 @@ class RunFactory:
             max_overhead=options.max_overhead,
             dtype=spectra_dtype(self.config),
             bounds=options.bounds,
-            run_id=run.run_id,
+            name=run.run_id,
+            resume=True,
             estimates=self._measurement_seconds.get(run.arm),
             group=group,
         )

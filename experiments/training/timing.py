@@ -54,7 +54,8 @@ def time_steps(trainer: Trainer) -> tuple[float, int]:
     total = trainer.total_steps
     ahead = 2 * _workers(trainer.batches)  # batches that may have been decoded before the first step
     clock = _Clock(size, -(-ahead // size))
-    probe = trainer.monitor.x, trainer.monitor.y
+    probe = trainer.monitor.probe
+    trainer.monitor.close()
     trainer.monitor = SpectrumMonitor(trainer.model, probe, trainer.directory, maps=(), max_overhead=None)
     trainer.config = trainer.config.changed(evaluate_epochs=None, checkpoints=sys.maxsize)
     trainer.total_steps, trainer.lr, trainer.block = sys.maxsize, 0.0, Block(size)

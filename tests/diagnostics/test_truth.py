@@ -319,9 +319,10 @@ def test_tiny_and_huge_jacobians_in_float32(gain):
 
 
 def test_a_language_models_loss_is_taken_over_its_vocabulary():
-    from skip_conditioning.diagnostics.loss.probe_loss import loss_metrics
+    from skip_conditioning.diagnostics.loss.losses import named_loss
+    from skip_conditioning.diagnostics.networks.probe import Probe
 
     ids = torch.randint(16, (4, 16))
     logits = nn.Sequential(nn.Embedding(16, 8), nn.Linear(8, 16))(ids)
     expected = functional.cross_entropy(logits.flatten(0, 1), ids.flatten())
-    assert float(loss_metrics(logits, ids, ids)["loss"]) == pytest.approx(float(expected))
+    assert float(named_loss(logits, Probe(ids, ids))["loss"]) == pytest.approx(float(expected))

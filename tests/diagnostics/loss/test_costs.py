@@ -5,7 +5,9 @@ import torch
 from torch.func import grad, hessian
 
 from skip_conditioning.diagnostics.errors import InputError
-from skip_conditioning.diagnostics.loss.costs import Cost, CrossEntropy, MeanSquare, class_dimension, cost_of
+from skip_conditioning.diagnostics.loss.costs import Cost, CrossEntropy, MeanSquare, cost_of
+from skip_conditioning.diagnostics.networks.output_choice import class_dimension
+from skip_conditioning.diagnostics.networks.probe import Probe
 
 COSTS: list[Cost] = [CrossEntropy(3, 4), CrossEntropy(1, 2), MeanSquare(3, 2)]
 
@@ -23,7 +25,7 @@ def test_bounds_hold_at_random_outputs(cost: Cost, scale: float) -> None:
         else:
             y = torch.randn(cost.samples, columns, generator=random, dtype=torch.float64)
             function = lambda z, y=y: (z - y).square().mean()  # noqa: E731
-        assert cost_of(outputs, y, outputs) == cost
+        assert cost_of(outputs, Probe(outputs, y)) == cost
         loss, slope = float(function(outputs)), float(grad(function)(outputs).norm())
         side = outputs.numel()
         curvature = torch.linalg.eigvalsh(hessian(function)(outputs).reshape(side, side))[-1]
@@ -70,7 +72,7 @@ def test_shapes_tell_the_dimension_of_the_classes(
 @pytest.mark.parametrize("shape", [(2, 4, 4), (2, 4, 4, 4)])
 def test_classes_in_either_of_two_dimensions_are_not_guessed(shape: tuple[int, ...]) -> None:
     y = torch.zeros(shape[:-1], dtype=torch.long)
-    with pytest.raises(InputError, match=r"in two ways .*choose a probe with another number of positions"):
+    with pytest.raises(InputError, match=r"in two ways .*say which"):
         class_dimension(torch.zeros(shape), y, torch.zeros(2, 3, *shape[2:]))
 
 

@@ -17,7 +17,7 @@ from skip_conditioning.diagnostics.loss.hessian import (
     spectral_norm,
 )
 from skip_conditioning.diagnostics.networks.numerics import exact_numerics
-from skip_conditioning.diagnostics.networks.outputs import logits_of
+from skip_conditioning.diagnostics.networks.output_choice import choose_output
 from tests.diagnostics.sample_networks import CASES
 
 #: Dense Hessians of these take too long; batch norm over one value; torch's weight norm (see below).
@@ -27,7 +27,7 @@ LEFT_OUT = ("paper-mnist", "preact-resnet18", "transformer", "fused-attention", 
 def targets(model, x, real):
     torch.manual_seed(1)
     with torch.no_grad():
-        logits = logits_of(copy.deepcopy(model)(x.clone()))
+        logits = choose_output(copy.deepcopy(model)(x.clone()))
     if real:
         return torch.randn(logits.shape, dtype=torch.float64)
     return torch.randint(logits.shape[-1], logits.shape[:-1])
@@ -38,7 +38,7 @@ def dense_hessian(model, x, y):
     model = copy.deepcopy(model)
     with exact_numerics([torch.device("cpu")]):
         torch.manual_seed(0), np.random.seed(0), random.seed(0)
-        logits = logits_of(model(x.clone()))
+        logits = choose_output(model(x.clone()))
         if y.is_floating_point():
             loss = ((logits - y) ** 2).mean()
         else:

@@ -231,7 +231,7 @@ def test_bounds_never_made_are_warned_about(model, tmp_path, clock):
     ("options", "message"),
     [
         ({"probe": X}, r"give the probe's targets too, as probe=\(x, y\)"),
-        ({"probe": (X, Y[:3])}, "the probe's targets do not fit the logits"),
+        ({"probe": (X, Y[:3])}, "the probe's targets do not fit the inputs"),
         ({"memory_budget": 5000}, "the tangent kernel, 12×12, .*the memory budget is"),
         ({"maps": ["bounds"]}, "unknown map 'bounds'"),
         ({"probe": (X, torch.full((6, 2), float("nan")))}, "gradient of the loss in the outputs holds"),

@@ -12,6 +12,7 @@ from skip_conditioning.diagnostics.errors import InputError, LayerCallError, Unk
 from skip_conditioning.diagnostics.networks.capture import forward_pass
 from skip_conditioning.diagnostics.networks.isolation import State, quiet
 from skip_conditioning.diagnostics.networks.layer_names import default_layers, select_layers
+from skip_conditioning.diagnostics.networks.probe import Probe
 from skip_conditioning.models import build_model
 
 
@@ -89,7 +90,7 @@ def test_a_call_is_recorded_once_however_often_its_module_is_named(make):
     model, x = make("called-thrice")
     with quiet(model, batch_mode="batch"):
         state = State(model, torch.float64)
-        once, twice = (forward_pass(model, state, x, names) for names in (["cell"], ["cell", "head", "cell"]))
+        once, twice = (forward_pass(model, state, Probe(x), names) for names in (["cell"], ["cell", "head", "cell"]))
     assert [call.number for call in once.calls["cell"]] == [call.number for call in twice.calls["cell"]] == [1, 2, 3]
     assert [call.number for call in twice.calls["head"]] == [1]
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())

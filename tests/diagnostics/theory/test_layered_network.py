@@ -169,7 +169,7 @@ def test_the_layers_one_after_another_are_the_network(build, shape, asked):
         network = LayeredNetwork(probed, asked)
         torch.manual_seed(0)
         expected = first_of(copy.deepcopy(unwrap(model))(x.clone()))
-        value = network.x
+        value = network.probe.first
         for layer in network.layers:
             torch.testing.assert_close(value, layer.input)
             value = layer.function(layer.parameters, value)
