@@ -43,14 +43,21 @@ class DueQueue:
         #: Of each postponed measurement: the call at which it was first due, and the one at which to decide again.
         self._postponed: dict[int, tuple[int, int]] = {}
 
-    def due(self, step: int) -> Iterator[tuple[int, bool]]:
+    def due(self, step: int, *, always: bool = False) -> Iterator[tuple[int, bool]]:
         """Indices of the measurements to make now (True), and of those that are due but cannot be afforded (False).
 
         Each is decided when it is reached, as those before it take time too. In a group every process has to go
         through all of them.
+
+        Args:
+            step: Optimiser steps taken so far.
+            always: Make all of them, due and affordable or not.
         """
         self._calls += 1
         for index, item in enumerate(self._measurements):
+            if always:
+                yield index, True
+                continue
             due = as_schedule(item.schedule)(step)  # type: ignore[arg-type]
             if not due and index not in self._postponed:
                 continue

@@ -255,8 +255,8 @@ class SpectrumMonitor:
             cost, self._unaffordable = sum(self._queue.estimates), 0
             warnings.warn(
                 f"nothing was measured after the first step: about {cost:.2g} s of measuring would exceed "
-                f"max_overhead={self.max_overhead} of the training time; train longer, raise max_overhead, or pass None "
-                "to never skip",
+                f"max_overhead={self.max_overhead} of the training time; train longer, raise max_overhead, or pass "
+                "None to never skip",
                 stacklevel=2,
             )
 

@@ -8,20 +8,19 @@ import contextlib
 import dataclasses
 import json
 import os
-import platform
 import shutil
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
-from filelock import FileLock, Timeout
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
 from skip_conditioning.diagnostics.errors import InputError
-from skip_conditioning.diagnostics.tables import clear_disk_errors, read_json, write_json
+from skip_conditioning.diagnostics.tables import read_json, write_json
+from skip_conditioning.diagnostics.tables.lock import FolderLock
 from skip_conditioning.experiments.config.train_config import TrainConfig
 from skip_conditioning.experiments.records.tensor_files import save_checkpoint
 
@@ -32,8 +31,6 @@ _PROBE = "probe.safetensors"
 _PROCESSES = "torchrun_processes"
 #: The file that is locked. It exists while a process writes the directory, and after one was killed.
 LOCK = ".lock"
-#: Seconds to keep trying, as the former holder may have removed the file before it could be locked.
-_PATIENCE = 0.1
 
 #: Options that may change on resuming: where things are, what is logged beside the tables, how many runs there are.
 _MAY_CHANGE = frozenset(
@@ -227,25 +224,12 @@ def locked(directory: Path) -> Iterator[None]:
     Raises:
         InputError: Another process holds it, or the directory cannot be written.
     """
-    path = directory / LOCK
-    lock = FileLock(path)
-    with clear_disk_errors(path):
-        directory.mkdir(parents=True, exist_ok=True)
-        try:
-            lock.acquire(timeout=_PATIENCE, poll_interval=_PATIENCE / 4)
-        except Timeout as error:
-            raise InputError(
-                f"{directory} is being written by another process ({_holder(path)}); wait for it, or choose another "
-                "--out"
-            ) from error
-        path.write_text(f"pid {os.getpid()} on host {platform.node()}")
+    lock = FolderLock(directory, LOCK, "another process", "wait for it, or choose another --out")
+    lock.acquire()
     try:
         yield
     finally:
-        if lock.is_locked:  # else this is a forked process that leaves the block, and the lock is its parent's
-            # Removed while it is still held: whoever opened it meanwhile sees that it is gone.
-            path.unlink(missing_ok=True)
-            lock.release()
+        lock.release()
 
 
 def check_unlocked(directories: Iterable[Path]) -> None:
@@ -258,11 +242,3 @@ def check_unlocked(directories: Iterable[Path]) -> None:
         if (directory / LOCK).exists():
             with locked(directory):
                 pass
-
-
-def _holder(path: Path) -> str:
-    """Process and host that hold a lock, as written into its file."""
-    try:
-        return path.read_text(errors="replace")[:500] or "unknown"
-    except OSError:
-        return "unknown"

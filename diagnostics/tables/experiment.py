@@ -1,0 +1,155 @@
+"""An experiment, or any folder of runs, read as pandas frames."""
+
+import os
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pyarrow as pa
+
+from skip_conditioning.diagnostics.errors import InputError
+from skip_conditioning.diagnostics.tables.files import read_json, shortened
+from skip_conditioning.diagnostics.tables.parts import read_table
+from skip_conditioning.diagnostics.tables.schemas import KEYS, RUN_COLUMNS, SCHEMAS, SPECTRA
+
+_RUN = "config.json"
+_STATUS = "status.json"
+
+#: What some columns of the runs table must be, where they are given.
+_TYPES: dict[str, tuple[type | tuple[type, ...], str]] = {
+    "run_id": (str, "text"),
+    "arm": (str, "text"),
+    "trial": (int, "a whole number"),
+    "lr": ((int, float), "a number"),
+    "status": (str, "text"),
+}
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """The tables of an experiment; ``run_id`` and ``step`` join them.
+
+    Attributes:
+        runs: One row per run, columns ``RUN_COLUMNS`` and whatever else the run's ``config.json`` holds. Of a run that
+            does not say so the arm is its own name, the trial 0, and the learning rate the largest that it logged, or
+            NaN.
+        metrics: One row per run, step and split, columns of ``METRICS``.
+        spectra: One row per run, step, map, layer (and sample), columns of ``SPECTRA``.
+        skipped: One row per scheduled measurement that was not made, columns of ``SKIPPED``.
+    """
+
+    runs: pd.DataFrame
+    metrics: pd.DataFrame
+    spectra: pd.DataFrame
+    skipped: pd.DataFrame
+
+
+def run_directories(directory: Path) -> list[Path]:
+    """The runs in an experiment (``directory/runs/*``) or a folder (``directory/*``), or the run that it is itself.
+
+    Raises:
+        InputError: The directory does not exist, or holds no run.
+    """
+    advice = "give an experiment, a run or a folder of runs"
+    if not directory.is_dir():
+        raise InputError(f"{directory} is not a directory; {advice}")
+    if _has_tables(directory):
+        return [directory]
+    runs = sorted(path for path in (directory / "runs").glob("*") if path.is_dir())
+    # Not only spectra: the spectra of an analysis are no run.
+    runs = runs or sorted(path for path in directory.glob("*") if (path / "metrics").is_dir())
+    if not runs and (directory / _RUN).exists():
+        return [directory]
+    if not runs:
+        raise InputError(f"{directory} holds no runs; {advice}")
+    return runs
+
+
+def read_experiment(directory: str | os.PathLike[str]) -> Experiment:
+    """Read the tables of an experiment, or of a single run, as they are at this moment.
+
+    Runs still in progress, diverged and failed ones are all included: see ``runs.status``.
+
+    Args:
+        directory: An experiment (which holds ``runs/``), a folder of runs, or one run's directory.
+
+    Raises:
+        InputError: The directory does not exist or holds no run, a file in it cannot be read, or two runs have the same
+            name.
+    """
+    runs = run_directories(Path(directory))
+    tables = {name: _read_table(runs, name) for name in SCHEMAS}
+    return Experiment(runs=_described(_read_runs(runs), tables["metrics"]), **tables)
+
+
+def empty_frame(name: str) -> pd.DataFrame:
+    """One of the tables of ``SCHEMAS`` without rows, with its columns and types."""
+    return _to_pandas(SCHEMAS[name].empty_table())
+
+
+def spectra_frame(rows: Iterable[Mapping[str, Any]]) -> pd.DataFrame:
+    """Rows of a spectra table as a frame with the columns and types of ``SPECTRA``."""
+    return _to_pandas(pa.Table.from_pylist([dict(row) for row in rows], schema=SPECTRA))
+
+
+def _has_tables(directory: Path) -> bool:
+    return any((directory / name).is_dir() for name in SCHEMAS)
+
+
+def _read_runs(runs: list[Path]) -> pd.DataFrame:
+    rows: dict[str, dict[str, Any]] = {}
+    directories: dict[str, Path] = {}
+    for run in runs:
+        row: dict[str, Any] = {"run_id": run.resolve().name}
+        for name in (_RUN, _STATUS):
+            if (run / name).exists():
+                row |= _checked(run / name)
+        run_id = row["run_id"]
+        if run_id in rows:
+            raise InputError(f"{directories[run_id]} and {run} are both named {run_id!r}; give each run its own name")
+        rows[run_id], directories[run_id] = row, run
+    frame = pd.DataFrame(list(rows.values()))
+    return frame.reindex(columns=[*RUN_COLUMNS, *(name for name in frame.columns if name not in RUN_COLUMNS)])
+
+
+def _checked(path: Path) -> dict[str, Any]:
+    """The description or status of a run, without what is null.
+
+    Raises:
+        InputError: It cannot be read, or a field is not what it should be.
+    """
+    content = {name: value for name, value in read_json(path).items() if value is not None}
+    for name, (types, kind) in _TYPES.items():
+        value = content.get(name)
+        if value is not None and (not isinstance(value, types) or isinstance(value, bool)):
+            raise InputError(
+                f"{path}: {name!r} should be {kind}; it is {shortened(repr(value), 40)}; "
+                "remove the run or restore the file"
+            )
+    return content
+
+
+def _described(runs: pd.DataFrame, metrics: pd.DataFrame) -> pd.DataFrame:
+    """The runs with what a user's own loop need not say: arm, trial and learning rate."""
+    logged = runs["run_id"].map(metrics.groupby("run_id")["lr"].max())
+    return runs.assign(
+        arm=runs["arm"].astype(object).fillna(runs["run_id"]),
+        trial=runs["trial"].astype(object).fillna(0).astype(int),
+        lr=runs["lr"].astype(float).fillna(logged.astype(float)),
+    )
+
+
+def _read_table(runs: list[Path], name: str) -> pd.DataFrame:
+    schema = SCHEMAS[name]
+    frame = _to_pandas(pa.concat_tables([read_table(run / name, schema) for run in runs]))
+    # Of two rows with the same key the one written later counts.
+    frame = frame.drop_duplicates(list(KEYS[name]), keep="last")
+    # Sorted by step only: layers stay in the order of the forward pass, in which they were measured.
+    return frame.sort_values(["run_id", "step"], kind="stable", ignore_index=True)
+
+
+def _to_pandas(table: pa.Table) -> pd.DataFrame:
+    frame = table.to_pandas()
+    return frame.astype({"sample": "Int64"}) if "sample" in frame else frame

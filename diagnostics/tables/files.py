@@ -1,0 +1,76 @@
+"""Files that are written whole or not at all, and read with one clear line where they are damaged."""
+
+import contextlib
+import json
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from skip_conditioning.diagnostics.errors import InputError
+
+
+def write_parquet(table: pa.Table, path: Path) -> None:
+    """Write a table whole or not at all."""
+    with _written_whole(path) as temporary, temporary.open("wb") as file:
+        pq.write_table(table, file)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def write_json(content: Mapping[str, Any], path: Path) -> None:
+    """Write a JSON file whole or not at all."""
+    with _written_whole(path) as temporary:
+        temporary.write_text(json.dumps(content, indent=2, allow_nan=False) + "\n")
+
+
+@contextlib.contextmanager
+def _written_whole(path: Path) -> Iterator[Path]:
+    """A temporary path to write to; it becomes ``path`` at the end, or is removed if writing fails."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    with clear_disk_errors(path):
+        try:
+            yield temporary
+            temporary.replace(path)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Read a JSON file of a run or an experiment.
+
+    Raises:
+        InputError: It cannot be read, does not hold a JSON object, or holds text that cannot be written as UTF-8.
+    """
+    try:
+        content = json.loads(path.read_text())
+        json.dumps(content, ensure_ascii=False).encode()  # fails for half a surrogate pair
+    except (OSError, ValueError, RecursionError) as error:
+        raise InputError(
+            f"{path} cannot be read as JSON ({shortened(error)}); remove the run or restore the file"
+        ) from error
+    if not isinstance(content, dict):
+        raise InputError(f"{path} should hold a JSON object; remove the run or restore the file")
+    return content
+
+
+@contextlib.contextmanager
+def clear_disk_errors(path: Path) -> Iterator[None]:
+    """Turn an operating system's refusal to write into one line that names the path and the way out."""
+    try:
+        yield
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise InputError(f"cannot write {path} ({reason}); free some space or choose another path") from error
+
+
+def shortened(value: object, length: int = 120) -> str:
+    """The text of a value or an error in one line of at most ``length`` characters, for messages."""
+    try:
+        line = " ".join(str(value).split())
+    except ValueError:  # an integer of more than 4300 digits
+        line = "a number of very many digits"
+    return line if len(line) <= length else f"{line[: length - 1]}…"
