@@ -69,9 +69,9 @@ class Batch:
 
     @property
     def coarsest_eps(self) -> float:
-        """Unit roundoff of the least precise parameter or activation."""
-        given = [use.input for use in self.recording.uses if use.input.is_floating_point()]
-        return max(torch.finfo(tensor.dtype).eps for tensor in (*self.recording.leaves.values(), *given))
+        """Unit roundoff of the least precise parameter or tensor that depends on one."""
+        dtypes = {leaf.dtype for leaf in self.recording.leaves.values()} | self.recording.dtypes
+        return max(torch.finfo(dtype).eps for dtype in dtypes)
 
     def random_cotangent(self, seed: int) -> Tensor:
         """A random vector of kernel rows, shape ``(N·R,)``, float64; no stream of the user's is touched."""

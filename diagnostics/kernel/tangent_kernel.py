@@ -162,7 +162,7 @@ def tangent_kernel(
         dtype=str(sides[0].basis.dtype).removeprefix("torch."),
         seconds=time.perf_counter() - start,
         peak_bytes=sums.bytes + max(side.kept_bytes for side in sides) * len(sides),
-        note="; ".join(filter(None, (flags, _frozen(model), sums.note, _flattened(sides[0].recording)))),
+        note="; ".join(filter(None, (flags, probed.note, _frozen(model), sums.note, _flattened(sides[0].recording)))),
         witness=reference.difference,
         rounding=rounding,
     )

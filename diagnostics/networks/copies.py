@@ -206,7 +206,7 @@ class CapturedArguments:
     def _clone(self, tensor: Tensor) -> Tensor:
         version, clone = self._clones.get(tensor, (None, None))
         if clone is None or tensor.is_inference() or version != tensor._version:
-            clone = tensor.clone()
+            clone = tensor.detach().clone()  # the forward pass may differentiate something itself
             self._clones[tensor] = (None if tensor.is_inference() else tensor._version, clone)
         return clone
 

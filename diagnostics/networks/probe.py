@@ -66,14 +66,14 @@ class Probe:
             object.__setattr__(self, "inputs", dict(self.inputs))
         if not any(tensor.dim() > 0 and tensor.numel() > 0 for tensor in self.tensors):
             raise InputError(
-                "the probe must hold at least one sample: a tensor of shape (N, *input_shape), or a tuple or "
-                f"dictionary of tensors; it is {_described(self.inputs)}"
+                "the probe must be a tensor of shape (N, *input_shape), or a tuple or dictionary of tensors, with at "
+                f"least one sample; it is {_described(self.inputs)}"
             )
         targets = list(_tensors_in(self.targets))
         if targets and targets[0].dim() > 0 and len(targets[0]) != len(self) and not _is_flattened(self, targets[0]):
             raise InputError(
-                f"the probe's targets do not fit the inputs: {len(targets[0])} of them for {len(self)} samples; give one "
-                "for each sample"
+                f"the probe's targets do not fit the inputs: {len(targets[0])} of them for {len(self)} samples; give "
+                "one for each sample"
             )
         if isinstance(self.loss, str) and self.loss not in LOSSES:
             raise InputError(f"unknown loss {self.loss!r}; known are {', '.join(LOSSES)}, or give a function")
@@ -154,7 +154,7 @@ class Probe:
         return [
             index
             for index, tensor in enumerate(self.tensors)
-            if tensor.is_floating_point() and id(tensor) not in masks and bool(torch.isfinite(tensor).all())
+            if tensor.is_floating_point() and id(tensor) not in masks and _is_finite(tensor)
         ]
 
     def on(self, model: nn.Module, dtype: torch.dtype | None) -> "Probe":
@@ -191,7 +191,11 @@ class Probe:
 
         def part(index: int) -> Probe:
             def sliced(tensor: Tensor) -> Tensor:
-                return tensor[index : index + 1] if tensor.dim() > 0 and len(tensor) == samples else tensor
+                if tensor.dim() == 0 or len(tensor) != samples:
+                    return tensor
+                if tensor.layout is not torch.strided:
+                    raise InputError("a sparse part of the probe has no samples to slice; measure batch_mode='batch'")
+                return tensor[index : index + 1]
 
             mask = self.outputs
             is_mask = isinstance(mask, Tensor) and mask.dtype == torch.bool
@@ -229,6 +233,10 @@ class Probe:
 def _is_flattened(probe: Probe, targets: Tensor) -> bool:
     """Whether targets may be those of all positions of all samples in a row."""
     return targets.dim() == 1 and len(targets) % len(probe) == 0 and len(targets) > 0
+
+
+def _is_finite(tensor: Tensor) -> bool:
+    return tensor.layout is torch.strided and bool(torch.isfinite(tensor).all())
 
 
 def _tensors_in(value: Any) -> Iterator[Tensor]:

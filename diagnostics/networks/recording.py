@@ -75,6 +75,7 @@ class Recording:
         output_shape: Its shape before.
         uses: The calls of functions of ``SIGNATURES`` with a trainable parameter, in order.
         leaves: The trainable parameters' stand-ins in the graph, so that nothing of the model is touched.
+        dtypes: Those of the real tensors on the way that depend on the parameters.
         widest: Entries of the largest of the input, the output and what those calls returned; memory is planned by it.
 
     Raises:
@@ -113,6 +114,7 @@ class Recording:
             )
         if not bool(torch.isfinite(output.detach()).all()):
             raise NonFiniteError("the model's output holds NaN or infinite values; measure an earlier step")
+        self.dtypes = {dtype for dtype in watch.dtypes if dtype.is_floating_point}
         self.uses, self.output_shape, self.logits = watch.uses, output.shape, output.reshape(len(probe), -1)
         self.widest = max(
             [*(x.numel() for x in probe.tensors), output.numel(), *(use.output_shape.numel() for use in watch.uses)]
@@ -222,6 +224,7 @@ class _Watch(TorchFunctionMode):
     def __init__(self, parameters: Mapping[Tensor, nn.Parameter], samples: int) -> None:
         super().__init__()
         self.uses: list[Use] = []
+        self.dtypes: set[torch.dtype] = set()
         self._parameters, self._samples = parameters, samples
 
     def __torch_function__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
@@ -229,6 +232,8 @@ class _Watch(TorchFunctionMode):
         if func is functional.multi_head_attention_forward:
             return self._attention(func, args, kwargs)
         output = func(*args, **kwargs)
+        if isinstance(output, Tensor) and output.requires_grad:
+            self.dtypes.add(output.dtype)
         if func in SIGNATURES:
             self._note(func, dict(zip(SIGNATURES[func], args, strict=False)) | kwargs, output)
         return output

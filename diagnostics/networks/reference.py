@@ -140,29 +140,33 @@ class References:
             open_calls.append(None)
             if target is None:
                 return None
+            # A forward pass that differentiates something itself goes on with its own graph.
+            has_graph = torch.is_grad_enabled()
             torch.set_grad_enabled(True)
             values, _ = tree_flatten((args, kwargs))
             first = next((value for value in values if isinstance(value, Tensor)), None)
             leaf = given = None
-            if self._name == "layer" and first is not None:
+            if self._name == "layer" and has_graph and first is not None and first.requires_grad:
+                leaf = given = first
+            elif self._name == "layer" and first is not None:
                 leaf = first.detach().clone().requires_grad_()
                 given = leaf.clone()
                 args, kwargs = tree_map(lambda value: given if value is first else value, (args, kwargs))
-            open_calls[-1] = (target, first, leaf, given)
+            open_calls[-1] = (target, first, leaf, given, has_graph)
             return args, kwargs
 
         def after(module: nn.Module, args: Any, kwargs: Any, output: Any) -> Any:
             opened = open_calls.pop()
             if opened is None:
                 return None
-            target, first, leaf, given = opened
+            target, first, leaf, given, has_graph = opened
             value = floating_tensors(output)[0]
             points = [leaf] if self._name == "layer" else [leaves[p] for p in target.parameters]
             products[target.layer] = torch.cat(_pulled_back(value, points, self.cotangents[target.rows]), dim=1)
-            torch.set_grad_enabled(False)
-            if target.in_place and given is not None:
+            torch.set_grad_enabled(has_graph)
+            if target.in_place and given is not None and given is not first:
                 first.copy_(given.detach())
-            return with_tensors(output, Tensor.detach)
+            return None if has_graph else with_tensors(output, Tensor.detach)
 
         handles = []
         try:
