@@ -80,8 +80,10 @@ def read_experiment(directory: str | os.PathLike[str]) -> Experiment:
             name.
     """
     runs = run_directories(Path(directory))
-    tables = {name: _read_table(runs, name) for name in SCHEMAS}
-    return Experiment(runs=_described(_read_runs(runs), tables["metrics"]), **tables)
+    tables = {name: {run: _read_table(run, name) for run in runs} for name in SCHEMAS}
+    frames = {name: _sorted(pd.concat(by_run.values(), ignore_index=True)) for name, by_run in tables.items()}
+    logged = {run: pd.unique(pd.concat([by_run[run]["run_id"] for by_run in tables.values()])) for run in runs}
+    return Experiment(runs=_described(_read_runs(logged), frames["metrics"]), **frames)
 
 
 def empty_frame(name: str) -> pd.DataFrame:
@@ -98,18 +100,28 @@ def _has_tables(directory: Path) -> bool:
     return any((directory / name).is_dir() for name in SCHEMAS)
 
 
-def _read_runs(runs: list[Path]) -> pd.DataFrame:
+def _read_runs(logged: Mapping[Path, Iterable[str]]) -> pd.DataFrame:
+    """The runs as their ``config.json`` and ``status.json`` describe them.
+
+    Args:
+        logged: Names of runs in the tables of each directory. Where no description gives a name they are the runs.
+    """
     rows: dict[str, dict[str, Any]] = {}
     directories: dict[str, Path] = {}
-    for run in runs:
-        row: dict[str, Any] = {"run_id": run.resolve().name}
+    for run, names in logged.items():
+        described: dict[str, Any] = {}
         for name in (_RUN, _STATUS):
             if (run / name).exists():
-                row |= _checked(run / name)
-        run_id = row["run_id"]
-        if run_id in rows:
-            raise InputError(f"{directories[run_id]} and {run} are both named {run_id!r}; give each run its own name")
-        rows[run_id], directories[run_id] = row, run
+                described |= _checked(run / name)
+        recorded = [described["run_id"]] if "run_id" in described else []
+        for run_id in dict.fromkeys([*recorded, *names]) or [run.resolve().name]:
+            if run_id in rows:
+                raise InputError(
+                    f"{directories[run_id]} and {run} both hold a run named {run_id!r}; give each run its own name"
+                )
+            is_described = not recorded or run_id in recorded
+            rows[run_id] = {**(described if is_described else {}), "run_id": run_id}
+            directories[run_id] = run
     frame = pd.DataFrame(list(rows.values()))
     return frame.reindex(columns=[*RUN_COLUMNS, *(name for name in frame.columns if name not in RUN_COLUMNS)])
 
@@ -141,12 +153,13 @@ def _described(runs: pd.DataFrame, metrics: pd.DataFrame) -> pd.DataFrame:
     )
 
 
-def _read_table(runs: list[Path], name: str) -> pd.DataFrame:
-    schema = SCHEMAS[name]
-    frame = _to_pandas(pa.concat_tables([read_table(run / name, schema) for run in runs]))
-    # Of two rows with the same key the one written later counts.
-    frame = frame.drop_duplicates(list(KEYS[name]), keep="last")
-    # Sorted by step only: layers stay in the order of the forward pass, in which they were measured.
+def _read_table(run: Path, name: str) -> pd.DataFrame:
+    """A table of one run; of two rows with the same key the one written later counts."""
+    return _to_pandas(read_table(run / name, SCHEMAS[name])).drop_duplicates(list(KEYS[name]), keep="last")
+
+
+def _sorted(frame: pd.DataFrame) -> pd.DataFrame:
+    """Rows sorted by step only: layers stay in the order of the forward pass, in which they were measured."""
     return frame.sort_values(["run_id", "step"], kind="stable", ignore_index=True)
 
 

@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 
 from skip_conditioning.diagnostics.errors import InputError, UnknownLayerError, near_matches
-from skip_conditioning.diagnostics.tables import STATISTICS, Experiment
+from skip_conditioning.diagnostics.tables import STATISTICS, Experiment, run_directories
 from skip_conditioning.figures.drawing.saving import NothingToDrawError
 from skip_conditioning.figures.drawing.singular_values import weighted_quantile, with_points
 
@@ -46,29 +46,17 @@ def in_listed_order(experiment: Experiment, directory: Path) -> Experiment:
 
 
 def described_runs(experiment: Experiment) -> pd.DataFrame:
-    """The runs; columns that a user's own training loop does not record are filled in: the id as arm, trial 0.
+    """The runs; what a user's own training loop does not record of status, model and dataset is filled in.
 
     Raises:
         NothingToDrawError: There is no run.
     """
     runs = experiment.runs
-    logged = pd.unique(pd.concat([experiment.metrics["run_id"], experiment.spectra["run_id"]]))
-    # A monitor that was given a run_id writes rows under a name that no config.json records.
-    unknown = sorted(set(logged) - set(runs["run_id"]))
-    if unknown:
-        recorded = runs[runs["run_id"].isin(logged) | runs["arm"].notna()]
-        runs = pd.DataFrame([*recorded.to_dict("records"), *({"run_id": run_id} for run_id in unknown)])
-        runs = runs.reindex(columns=experiment.runs.columns)
     if runs.empty:
         raise NothingToDrawError("the experiment has no runs yet")
-    given = runs[["arm", "trial", "status", "model", "dataset"]].astype(object)
+    given = runs[["status", "model", "dataset"]].astype(object)
     return runs.assign(
-        arm=given["arm"].fillna(runs["run_id"]).astype(str),
-        trial=given["trial"].fillna(0).astype(int),
-        status=given["status"].fillna("running"),
-        model=given["model"].fillna(""),
-        dataset=given["dataset"].fillna(""),
-        lr=runs["lr"].astype(float),
+        status=given["status"].fillna("running"), model=given["model"].fillna(""), dataset=given["dataset"].fillna("")
     )
 
 
@@ -227,8 +215,8 @@ def read_speed(directory: Path) -> pd.DataFrame:
     Raises:
         InputError: It is missing or cannot be read; the message says how to make it.
     """
-    if not (directory / "runs").is_dir():
-        raise NothingToDrawError(f"{directory} is a single run, with none to compare it with; give an experiment")
+    if run_directories(directory) == [directory]:
+        raise NothingToDrawError(f"{directory} is a single run, with none to compare it with; give a folder of runs")
     path = directory / "speed.parquet"
     remedy = f"make it with: skip-conditioning speed {directory}"
     if not path.exists():
