@@ -15,6 +15,7 @@ from skip_conditioning.diagnostics.loss.probe_loss import loss_gradient, probe_m
 from skip_conditioning.diagnostics.networks.isolation import unwrap
 from skip_conditioning.diagnostics.networks.measuring import measuring
 from skip_conditioning.diagnostics.networks.probe import Probe, Reading
+from skip_conditioning.diagnostics.networks.sharded import whole
 
 
 @dataclass(frozen=True)
@@ -63,9 +64,9 @@ class Descent:
             NonFiniteError: A weight has become NaN or infinite.
         """
         loss = probe_metrics(model, self._probe, dtype=torch.float64)["loss"].item()
-        weights = dict(unwrap(model).named_parameters())
+        weights = {name: whole(parameter) for name, parameter in unwrap(model).named_parameters()}
         slope = sum(
-            float((part * (weights[name].detach().double() - self._weights[name])).sum())
+            float((part * (weights[name].double() - self._weights[name])).sum())
             for name, part in self._gradient.items()
         )
         return Decrease(predicted=-self._scale * slope, observed=self._loss - loss)

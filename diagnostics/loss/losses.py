@@ -58,8 +58,8 @@ def named_loss(logits: Tensor, probe: Probe) -> dict[str, Tensor]:
     if not isinstance(y, Tensor):
         kind = "missing" if y is None else f"a {type(y).__name__}"
         raise InputError(
-            f"the probe's targets do not fit the logits: they are {kind}; give a tensor, as probe=(inputs, targets), or "
-            "loss=lambda output, batch: ..."
+            f"the probe's targets do not fit the logits: they are {kind}; give a tensor, as probe=(inputs, targets), "
+            "or loss=lambda output, batch: ..."
         )
     try:
         return _of_name(logits, y.to(logits.device), probe)

@@ -8,6 +8,7 @@
             monitor.step(step, loss=loss)
 """
 
+import contextlib
 import functools
 import os
 import time
@@ -37,6 +38,7 @@ from skip_conditioning.diagnostics.networks.first_process import as_first
 from skip_conditioning.diagnostics.networks.isolation import unwrap
 from skip_conditioning.diagnostics.networks.maps import TOTAL
 from skip_conditioning.diagnostics.networks.probe import Reading
+from skip_conditioning.diagnostics.networks.sharded import gathered, is_sharded
 from skip_conditioning.diagnostics.spectrum import Spectrum
 from skip_conditioning.diagnostics.support.memory import GIB
 from skip_conditioning.diagnostics.support.sharding import distribute
@@ -150,6 +152,10 @@ class SpectrumMonitor:
             raise InputError("bounds need a loss; give the probe's targets too, as probe=(x, y)")
         if bounds:
             self._measurements.append(scheduled(Measurement(_BOUNDS, TOTAL), None, default))
+        if is_sharded(self.model) and group is None and distributed.is_initialized():
+            group = distributed.group.WORLD  # every process holds a part of the weights
+        if bounds and is_sharded(self.model):
+            raise InputError("bounds cannot be logged of weights in shards; leave them out")
         self._writes, self._measures = _roles(group)
         self._group = group if self._measures else None
         self._bounds: BoundsLog | None = None  # in the process that writes only, as the tables
@@ -167,7 +173,8 @@ class SpectrumMonitor:
             return seconds, self._tables.first_step
 
         # The first process prepares, the others wait for it, and an error in it is raised in all of them.
-        seconds, self._first_step = distribute([0], prepare, self._group)[0] if self._measures else ([], None)
+        with gathered(self.model):
+            seconds, self._first_step = distribute([0], prepare, self._group)[0] if self._measures else ([], None)
         self._resumes = resume
         self._queue = DueQueue(self._measurements, seconds, self._time, self._group)
         self._flushed = time.perf_counter()
@@ -278,21 +285,24 @@ class SpectrumMonitor:
         measured: dict[str, Spectrum] = {}
         bounds: dict[str, Any] = {}
         begins, self._first_step = self._first_step is None, step if self._first_step is None else self._first_step
-        for index, affordable in self._queue.due(step, always=begins):
-            item = self._measurements[index]
-            if not affordable:
-                self._unaffordable += 1
-                reason = f"would exceed max_overhead={self.max_overhead}"
-                self._skip(item, step, reason, self._queue.estimates[index])
-            elif item.map == _BOUNDS:
-                bounds = self._attempt(index, step, dict if self._bounds is None else self._bounds.measure)
-            else:
-                measure = functools.partial(self._probe.spectra, item, self._group, with_rayleigh=self._writes)
-                measured |= self._log_spectra(item, step, self._attempt(index, step, measure))
-        if begins:
-            self._tried = 0
-        if (measured or bounds) and self._probe.has_loss and self._writes:
-            self._log_probe(step, bounds)
+        with contextlib.ExitStack() as weights:
+            for index, affordable in self._queue.due(step, always=begins):
+                if affordable:
+                    weights.enter_context(gathered(self.model))
+                item = self._measurements[index]
+                if not affordable:
+                    self._unaffordable += 1
+                    reason = f"would exceed max_overhead={self.max_overhead}"
+                    self._skip(item, step, reason, self._queue.estimates[index])
+                elif item.map == _BOUNDS:
+                    bounds = self._attempt(index, step, dict if self._bounds is None else self._bounds.measure)
+                else:
+                    measure = functools.partial(self._probe.spectra, item, self._group, with_rayleigh=self._writes)
+                    measured |= self._log_spectra(item, step, self._attempt(index, step, measure))
+            if begins:
+                self._tried = 0
+            if (measured or bounds) and self._probe.has_loss and self._writes:
+                self._log_probe(step, bounds)
         return measured
 
     def _attempt(self, index: int, step: int, measure: Callable[[], dict[str, Value]]) -> dict[str, Value]:

@@ -294,5 +294,8 @@ def first_call(layer: str, forward: ForwardPass) -> Call:
     """
     name, _ = split_call(layer)
     if not forward.calls[name]:
-        raise LayerCallError(f"layer {name!r} is never called in the forward pass; choose one that is")
+        raise LayerCallError(
+            f"layer {name!r} is never called in the forward pass; choose one that is, or map='kernel' if others use "
+            "its weights"
+        )
     return forward.calls[name][0]

@@ -18,17 +18,18 @@ from torch import Tensor, nn
 from skip_conditioning.diagnostics.errors import InputError, NonFiniteError, UnsupportedModelError
 from skip_conditioning.diagnostics.networks.numerics import exact_numerics
 from skip_conditioning.diagnostics.networks.python_state import held, state_of
+from skip_conditioning.diagnostics.networks.sharded import hooks_without_sharding, require_measurable, whole
 
 #: Dropout draws the same mask at every measurement, so that spectra differ because weights do.
 _MASK_SEED = 0
 
 
 def unwrap(model: nn.Module) -> nn.Module:
-    """The user's own module inside ``torch.compile``, ``DataParallel`` and ``DistributedDataParallel`` wrappers.
+    """The user's own module inside the wrappers of ``torch.compile``, data parallelism and averaged weights.
 
     Raises:
         InputError: It is no module.
-        UnsupportedModelError: It is scripted or traced, or a part of it is.
+        UnsupportedModelError: It is scripted or traced, or a part of it is; or it is wrapped by FSDP's first version.
     """
     if not isinstance(model, nn.Module):
         raise InputError(f"the model is a {type(model).__name__}; it must be a torch.nn.Module")
@@ -36,7 +37,8 @@ def unwrap(model: nn.Module) -> nn.Module:
         raise UnsupportedModelError(
             "modules of TorchScript take no weights from outside; measure the module that was scripted or traced"
         )
-    wrappers = (nn.DataParallel, nn.parallel.DistributedDataParallel)
+    require_measurable(model)
+    wrappers = (nn.DataParallel, nn.parallel.DistributedDataParallel, torch.optim.swa_utils.AveragedModel)
     while True:
         if isinstance(getattr(model, "_orig_mod", None), nn.Module):
             model = model._orig_mod  # type: ignore[assignment]
@@ -69,6 +71,12 @@ def quiet(model: nn.Module, *, batch_mode: str) -> Iterator[None]:
             state.set_attribute(module, "_buffers", buffers)
             if batch_mode == "sample":
                 state.set_attribute(module, "training", False)
+        for module in model.modules():
+            for name, hooks in hooks_without_sharding(module).items():
+                state.set_attribute(module, name, hooks)
+            # The same gradients, but sparse ones have no place in a Jacobian.
+            if getattr(module, "sparse", False) is True:
+                state.set_attribute(module, "sparse", False)
         yield
 
 
@@ -151,9 +159,10 @@ class State:
         for name, tensor in model.named_parameters():
             if nn.parameter.is_lazy(tensor):
                 raise InputError(f"{name} has no shape yet; run the model once before it is measured")
-            require_finite(tensor.detach(), name)
+            value = whole(tensor)
+            require_finite(value, name)
             layout = torch.channels_last if tensor in kernels else torch.preserve_format
-            weight = convert(tensor.detach(), dtype).to(memory_format=layout)
+            weight = convert(value, dtype).to(memory_format=layout)
             # Autograd does not take tensors made in inference mode.
             self._tensors[tensor] = weight.clone() if tensor in shortened or weight.is_inference() else weight
         for name, buffer in model.named_buffers():

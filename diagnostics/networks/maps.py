@@ -231,16 +231,31 @@ def param_map(model: nn.Module, state: State, probe: Probe, layer: str, forward:
 
 def kernel_map(model: nn.Module, state: State, probe: Probe, layer: str, forward: ForwardPass) -> Map:
     """The logits as a function of a module's trainable parameters, or of all of them for ``total``."""
-    # No call needs to be named: where a module is used twice, the kernel includes the cross terms.
-    began = 0 if layer == TOTAL else first_call(layer, forward).began
-    module = model if layer == TOTAL else model.get_submodule(split_call(layer)[0])
+    name = split_call(layer)[0]
+    module = model if layer == TOTAL else model.get_submodule(name)
     point, replace, parameters = flat_parameters(module, state, layer)
 
     def function(point: Tensor) -> Tensor:
         return probe.outputs_of(run_model(model, state, probe, replace(point)))
 
+    # No call needs to be named: where a module is used twice, the kernel includes the cross terms. Nor made: a module's
+    # weights may be used by another one.
+    began = 0
+    if layer != TOTAL and forward.calls[name]:
+        began = forward.calls[name][0].began
+    elif layer != TOTAL and not _depends_on(function, point):
+        first_call(layer, forward)  # raises
+
     target = functools.partial(Target, parameters=parameters)
     return _finish("kernel", layer, function, point, probe.outputs_of(forward.output), forward.widest(began), target)
+
+
+def _depends_on(function: Callable[[Tensor], Tensor], point: Tensor) -> bool:
+    """Whether a function has a derivative at a point."""
+    leaf = point.detach().requires_grad_()
+    with torch.enable_grad():
+        value = function(leaf)
+    return value.requires_grad and torch.autograd.grad(value.sum(), leaf, allow_unused=True)[0] is not None
 
 
 def flat_parameters(

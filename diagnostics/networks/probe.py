@@ -51,6 +51,7 @@ class Probe:
             ``(inputs, targets)``. By default the model's own where it returns one from the labels; else cross-entropy
             for class indices, the mean square for real targets.
         ignore_index: The class index that the losses pass over.
+        target_name: The key of targets that were in a dictionary of inputs, for a forward pass that does not take them.
     """
 
     inputs: Any
@@ -60,6 +61,7 @@ class Probe:
     outputs: Any = None
     loss: Loss | None = None
     ignore_index: int = IGNORED
+    target_name: str = ""
 
     def __post_init__(self) -> None:
         if isinstance(self.inputs, Mapping):
@@ -102,8 +104,10 @@ class Probe:
         if not given and type(batch) in (tuple, list):
             inputs, targets = pair_means(batch, model, has_forward="forward" in chosen)
         if isinstance(inputs, Mapping) and "forward" not in chosen:
-            inputs, apart = missing_or_unknown(dict(inputs), model)
-            targets = apart if targets is None else targets
+            keywords = dict(inputs)
+            inputs, name = missing_or_unknown(keywords, model)
+            if name and targets is None:
+                targets, chosen["target_name"] = keywords[name], name
         if isinstance(inputs, Mapping) and targets is None:
             targets = next((inputs[name] for name in TARGET_NAMES if inputs.get(name) is not None), None)
         return cls(inputs, targets, **chosen)
@@ -136,6 +140,8 @@ class Probe:
     @property
     def batch(self) -> Any:
         """What a loss function gets: the inputs, or ``(inputs, targets)`` where these are apart from them."""
+        if self.target_name:
+            return {**self.inputs, self.target_name: self.targets}
         held = isinstance(self.inputs, dict) and any(self.inputs.get(name) is self.targets for name in TARGET_NAMES)
         return self.inputs if held or self.targets is None else (self.inputs, self.targets)
 

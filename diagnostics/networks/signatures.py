@@ -52,25 +52,26 @@ def pair_means(batch: Sequence[Any], model: nn.Module, *, has_forward: bool) -> 
     return tuple(batch), None
 
 
-def missing_or_unknown(inputs: dict[str, Any], model: nn.Module) -> tuple[dict[str, Any], Any]:
-    """The keyword inputs that the forward pass takes, and targets that it does not take, or None.
+def missing_or_unknown(inputs: dict[str, Any], model: nn.Module) -> tuple[dict[str, Any], str]:
+    """The keyword inputs that the forward pass takes, and the name of targets that it does not take, or none.
 
     Raises:
         InputError: It lacks an argument that it needs, or holds one that it does not take.
     """
     parameters = _parameters(model)
     if parameters is None:
-        return inputs, None
+        return inputs, ""
     open_ended = any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in parameters)
     known = [parameter.name for parameter in parameters if parameter.kind is not inspect.Parameter.VAR_KEYWORD]
-    kept, targets = dict(inputs), None
+    kept, targets = dict(inputs), ""
     for name in inputs:
         if name in known or open_ended:
             continue
         if name not in TARGET_NAMES:
             hint = near_matches(name, known) or f" It takes {', '.join(known)}."
             raise InputError(f"the forward pass of {type(model).__name__} takes no {name!r}; leave it out.{hint}")
-        targets = kept.pop(name)
+        targets = name
+        del kept[name]
     by_name = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
     for parameter in parameters:
         if parameter.kind in by_name and parameter.default is inspect.Parameter.empty and parameter.name not in kept:
