@@ -18,7 +18,7 @@ from skip_conditioning.diagnostics.networks.isolation import unwrap
 from skip_conditioning.diagnostics.networks.maps import TOTAL, Map, check_map
 from skip_conditioning.diagnostics.networks.measuring import ProbedModel, measuring
 from skip_conditioning.diagnostics.networks.numerics import exact_numerics
-from skip_conditioning.diagnostics.networks.probe import Probe, Reading
+from skip_conditioning.diagnostics.networks.probe import Call, Probe
 from skip_conditioning.diagnostics.support.memory import GIB
 
 COMBINATIONS = ("all", "sum", "centred")
@@ -75,7 +75,7 @@ class TangentKernelOperator(Operator):
         outputs: Any = "all",
         dtype: torch.dtype | None = None,
         memory_budget: int = GIB,
-        **reading: Unpack[Reading],
+        **reading: Unpack[Call],
     ) -> None:
         check_map("kernel", batch_mode, dtype)
         probe, outputs = read_outputs(Probe.of(probe, unwrap(model), **reading), outputs, COMBINATIONS)

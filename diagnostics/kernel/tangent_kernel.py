@@ -23,7 +23,7 @@ from skip_conditioning.diagnostics.networks.isolation import require_finite, unw
 from skip_conditioning.diagnostics.networks.maps import TOTAL, check_map
 from skip_conditioning.diagnostics.networks.measuring import measuring
 from skip_conditioning.diagnostics.networks.parameter_units import Unit, blocks_of, units_of
-from skip_conditioning.diagnostics.networks.probe import Probe, Reading
+from skip_conditioning.diagnostics.networks.probe import Call, Probe
 from skip_conditioning.diagnostics.networks.recording import Recording
 from skip_conditioning.diagnostics.support.memory import GIB, readable
 from skip_conditioning.diagnostics.support.progress import progress_bar
@@ -44,7 +44,7 @@ def tangent_kernel(
     floors: bool = False,
     progress: bool = False,
     group: ProcessGroup | None = None,
-    **reading: Unpack[Reading],
+    **reading: Unpack[Call],
 ) -> TangentKernel:
     """The tangent kernel of a model on a batch, or between two, with the share of every layer.
 

@@ -46,7 +46,8 @@ def select_layers(model: nn.Module, patterns: Sequence[str] | str | None) -> lis
         name, _ = split_call(pattern)
         matches = [name] if name in names else [module for module in names if _matches(module, name)]
         if not matches:
-            hint = near_matches(name, names) or f" It has {', '.join(names[:12]) or 'none'}{', …' if len(names) > 12 else ''}."
+            shown = ", ".join([*names[:12], *(["…"] if len(names) > 12 else [])]) or "none"
+            hint = near_matches(name, names) or f" It has {shown}."
             raise UnknownLayerError(f"layer {pattern!r} is no module of {type(model).__name__}.{hint}")
         output_index(pattern)
         chosen += [match + pattern[len(name) :] for match in matches]

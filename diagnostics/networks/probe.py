@@ -18,14 +18,19 @@ Loss = str | Callable[[Any, Any], Tensor] | nn.Module
 LOSSES = ("cross_entropy", "mse", "bce", "causal_lm")
 
 
-class Reading(TypedDict, total=False):
-    """How a batch is read: the optional arguments of ``Probe``, which every function that takes a probe takes too."""
+class Call(TypedDict, total=False):
+    """How a model is called, and what counts of what it returns: optional arguments of ``Probe``."""
 
     forward: Callable[[nn.Module, Any], Any] | None
     output: str | int | Callable[[Any], Tensor] | None
-    outputs: Any
     loss: Loss | None
     ignore_index: int
+
+
+class Reading(Call, total=False):
+    """How a batch is read: the optional arguments of ``Probe``, which every function that takes a probe takes too."""
+
+    outputs: Any
 
 
 @dataclass(frozen=True, eq=False)

@@ -23,6 +23,7 @@ from skip_conditioning.diagnostics.monitoring.measurement import Measurement, sc
 from skip_conditioning.diagnostics.monitoring.monitor import SpectrumMonitor
 from skip_conditioning.diagnostics.monitoring.schedule import as_schedule, log_spaced
 from skip_conditioning.diagnostics.monitoring.time_budget import forecast
+from skip_conditioning.diagnostics.networks.probe import Probe
 from skip_conditioning.diagnostics.support.memory import GIB
 from skip_conditioning.diagnostics.tables import SCHEMAS, SKIPPED, SPECTRA
 from skip_conditioning.experiments.config.train_config import measurements, spectra_dtype
@@ -191,7 +192,9 @@ def _cost(runner: Runner, trainer: Trainer, measurement: Measurement | None, dir
     due = [step for step in range(trainer.total_steps + 1) if schedule(step)]
     seconds = 0.0
     if measurement is not None:
-        seconds = forecast(model, probe[0], measurement, method="auto", tolerance=None, dtype=dtype, memory_budget=GIB)
+        seconds = forecast(
+            model, Probe(probe[0]), measurement, method="auto", tolerance=None, dtype=dtype, memory_budget=GIB
+        )
     too_long = seconds > _MEASURED_SECONDS
     spectra = SPECTRA.empty_table()
     if not too_long:
