@@ -73,7 +73,10 @@ class Trainer:
         self.monitor.rewind(first - 1)
         set_rng_states(self.ranks.own(load_run(self.directory, first, self.model, self.optimizer)))
         network = self.ranks.replicate(
-            self.model, self.device, self.monitor.probe.first[:_EXAMPLE], sync_batch_norm=self.config.network.sync_batch_norm
+            self.model,
+            self.device,
+            self.monitor.probe.first[:_EXAMPLE],
+            sync_batch_norm=self.config.network.sync_batch_norm,
         )
         if self.config.optimisation.compile:
             network = torch.compile(network, dynamic=False)  # type: ignore[assignment]
