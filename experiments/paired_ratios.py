@@ -28,7 +28,7 @@ class Options:
     """Compare the arms of an experiment in pairs: ratios of geometric means over trials, 95 % bootstrap intervals."""
 
     directory: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="DIR")]
-    """An experiment written by skip-conditioning train."""
+    """An experiment written by skip-conditioning train, or a folder of runs of your own."""
 
     measures: tuple[str, ...] = STATISTICS
     """Columns of the spectra table."""
@@ -54,18 +54,33 @@ def paired_ratios(
         measures: Columns of the spectra table.
         spectra_steps: How many of the first measured steps to average over.
         loss_steps: Steps of the training losses.
+
+    Raises:
+        InputError: Two runs are the same trial of an arm at the same learning rate.
     """
+    _check_trials(tables.runs)
     logs = {name: _log_measure(tables, name, spectra_steps) for name in measures}
     logs |= {f"training loss at step {step}": _log_loss(tables, step) for step in loss_steps}
     pairs = list(pairwise(arms)) + ([(arms[0], arms[-1])] if len(arms) > 2 else [])
     rows = []
     for name, values in logs.items():
         frame = tables.runs[["run_id", "arm", "lr", "trial"]].assign(value=tables.runs["run_id"].map(values))
-        for lr, group in frame.groupby("lr"):
-            by_arm = group.pivot(index="trial", columns="arm", values="value")
+        for lr, group in frame.groupby("lr", dropna=False):
+            by_arm = group.pivot(index="trial", columns="arm", values="value").reindex(columns=list(arms))
             row = {f"{after} / {before}": _ratio(by_arm[after] - by_arm[before]) for before, after in pairs}
-            rows.append({"quantity": name, "lr": f"{lr:g}", **row})
+            rows.append({"quantity": name, "lr": f"{lr:g}" if np.isfinite(lr) else "–", **row})
     return pd.DataFrame(rows)
+
+
+def _check_trials(runs: pd.DataFrame) -> None:
+    """Check that a trial of an arm is one run, by which it is compared with those of other arms."""
+    twice = runs[runs.duplicated(["arm", "lr", "trial"], keep=False)]
+    if len(twice):
+        first, second = twice[(twice[["arm", "trial"]] == twice[["arm", "trial"]].iloc[0]).all(axis=1)]["run_id"][:2]
+        raise InputError(
+            f"runs {first!r} and {second!r} are both trial {twice['trial'].iloc[0]} of arm {twice['arm'].iloc[0]!r}; "
+            "number the trials, by SpectrumMonitor(trial=…) or in their config.json"
+        )
 
 
 def _log_measure(tables: Experiment, name: str, count: int) -> pd.Series:

@@ -6,7 +6,7 @@ should use ``speed_rank``, which every run has.
 """
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -47,7 +47,8 @@ def speed_table(
         runs: The runs table, columns ``run_id`` and ``status`` at least.
         metrics: The metrics table, columns ``run_id, step, split, loss`` at least; rows of split ``train`` count,
             and of several rows for one step (a resumed run) the last.
-        loss_threshold: Loss to reach; by default each run's own, from the column ``loss_threshold`` of ``runs``.
+        loss_threshold: Loss to reach; by default each run's own, from the column ``loss_threshold`` of ``runs``, and
+            for runs without one the lowest loss that every run reached which did not diverge.
         loss_window: Number of last logged steps over which every loss below is averaged, but not that in the area; by
             default each run's own number, from the column ``loss_window`` of ``runs``, or 1 without that column. 1,
             the loss itself, is right for full-batch runs; mini-batch losses need more, or noise reaches the threshold.
@@ -66,12 +67,17 @@ def speed_table(
           equals share their mean rank.
 
     Raises:
-        InputError: A run has no threshold, or the threshold or the window given is out of range.
+        InputError: A run has no threshold and none has a loss, or the threshold or the window given is out of range.
     """
-    thresholds, windows = _thresholds(runs, loss_threshold), _windows(runs, loss_window)
+    windows = _windows(runs, loss_window)
     train = metrics[metrics["split"] == "train"].drop_duplicates(["run_id", "step"], keep="last")
     losses = {str(run_id): rows.set_index("step")["loss"].sort_index() for run_id, rows in train.groupby("run_id")}
     nothing = pd.Series(dtype=float, index=pd.Index([], dtype=int))
+    smoothed = [
+        _running_mean(losses.get(run_id, nothing), window)
+        for run_id, window in zip(runs["run_id"].astype(str), windows, strict=True)
+    ]
+    thresholds = _thresholds(runs, loss_threshold, smoothed)
     rows = [
         _run_speed(losses.get(run_id, nothing), threshold, status == "diverged", window)
         for run_id, status, threshold, window in zip(
@@ -83,15 +89,19 @@ def speed_table(
     return table.assign(speed_rank=_speed_rank(table))
 
 
-def _thresholds(runs: pd.DataFrame, loss_threshold: float | None) -> np.ndarray:
+def _thresholds(runs: pd.DataFrame, loss_threshold: float | None, losses: Iterable[pd.Series]) -> np.ndarray:
+    """The loss that each run has to reach; ``losses`` are those of the runs, averaged as they are to be compared."""
     if loss_threshold is not None:
         if not np.isfinite(loss_threshold):
             raise InputError(f"the loss threshold is {loss_threshold}; it must be a finite number")
         return np.full(len(runs), float(loss_threshold))
     thresholds = _numbers(runs, "loss_threshold")
     if thresholds.isna().any():
-        run_id = runs.loc[thresholds.isna(), "run_id"].iloc[0]
-        raise InputError(f"run {run_id!r} was configured without a loss_threshold; give --loss-threshold")
+        reached = [series.min() for series in losses if len(series) and np.isfinite(series).all()]
+        if not reached:
+            run_id = runs.loc[thresholds.isna(), "run_id"].iloc[0]
+            raise InputError(f"run {run_id!r} was configured without a loss_threshold; give --loss-threshold")
+        thresholds = thresholds.fillna(max(reached))
     return thresholds.to_numpy()
 
 
@@ -178,10 +188,10 @@ class Options:
     """Print how fast each run trained, fastest first, and write DIR/speed.parquet."""
 
     directory: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="DIR")]
-    """An experiment, or one run."""
+    """An experiment, a folder of runs, or one run."""
 
     loss_threshold: float | None = None
-    """Training loss to reach; None for the one that each run was configured with."""
+    """Training loss to reach; None for the one that each run was configured with, or the lowest that all reached."""
 
     loss_window: int | None = None
     """Number of logged steps over which the loss is averaged; None for the one that each run was configured with."""

@@ -11,9 +11,9 @@ import pandas as pd
 import tyro
 
 from skip_conditioning.diagnostics.errors import InputError
-from skip_conditioning.diagnostics.tables import read_experiment
+from skip_conditioning.diagnostics.tables import Experiment, read_experiment
 from skip_conditioning.experiments.config.command_line import parse_options, run_command
-from skip_conditioning.experiments.speed import SPEED
+from skip_conditioning.experiments.speed import SPEED, speed_table
 
 
 def summary_table(directory: Path) -> pd.DataFrame:
@@ -25,15 +25,12 @@ def summary_table(directory: Path) -> pd.DataFrame:
     σ_min is not resolved), ``first σ mean``.
     """
     tables = read_experiment(directory)
-    if not (directory / SPEED).exists():
-        raise InputError(f"{directory} has no {SPEED} yet; write it with: skip-conditioning speed {directory}")
-    speed = pd.read_parquet(directory / SPEED)
-    frame = tables.runs.drop(columns="loss_threshold", errors="ignore").merge(speed, on="run_id")
+    frame = tables.runs.drop(columns="loss_threshold", errors="ignore").merge(_speed(directory, tables), on="run_id")
     frame = frame.merge(_first_spectra(tables.spectra), on="run_id", how="left")
     rows = []
-    for (lr, arm), group in frame.groupby(["lr", "arm"], sort=False):
+    for (lr, arm), group in frame.groupby(["lr", "arm"], sort=False, dropna=False):
         row = {
-            "lr": f"{lr:g}",
+            "lr": _rate(lr),
             "arm": arm,
             "runs": len(group),
             "diverged": int(group["diverged"].sum()),
@@ -58,10 +55,15 @@ def print_summary(directory: Path) -> None:
     """Print the table and where the files of the experiment are.
 
     Raises:
-        InputError: The directory is no experiment, or its speed table is missing.
+        InputError: The directory is no experiment, or its speed table lacks runs or is damaged.
     """
     tables = read_experiment(directory)
     print(f"\n{summary_table(directory).to_string(index=False)}\n")
+    if "loss_threshold" not in tables.runs and not (directory / SPEED).exists():
+        print(
+            "the loss to reach is the lowest that every run reached; for another: skip-conditioning speed "
+            f"{directory} --loss-threshold …"
+        )
     if "diagnostics_share" in tables.runs and len(tables.spectra):
         share = tables.runs["diagnostics_share"].median()
         print(f"diagnostics took {share:.1%} of the training time (median run)")
@@ -76,6 +78,26 @@ def print_summary(directory: Path) -> None:
     for name, what in contents.items():
         if (directory / name).exists():
             print(f"{what}: {directory / name}")
+
+
+def _speed(directory: Path, tables: Experiment) -> pd.DataFrame:
+    """The speed table on disk, or one made now where there is none."""
+    path = directory / SPEED
+    remedy = f"write it again with: skip-conditioning speed {directory}"
+    if not path.exists():
+        return speed_table(tables.runs, tables.metrics)
+    try:
+        speed = pd.read_parquet(path)
+        missing = set(tables.runs["run_id"]) - set(speed["run_id"])
+    except (OSError, ValueError, KeyError) as error:
+        raise InputError(f"{path} cannot be read ({error}); {remedy}") from error
+    if missing:
+        raise InputError(f"{path} lacks run {min(missing)!r}; {remedy}")
+    return speed
+
+
+def _rate(lr: float) -> str:
+    return f"{lr:g}" if np.isfinite(lr) else "–"
 
 
 def _median(values: pd.Series, worse_than_all: pd.Series) -> str:
@@ -93,7 +115,7 @@ def _first_spectra(spectra: pd.DataFrame) -> pd.DataFrame:
 
 def _order(frame: pd.DataFrame) -> dict[str, int]:
     """Sort keys: learning rates by size, arms in their order in the runs table."""
-    rates = [f"{lr:g}" for lr in sorted(frame["lr"].unique())]
+    rates = [_rate(lr) for lr in sorted(frame["lr"].unique())]
     return {name: index for index, name in enumerate([*rates, *frame["arm"].unique()])}
 
 
@@ -102,7 +124,7 @@ class Options:
     """Print the conditioning and speed of each arm and learning rate, and where the files of the experiment are."""
 
     directory: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="DIR")]
-    """An experiment written by skip-conditioning train."""
+    """An experiment written by skip-conditioning train, or a folder of runs of your own."""
 
 
 def main(args: Sequence[str] | None = None) -> int:

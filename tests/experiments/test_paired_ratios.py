@@ -1,5 +1,6 @@
 import json
 import re
+import shutil
 
 import numpy as np
 import pytest
@@ -80,3 +81,14 @@ def test_a_single_arm_has_nothing_to_be_compared_with(tmp_path, capsys):
     write_run(tmp_path, "chain", 0, [1.0])
     assert main([str(tmp_path)]) == 2
     assert "one arm only, chain" in capsys.readouterr().err
+
+
+def test_runs_that_are_the_same_trial_are_named(experiment, capsys):
+    shutil.copytree(experiment / "runs" / "chain-lr0.1-trial01", experiment / "runs" / "copy")
+    assert main([str(experiment)]) == 2
+    assert "chain-lr0.1-trial01 and " in capsys.readouterr().err
+    write_json({"run_id": "copy", "arm": "chain", "lr": 0.1, "trial": 1}, experiment / "runs" / "copy" / "config.json")
+    for table in ("metrics", "spectra"):
+        shutil.rmtree(experiment / "runs" / "copy" / table)
+    assert main([str(experiment)]) == 2
+    assert "runs 'chain-lr0.1-trial01' and 'copy' are both trial 1 of arm 'chain'" in capsys.readouterr().err

@@ -138,6 +138,14 @@ def test_test_split_does_not_count():
     pd.testing.assert_frame_equal(table, speeds())
 
 
+def test_without_a_threshold_it_is_the_loss_that_every_run_reached():
+    losses = {"a": [2.0, 0.5, 0.9], "b": [2.0, 1.0, 0.8], "c": [2.0, np.nan], "d": [2.0, 1.5, 1.2]}
+    table = speed_table(runs_of(losses, loss_threshold=[np.nan, np.nan, np.nan, 1.0]), metrics_of(losses))
+    assert table["loss_threshold"].tolist() == [1.2, 1.2, 1.2, 1.0]
+    assert table["steps_to_threshold"].tolist() == [1, 1, 1, 2]
+    assert table["censored"].tolist() == [False, False, True, True]
+
+
 def test_threshold_of_each_run():
     runs = runs_of(LOSSES, loss_threshold=[1.0, 0.4, 1.7, 0.1])
     table = speed_table(runs, metrics_of(LOSSES))

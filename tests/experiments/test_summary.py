@@ -3,10 +3,16 @@ import json
 import numpy as np
 import pandas as pd
 import pytest
+import torch
+from torch import nn
 
-from skip_conditioning.diagnostics.tables import METRICS, SPECTRA, TableWriter
+from skip_conditioning import SpectrumMonitor
+from skip_conditioning.diagnostics.errors import InputError
+from skip_conditioning.diagnostics.tables import METRICS, SPECTRA, TableWriter, read_experiment
+from skip_conditioning.experiments.paired_ratios import paired_ratios
 from skip_conditioning.experiments.speed import write_speed
 from skip_conditioning.experiments.summary import print_summary, summary_table
+from skip_conditioning.figures.__main__ import main as main_of_figures
 
 # Losses of three trials; the threshold is 0.5.
 LOSSES = {
@@ -84,3 +90,46 @@ def test_printed_on_standard_output(experiment, capsys):
     assert str(experiment / "runs") in printed
     assert str(experiment / "speed.parquet") in printed
     assert pd.read_parquet(experiment / "speed.parquet")["run_id"].nunique() == 9
+
+
+@pytest.fixture(params=["runs", "."])
+def own_runs(tmp_path, request):
+    """Two arms in two trials of somebody's own loop; one run says nothing of itself."""
+    for arm in ("base", "skip"):
+        for trial in range(2):
+            torch.manual_seed(trial)
+            options = {"arm": arm, "trial": trial, "max_overhead": None} | ({"lr": 0.1} if arm == "skip" else {})
+            out = tmp_path / request.param / f"{arm}-{trial}"
+            with SpectrumMonitor(nn.Linear(3, 2), torch.randn(4, 3), out, maps="network", **options) as monitor:
+                for step in range(4):
+                    monitor.step(step, loss=2.0**-step * (1 + (arm == "base")), lr=0.1 if step else 0.01)
+    with SpectrumMonitor(nn.Linear(3, 2), torch.randn(4, 3), tmp_path / request.param / "other", maps=()) as monitor:
+        monitor.step(0, loss=1.0)
+    return tmp_path
+
+
+def test_a_folder_of_ones_own_runs_is_summarised_compared_and_drawn(own_runs, capsys):
+    print_summary(own_runs)
+    assert "the loss to reach is the lowest that every run reached" in capsys.readouterr().out
+    table = summary_table(own_runs)
+    assert table[["lr", "arm", "runs"]].to_numpy().tolist() == [
+        ["0.1", "base", 2],
+        ["0.1", "skip", 2],
+        ["–", "other", 1],
+    ]
+    assert table["steps to loss ≤ 1"].tolist() == ["1", "0", "0"]
+    ratios = paired_ratios(read_experiment(own_runs), ["base", "skip"], ["sigma_max"], 1, [2])
+    assert ratios["skip / base"].tolist()[::2] == ["1.00, < 1 in 0 of 2", "0.50, < 1 in 2 of 2"]
+    assert main_of_figures([str(own_runs), "--only", "loss_curves"]) == 0
+    write_speed(own_runs)
+    print_summary(own_runs)
+    assert "the loss to reach" not in capsys.readouterr().out
+
+
+def test_runs_that_the_speed_table_lacks_are_named(experiment):
+    write_run(experiment / "runs" / "new", "chain", 0.1, 3, [1.0])
+    with pytest.raises(InputError, match=r"speed.parquet lacks run 'new'; write it again with: .* speed"):
+        summary_table(experiment)
+    (experiment / "speed.parquet").write_bytes(b"PAR1")
+    with pytest.raises(InputError, match=r"speed.parquet cannot be read"):
+        summary_table(experiment)
