@@ -121,7 +121,7 @@ def measuring(
         model: Any module, wrapped or not.
         probe: A ``Probe``, or what ``Probe.of`` takes.
         batch_mode: ``batch`` leaves the train/eval flags as they are, ``sample`` puts the model in eval mode.
-        dtype: Precision of the measurement; None keeps the model's own, but float32 for half precision.
+        dtype: Precision of the measurement; None keeps the model's own, but takes float32 where all weights are in half precision.
 
     Raises:
         InputError: The model is no module, or the probe has no samples or cannot be read.
@@ -130,9 +130,9 @@ def measuring(
     """
     module = unwrap(model)
     original, note = Probe.of(probe, module), ""
-    half = next((p.dtype for p in module.parameters() if p.dtype in (torch.float16, torch.bfloat16)), None)
-    if dtype is None and half is not None:
-        dtype, note = torch.float32, f"{str(half).removeprefix('torch.')} weights, measured in float32"
+    kinds = {parameter.dtype for parameter in module.parameters() if parameter.is_floating_point()}
+    if dtype is None and kinds and kinds <= {torch.float16, torch.bfloat16}:
+        dtype, note = torch.float32, f"{str(min(kinds, key=str)).removeprefix('torch.')} weights, measured in float32"
     own = original.on(module, dtype)
     with quiet(module, batch_mode=batch_mode):
         yield ProbedModel(module, own, State(module, dtype), batch_mode, dtype, original, note)

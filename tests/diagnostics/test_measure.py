@@ -35,7 +35,7 @@ def test_unknown_options(options, message):
 
 
 @pytest.mark.parametrize(
-    "probe", [torch.ones(0, 3), torch.ones(()), [1.0], None, {"x": X}, torch.ones(2, 0), np.ones((2, 3))]
+    "probe", [torch.ones(0, 3), torch.ones(()), [1.0], None, {"input": 1.0}, torch.ones(2, 0), np.ones((2, 3))]
 )
 @pytest.mark.parametrize("model", [net(), nn.ReLU()], ids=["net", "no-parameters"])
 def test_probes_that_are_none(probe, model):
@@ -99,7 +99,7 @@ def test_every_floating_precision_agrees_within_its_floor(dtype):
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(3, 8), nn.Tanh(), nn.Linear(8, 3)).to(dtype)
     x = torch.randn(4, 3).to(dtype)
-    found, exact = (spectra(model, x, map="network", dtype=one)["network"] for one in (None, torch.float64))
+    found, exact = (spectra(model, x, map="network", dtype=kind)["network"] for kind in (dtype, torch.float64))
     assert found.dtype == str(dtype).removeprefix("torch.")
     assert np.abs(found.values - exact.values).max() <= found.floor
 

@@ -311,7 +311,7 @@ class Pooled(nn.Linear):
             InputError,
             "the tangent kernel of 'total' is computed in bfloat16",
         ),
-        ({"dtype": torch.float16}, {}, InputError, "the tangent kernel of 'total' is computed in float16"),
+        ({"dtype": torch.float16}, {"dtype": torch.float16}, InputError, "of 'total' is computed in float16"),
         ({"outputs": 1}, {"outputs": "centred"}, InputError, "a network with a single output are zero; use outputs"),
         ({"outputs": 1}, {"outputs": "centred", "batch_mode": "sample"}, InputError, "single output"),
     ],

@@ -171,7 +171,7 @@ def test_a_result_without_a_derivative_is_refused():
         def forward(self, x):
             return super().forward(x).argmax(-1)
 
-    with pytest.raises(UnsupportedModelError, match="int64; wrap it"):
+    with pytest.raises(UnsupportedModelError, match="int64; say which"):
         spectra(Classes(3, 2), torch.randn(2, 3), map="network")
     with pytest.raises(UnsupportedModelError, match="complex64"):
         spectra(nn.Identity(), torch.randn(2, 3, dtype=torch.complex64), map="network")

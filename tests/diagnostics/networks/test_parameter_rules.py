@@ -214,7 +214,7 @@ CASES = [
     Case("embedding-padding-from-the-end", lambda: tokens(padding_idx=-4), (3, 4), tokens=3),
     Case("embedding-max-norm", lambda: tokens(max_norm=0.5), (3, 4), ("0", "2"), tokens=5),
     Case("embedding-by-frequency", lambda: tokens(scale_grad_by_freq=True), (3, 4), ("0",), tokens=3),
-    Case("embedding-sparse", lambda: tokens(sparse=True), (3, 4), ("0",), tokens=5),
+    Case("embedding-sparse", lambda: tokens(sparse=True), (3, 4), tokens=5),
     Case("embedding-bag", lambda: net(nn.EmbeddingBag(5, 3), nn.Tanh()), (3, 4), ("0",), tokens=5),
     Case("attention", Attends, (3, 4, 4)),
     Case("attention-no-bias", lambda: Attends(bias=False), (3, 2, 4)),
