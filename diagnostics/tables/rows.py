@@ -2,7 +2,7 @@
 
 import math
 import numbers
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -14,26 +14,33 @@ from skip_conditioning.diagnostics.tables.files import shortened
 _LARGEST_INT = 2**63 - 1
 
 
-def checked_row(row: Mapping[str, Any], schema: pa.Schema) -> dict[str, Any]:
-    """The values of a row as plain Python objects, without those that are None.
-
-    Numbers may be NumPy's or torch's scalars. One that is on a device other than the CPU stays a tensor, a copy, so
-    that nothing waits for the device; ``fetched`` gives the number.
+class RowCheck:
+    """Checks rows of one table.
 
     Args:
-        row: By column.
         schema: Columns and types of the table.
-
-    Raises:
-        InputError: A column that the table does not have, no ``step``, or a value that does not fit its column.
     """
-    unknown = set(row) - set(schema.names)
-    if unknown:
-        raise InputError(f"unknown column {sorted(unknown)[0]!r}; the table has {', '.join(schema.names)}")
-    checked = {name: _checked(name, schema.field(name).type, value) for name, value in row.items() if value is not None}
-    if checked.get("step", -1) < 0:
-        raise InputError(f"column 'step' must be a whole number from 0; it is {row.get('step')}")
-    return checked
+
+    def __init__(self, schema: pa.Schema) -> None:
+        self._columns = {field.name: _CONVERSIONS[field.type] for field in schema} | {"step": _STEP}
+
+    def __call__(self, row: Mapping[str, Any]) -> dict[str, Any]:
+        """The values of a row as plain Python objects, without those that are None.
+
+        Numbers may be NumPy's or torch's scalars. One that is on a device other than the CPU stays a tensor, a copy, so
+        that nothing waits for the device; ``fetched`` gives the number.
+
+        Args:
+            row: By column.
+
+        Raises:
+            InputError: A column that the table does not have, no ``step``, or a value that does not fit its column.
+        """
+        unknown = row.keys() - self._columns.keys()
+        if unknown:
+            raise InputError(f"unknown column {min(unknown)!r}; the table has {', '.join(self._columns)}")
+        row = {name: value for name, value in row.items() if value is not None or name == "step"}
+        return {name: _checked(name, *self._columns[name], value) for name, value in {"step": None, **row}.items()}
 
 
 def checked_step(step: Any) -> int:
@@ -42,8 +49,8 @@ def checked_step(step: Any) -> int:
     Raises:
         InputError: It is no whole number from 0.
     """
-    row = checked_row({"step": step}, pa.schema([("step", pa.int64())]))
-    return int(row["step"])
+    checked: int = _checked("step", *_STEP, step)
+    return checked
 
 
 def is_on_device(value: Any) -> bool:
@@ -57,9 +64,8 @@ def fetched(row: Mapping[str, Any]) -> dict[str, Any]:
     return {name: float(value.item()) if is_on_device(value) else value for name, value in row.items()}
 
 
-def _checked(name: str, type: pa.DataType, value: Any) -> Any:
-    """A value as a plain Python object of the column's type."""
-    convert, kind = _CONVERSIONS[type]
+def _checked(name: str, convert: Callable[[Any], Any], kind: str, value: Any) -> Any:
+    """A value as a plain Python object of its column's type."""
     try:
         return convert(value)
     except (TypeError, ValueError, OverflowError, RuntimeError):  # the last is torch's, of a tensor with several values
@@ -67,6 +73,8 @@ def _checked(name: str, type: pa.DataType, value: Any) -> Any:
 
 
 def _real(value: Any) -> Any:
+    if type(value) is float:
+        return value
     if is_on_device(value):
         if value.numel() != 1 or value.is_complex():
             raise TypeError
@@ -84,6 +92,13 @@ def _whole(value: Any) -> int:
     if abs(int(value)) > _LARGEST_INT:
         raise OverflowError
     return int(value)
+
+
+def _step(value: Any) -> int:
+    step = _whole(value)
+    if step < 0:
+        raise ValueError
+    return step
 
 
 def _flag(value: Any) -> bool:
@@ -119,6 +134,7 @@ def _shown(value: Any) -> str:
     return f"a {kind} of shape {shape}" if shape else f"{shortened(value, 40)} ({kind})"
 
 
+_STEP = (_step, "a whole number from 0")
 _CONVERSIONS = {
     pa.float64(): (_real, "a single number"),
     pa.int64(): (_whole, "a whole number"),

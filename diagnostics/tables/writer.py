@@ -21,7 +21,7 @@ from skip_conditioning.diagnostics.tables.parts import (
     read_part,
     waiting_rows,
 )
-from skip_conditioning.diagnostics.tables.rows import checked_row, fetched, is_on_device
+from skip_conditioning.diagnostics.tables.rows import RowCheck, fetched, is_on_device
 
 
 class TableWriter:
@@ -44,7 +44,7 @@ class TableWriter:
     """
 
     def __init__(self, directory: Path, schema: pa.Schema) -> None:
-        self.directory, self.schema = directory, schema
+        self.directory, self.schema, self._check = directory, schema, RowCheck(schema)
         with clear_disk_errors(directory):
             directory.mkdir(parents=True, exist_ok=True)
             if not os.access(directory, os.W_OK):
@@ -63,7 +63,7 @@ class TableWriter:
         Raises:
             InputError: The table has no such column, or a value does not fit its column; the row is not kept.
         """
-        checked = checked_row(row, self.schema)
+        checked = self._check(row)
         self._rows.append(checked)
         self.has_device_values = self.has_device_values or any(map(is_on_device, checked.values()))
 
