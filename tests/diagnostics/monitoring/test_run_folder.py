@@ -132,6 +132,29 @@ def test_what_waits_is_written_when_the_monitor_is_dropped_but_not_by_a_fork(tmp
     assert not list(tmp_path.rglob(".*.lock"))
 
 
+class OnDevice:
+    """Stands for a number on a GPU; says when it is waited for."""
+
+    device, is_complex, detach = torch.device("cuda"), lambda self: False, lambda self: self
+    numel, clone = lambda self: 1, lambda self: self
+
+    def __init__(self, fetched):
+        self.item = lambda: fetched.append(self) or 1.0
+
+
+def test_numbers_on_a_device_are_waited_for_once_a_second(tmp_path, monkeypatch):
+    now, fetched = 0.0, []
+    monkeypatch.setattr(time, "perf_counter", lambda: now)
+    monitor = SpectrumMonitor(nn.Linear(3, 2), X, tmp_path, maps=())
+    for step in range(8):
+        now += 0.3
+        monitor.log(step, split="train", loss=OnDevice(fetched))
+        assert len(read_experiment(tmp_path).metrics) == len(fetched) == (step + 1) // 4 * 4
+    now += 10.0  # slow steps do not wait at all
+    monitor.log(8, split="train", loss=OnDevice(fetched))
+    assert len(read_experiment(tmp_path).metrics) == len(fetched) == 9
+
+
 def log_until_killed(out, first, pipe, pause):
     """What a forked process does: log every step, and say so once it is logged."""
     monitor = SpectrumMonitor(nn.Linear(3, 2), X, out, maps="network", max_overhead=None, resume=True)
