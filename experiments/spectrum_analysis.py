@@ -94,17 +94,23 @@ class Options:
     """Number of the probe's samples to use, from the first on; by default all."""
 
     probe: Path | None = None
-    """NumPy file (.npy) of inputs, one sample a row; by default the probe of the experiment."""
+    """File of inputs: .npy (one sample a row), or .npz, .safetensors or .pt with a tensor, or with several by the names
+    that the network's forward pass gives them; labels or targets may be among them. By default the probe of the
+    experiment."""
 
     model: str | None = None
-    """package.module:factory, path/to/file.py:factory, or a name listed by skip-conditioning models, for a checkpoint
-    not made by skip-conditioning train."""
+    """package.module:factory, path/to/file.py:factory, or a name listed by skip-conditioning models: for a checkpoint
+    not made by skip-conditioning train, and for runs that were trained with a factory of your own."""
 
     model_options: tuple[str, ...] = ()
     """Options of that model, each name=value."""
 
     weights: Path | None = None
-    """Checkpoint of that model: .safetensors, or a .pt/.pth state dict."""
+    """Checkpoint of that model: .safetensors, .pt, .pth, .bin, .ckpt, .pth.tar, or the .index.json of several. The
+    weights may be nested, and their names have a prefix: what fits the network is taken."""
+
+    key: str | None = None
+    """Which weights of that file to take where several fit, such as ema."""
 
     device: str = "auto"
     """cpu, cuda, cuda:1 and so on; auto for a GPU if there is one."""
@@ -134,7 +140,7 @@ def analyse(options: Options) -> None:
     _check(options)
     targets = _targets(options)
     for target in targets:
-        network = target.build(options.model, options.model_options)
+        network = target.build(options.model, options.model_options, options.key)
         check_probe(network, load_probe(options.probe, target, options.probe_size))
     out = options.out or _default_out(targets, options.paths)
     if out.exists() and not out.is_dir():
@@ -186,8 +192,8 @@ def _measure(
     target: Target, options: Options, device: torch.device, group: distributed.ProcessGroup | None
 ) -> list[dict[str, Any]]:
     """Rows of the spectra table for one checkpoint."""
-    model = target.build(options.model, options.model_options).to(device)
-    probe = load_probe(options.probe, target, options.probe_size).to(device)
+    model = target.build(options.model, options.model_options, options.key).to(device)
+    probe = load_probe(options.probe, target, options.probe_size)
     rows: list[dict[str, Any]] = []
     for name in options.map:
         by_layer = spectra(

@@ -58,7 +58,8 @@ class NetworkOptions:
     """Options of the model, each name=value, such as depth=16; `skip-conditioning models` lists them."""
 
     arms: tuple[str, ...] = ()
-    """Variants of the model to compare; a factory of your own lists its arms as factory.arms, or has only `default`."""
+    """Variants of the model to compare. Another --model has its own: a factory of yours all that it lists as
+    factory.arms, or only `default`; a network that lacks some of the preset's its usual one."""
 
     batch_norm: Literal["train", "frozen"] = "train"
     """Statistics of batch norm: of each batch (train), or always of the first batch at initialisation (frozen)."""
@@ -131,7 +132,8 @@ class DiagnosticsOptions:
     """Maps, their layers and their schedules."""
 
     layers: tuple[str, ...] | None = None
-    """Layers to measure, names or globs such as blocks.*; None for those of the preset."""
+    """Layers to measure, names or globs such as blocks.*; None for those of the preset, or the blocks of a --model with
+    arms of its own."""
 
     measure_until: int | None = None
     """Last step at which to measure; None for the preset's schedule to its end."""

@@ -19,6 +19,7 @@ from skip_conditioning.experiments.config.options import (
     OptimisationOptions,
     OutputOptions,
 )
+from skip_conditioning.models import arms, default_arm
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,7 +39,8 @@ class TrainConfig:
         """This configuration with other values of some options, each given by its own name, without its group.
 
         As on the command line, the length of runs in steps replaces that in epochs, and the other way round; and
-        another model has none of the options of the model before.
+        another model has none of the options of the model before, and its own arms and layers unless it has all arms
+        that were to be compared.
 
         Args:
             options: Values by the options' names, such as ``lr=(0.1, 0.2), steps=10``; one value by itself, as in
@@ -47,7 +49,8 @@ class TrainConfig:
         Raises:
             InputError: There is no such option; near matches are offered.
         """
-        return _with_values(self, options | _implied(options))
+        changed = _with_values(self, options)
+        return _with_values(changed, _implied(changed, options))
 
     def check(self) -> None:
         """Raise ``InputError`` for options that are out of range or contradict each other."""
@@ -69,6 +72,9 @@ class TrainConfig:
         if self.network.sync_batch_norm and self.network.batch_norm == "frozen":
             raise InputError("--sync-batch-norm has nothing to synchronise with --batch-norm frozen; give one of them")
 
+
+#: The arm of a user's factory that declares none.
+ONLY_ARM = "default"
 
 _KINDS: dict[str, type] = {
     "data": DataOptions,
@@ -129,19 +135,36 @@ def flag(option: str) -> str:
 def with_given(config: TrainConfig, args: Sequence[str]) -> TrainConfig:
     """A preset's options with those that the command line gives, which may set others aside as in ``changed``."""
     flags = (word.partition("=")[0] for word in args if word.startswith("--"))
-    return _with_values(config, _implied({name.removeprefix("--").replace("-", "_") for name in flags}))
+    return _with_values(config, _implied(config, {name.removeprefix("--").replace("-", "_") for name in flags}))
 
 
-def _implied(given: Collection[str]) -> dict[str, Any]:
-    """Options that are set aside because others are given: their values, by their own names."""
+def _implied(config: TrainConfig, given: Collection[str]) -> dict[str, Any]:
+    """Options that are set aside because others are given: their values, by their own names.
+
+    Args:
+        config: With the values given.
+        given: Names of the options that are given.
+
+    Raises:
+        ModelOptionError: There is no such model.
+    """
     implied: dict[str, Any] = {}
     if "steps" in given:
         implied["epochs"] = None
     if "epochs" in given:
         implied["steps"] = None
     if "model" in given:
-        implied["model_options"] = ()
+        implied |= {"model_options": (), **_own_arms_and_layers(config.network)}
     return {option: value for option, value in implied.items() if option not in given}
+
+
+def _own_arms_and_layers(network: NetworkOptions) -> dict[str, Any]:
+    """The arms of a network, and its own layers, where a preset's are those of another network."""
+    own = arms(network.model)
+    if ":" not in network.model and set(network.arms) <= set(own):
+        return {}
+    chosen = (default_arm(network.model),) if ":" not in network.model else own or (ONLY_ARM,)
+    return {"arms": chosen, "layers": ()}
 
 
 def _with_values(config: TrainConfig, options: Mapping[str, Any]) -> TrainConfig:
@@ -167,8 +190,13 @@ def measurements(config: TrainConfig) -> tuple[Measurement, ...]:
     """The measurements of each run; none without diagnostics."""
     options = config.diagnostics
     chosen = options.measurements if options.diagnostics else ()
-    if options.layers is not None:
+    if options.layers:
         chosen = tuple(replace(measurement, layers=options.layers) for measurement in chosen)
+    elif options.layers is not None:  # of any network there is the kernel of all layers together
+        chosen = tuple(
+            measurement if measurement.layers == ("total",) else replace(measurement, layers=None)
+            for measurement in chosen
+        )
     last = options.measure_until
     if last is not None:
         chosen = tuple(

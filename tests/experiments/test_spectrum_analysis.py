@@ -50,9 +50,9 @@ def without_figures(monkeypatch):
 
 def test_an_experiment_gives_the_spectra_of_every_checkpoint(experiment, capsys):
     options = ["--layers", "blocks.[13]", "--spectra-dtype", "float64", "--at-steps", "0", "2"]
-    assert main([str(experiment), "--map", "tail", "param", *options]) == 0
+    assert main([str(experiment), "--map", "tail", *options]) == 0
     table = pd.read_parquet(experiment / "analysis" / "spectra")
-    assert len(table) == 2 * 2 * 2 * 2  # arms × checkpoints × maps × blocks
+    assert len(table) == 2 * 2 * 2  # arms × checkpoints × blocks
     model = build_model("residual-mlp", arm="chain", **MODEL)
     model.load_state_dict(load_file(next(experiment.glob("runs/chain-*/checkpoints/step_000000002.safetensors"))))
     x = load_file(experiment / "probe.safetensors")["x"]
@@ -62,7 +62,7 @@ def test_an_experiment_gives_the_spectra_of_every_checkpoint(experiment, capsys)
     printed = capsys.readouterr().out
     for word in ("blocks.3", "σ max", "σ min", "σ mean", "κ", "residual"):
         assert word in printed
-    for figure in ("singular_value_histograms_tail.png", "conditioning_heat_map_param.svg"):
+    for figure in ("singular_value_histograms_tail.png", "conditioning_heat_map_tail.svg"):
         assert (experiment / "analysis" / figure).stat().st_size > 1000
 
 
@@ -80,8 +80,8 @@ def test_frozen_batch_norm_is_analysed_as_it_was_trained(tmp_path, without_figur
 def test_a_second_analysis_replaces_the_first(experiment, without_figures):
     run = next((experiment / "runs").glob("residual-*"))
     for steps, count in ((("0", "2"), 2), (("4",), 1)):
-        assert main([str(run), "--layers", "stem", "--at-steps", *steps]) == 0
-        assert len(pd.read_parquet(run / "analysis" / "spectra")) == count
+        assert main([str(run), "--map", "tail", "param", "--layers", "stem", "--at-steps", *steps]) == 0
+        assert len(pd.read_parquet(run / "analysis" / "spectra")) == 2 * count
 
 
 def test_a_single_checkpoint_knows_its_run(experiment, without_figures):

@@ -1,6 +1,4 @@
 import json
-import subprocess
-import sys
 
 import numpy as np
 import pandas as pd
@@ -229,12 +227,10 @@ def test_command_line_bad_options(experiment, options, capsys):
     assert not (experiment / "speed.parquet").exists()
 
 
-def test_command_line_bad_input(tmp_path):
-    command = [sys.executable, "-m", "experiments.speed", str(tmp_path / "nowhere")]
-    result = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert result.returncode == 2
-    assert len(result.stderr.splitlines()) == 1
-    assert str(tmp_path / "nowhere") in result.stderr
+def test_command_line_bad_input(tmp_path, capsys):
+    assert main([str(tmp_path / "nowhere")]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert str(tmp_path / "nowhere") in line
 
 
 def test_command_line_damaged_part(experiment, capsys):

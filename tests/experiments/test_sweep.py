@@ -154,6 +154,7 @@ def test_killed_run_has_failed_and_not_for_an_earlier_reason(fragile, capsys):
     assert KILLED in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_job_that_is_killed_before_it_begins_has_failed(fragile, capsys):
     Path("fragile.py").write_text(FRAGILE + DEAD)
     assert main([*fragile, "--arms", "fragile", "--out", "o"]) == 1

@@ -138,6 +138,7 @@ def test_interrupted_it_goes_on(tmp_path, done, monkeypatch, capsys):
     assert verdicts(out)["ratio"].tolist() == verdicts(done)["ratio"].tolist()
 
 
+@pytest.mark.slow
 def test_killed_it_goes_on(tmp_path, done):
     out = tmp_path / "out"
     code = f"import sys, pytest; sys.path.insert(0, {str(Path(__file__).parent)!r}); import test_verify as here; "

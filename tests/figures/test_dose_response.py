@@ -60,15 +60,15 @@ def test_infinite_values_lie_at_the_edge_and_medians_count_them(tmp_path):
     assert (
         figure.get_supxlabel() == "at the edge of an axis: infinite or 0; 1 of 25 runs lack a value and are not shown"
     )
-    ElementTree.parse(save(figure, tmp_path / "figure")[1])
+    ElementTree.parse(save(figure, tmp_path / "figure", ["svg"])[0])
 
 
-@pytest.mark.parametrize("rows", [table(1, (1,)), table(3, np.linspace(0, 1, 20)), table(20, (0, 1e-3, 1e3))])
+@pytest.mark.parametrize("rows", [table(1, (1,)), table(3, np.linspace(0, 1, 20)), table(8, (0, 1e-3, 1e3))])
 def test_few_and_many_gains_are_drawn(rows, tmp_path):
     figure = dose_response(rows, mediator="κ")
     assert len(line(figure.axes[0], "median").get_xdata()) == rows["gain"].nunique()
     assert len(figure.axes[-1].get_yticks()) <= 16
-    save(figure, tmp_path / "figure")
+    save(figure, tmp_path / "figure", ["svg"])
 
 
 def test_nothing_to_draw_is_an_error():

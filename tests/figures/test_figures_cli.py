@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from matplotlib.figure import Figure
 
 from skip_conditioning.diagnostics.tables import Experiment, read_experiment
 from skip_conditioning.figures import loss_curves
@@ -35,6 +36,13 @@ def test_writes_all_figures_and_prints_their_paths(
     assert not recwarn.list  # above all, no layout that did not fit
 
 
+@pytest.fixture
+def blank(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Files of figures stay blank: rendering takes longer than all else."""
+    monkeypatch.setattr(Figure, "savefig", lambda figure, file, **_: file.write(b"blank"))
+
+
+@pytest.mark.usefixtures("blank")
 def test_one_run_is_drawn_as_far_as_it_goes(
     fake_directory: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -118,6 +126,7 @@ def test_figures_do_not_load_torch() -> None:
     assert (done.stdout, done.stderr) == ("[]\n", "")
 
 
+@pytest.mark.usefixtures("blank")
 @pytest.mark.parametrize("name", ["chain-lr0.1-t0", "renamed"])
 def test_tables_of_a_foreign_training_loop_have_no_config(
     fake_directory: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str

@@ -76,7 +76,7 @@ def test_what_has_no_place_becomes_an_arrow_or_a_note(tmp_path):
     assert not drawn(figure, rows["arm"][2], 2)
     assert "name, arm 3" in axis.get_xlabel().replace("\n", " ")
     assert axis.get_xlim()[1] < 1e3
-    ElementTree.parse(save(figure, tmp_path / "figure")[1])
+    ElementTree.parse(save(figure, tmp_path / "figure", ["svg"])[0])
 
 
 def test_nothing_to_draw_is_an_error():

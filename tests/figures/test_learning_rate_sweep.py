@@ -73,10 +73,10 @@ def test_odd_tables_are_drawn(tmp_path):
     rows.loc[4, "low"], rows.loc[5, "high"], rows.loc[6, "low"] = -np.inf, 1e30, np.nan
     figure = learning_rate_sweep(rows, measure="a long measure " * 8)
     assert figure.axes[0].get_ylim()[1] < 1e5
-    ElementTree.parse(save(figure, tmp_path / "many")[1])
+    ElementTree.parse(save(figure, tmp_path / "many", ["svg"])[0])
     signed = table(2).assign(median=[-1, 0, 1, 2] * 2, low=-2, high=3)
     assert learning_rate_sweep(signed, measure="log-loss").axes[0].get_yscale() == "linear"
-    save(learning_rate_sweep(table(1, (0.1,)), measure="steps"), tmp_path / "one")
+    save(learning_rate_sweep(table(1, (0.1,)), measure="steps"), tmp_path / "one", ["svg"])
 
 
 def test_nothing_to_draw_is_an_error():

@@ -64,13 +64,13 @@ def test_useless_measures_do_not_squash_the_rest(tmp_path):
     assert -1.2 < left < right < 1.2
     assert {line.get_marker() for line in of(figure, rows["measure"].iloc[0])} >= {"<"}
     assert "–" in [text.get_text() for text in figure.axes[0].texts]
-    ElementTree.parse(save(figure, tmp_path / "figure")[1])
+    ElementTree.parse(save(figure, tmp_path / "figure", ["svg"])[0])
 
 
 @pytest.mark.parametrize("rows", [table(1), table(1).assign(skill=-np.inf)])
 def test_one_row_is_drawn(rows, tmp_path):
     assert len(names(measure_ranking(rows))) == 1
-    save(measure_ranking(rows), tmp_path / "figure")
+    save(measure_ranking(rows), tmp_path / "figure", ["svg"])
 
 
 def test_nothing_to_draw_is_an_error():

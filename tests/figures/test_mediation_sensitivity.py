@@ -53,7 +53,7 @@ def test_without_a_crossing_the_figure_says_so():
 )
 def test_odd_curves_are_drawn(curve, tmp_path):
     figure = mediation_sensitivity(curve, total=np.inf)
-    ElementTree.parse(save(figure, tmp_path / "figure")[1])
+    ElementTree.parse(save(figure, tmp_path / "figure", ["svg"])[0])
     assert np.isfinite(figure.axes[0].get_ylim()).all()
 
 

@@ -1,13 +1,14 @@
 """Networks in folders of the user's: theirs in every layout, told apart from whatever else has their names."""
 
-import os
-import subprocess
 import sys
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
 
 from skip_conditioning.models.user_code import load_attribute
+from tests.processes import ROOT, run_forked
 
 BLOCKS = "WIDTH = 7\n"
 NET = """
@@ -17,25 +18,16 @@ from {package}blocks import WIDTH
 def factory():
     return nn.Sequential(nn.Flatten(), nn.Linear(784, WIDTH), nn.Linear(WIDTH, 10))
 """
+#: As in the installed command, neither the folder of these tests nor the current one is on the import path.
 BUILD = """
-import sys
+import os, sys
 from skip_conditioning.models import build_model
-print(*(build_model(name)[1].out_features for name in sys.argv[1:]))
+tests, folder, site, *names = sys.argv[1:]
+os.chdir(folder)
+sys.path[:] = [*([site] if site else []), *(path for path in sys.path if path not in ("", tests))]
+print(*(build_model(name)[1].out_features for name in names))
 """
 PACKAGES = ("models", "experiments", "figures", "diagnostics", "tests")
-
-
-def in_folder(folder: Path, *names: str, **environment: str) -> str:
-    """What a process in a folder prints of the widths of networks of these names."""
-    run = subprocess.run(
-        # -P: like the installed command, without the current folder on the import path.
-        [sys.executable, "-P", "-c", BUILD, *names],
-        cwd=folder,
-        env={**os.environ, "OMP_NUM_THREADS": "1", **environment},
-        capture_output=True,
-        text=True,
-    )
-    return run.stdout.strip() or run.stderr
 
 
 def write_package(folder: Path, package: str, *, init: bool, module: str = "mynet") -> None:
@@ -47,41 +39,68 @@ def write_package(folder: Path, package: str, *, init: bool, module: str = "myne
     (path / f"{module}.py").write_text(NET.format(package=f"{package}."))
 
 
-@pytest.mark.parametrize("init", [True, False], ids=["init", "no-init"])
-def test_packages_of_our_folders_names_are_the_users(tmp_path: Path, init: bool) -> None:
+def packages_of_our_folders_names(folder: Path, init: bool) -> list[str]:
     for package in PACKAGES:
-        write_package(tmp_path, package, init=init)
+        write_package(folder, package, init=init)
     for package in ("relative", "absolute"):
-        write_package(tmp_path, package, init=init)
-    names = (*(f"{package}.mynet" for package in PACKAGES), "relative/mynet.py", f"{tmp_path}/absolute/mynet.py")
-    assert in_folder(tmp_path, *(f"{name}:factory" for name in names)) == "7 7 7 7 7 7 7"
+        write_package(folder, package, init=init)
+    return [*(f"{package}.mynet" for package in PACKAGES), "relative/mynet.py", f"{folder}/absolute/mynet.py"]
 
 
-def test_another_package_of_the_name_on_the_path_is_not_taken_for_it(tmp_path: Path) -> None:
-    write_package(tmp_path / "site", "models", init=True, module="other")
-    write_package(tmp_path / "mine", "models", init=False)
-    assert in_folder(tmp_path / "mine", "models.mynet:factory", PYTHONPATH=str(tmp_path / "site")) == "7"
+def another_package_of_the_name_on_the_path(folder: Path) -> list[str]:
+    write_package(folder / "site", "models", init=True, module="other")
+    write_package(folder, "models", init=False)
+    return ["models.mynet"]
 
 
-def test_a_single_file(tmp_path: Path) -> None:
-    (tmp_path / "blocks.py").write_text(BLOCKS)
-    for file in ("models.py", "figures.py"):
-        (tmp_path / file).write_text(NET.format(package=""))
-    assert in_folder(tmp_path, "models:factory", "figures.py:factory") == "7 7"
-
-
-@pytest.mark.parametrize("path", ["../else where/my-net.py", "nets.v2/my-net.py", "my-nets/my-net.py"])
-def test_a_file_anywhere_finds_what_lies_beside_it(tmp_path: Path, path: str) -> None:
-    (tmp_path / "here").mkdir()
-    folder = (tmp_path / "here" / path).parent
-    folder.mkdir()
-    (folder / "my-net.py").write_text(
-        NET.format(package="my-nets." if folder.name == "my-nets" else "").replace(
-            "from my-nets.blocks import WIDTH", "WIDTH = 7"
-        )
-    )
+def single_files(folder: Path) -> list[str]:
     (folder / "blocks.py").write_text(BLOCKS)
-    assert in_folder(tmp_path / "here", f"{path}:factory") == "7"
+    for file in ("models.py", "figures.py"):
+        (folder / file).write_text(NET.format(package=""))
+    return ["models", "figures.py"]
+
+
+def a_file_beside_which_another_lies(folder: Path, path: str) -> list[str]:
+    place = (folder / path).parent
+    place.mkdir()
+    (place / "blocks.py").write_text(BLOCKS)
+    (place / "my-net.py").write_text(NET.format(package="") if place.name != "my-nets" else NET.replace(
+        "from {package}blocks import WIDTH", "WIDTH = 7"
+    ))  # fmt: skip
+    return [path]
+
+
+LAYOUTS: dict[str, Callable[[Path], list[str]]] = {
+    "packages": partial(packages_of_our_folders_names, init=True),
+    "packages without __init__": partial(packages_of_our_folders_names, init=False),
+    "another package of the name": another_package_of_the_name_on_the_path,
+    "single files": single_files,
+    "outside": partial(a_file_beside_which_another_lies, path="../else where/my-net.py"),
+    "dotted folder": partial(a_file_beside_which_another_lies, path="nets.v2/my-net.py"),
+    "folder that is no name": partial(a_file_beside_which_another_lies, path="my-nets/my-net.py"),
+}
+
+
+@pytest.fixture(scope="module")
+def printed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[str, int]]:
+    """What a process in the folder of each layout prints of the widths of its networks, and how many these are."""
+    arguments, counts = [], []
+    for layout, write in LAYOUTS.items():
+        folder = tmp_path_factory.mktemp("layout") / layout
+        folder.mkdir()
+        names = write(folder)
+        site = folder / "site"
+        counts.append(len(names))
+        arguments.append([str(ROOT), str(folder), str(site) if site.exists() else "", *(f"{n}:factory" for n in names)])
+    done = run_forked(BUILD, arguments, tmp_path_factory.mktemp("output"), imports=["skip_conditioning.models"])
+    texts = [out.strip() or errors for _, out, errors in done]
+    return dict(zip(LAYOUTS, zip(texts, counts, strict=True), strict=True))
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_networks_of_every_layout_are_the_users(printed: dict[str, tuple[str, int]], layout: str) -> None:
+    text, count = printed[layout]
+    assert text == " ".join(["7"] * count)
 
 
 @pytest.mark.parametrize(

@@ -38,7 +38,7 @@ BUDGETS = {
 def least_budget(measure):
     """The smallest memory budget that is not refused, by bisection."""
     low, high = 0, 2**24
-    while high - low > 1 + low // 20:
+    while high - low > 1 + low // 10:
         middle = (low + high) // 2
         try:
             measure(middle)
@@ -69,7 +69,7 @@ def test_memory_budget_changes_the_number_of_sweeps_and_nothing_else(id, monkeyp
     assert_near(whole.total, autograd_kernel(model, x), 1e-10)
     least = least_budget(lambda budget: measure(budget))
     counts = []
-    for factor in (1, 1.2, 1.7, 3, 6):
+    for factor in (1, 1.7, 6):
         found, count = measure(least * factor)
         counts.append(count)
         assert_near(found.total, whole.total, 1e-10)

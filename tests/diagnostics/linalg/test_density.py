@@ -125,7 +125,6 @@ def test_the_bounds_of_the_distribution_hold(values, steps):
     ("spectrum", "vectors", "steps"),
     [
         *((name, 1, 8) for name in SPECTRA if name not in ("wishart tall", "orthogonal")),
-        ("wishart square", 2, 16),
         ("two values", 2, 16),
     ],
 )

@@ -339,6 +339,7 @@ def test_option_below_one(option):
     assert option in error_of("digits", **{option: 0})
 
 
+@pytest.mark.slow
 def test_offline_without_a_directory():
     code = """
 from skip_conditioning.diagnostics.errors import InputError

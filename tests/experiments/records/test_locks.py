@@ -1,9 +1,7 @@
 """Two processes never write one directory."""
 
+import multiprocessing
 import os
-import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -14,36 +12,35 @@ from skip_conditioning.diagnostics.tables import read_experiment
 from skip_conditioning.experiments.records.directory import LOCK, check_unlocked, locked
 from skip_conditioning.experiments.train import main
 
-HOLD = """
-import sys, time
-from pathlib import Path
-from skip_conditioning.experiments.records.directory import locked
-with locked(Path(sys.argv[1])):
-    print("held", flush=True)
-    time.sleep(60)
-"""
+
+def hold_until_killed(directory, connection):
+    with locked(Path(directory)):
+        connection.send("held")
+        time.sleep(60)
 
 
 @pytest.fixture
 def hold():
-    """Let another process hold the lock of a directory."""
-    processes = []
+    """Let another process hold the lock of a directory; forked, as starting one anew takes seconds."""
+    processes, context = [], multiprocessing.get_context("fork")
 
     def start(directory):
-        process = subprocess.Popen([sys.executable, "-c", HOLD, str(directory)], stdout=subprocess.PIPE, text=True)
+        ours, theirs = context.Pipe()
+        process = context.Process(target=hold_until_killed, args=(directory, theirs))
+        process.start()
         processes.append(process)
-        assert process.stdout.readline() == "held\n"
+        assert ours.poll(60)
+        assert ours.recv() == "held"
         return process
 
     yield start
     for process in processes:
-        if process.returncode is None:
-            kill(process)
+        kill(process)
 
 
 def kill(process):
-    process.send_signal(signal.SIGKILL)
-    process.communicate()
+    process.kill()
+    process.join()
 
 
 def test_held_by_another_process_until_it_is_killed(tmp_path, hold):
@@ -94,20 +91,20 @@ def test_directory_that_cannot_be_written(tmp_path):
         pass
 
 
-@pytest.mark.parametrize("more", [[], ["--resume"], ["--overwrite"]])
 @pytest.mark.parametrize("place", ["o", "o/runs/plain-lr0.1-trial00"])
-def test_training_refuses_a_directory_that_another_process_writes(train, small, hold, capsys, more, place):
+def test_training_refuses_a_directory_that_another_process_writes(train, small, hold, capsys, place):
     train("o")
     process = hold(place)
-    capsys.readouterr()
     before = sorted(Path("o").rglob("*"))
-    assert main([*small, "--out", "o", "--trials", "2", *more]) == 2
-    out, err = capsys.readouterr()
-    assert (out, err.count("\n")) == ("", 1)
-    assert f"{place} is being written by another process (pid {process.pid}" in err
-    assert sorted(Path("o").rglob("*")) == before
+    for more in ([], ["--resume"], ["--overwrite"]):
+        capsys.readouterr()
+        assert main([*small, "--out", "o", "--trials", "2", *more]) == 2
+        out, err = capsys.readouterr()
+        assert (out, err.count("\n")) == ("", 1)
+        assert f"{place} is being written by another process (pid {process.pid}" in err
+        assert sorted(Path("o").rglob("*")) == before
     kill(process)
-    assert main([*small, "--out", "o", "--trials", "2", *(more or ["--resume"])]) == 0
+    assert main([*small, "--out", "o", "--trials", "2", "--resume"]) == 0
     assert not [*Path("o").rglob(".*")]
 
 

@@ -128,6 +128,7 @@ def test_only_what_is_not_over_is_trained(train, small, same_results):
     assert {path: when for path, when in written().items() if path in before} == before
 
 
+@pytest.mark.slow
 def test_run_that_raises_is_named_and_can_be_repeated_and_those_before_it_are_those_of_one_process(
     fragile, same_results
 ):

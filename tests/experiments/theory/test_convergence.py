@@ -90,8 +90,9 @@ def test_derivatives_of_the_normaliser_are_bounded_as_claimed(length: float, eps
     assert largest <= NORMALISER_CURVATURE / eps * (1 + 1e-9)
 
 
-@pytest.mark.parametrize("scale", [0.1, 1.0, 5.0])
-@pytest.mark.parametrize("arm", FAMILIES)
+@pytest.mark.parametrize(
+    ("arm", "scale"), [("residual", 5.0), ("residual", 0.1), ("chain", 1.0), ("unnormalised", 5.0)]
+)
 def test_constants_bound_the_hessian_and_lambda_everywhere_within_reach(arm: str, scale: float) -> None:
     centre = [network(arm, seed, scale) for seed in (0, 1)]
     reach = torch.full((3, 2), 0.05, dtype=torch.float64)

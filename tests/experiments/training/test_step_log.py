@@ -29,7 +29,8 @@ def train(directory, block, *, lr=0.2, stop=-1, **options):
     batches = Batches(split(12, 1), PIXELS, BatchOrder(12, config.optimisation.batch_size, 3, config.data.augment))
     probe = (torch.rand(2, 1, 4, 4, generator=torch.Generator().manual_seed(5)), torch.tensor([0, 2]))
     maps = [Measurement("tail", "1", schedule=every(1))]
-    monitor = SpectrumMonitor(model, probe, directory, maps=maps, schedule=1, max_overhead=None, bounds=True)
+    options = {"maps": maps, "schedule": 1, "max_overhead": None, "bounds": True}
+    monitor = SpectrumMonitor(model, probe, directory, resume=True, **options)
     trainer = Trainer(config, model, batches, HeldImages(split(7, 2), PIXELS), monitor, directory, lr, 11)
     trainer.block = Block(block)
     calls = []

@@ -39,7 +39,8 @@ def trainer(directory, model, *, n=12, steps=6, lr=0.2, bounds=False, **options)
     batches = Batches(train, PIXELS, BatchOrder(n, config.optimisation.batch_size, 3, config.data.augment))
     probe = (torch.rand(2, 1, 4, 4, generator=torch.Generator().manual_seed(5)), torch.tensor([0, 2]))
     maps = [Measurement("tail", "1", schedule=every(1))]
-    monitor = SpectrumMonitor(model, probe, directory, maps=maps, schedule=1, max_overhead=None, bounds=bounds)
+    options = {"maps": maps, "schedule": 1, "max_overhead": None, "bounds": bounds}
+    monitor = SpectrumMonitor(model, probe, directory, resume=True, **options)
     return Trainer(config, model, batches, HeldImages(test, PIXELS), monitor, directory, lr, steps)
 
 

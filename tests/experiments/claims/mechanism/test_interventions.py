@@ -20,7 +20,7 @@ from tests.experiments.claims.mechanism.worlds import DESIGN, KAPPAS, LRS, SKIPS
 
 RULE = DecisionRule(level=0.05)
 MEDIATOR = "condition_number"
-PAIRS, WORLDS = 30, 60
+PAIRS, WORLDS = 30, 40
 BEST = dict.fromkeys(KAPPAS, LRS[1])
 
 
@@ -127,7 +127,7 @@ def test_the_dose_response_has_the_sign_of_the_mechanism(through, expected):
 
 @pytest.mark.parametrize("mediator", MEDIATORS)
 def test_every_mediator_reads_better_conditioning_from_the_spectra(mediator):
-    tables = World(through=0.3).tables(20, 0)
+    tables = World(through=0.3).tables(8, 0)
     outcomes = compare(
         DESIGN, mediator, differences(tables, DESIGN, mediator, BEST),
         differences(tables, DESIGN, "mean_log_loss", BEST), RULE, 0,

@@ -53,6 +53,7 @@ def test_with_one_process_this_one_judges_when_asked(tmp_path):
     assert {one.findings[0].numbers["pid"] for one in found.values()} == {os.getpid()}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("fails", "message"), [("no data", "no data"), ("killed", "measured for .* was killed")])
 def test_what_fails_there_is_told_here(tmp_path, fails, message):
     with pytest.raises(InputError, match=message):

@@ -112,7 +112,7 @@ def test_resamples_are_experiments_with_their_trials_repeated(rng):
 
 @pytest.mark.parametrize(("noise", "spread", "slope"), [("normal", 0.5, 1.0), ("heavy tails", 0.2, -1.0)])
 def test_the_measure_that_drives_speed_wins_against_decoys(noise, spread, slope, rng):
-    ranking = [quick(*world(rng, slope=slope, noise=noise, spread=spread)) for _ in range(50)]
+    ranking = [quick(*world(rng, slope=slope, noise=noise, spread=spread)) for _ in range(30)]
     first = [table.iloc[0] for table in ranking]
     assert np.mean([row["measure"] == "true" for row in first]) > 0.95
     assert np.mean([row["p_corrected"] <= LEVEL for row in first if row["measure"] == "true"]) > 0.9
@@ -122,7 +122,7 @@ def test_the_measure_that_drives_speed_wins_against_decoys(noise, spread, slope,
 
 @pytest.mark.parametrize("noise", NOISES)
 def test_without_an_effect_any_of_thirty_measures_is_seldom_significant(noise, rng):
-    ranking = [quick(*world(rng, slope=0.0, noise=noise), resamples=2) for _ in range(150)]
+    ranking = [quick(*world(rng, slope=0.0, noise=noise), resamples=2) for _ in range(80)]
     assert is_at_most([(table["p_corrected"] <= LEVEL).any() for table in ranking], LEVEL)
     assert is_at_most([table.set_index("measure").loc["true", "p"] <= LEVEL for table in ranking], LEVEL)
     # So the correction is what holds the level.
@@ -130,7 +130,7 @@ def test_without_an_effect_any_of_thirty_measures_is_seldom_significant(noise, r
 
 
 def test_decoys_beside_a_true_measure_are_seldom_significant(rng):
-    ranking = [quick(*world(rng, slope=2.0), resamples=2).set_index("measure") for _ in range(120)]
+    ranking = [quick(*world(rng, slope=2.0), resamples=2).set_index("measure") for _ in range(60)]
     assert is_at_most([(table.drop("true")["p_corrected"] <= LEVEL).any() for table in ranking], LEVEL)
 
 
@@ -138,7 +138,7 @@ def test_decoys_beside_a_true_measure_are_seldom_significant(rng):
 def test_speeds_of_arms_that_differ_by_chance_are_not_predicted(noise, rng):
     # Speeds differ among arms, by far more than among trials; only the unit that is permuted makes this no finding.
     events = []
-    for _ in range(120):
+    for _ in range(80):
         features, speed = world(rng, slope=0.0, decoys=0, spread=0.1)
         arm = np.repeat(NOISES[noise](rng, 8), 6)
         events.append(quick(features, speed + arm, resamples=2)["p"][0] <= LEVEL)
@@ -165,7 +165,7 @@ def test_interval_holds_the_skill_that_more_trials_would_give(rng):
         return quick(*tables, resamples=resamples).loc[0, ["skill_low", "skill", "skill_high"]]
 
     truth = skill_of(4000, 2)["skill"]
-    ends = [skill_of(30, 200) for _ in range(120)]
+    ends = [skill_of(30, 200) for _ in range(80)]
     assert 0.88 < np.mean([low <= truth <= high for low, _, high in ends]) < 0.99
 
 

@@ -16,7 +16,7 @@ from skip_conditioning.experiments.claims.verdict.decision import combine, decid
 from skip_conditioning.experiments.claims.verdict.pairs import Differences
 
 RULE = DecisionRule()
-TRIALS, WORLDS = 20, 400
+TRIALS, WORLDS = 20, 200
 LOSS = Comparison("final_loss", "skip", "chain", "smaller")
 BOUND = np.log(RULE.equivalence_margin)
 
@@ -63,8 +63,7 @@ def test_no_effect_is_seldom_called_one(noise, rng):
     assert any(d.p < 0.2 for d in found)
 
 
-@pytest.mark.parametrize("noise", NOISES)
-@pytest.mark.parametrize("effect", [-0.7, 0.7])
+@pytest.mark.parametrize(("noise", "effect"), [("normal", -0.7), ("heavy tails", 0.7), ("skewed", -0.7)])
 def test_an_effect_is_found_with_the_power_stated_and_hardly_ever_the_wrong_way_round(noise, effect, rng):
     found = verdicts(effect + NOISES[noise](rng, (WORLDS, TRIALS)), np.zeros((WORLDS, TRIALS)))
     right, wrong = ("supported", "contradicted") if effect < 0 else ("contradicted", "supported")
@@ -146,7 +145,7 @@ def test_wilcoxon_does_not_decide_as_it_sees_skewness_for_an_effect(rng):
 
 @pytest.mark.parametrize(("share", "n"), [(0.75, 12), (0.8, 30), (0.6, 50)])
 def test_power_is_what_simulation_finds(share, n, rng):
-    wins = rng.binomial(n, share, 1000)
+    wins = rng.binomial(n, share, 400)
     found = [stats.binomtest(int(k), n).pvalue < RULE.level and k > n / 2 for k in wins]
     assert is_about(found, power(share, n))
 
@@ -155,9 +154,9 @@ def test_pairs_needed_give_the_power_they_promise(rng):
     pilot = 0.5 + stats.norm.ppf((np.arange(1, 16) - 0.5) / 15)
     needed = int(pairs_needed(pilot, len(pilot), RULE.level, RULE.equivalence_margin))
     assert 30 < needed < 100
-    found = verdicts(rng.normal(-0.5, 1, (300, needed)), np.zeros((300, needed)))
+    found = verdicts(rng.normal(-0.5, 1, (200, needed)), np.zeros((200, needed)))
     assert 0.72 < (found == "supported").mean() < 0.9
-    fewer = verdicts(rng.normal(-0.5, 1, (300, needed // 2)), np.zeros((300, needed // 2)))
+    fewer = verdicts(rng.normal(-0.5, 1, (200, needed // 2)), np.zeros((200, needed // 2)))
     assert (fewer == "supported").mean() < 0.65
 
 
