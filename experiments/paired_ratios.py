@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import numpy as np
 import pandas as pd
@@ -65,7 +65,8 @@ def paired_ratios(
     rows = []
     for name, values in logs.items():
         frame = tables.runs[["run_id", "arm", "lr", "trial"]].assign(value=tables.runs["run_id"].map(values))
-        for lr, group in frame.groupby("lr", dropna=False):
+        rates: Any = frame.groupby("lr", dropna=False)
+        for lr, group in rates:
             by_arm = group.pivot(index="trial", columns="arm", values="value").reindex(columns=list(arms))
             row = {f"{after} / {before}": _ratio(by_arm[after] - by_arm[before]) for before, after in pairs}
             rows.append({"quantity": name, "lr": f"{lr:g}" if np.isfinite(lr) else "–", **row})

@@ -4,7 +4,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import numpy as np
 import pandas as pd
@@ -96,7 +96,7 @@ def _speed(directory: Path, tables: Experiment) -> pd.DataFrame:
     return speed
 
 
-def _rate(lr: float) -> str:
+def _rate(lr: Any) -> str:
     return f"{lr:g}" if np.isfinite(lr) else "–"
 
 

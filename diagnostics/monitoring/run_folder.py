@@ -2,9 +2,11 @@
 
 import math
 import numbers
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
+
+import pyarrow as pa
 
 from skip_conditioning.diagnostics.errors import InputError
 from skip_conditioning.diagnostics.tables.files import read_json, shortened, write_json
@@ -127,9 +129,11 @@ class RunFolder:
         path = self.path / _DESCRIPTION
         return read_json(path) if path.exists() else {}
 
-    def _outermost(self, step_of: Any, choose: Any) -> int | None:
+    def _outermost(
+        self, step_of: Callable[[Path, pa.Schema], int | None], choose: Callable[..., int | None]
+    ) -> int | None:
         steps = [step_of(self.path / name, schema) for name, schema in SCHEMAS.items()]
-        return choose((step for step in steps if step is not None), default=None)  # type: ignore[no-any-return]
+        return choose((step for step in steps if step is not None), default=None)
 
 
 def checked_description(*, name: Any, arm: Any, trial: Any, lr: Any) -> dict[str, Any]:
@@ -153,7 +157,7 @@ def checked_description(*, name: Any, arm: Any, trial: Any, lr: Any) -> dict[str
             raise InputError(f"{key} must be a text that can be printed; it is {shortened(repr(value), 40)}")
     if trial is not None and (not isinstance(trial, numbers.Integral) or isinstance(trial, bool) or trial < 0):
         raise InputError(f"trial must be a whole number from 0; it is {shortened(repr(trial), 40)}")
-    if lr is not None and (not isinstance(lr, numbers.Real) or isinstance(lr, bool) or not 0 <= lr < math.inf):
+    if lr is not None and (not isinstance(lr, numbers.Real) or isinstance(lr, bool) or not 0 <= float(lr) < math.inf):
         raise InputError(f"lr must be a number from 0; it is {shortened(repr(lr), 40)}")
     fields = {
         "run_id": name,

@@ -7,6 +7,7 @@ what a process left that was killed before it could remove it, and does not coun
 
 import json
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -55,7 +56,8 @@ def parts_of(directory: Path) -> list[Part]:
         match = _PART.fullmatch(path.name)
         if match is None:
             raise InputError(f"{path} is no part of the {directory.name} table, by its name; remove it")
-        parts.append(Part(*map(int, match.groups()), path))
+        number, first, last = map(int, match.groups())
+        parts.append(Part(number, first, last, path))
     return sorted(parts)
 
 
@@ -131,10 +133,10 @@ def leftovers(directory: Path) -> list[Path]:
     return [*directory.glob(".part-*.tmp")]
 
 
-def _outermost(directory: Path, schema: pa.Schema, choose: Any) -> int | None:
+def _outermost(directory: Path, schema: pa.Schema, choose: Callable[..., int | None]) -> int | None:
     waiting = [step for table in waiting_rows(directory, schema).values() for step in table["step"].to_pylist()]
     written = [step for part in parts_of(directory) for step in (part.first, part.last)]
-    return choose([*waiting, *written], default=None)  # type: ignore[no-any-return]
+    return choose([*waiting, *written], default=None)
 
 
 def _read_journal(path: Path, schema: pa.Schema) -> pa.Table | None:

@@ -1,6 +1,5 @@
 """Values of a row, checked against the types of its table when it is logged, so that a bad row alone is refused."""
 
-import math
 import numbers
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -12,6 +11,9 @@ from skip_conditioning.diagnostics.errors import InputError
 from skip_conditioning.diagnostics.tables.files import shortened
 
 _LARGEST_INT = 2**63 - 1
+
+#: Makes a plain Python object of a value or raises an error, and what the value must be, for the message.
+Conversion = tuple[Callable[[Any], Any], str]
 
 
 class RowCheck:
@@ -40,7 +42,7 @@ class RowCheck:
         if unknown:
             raise InputError(f"unknown column {min(unknown)!r}; the table has {', '.join(self._columns)}")
         row = {name: value for name, value in row.items() if value is not None or name == "step"}
-        return {name: _checked(name, *self._columns[name], value) for name, value in {"step": None, **row}.items()}
+        return {name: _checked(name, self._columns[name], value) for name, value in {"step": None, **row}.items()}
 
 
 def checked_step(step: Any) -> int:
@@ -49,7 +51,7 @@ def checked_step(step: Any) -> int:
     Raises:
         InputError: It is no whole number from 0.
     """
-    checked: int = _checked("step", *_STEP, step)
+    checked: int = _checked("step", _STEP, step)
     return checked
 
 
@@ -64,8 +66,9 @@ def fetched(row: Mapping[str, Any]) -> dict[str, Any]:
     return {name: float(value.item()) if is_on_device(value) else value for name, value in row.items()}
 
 
-def _checked(name: str, convert: Callable[[Any], Any], kind: str, value: Any) -> Any:
+def _checked(name: str, conversion: Conversion, value: Any) -> Any:
     """A value as a plain Python object of its column's type."""
+    convert, kind = conversion
     try:
         return convert(value)
     except (TypeError, ValueError, OverflowError, RuntimeError):  # the last is torch's, of a tensor with several values
@@ -87,11 +90,12 @@ def _real(value: Any) -> Any:
 
 def _whole(value: Any) -> int:
     value = _scalar(value)
-    if isinstance(value, bool) or not isinstance(value, numbers.Real) or value != math.floor(value):
+    if isinstance(value, bool) or not isinstance(value, int | float | np.floating):
         raise TypeError
-    if abs(int(value)) > _LARGEST_INT:
-        raise OverflowError
-    return int(value)
+    whole = int(value)
+    if whole != value or abs(whole) > _LARGEST_INT:
+        raise ValueError
+    return whole
 
 
 def _step(value: Any) -> int:
@@ -134,8 +138,8 @@ def _shown(value: Any) -> str:
     return f"a {kind} of shape {shape}" if shape else f"{shortened(value, 40)} ({kind})"
 
 
-_STEP = (_step, "a whole number from 0")
-_CONVERSIONS = {
+_STEP: Conversion = (_step, "a whole number from 0")
+_CONVERSIONS: dict[pa.DataType, Conversion] = {
     pa.float64(): (_real, "a single number"),
     pa.int64(): (_whole, "a whole number"),
     pa.bool_(): (_flag, "True or False"),
