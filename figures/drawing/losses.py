@@ -63,7 +63,9 @@ def draw_losses(axis: Axes, losses: pd.DataFrame, runs: pd.DataFrame, styles: di
                 curve.index, curve["mean"], color=style.colour, linestyle=style.line, linewidth=1.8,
                 label=arm, marker="o" if len(curve) == 1 else "", markersize=4,
             )  # fmt: skip
-            axis.fill_between(curve.index, curve["low"], curve["high"], color=style.colour, alpha=0.2, linewidth=0)
+            band = curve.dropna(subset="low")  # a single run has none
+            if len(band):
+                axis.fill_between(band.index, band["low"], band["high"], color=style.colour, alpha=0.2, linewidth=0)
         for run_id in of_arm.loc[of_arm["status"].isin(BROKEN), "run_id"]:
             _draw_broken(axis, losses[losses["run_id"] == run_id], style)
 
