@@ -167,3 +167,20 @@ def test_an_unknown_option_or_preset_is_named_with_its_near_matches():
 def test_a_preset_needs_a_directory():
     with pytest.raises(InputError, match="--out"):
         preset("demo").check()
+
+
+@pytest.mark.parametrize(
+    ("given", "arms", "layers"),
+    [
+        ({"model": "torch.nn:Identity"}, ("default",), ()),
+        ({"model": "paper-mnist"}, ("residual",), ()),
+        ({"model": "residual-mlp"}, ("chain", "gain-0.25", "gain-0.5", "residual", "gain-2"), None),
+        ({"model": "torch.nn:Identity", "arms": ("a",), "layers": ("b",)}, ("a",), ("b",)),
+    ],
+)
+def test_another_network_has_its_own_arms_and_layers(given, arms, layers):
+    config = preset("demo", **given)
+    assert (config.network.arms, config.diagnostics.layers) == (arms, layers)
+    assert [measurement.layers for measurement in measurements(config)] == [
+        ("stem", "blocks.3", "blocks.7", "blocks.11") if layers is None else layers or None
+    ]
