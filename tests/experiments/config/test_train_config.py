@@ -7,7 +7,13 @@ from skip_conditioning.diagnostics.errors import InputError
 from skip_conditioning.diagnostics.monitoring.monitor import Measurement
 from skip_conditioning.experiments.config import options
 from skip_conditioning.experiments.config.presets import PRESETS, preset
-from skip_conditioning.experiments.config.train_config import TrainConfig, flag, make_config, option_values
+from skip_conditioning.experiments.config.train_config import (
+    TrainConfig,
+    flag,
+    make_config,
+    measurements,
+    option_values,
+)
 from skip_conditioning.experiments.train import parse
 
 # The settings of the paper's released code (docs/paper.md §3)
@@ -173,7 +179,7 @@ def test_a_preset_needs_a_directory():
     ("given", "arms", "layers"),
     [
         ({"model": "torch.nn:Identity"}, ("default",), ()),
-        ({"model": "paper-mnist"}, ("residual",), ()),
+        ({"model": "preact-resnet18"}, ("original",), ()),
         ({"model": "residual-mlp"}, ("chain", "gain-0.25", "gain-0.5", "residual", "gain-2"), None),
         ({"model": "torch.nn:Identity", "arms": ("a",), "layers": ("b",)}, ("a",), ("b",)),
     ],
