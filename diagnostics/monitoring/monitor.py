@@ -32,6 +32,7 @@ from skip_conditioning.diagnostics.monitoring.measurement import Measurement, sc
 from skip_conditioning.diagnostics.monitoring.probe_measurements import Measured, ProbeMeasurements
 from skip_conditioning.diagnostics.monitoring.run_folder import RunFolder, checked_description
 from skip_conditioning.diagnostics.monitoring.run_tables import RunTables, longest_wait
+from skip_conditioning.diagnostics.monitoring.scalar_log import Log, as_log, scalars_of
 from skip_conditioning.diagnostics.monitoring.schedule import Schedule, log_spaced
 from skip_conditioning.diagnostics.monitoring.time_budget import TimeBudget
 from skip_conditioning.diagnostics.networks.first_process import as_first
@@ -91,6 +92,8 @@ class SpectrumMonitor:
         overwrite: Whether to delete the tables of a run that ``out`` holds, and nothing else in it.
         estimates: Seconds that each measurement takes: the ``estimates`` of a monitor with the same measurements and an
             equal network, which tried them; then they are not tried again.
+        log_to: Where the statistics of each spectrum are sent too, as ``conditioning/<map>/<layer>/<statistic>``: a
+            TensorBoard writer, a run of Weights & Biases, a Lightning logger or a function ``(scalars, step)``.
         group: Processes to share the measurements' rows and random vectors among; all have to make the monitor and call
             ``step`` alike, with the same probe and weights, and rank 0 of them writes. Its clock decides what can be
             afforded, and its buffers (batch norm's running statistics, say) are those that all of them measure with.
@@ -124,9 +127,11 @@ class SpectrumMonitor:
         resume: bool = False,
         overwrite: bool = False,
         estimates: Sequence[float] | None = None,
+        log_to: Any = None,
         group: ProcessGroup | None = None,
         **reading: Unpack[Reading],
     ) -> None:
+        self._send_scalars = None if log_to is None else as_log(log_to)
         self._time = TimeBudget(max_overhead)
         self.max_overhead = max_overhead
         self.model = unwrap(model)
@@ -303,6 +308,8 @@ class SpectrumMonitor:
                 self._tried = 0
             if (measured or bounds) and self._probe.has_loss and self._writes:
                 self._log_probe(step, bounds)
+        if measured and self._writes and self._send_scalars is not None:
+            self._send(self._send_scalars, step, measured)
         return measured
 
     def _attempt(self, index: int, step: int, measure: Callable[[], dict[str, Value]]) -> dict[str, Value]:
@@ -327,6 +334,16 @@ class SpectrumMonitor:
             self._append("spectra", step, {**spectrum.as_row(), "rayleigh": rayleigh})
         prefix = "" if self._num_maps == 1 else f"{item.map}:"
         return {f"{prefix}{key}": spectrum for key, (spectrum, _) in measured.items()}
+
+    def _send(self, log: Log, step: int, measured: dict[str, Spectrum]) -> None:
+        """Give scalars to the logger beside the tables; the training goes on if that fails."""
+        with self._measuring():
+            try:
+                log(scalars_of(measured.values()), step)
+            except Exception as error:
+                line = next(iter(str(error).splitlines()), "")
+                reason = f"{type(error).__name__}: {line}"
+                warnings.warn(f"log_to failed at step {step}, the tables have the rows: {reason}", stacklevel=2)
 
     def _measuring(self) -> AbstractContextManager[None]:
         return self._time.measuring(self._probe.device)
