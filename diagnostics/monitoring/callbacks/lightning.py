@@ -16,9 +16,9 @@ class LightningCallback(MonitoringCallback):
 
         trainer = Trainer(callbacks=[LightningCallback((x, y), "runs/mine")])
 
-    The model is called as ``module(x)``; with ``forward=lambda module, x: ...`` in another way. Logged are the loss that
-    the training step returned, summed over accumulated batches as the trainer scales it, and the learning rate of the
-    first optimiser, at the number of optimiser steps taken before.
+    The model is called as ``module(x)``; with ``forward=lambda module, x: ...`` in another way. Logged are the loss
+    that the training step returned (of accumulated batches the mean, as the trainer scales it) and the learning rate of
+    the optimiser that steps first, at the number of optimiser steps taken before.
 
     Args:
         probe: As for ``SpectrumMonitor``.
