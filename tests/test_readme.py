@@ -26,7 +26,7 @@ def run_examples(page, count):
 
 def test_the_examples_of_the_readme_run(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    run_examples(ROOT / "README.md", 8)
+    run_examples(ROOT / "README.md", 11)
     printed = capsys.readouterr().out
     assert "condition_number" in printed
     assert "torch.Size([96, 2048])" in printed

@@ -21,7 +21,8 @@ import torch
 
 from skip_conditioning.callbacks import HuggingFaceCallback, LightningCallback
 from tests.diagnostics.monitoring.test_callbacks import (
-    ALWAYS, BATCH, PROBE, assert_same, hf_trainer, lightning_data, lightning_module, lightning_trainer, seed, state_after
+    ALWAYS, BATCH, PROBE, assert_same, hf_trainer, lightning_data, lightning_module, lightning_trainer, seed,
+    state_after,
 )
 
 torch.set_num_threads(1)
