@@ -48,7 +48,7 @@ def as_log(log_to: Any) -> Log:
         if "step" in parameters:
             return lambda scalars, step: log_to.log(scalars, step=step)
         if callable(log_to):
-            return log_to  # type: ignore[no-any-return]
+            return log_to
     raise InputError(
         "log_to must be a TensorBoard writer, a run of Weights & Biases, a Lightning logger or a function "
         f"(scalars, step); it is {shortened(repr(log_to), 60)}"

@@ -39,7 +39,8 @@ class MonitoringCallback:
 
     def __new__(cls, *args: Any, **options: Any) -> Self:
         """An instance of this class and of the trainer's."""
-        return super().__new__(_joined(cls, _trainers_classes(cls)))
+        kind: Any = cls
+        return super().__new__(_joined(kind, _trainers_classes(kind)))
 
     def __init__(self, probe: Any, out: str | os.PathLike[str], **monitor_options: Any) -> None:
         self.out = Path(out)
