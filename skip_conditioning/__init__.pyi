@@ -22,6 +22,9 @@ from .diagnostics.monitoring.schedule import (
     until as until,
 )
 
+# The same for trainers: LightningCallback, HuggingFaceCallback.
+from . import callbacks as callbacks
+
 # Read the tables of an experiment (without loading torch).
 from .diagnostics import tables as tables
 from .diagnostics.tables import Experiment as Experiment, read_experiment as read_experiment

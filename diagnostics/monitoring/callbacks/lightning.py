@@ -18,7 +18,8 @@ class LightningCallback(MonitoringCallback):
 
     The model is called as ``module(x)``; with ``forward=lambda module, x: ...`` in another way. Logged are the loss
     that the training step returned (of accumulated batches the mean, as the trainer scales it) and the learning rate of
-    the optimiser that steps first, at the number of optimiser steps taken before.
+    the optimiser that steps first, at the number of optimiser steps taken before. Of several optimisers each step
+    counts, as in ``trainer.global_step``.
 
     Args:
         probe: As for ``SpectrumMonitor``.

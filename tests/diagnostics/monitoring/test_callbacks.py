@@ -164,6 +164,27 @@ def test_lightning_resumes_from_its_checkpoint_and_goes_on_in_a_second_fit(tmp_p
     assert list(metrics.step) == [0, 1, 2, 3]
 
 
+def test_lightning_that_is_interrupted_leaves_the_folder_to_the_next(tmp_path):
+    lightning = pytest.importorskip("lightning.pytorch")
+
+    class Interrupted(lightning.Callback):
+        def on_train_batch_start(self, trainer, *_):
+            if trainer.global_step == 2:
+                raise RuntimeError("the network is down")
+
+    callback = LightningCallback(PROBE, tmp_path / "run", **ALWAYS)
+    with pytest.raises(RuntimeError, match="down"):
+        lightning_trainer(lightning, tmp_path, [callback, Interrupted()]).fit(
+            lightning_module(lightning), lightning_data()
+        )
+    assert steps_of(tmp_path / "run")[0] == [0, 1, 2]
+    with pytest.raises(InputError, match="holds a run up to step 2 already; give resume=True"):
+        lightning_trainer(lightning, tmp_path, [callback]).fit(lightning_module(lightning), lightning_data())
+    anew = LightningCallback(PROBE, tmp_path / "run", **ALWAYS, overwrite=True)
+    lightning_trainer(lightning, tmp_path, [anew], max_steps=1).fit(lightning_module(lightning), lightning_data())
+    assert steps_of(tmp_path / "run")[0] == [0, 1]
+
+
 def test_lightning_refuses_before_the_first_step(tmp_path):
     lightning = pytest.importorskip("lightning.pytorch")
     callback = LightningCallback(PROBE, tmp_path / "run", **ALWAYS)
@@ -243,6 +264,8 @@ def test_hugging_face_trains_alike_resumes_and_logs_optimiser_steps(tmp_path):
     assert saved[0] == saved[1]
     assert "Callback" not in (tmp_path / "with" / "checkpoint-2" / "trainer_state.json").read_text()
 
+    with pytest.raises(InputError, match="holds a run up to step 4 already"):
+        trainer.train()
     resumed = hf_trainer(tmp_path / "with", [HuggingFaceCallback(BATCH, out, **ALWAYS)], max_steps=3)
     resumed.train(resume_from_checkpoint=str(tmp_path / "with" / "checkpoint-2"))
     steps, metrics = steps_of(out)
