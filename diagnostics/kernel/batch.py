@@ -70,8 +70,7 @@ class Batch:
     @property
     def coarsest_eps(self) -> float:
         """Unit roundoff of the least precise parameter or tensor that depends on one."""
-        dtypes = {leaf.dtype for leaf in self.recording.leaves.values()} | self.recording.dtypes
-        return max(torch.finfo(dtype).eps for dtype in dtypes)
+        return max(self.recording.eps, *(torch.finfo(leaf.dtype).eps for leaf in self.recording.leaves.values()))
 
     def random_cotangent(self, seed: int) -> Tensor:
         """A random vector of kernel rows, shape ``(N·R,)``, float64; no stream of the user's is touched."""

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from skip_conditioning.diagnostics.errors import InputError
+from skip_conditioning.diagnostics.loss.losses import has_own_targets
 from skip_conditioning.diagnostics.networks.output_choice import class_dimension
 from skip_conditioning.diagnostics.networks.probe import Probe
 
@@ -109,6 +110,10 @@ def cost_of(logits: Tensor, probe: Probe) -> Cost:
         raise InputError(
             "the theory is about cross-entropy and the mean square of targets given as a tensor; leave `loss` out, or "
             "name one of these"
+        )
+    if probe.loss is None and has_own_targets(probe):
+        raise InputError(
+            "the model is given the targets, and may have a loss of its own; say loss='cross_entropy' or 'mse'"
         )
     if y.is_floating_point() or probe.loss == "mse":
         return MeanSquare(len(logits), logits[0].numel())

@@ -162,7 +162,7 @@ def _slope(loss: Tensor, logits: Tensor) -> Tensor:
     return slope.detach()
 
 
-def gradient_rounding(probed: ProbedModel, gradient: LossGradient, dtype: torch.dtype) -> float:
+def gradient_rounding(probed: ProbedModel, gradient: LossGradient, recording: Recording) -> float:
     """What rounding does to ``|DFᵀv|`` for a unit vector ``v``, measured in another precision along the gradient.
 
     Batch norm of few or nearly equal samples amplifies rounding far beyond what dimensions tell. How much shows in
@@ -172,8 +172,9 @@ def gradient_rounding(probed: ProbedModel, gradient: LossGradient, dtype: torch.
     Args:
         probed: The model at the probe.
         gradient: The loss's, as measured.
-        dtype: Precision of the gradient.
+        recording: The forward pass that it was taken of.
     """
+    dtype = recording.logits.dtype
     lower = dtype == torch.float64
     other = torch.float32 if lower else torch.float64
     try:
@@ -184,5 +185,5 @@ def gradient_rounding(probed: ProbedModel, gradient: LossGradient, dtype: torch.
         moved = math.nan
     if not math.isfinite(moved):  # beyond the range of float32 all that is known is that some digits are left
         moved = math.sqrt(sum(gradient.squares().values()))
-    factor = _ROUNDING_FACTOR * torch.finfo(dtype).eps / torch.finfo(other).eps if lower else 2.0
+    factor = _ROUNDING_FACTOR * recording.eps / torch.finfo(other).eps if lower else 2.0
     return factor * moved / max(float(gradient.outputs.norm()), torch.finfo(torch.float64).tiny)

@@ -121,7 +121,7 @@ def measuring(
         model: Any module, wrapped or not.
         probe: A ``Probe``, or what ``Probe.of`` takes.
         batch_mode: ``batch`` leaves the train/eval flags as they are, ``sample`` puts the model in eval mode.
-        dtype: Precision of the measurement; None keeps the model's own, but takes float32 where all weights are in half precision.
+        dtype: Precision of the measurement; None keeps the model's own, and float32 where all of it is half precision.
 
     Raises:
         InputError: The model is no module, or the probe has no samples or cannot be read.

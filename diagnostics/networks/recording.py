@@ -120,6 +120,11 @@ class Recording:
             [*(x.numel() for x in probe.tensors), output.numel(), *(use.output_shape.numel() for use in watch.uses)]
         )
 
+    @property
+    def eps(self) -> float:
+        """Unit roundoff of the least precise tensor among them and the outputs."""
+        return max(torch.finfo(dtype).eps for dtype in {self.logits.dtype, *self.dtypes})
+
     def calls(self, model: nn.Module, layer: str) -> bool:
         """Whether a module, or one within it, was called; true for a parameter's name."""
         modules = dict(model.named_modules())

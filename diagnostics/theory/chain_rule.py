@@ -75,6 +75,8 @@ def chain_rule(
 
     kernel = kernel_in(dtype)
     with measuring(model, probe, dtype=dtype) as probed:
+        recording = probed.recording()
+        precisions = precisions.within(recording)
         sides = _Sides(probed, layers, int(memory_budget))
         again = precisions.again(lambda other: _Sides(probed.in_dtype(other), layers, int(memory_budget)))
         apart = {name: _Difference() for name in (*sides.layerwise.trainable, TOTAL)}
@@ -85,10 +87,9 @@ def chain_rule(
             apart[TOTAL].add(kernel @ rows.double(), sides.layerwise.push_forward(products))
         vectors = random_vectors(len(kernel)).to(kernel.device)
         rounding = _rounding(sides, again, vectors, precisions)
-        recording = probed.recording()
         grams = [gram_rounding(recording, vector.view(recording.logits.shape)) for vector in vectors.T]
     rounding[TOTAL] += precisions.error(kernel, precisions.again(kernel_in)) + sum(grams) / len(grams)
-    error = _UNITS * torch.finfo(dtype).eps * len(sides.layerwise.trainable)
+    error = _UNITS * recording.eps * len(sides.layerwise.trainable)
     layer_statements = [
         apart[name].statement("chain rule", _RULE, error, rounding[name], name) for name in sides.layerwise.trainable
     ]

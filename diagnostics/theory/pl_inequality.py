@@ -207,7 +207,7 @@ def pl_chain(
     with measuring(model, probe, dtype=dtype) as probed:
         recording = probed.recording()
         gradient = loss_gradient(recording, probed.probe)
-        rounding = gradient_rounding(probed, gradient, recording.logits.dtype)
+        rounding = gradient_rounding(probed, gradient, recording)
         directions = (gradient.outputs, torch.randn(recording.logits.shape, generator=torch.Generator().manual_seed(0)))
         along, throughout = (gram_rounding(recording, direction) for direction in directions)
     logits = recording.logits.detach().view(recording.output_shape)
@@ -222,7 +222,7 @@ def pl_chain(
         uncentred = float((gradient.outputs.view_as(logits).mean(dimension) ** 2).sum()) * cost.classes
         kernel = _on_predictions(kernel, logits.shape, dimension)
         centred = float(kernel.spectrum().values[-1])
-    eps = torch.finfo(logits.dtype).eps
+    eps = recording.eps
     rounding = max(rounding, jacobian_floor(math.sqrt(float(kernel.total.trace())), eps))
     floor = max(float(spectrum.floor), rounding**2, throughout)
     return PLChain(

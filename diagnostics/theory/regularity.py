@@ -159,6 +159,7 @@ def regularity(
     probe = Probe.of(probe, model, **reading)
     require_trainable(model)
     with measuring(model, probe, dtype=dtype) as probed:
+        precisions = precisions.within(probed.recording())
         network = LayeredNetwork(probed, layers)
         again = precisions.again(lambda other: LayeredNetwork(probed.in_dtype(other), layers))
         measure = LayerFactors(model, network, again, precisions, int(memory_budget))

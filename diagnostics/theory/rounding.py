@@ -6,7 +6,7 @@ digits of what goes through it. How much is lost shows in float32, and is as muc
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TypeVar
 
 import torch
@@ -54,6 +54,10 @@ class Precisions:
         if dtype == torch.float32:
             return cls(dtype, torch.float64, 4.0)
         raise InputError(f"the theory is checked in torch.float64 or torch.float32; dtype is {dtype!r}")
+
+    def within(self, recording: Recording) -> "Precisions":
+        """The same for a network that computes some of it in a narrower precision, whatever is asked for."""
+        return replace(self, share=self.share * recording.eps / torch.finfo(recording.logits.dtype).eps)
 
     def again(self, measure: Callable[[torch.dtype], Result]) -> Result | None:
         """What a measurement gives in the other precision; None where its range does not suffice."""
@@ -116,4 +120,4 @@ def gram_rounding(recording: Recording, direction: Tensor) -> float:
         # The kernel of a convolution meets an activation once at each position; a bias counts as an activation.
         activations = use.weight_shape[2:].numel() * activations + cotangent.numel()
         terms += activations * float((cotangent.double() ** 2).sum())
-    return _GRAM_UNITS * torch.finfo(recording.logits.dtype).eps * terms
+    return _GRAM_UNITS * recording.eps * terms

@@ -65,6 +65,7 @@ def skip_bound(
     probe = Probe.of(probe, unwrap(model), **reading)
     with measuring(model, probe, dtype=dtype) as probed:
         model, maps = probed.model, probed.maps("layer", layers)
+        precisions = precisions.within(probed.recording())
         other_maps = precisions.again(lambda other: probed.in_dtype(other).maps("layer", layers))
         again: Sequence[Map | None] = other_maps or [None] * len(maps)
         pairs = [(map, other) for map, other in zip(maps, again, strict=True) if map.output_shape == map.point.shape]
