@@ -34,7 +34,7 @@ class HuggingFaceCallback(MonitoringCallback):
         """Make the monitor, and measure the initialisation."""
         if self._state is state:
             raise InputError(f"the HuggingFaceCallback for {self.out} is given to the trainer twice; give it once")
-        # Out of memory, such a trainer begins again with smaller batches.
+        # Out of memory, such a trainer begins again with smaller batches before it has ended.
         again = self._state is not None and bool(getattr(args, "auto_find_batch_size", False))
         self._state = state
         parts["model"].train()  # as the trainer does before each batch; pretrained models come in eval mode
@@ -53,4 +53,5 @@ class HuggingFaceCallback(MonitoringCallback):
 
     def on_train_end(self, args: Any, state: Any, control: Any, **parts: Any) -> None:
         """Write what is in memory."""
+        self._state = None
         self._end()

@@ -295,6 +295,22 @@ def test_hugging_face_refuses_before_the_first_step(tmp_path):
         assert_same(before, trainer.model.state_dict())
 
 
+def test_hugging_face_begins_again_with_smaller_batches(tmp_path):
+    from transformers import TrainerCallback
+
+    class OutOfMemory(TrainerCallback):
+        def on_step_begin(self, args, state, control, **parts):
+            if state.global_step == 1 and state.train_batch_size == 2:
+                raise RuntimeError("CUDA out of memory.")
+
+    callbacks = [HuggingFaceCallback(BATCH, tmp_path / "run", **ALWAYS), OutOfMemory()]
+    trainer = hf_trainer(tmp_path, callbacks, auto_find_batch_size=True, max_steps=2)
+    trainer.train()
+    assert trainer.state.train_batch_size == 1
+    assert not read_experiment(tmp_path / "run").spectra.duplicated(["step", "layer"]).any()
+    assert steps_of(tmp_path / "run")[0] == [0, 1, 2]
+
+
 # Loops of one's own
 
 
