@@ -1,1 +1,1 @@
-"""A training loop watched: what is measured when (``schedule``, ``measurement``), at what cost, and the ``monitor``."""
+"""A training loop watched: the ``monitor``, what it measures when and at what cost, and ``callbacks`` for trainers."""
