@@ -129,7 +129,7 @@ def load_data(
         train_records, draw = (encoded[index] for index in draw(len(encoded)).tolist()), None
     train = Split(*_decode(train_records, source, f"{name}: the training split", skip_corrupt=skip_corrupt))
     height, width = train.images.shape[-2:]
-    num_classes = source.num_classes or int(train.labels.max()) + 1
+    num_classes = source.num_classes or count_classes(name, train.labels)
     like_train = replace(
         source,
         channels=train.images.shape[1],
@@ -188,7 +188,7 @@ def _described(head: Sequence[Record], source: Source, skip_corrupt: bool) -> So
             if not skip_corrupt:
                 raise
     if opened and source.channels is None:
-        source = replace(source, channels=3 if any(image.mode not in ("1", "L") for image in opened) else 1)
+        source = replace(source, channels=3 if any(image.mode != "L" for image in opened) else 1)
     if opened and source.size is None and source.resize is None:
         source = replace(source, size=(opened[0].height, opened[0].width))
     return source
@@ -223,12 +223,30 @@ def _decode_one(record: Record, source: Source) -> tuple[np.ndarray, Any]:
             f"{where}: the image has {image.height}×{image.width} pixels, not {height}×{width}: it is of"
             " another data set, or an image size to scale to is needed"
         )
-    if source.channels == 1 and image.mode in ("RGB", "RGBA", "CMYK", "YCbCr"):
+    if source.channels == 1 and image.mode == "RGB":
         raise InputError(f"{where}: the image is in colour, but this data set's are grey; replace or convert it")
     image = image.convert("L" if source.channels == 1 else "RGB")
     if source.resize and image.size != (source.resize, source.resize):
         image = ImageOps.fit(image, (source.resize, source.resize), Image.Resampling.BILINEAR)
     return np.asarray(image).reshape(image.height, image.width, -1), label
+
+
+def count_classes(name: str, labels: Tensor) -> int:
+    """The classes that labels without names stand for, ``0`` to the largest; warns of those without images.
+
+    Args:
+        name: The data set's.
+        labels: Those of the training images, shape ``(N,)``.
+    """
+    count = int(labels.max()) + 1
+    empty = sorted({*range(count)} - {*labels.unique().tolist()})
+    if empty:
+        warnings.warn(
+            f"{name}: the labels go to {count - 1}, so there are taken to be {count} classes, but {len(empty)} of them "
+            f"have no training images ({', '.join(map(str, empty[:5]))}{', …' if len(empty) > 5 else ''})",
+            stacklevel=3,
+        )
+    return count
 
 
 def check_positive(**options: int | None) -> None:

@@ -20,14 +20,16 @@ import torch
 from torch import Tensor
 
 from skip_conditioning.diagnostics.errors import InputError
-from skip_conditioning.experiments.data.datasets import check_positive
+from skip_conditioning.experiments.data.datasets import check_positive, count_classes
 from skip_conditioning.experiments.data.image_records import (
     check_classes,
     class_names,
+    encoded_file,
     find_columns,
     hub_splits,
     label_problem,
     load_hub,
+    names_of_files,
     one_line,
     open_parquet,
     parquet_features,
@@ -114,12 +116,7 @@ class TableImages:
 
     def encoded(self, index: int) -> str | BytesIO:
         """The file's content, or its path where the table holds only that."""
-        image = self.table[int(self.rows[index])][self.column] or {}
-        if image.get("bytes") is not None:
-            return BytesIO(image["bytes"])
-        if image.get("path") is None:
-            raise ValueError("the row holds no image")
-        return str(image["path"])
+        return encoded_file(self.table[int(self.rows[index])][self.column])
 
     def taking(self, chosen: Tensor) -> TableImages:
         """Some of the images, by their indices, in that order."""
@@ -190,12 +187,12 @@ def open_images(
         splits = load_hub(name, source)
         train_split, test_split = hub_splits(splits, source)
         train, classes = _hub_table(splits[train_split], source, train_split, limit_train)
-        known = replace(source, num_classes=_count_classes(train, classes, source))
+        known = replace(source, num_classes=_count_classes(name, train, classes, source))
         test, test_classes = _hub_table(splits[test_split], known, test_split, limit_test)
     else:
         folder = find_folder(name, source, data_dir)
         train, classes = _open_split(find_split(folder, ("train",)), source, limit_train)
-        known = replace(source, num_classes=_count_classes(train, classes, source))
+        known = replace(source, num_classes=_count_classes(name, train, classes, source))
         test, test_classes = _open_split(find_split(folder, source.test_splits), known, limit_test)
     check_classes(name, classes, test_classes)
     if draw:
@@ -209,10 +206,10 @@ def open_images(
 _Opened = tuple[EncodedImages, tuple[str, ...] | None]
 
 
-def _count_classes(train: EncodedImages, classes: Sequence[str] | None, source: Source) -> int:
+def _count_classes(name: str, train: EncodedImages, classes: Sequence[str] | None, source: Source) -> int:
     if classes:
         return len(classes)
-    return source.num_classes or int(train.labels.max()) + 1
+    return source.num_classes or count_classes(name, train.labels)
 
 
 def _open_split(paths: Sequence[Path], source: Source, limit: int | None) -> _Opened:
@@ -235,11 +232,14 @@ def _open_parquet(paths: Sequence[Path], source: Source, limit: int | None) -> _
     import datasets  # here, because it takes a second to import
 
     ends: list[int] = []
+    features = []
     for path in paths:
         if limit is None or not ends or ends[-1] < limit:
             file = open_parquet(path)
-            find_columns(parquet_features(file.schema_arrow), source, str(path))
+            features.append(parquet_features(file.schema_arrow, path))
+            find_columns(features[-1], source, str(path))
             ends.append((ends[-1] if ends else 0) + file.metadata.num_rows)
+    names_of_files(features, source, paths[: len(ends)])
     files = [str(path) for path in paths[: len(ends)]]
     if not ends[-1]:
         raise InputError(f"{files[0]} holds no images, nor does any other file of its split")
@@ -267,7 +267,12 @@ def _open_table(table: Any, source: Source, parts: tuple[tuple[str, int], ...], 
     for row, label in enumerate(labels):
         if problem := label_problem(label, source.num_classes):
             raise InputError(f"{_row_name(parts, row)}: {problem}")
-    encoded = table.select_columns([column]).cast_column(column, datasets.Image(decode=False))
+    try:
+        encoded = table.select_columns([column]).cast_column(column, datasets.Image(decode=False))
+    except Exception as error:  # whatever a cast of another type leads to
+        raise InputError(
+            f"{parts[0][0]}: the column {column!r} holds {table.features[column]}, no images ({one_line(error)})"
+        ) from error
     names = class_names(table.features, source, parts[0][0])
     return TableImages(encoded, column, parts, torch.arange(len(labels)), torch.tensor(labels)), names
 

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import torch
-from PIL import Image
+from PIL import ExifTags, Image, ImageOps
 from pyarrow import parquet
 
 from skip_conditioning.diagnostics.errors import InputError, near_matches
@@ -75,12 +75,14 @@ def load_hub(name: str, source: Source, *, streaming: bool = False) -> Mapping[s
     Raises:
         InputError: They cannot be fetched.
     """
+    if "/" not in name and name not in DATASETS and (hint := near_matches(name, DATASETS)):
+        raise InputError(f"unknown data set {name!r}.{hint} One of the Hub's has its owner's name too, as owner/name.")
     import datasets  # here, because it takes a second to import
 
     try:
         dataset: Mapping[str, Any] = datasets.load_dataset(source.hub, streaming=streaming)
     except Exception as error:  # the Hub's client raises a dozen unrelated classes
-        known = f", or a known name ({', '.join(DATASETS)}).{near_matches(name, DATASETS)}"
+        known = f", or a known name ({', '.join(DATASETS)})."
         raise InputError(
             f"data set {name!r} cannot be loaded from the Hugging Face Hub ({one_line(error)}); give --data-dir, or "
             f"SKIP_DATA_DIR, with a local copy{'' if name in DATASETS else known}"
@@ -100,12 +102,38 @@ def hub_splits(dataset: Mapping[str, Any], source: Source) -> tuple[str, str]:
 
 
 def check_classes(name: str, train: Sequence[str] | None, test: Sequence[str] | None) -> None:
-    """Refuse splits of different classes; None where a split does not name its own."""
+    """Refuse splits of different classes, or of the same in another order; None where a split does not name its own."""
     if train and test and (unlike := sorted({*train} ^ {*test})):
         lacking = "test" if unlike[0] in train else "training"
         raise InputError(
             f"{name}: class {unlike[0]!r} is missing from the {lacking} split ({len(unlike)} such classes)"
         )
+    if train and test:
+        _check_order(train, test, f"{name}: the test split", "the training split")
+
+
+def _check_order(first: Sequence[str], second: Sequence[str], where: str, other: str) -> None:
+    """Refuse class names that are not those of another file or split, in its order: labels are numbers."""
+    if [*first] == [*second]:
+        return
+    number = next((k for k, pair in enumerate(zip(first, second, strict=False)) if pair[0] != pair[1]), len(second))
+    names = [repr(names[number]) if number < len(names) else "missing" for names in (second, first)]
+    raise InputError(
+        f"{where} numbers its classes differently: class {number} is {names[0]}, in {other} {names[1]}; save both with "
+        "the same class names, in the same order"
+    )
+
+
+def names_of_files(features: Sequence[Mapping[str, Any]], source: Source, paths: Sequence[Path]) -> Any:
+    """Names of the classes in the files of a split, where the label column has them.
+
+    Raises:
+        InputError: A file numbers them differently from the first.
+    """
+    named = [class_names(columns, source, str(path)) for columns, path in zip(features, paths, strict=True)]
+    for names, path in zip(named, paths, strict=True):
+        _check_order(named[0] or (), names or (), str(path), str(paths[0]))
+    return named[0]
 
 
 def _read_folder(folder: Path, source: Source, splits: Sequence[str]) -> Records:
@@ -113,13 +141,13 @@ def _read_folder(folder: Path, source: Source, splits: Sequence[str]) -> Records
     if paths[0].is_dir():
         return _read_class_folders(paths)
     files = [open_parquet(path) for path in paths]
-    features = [parquet_features(file.schema_arrow) for file in files]
+    features = [parquet_features(file.schema_arrow, path) for file, path in zip(files, paths, strict=True)]
     names_by_file = [find_columns(columns, source, str(path)) for columns, path in zip(features, paths, strict=True)]
     records = chain.from_iterable(
         _rows(file.iter_batches(_BATCH, columns=names), names, str(path))
         for file, path, names in zip(files, paths, names_by_file, strict=True)
     )
-    return records, class_names(features[0], source, str(paths[0]))
+    return records, names_of_files(features, source, paths)
 
 
 def _read_class_folders(folders: Sequence[Path]) -> Records:
@@ -143,11 +171,21 @@ def open_parquet(path: Path) -> parquet.ParquetFile:
         raise InputError(f"{path} is not a readable Parquet file ({one_line(error)}); copy it again") from error
 
 
-def parquet_features(schema: pa.Schema) -> Mapping[str, Any]:
-    """Columns and their types as Hugging Face's ``datasets`` sees them."""
+def parquet_features(schema: pa.Schema, path: Path) -> Mapping[str, Any]:
+    """Columns and their types as Hugging Face's ``datasets`` sees them.
+
+    Raises:
+        InputError: Its description of the columns is damaged.
+    """
     import datasets
 
-    return datasets.Features.from_arrow_schema(schema)
+    try:
+        return datasets.Features.from_arrow_schema(schema)
+    except Exception as error:  # whatever a damaged description leads to
+        raise InputError(
+            f"{path}: the description of its columns (the metadata 'huggingface') is damaged ({one_line(error)}); copy "
+            "it again, or save it anew"
+        ) from error
 
 
 def find_columns(features: Mapping[str, Any], source: Source, where: str) -> tuple[str, str]:
@@ -158,6 +196,10 @@ def find_columns(features: Mapping[str, Any], source: Source, where: str) -> tup
             f"{where} has the columns {', '.join(features) or 'none'}; needed are 'image' or 'img', and"
             f" {source.label_column!r}"
         )
+    kind = features[image]
+    is_image = type(kind).__name__ == "Image" or (isinstance(kind, Mapping) and "bytes" in kind)
+    if not is_image and getattr(kind, "dtype", None) not in ("binary", "large_binary", "string", "large_string"):
+        raise InputError(f"{where}: the column {image!r} holds no images but {kind}; save them encoded, as PNG or JPEG")
     return image, source.label_column
 
 
@@ -186,12 +228,53 @@ def open_image(where: str, encoded: Any) -> Image.Image:
     Raises:
         UnreadableImageError: It is damaged, or no image.
     """
-    import datasets
-
     try:
-        return datasets.Image().decode_example(encoded)
+        with Image.open(encoded_file(encoded)) as image:
+            image.load()
+            return as_displayed(image)
+    except MemoryError:
+        raise
     except Exception as error:  # Pillow's decoders raise OSError, SyntaxError, ValueError, zlib.error, ...
         raise unreadable(where, error) from error
+
+
+def encoded_file(encoded: Any) -> str | BytesIO:
+    """What Pillow opens, of a row as Hugging Face keeps it (content or path), or of the content alone.
+
+    Raises:
+        ValueError: It is neither.
+    """
+    content = encoded.get("bytes") if isinstance(encoded, dict) else encoded
+    if isinstance(content, bytes):
+        return BytesIO(content)
+    path = encoded.get("path") if isinstance(encoded, dict) else None
+    if isinstance(path, str) and content is None:
+        return path
+    raise ValueError("the row holds no image" if encoded is None else f"the row holds a {type(encoded).__name__}")
+
+
+def as_displayed(image: Image.Image) -> Image.Image:
+    """An image as a viewer shows it, in grey (``L``) or colour (``RGB``) of eight bits.
+
+    Turned as the camera noted (EXIF), sixteen bits scaled to eight, transparent parts on white.
+
+    Raises:
+        ValueError: Its pixels are real numbers, or integers of more than sixteen bits.
+    """
+    image = ImageOps.exif_transpose(image)
+    if image.mode.startswith("I"):
+        values = np.asarray(image).astype(np.int64)
+        if values.min() < 0 or values.max() > 65535:
+            raise ValueError(f"its pixels go from {values.min()} to {values.max()}, beyond sixteen bits")
+        return Image.fromarray((values / 257).round().astype(np.uint8))
+    if image.mode == "F":
+        raise ValueError("its pixels are real numbers; save it with eight or sixteen bits")
+    if image.mode in ("LA", "PA", "RGBA", "La", "RGBa") or "transparency" in image.info:
+        layer = image.convert("RGBA")
+        on_white = Image.new("RGBA", layer.size, "white")
+        on_white.alpha_composite(layer)
+        return on_white.convert("L" if image.mode in ("LA", "La", "L") else "RGB")
+    return image.convert("L" if image.mode in ("1", "L") else "RGB")
 
 
 def unreadable(where: str, error: Exception) -> UnreadableImageError:
@@ -235,8 +318,9 @@ def random_part(width: int, height: int, random: torch.Generator) -> tuple[Box, 
 def decode_part(file: str | BytesIO, size: int, random: torch.Generator) -> np.ndarray:
     """A random part of an image, scaled to a square: uint8, shape ``(3, size, size)``."""
     with Image.open(file) as image:
-        part, mirrored = random_part(*image.size, random)
-        pixels, (left, top, right, bottom) = _load(image, part, size)
+        upright = _upright(image)
+        part, mirrored = random_part(*upright.size, random)
+        pixels, (left, top, right, bottom) = _load(upright, part, size)
     # Cut first, lest the scaling look beyond the part's edges.
     cut = math.floor(left), math.floor(top), math.ceil(right), math.ceil(bottom)
     within = (left - cut[0], top - cut[1], right - cut[0], bottom - cut[1])
@@ -247,8 +331,14 @@ def decode_part(file: str | BytesIO, size: int, random: torch.Generator) -> np.n
 def decode_centre(file: str | BytesIO, size: int) -> np.ndarray:
     """An image's centre: of the shorter side scaled to 8/7 of ``size``; uint8, shape ``(3, size, size)``."""
     with Image.open(file) as image:
-        pixels, centre = _load(image, _centre(*image.size, size), size)
+        upright = _upright(image)
+        pixels, centre = _load(upright, _centre(*upright.size, size), size)
     return np.asarray(pixels.resize((size, size), Image.Resampling.BILINEAR, centre)).transpose(2, 0, 1)
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    """An image that is not yet decoded, turned as the camera noted; decoded if it has to be turned."""
+    return image if image.getexif().get(ExifTags.Base.Orientation, 1) == 1 else ImageOps.exif_transpose(image)
 
 
 def _centre(width: int, height: int, size: int) -> Box:
@@ -270,4 +360,4 @@ def _load(image: Image.Image, part: Box, size: int) -> tuple[Image.Image, Box]:
     drafted = image.draft(None, (enough[0], enough[1]))
     scale = drafted[1][2] / width if drafted else 1.0
     left, top, right, bottom = (edge * scale for edge in part)
-    return image.convert("RGB"), (left, top, right, bottom)
+    return as_displayed(image).convert("RGB"), (left, top, right, bottom)

@@ -2,6 +2,7 @@
 
 import os
 import re
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -117,11 +118,37 @@ def find_split(folder: Path, splits: Sequence[str]) -> list[Path]:
 
 def _split_paths(folder: Path, splits: Sequence[str]) -> list[Path]:
     for split in splits:
-        files = [file for file in folder.glob("*.parquet") if re.match(rf"{split}\b|{split}_", file.name)]
+        named = [file for file in folder.glob("*.parquet") if re.match(rf"{split}\b|{split}_", file.name)]
+        files = _shards(split, named)
         files = files or [entry for entry in folder.glob(f"{split}/[!.]*") if entry.is_dir()]
         if files:
             return sorted(files)
     return []
+
+
+def _shards(split: str, files: Sequence[Path]) -> list[Path]:
+    """Those of the files that make up a split: itself, or its numbered parts, of which none may be missing.
+
+    Raises:
+        InputError: A part is missing, or there twice.
+    """
+    parts = [file for file in files if re.fullmatch(rf"{split}([-_.]?\d.*)?\.parquet", file.name)]
+    copies = [file for file in files if re.search(r"\(\d+\)\.parquet$|copy", file.name)]
+    if copies:
+        raise InputError(f"{copies[0]} looks like a second copy of a part of the {split} split; remove or rename it")
+    if parts and len(parts) < len(files):
+        others = ", ".join(sorted(file.name for file in {*files} - {*parts}))
+        warnings.warn(f"not taken for parts of the {split} split: {others}", stacklevel=2)
+    of = {file: match for file in parts if (match := re.search(r"(\d+)-of-(\d+)", file.name))}
+    for count in {match[2] for match in of.values()}:
+        there = {int(match[1]) for match in of.values() if match[2] == count}
+        missing = sorted({*range(int(count))} - there)
+        if missing:
+            raise InputError(
+                f"{files[0].parent}: {len(missing)} of the {int(count)} parts of the {split} split are missing, the "
+                f"first of them {missing[0]:0{len(count)}d}-of-{count}; copy all of them"
+            )
+    return parts
 
 
 def list_images(folder: Path) -> list[str]:

@@ -2,8 +2,8 @@
 
 The pixels of an image at a step are a function of the run's seed, the epoch and the image alone, so the number of
 workers changes nothing, and a resumed run sees the same pixels. They are those of torchvision's ``RandomResizedCrop``
-for training and ``Resize`` and ``CenterCrop`` for evaluation (scaling is bilinear with antialiasing); as usual with
-ImageNet, the orientation that a camera noted (EXIF) is ignored.
+for training and ``Resize`` and ``CenterCrop`` for evaluation (scaling is bilinear with antialiasing), of images as a
+viewer shows them (``image_records.as_displayed``).
 """
 
 from __future__ import annotations

@@ -50,6 +50,12 @@ class TrainingData:
         self.config, self.device, self.ranks = config, device, ranks
         self.num_classes, self._count = data.num_classes, len(data.train.labels)
         mean, std = (data.mean, data.std) if config.data.normalise else (None, None)
+        constant = [channel for channel, deviation in enumerate(std or ()) if not deviation]
+        if constant:
+            raise InputError(
+                f"channel {constant[0]} of {data.name} has the same value in every pixel, so that --normalise would "
+                "divide by zero; leave --normalise out"
+            )
         self._pixels = Pixels(mean, std, memory_format(config))
 
     def __len__(self) -> int:

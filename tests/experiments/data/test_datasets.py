@@ -13,7 +13,11 @@ from PIL import Image
 from pyarrow import parquet
 
 from skip_conditioning.diagnostics.errors import InputError
+from skip_conditioning.experiments.config.presets import preset
 from skip_conditioning.experiments.data.datasets import load_data, to_float
+from skip_conditioning.experiments.data.image_index import open_images
+from skip_conditioning.experiments.data.training_data import open_data
+from skip_conditioning.experiments.processes.ranks import Ranks
 
 
 @pytest.fixture
@@ -345,7 +349,7 @@ def test_offline_without_a_directory():
 from skip_conditioning.diagnostics.errors import InputError
 from skip_conditioning.experiments.data.datasets import load_data
 
-for name in ("cifar", "mnist"):
+for name in ("cifar", "mnist", "someone/else"):
     try:
         load_data(name)
     except InputError as error:
@@ -353,9 +357,86 @@ for name in ("cifar", "mnist"):
 """
     environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
     result = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
-    unknown, known = result.stdout.splitlines()
-    assert "data set 'cifar' cannot be loaded from the Hugging Face Hub" in unknown
-    assert "Did you mean 'cifar10' or 'cifar100'" in unknown
+    unknown, known, elsewhere = result.stdout.splitlines()
+    assert "unknown data set 'cifar'. Did you mean 'cifar10' or 'cifar100'" in unknown
+    assert "data set 'someone/else' cannot be loaded from the Hugging Face Hub" in elsewhere
     assert "data set 'mnist' cannot be loaded from the Hugging Face Hub" in known
     assert "--data-dir" in known
     assert "Did you mean" not in known
+
+
+def write_named(path, names):
+    """Images of 8×8, one of each class, with the names of the classes."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    features = datasets.Features({"img": datasets.Image(), "label": datasets.ClassLabel(names=list(names))})
+    images = [encoded(image) for image in pixels(len(names), (8, 8))]
+    rows = {"img": images, "label": list(range(len(names)))}
+    parquet.write_table(pa.table(rows, schema=features.arrow_schema), path)
+
+
+@pytest.mark.parametrize("load", [load_data, open_images], ids=["held", "streamed"])
+@pytest.mark.parametrize("other", ["test-00000-of-00001.parquet", "train-00001-of-00002.parquet"])
+def test_classes_in_another_order_are_refused_by_file(load, other, tmp_path):
+    for name in ("train-00000-of-00002.parquet", "train-00001-of-00002.parquet", "test-00000-of-00001.parquet"):
+        write_named(tmp_path / name, ("dog", "cat") if name == other else ("cat", "dog"))
+    with pytest.raises(InputError, match=r"numbers its classes differently: class 0 is 'dog', in .* 'cat'"):
+        load("mine", tmp_path)
+
+
+@pytest.mark.parametrize("load", [load_data, open_images], ids=["held", "streamed"])
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        (
+            ["train-00000-of-00003.parquet", "train-00002-of-00003.parquet"],
+            "1 of the 3 parts .* missing, .*00001-of-00003",
+        ),
+        (["train.parquet", "train (1).parquet"], r"train \(1\)\.parquet looks like a second copy"),
+    ],
+)
+def test_parts_that_are_missing_or_there_twice_are_named(load, names, message, tmp_path):
+    for name in [*names, "test.parquet"]:
+        write_named(tmp_path / name, ("cat", "dog"))
+    with pytest.raises(InputError, match=message):
+        load("mine", tmp_path)
+
+
+def test_other_files_are_no_training_data(tmp_path):
+    for name in ("train.parquet", "train-unlabelled.parquet", "test.parquet"):
+        write_named(tmp_path / name, ("cat", "dog"))
+    with pytest.warns(UserWarning, match="not taken for parts of the train split: train-unlabelled.parquet"):
+        assert len(load_data("mine", tmp_path).train) == 2
+
+
+def test_a_class_without_images_is_said(tmp_path):
+    for name in ("train.parquet", "test.parquet"):
+        write_parquet(tmp_path / name, pixels(3), [1, 2, 3], classes=None)
+    with pytest.warns(UserWarning, match=r"4 classes, but 1 of them have no training images \(0\)"):
+        assert load_data("mine", tmp_path).num_classes == 4
+
+
+def test_a_constant_channel_is_not_normalised(tmp_path):
+    images = pixels(4)
+    images[..., 1] = 7
+    for name in ("train.parquet", "test.parquet"):
+        write_parquet(tmp_path / name, images, [0, 1, 0, 1], classes=2)
+    config = preset("demo", dataset="mine", data_dir=tmp_path, normalise=True, subset=None)
+    with pytest.raises(InputError, match="channel 1 of mine has the same value in every pixel"):
+        open_data(config, torch.device("cpu"), Ranks())
+
+
+@pytest.mark.parametrize("column", [pa.array([1, 2]), pa.array([[1], [2]]), pa.array([None, None], pa.null())])
+@pytest.mark.parametrize("load", [load_data, open_images], ids=["held", "streamed"])
+def test_columns_that_hold_no_images(load, column, tmp_path):
+    for name in ("train.parquet", "test.parquet"):
+        parquet.write_table(pa.table({"img": column, "label": [0, 1]}), tmp_path / name)
+    with pytest.raises(InputError, match="the column 'img' holds no images but"):
+        load("mine", tmp_path)
+
+
+def test_a_damaged_description_of_the_columns(tmp_path):
+    table = pa.table({"img": [encoded(image) for image in pixels(2)], "label": [0, 1]})
+    for name in ("train.parquet", "test.parquet"):
+        parquet.write_table(table.replace_schema_metadata({"huggingface": '{"info": 3}'}), tmp_path / name)
+    with pytest.raises(InputError, match=r"train\.parquet: the description of its columns .* is damaged"):
+        load_data("mine", tmp_path)

@@ -7,7 +7,13 @@ from PIL import Image
 from torch.nn import functional
 
 from skip_conditioning.experiments.data.batches import generator
-from skip_conditioning.experiments.data.image_records import decode_centre, decode_part, random_part
+from skip_conditioning.experiments.data.image_records import (
+    UnreadableImageError,
+    decode_centre,
+    decode_part,
+    open_image,
+    random_part,
+)
 from tests.experiments.data.photos import content, photo
 
 SIZE = 32
@@ -95,11 +101,55 @@ def test_every_kind_of_image_becomes_colour(mode):
     assert decode_part(file, SIZE, generator(0)).shape == decode_centre(file, SIZE).shape == (3, SIZE, SIZE)
 
 
-def test_noted_orientation_is_ignored():
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_images_are_turned_as_the_camera_noted_whether_held_or_streamed(orientation):
     exif = Image.Exif()
-    exif[0x0112] = 6
-    turned, plain = content(photo(), exif=exif), content(photo())
-    assert np.array_equal(decode_centre(turned, SIZE), decode_centre(plain, SIZE))
+    exif[0x0112] = orientation
+    turned = content(photo(), "PNG", exif=exif)
+    held = open_image("here", turned.getvalue())
+    assert held.size == (photo().size if orientation < 5 else photo().size[::-1])
+    assert np.array_equal(decode_centre(turned, SIZE), decode_centre(content(held, "PNG"), SIZE))
+    parts = (decode_part(file, SIZE, generator(1)) for file in (turned, content(held, "PNG")))
+    assert np.array_equal(*parts)
+
+
+def drawing(mode):
+    """A square on a ground, in a mode of Pillow's; and what a viewer shows of it, in eight bits."""
+    shown = np.full((8, 8), 255, np.uint8)
+    shown[2:6, 2:6] = 64
+    if mode == "I;16":
+        return Image.fromarray(shown.astype(np.uint16) * 257), shown
+    if mode == "LA":
+        opaque = Image.fromarray(np.where(shown == 64, 255, 0).astype(np.uint8))
+        return Image.merge("LA", (Image.new("L", (8, 8), 64), opaque)), shown
+    black = Image.new("RGB", (8, 8))
+    return Image.merge("RGBA", (*black.split(), Image.fromarray(255 - shown))), np.stack([shown] * 3, -1)
+
+
+@pytest.mark.parametrize("mode", ["I;16", "LA", "RGBA"])
+def test_sixteen_bits_and_transparent_parts_are_as_a_viewer_shows_them(mode):
+    image, shown = drawing(mode)
+    pixels = np.asarray(open_image("here", content(image, "PNG").getvalue()))
+    assert np.array_equal(pixels, shown)
+    streamed = decode_centre(content(image, "PNG"), 7)  # of a square that is not scaled
+    assert np.array_equal(streamed, decode_centre(content(Image.fromarray(shown), "PNG"), 7))
+
+
+@pytest.mark.parametrize(
+    ("encoded", "message"),
+    [
+        (None, "the row holds no image"),
+        (3, "the row holds a int"),
+        ([1, 2], "the row holds a list"),
+        ({"bytes": None, "path": None}, "the row holds a dict"),
+        (b"no image", "cannot identify"),
+        (content(Image.fromarray(np.ones((4, 4), np.float32)), "TIFF").getvalue(), "its pixels are real numbers"),
+        (content(Image.fromarray(np.full((4, 4), 70_000, np.int32)), "TIFF").getvalue(), "beyond sixteen bits"),
+    ],
+)
+def test_what_is_no_image_of_eight_or_sixteen_bits_is_named(encoded, message):
+    with pytest.raises(UnreadableImageError, match=f"row 7: not a readable image.*{message}"):
+        open_image("row 7", encoded)
 
 
 def test_an_endless_strip_takes_no_memory():
