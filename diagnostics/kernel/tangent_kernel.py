@@ -149,6 +149,7 @@ def tangent_kernel(
             if outputs in ("sum", "trace"):  # of all outputs together
                 probed_outputs = sides[0].recording.logits.shape[1]
                 rounding = {name: floor * probed_outputs**0.5 for name, floor in rounding.items()}
+    notes = (flags, probed.note, _narrow(sides[0].recording), _frozen(model), sums.note, _flattened(sides[0].recording))
     require_finite(sums.total, "the tangent kernel")  # and so is every block
     return TangentKernel(
         blocks=sums.blocks,
@@ -162,7 +163,7 @@ def tangent_kernel(
         dtype=str(sides[0].basis.dtype).removeprefix("torch."),
         seconds=time.perf_counter() - start,
         peak_bytes=sums.bytes + max(side.kept_bytes for side in sides) * len(sides),
-        note="; ".join(filter(None, (flags, probed.note, _frozen(model), sums.note, _flattened(sides[0].recording)))),
+        note="; ".join(filter(None, notes)),
         witness=reference.difference,
         rounding=rounding,
     )
@@ -294,6 +295,13 @@ def _running_statistics(model: nn.Module, batch_mode: str) -> str:
     ):
         return "batch norm uses running statistics, although the model is in train mode"
     return ""
+
+
+def _narrow(recording: Recording) -> str:
+    """A note where the network computes in a narrower precision than it is measured in."""
+    own = torch.finfo(recording.logits.dtype).eps
+    narrow = sorted(str(kind).removeprefix("torch.") for kind in recording.dtypes if torch.finfo(kind).eps > own)
+    return f"the network computes some of it in {', '.join(narrow)}" if narrow else ""
 
 
 def _frozen(model: nn.Module) -> str:

@@ -75,11 +75,19 @@ class ForwardPass:
         calls: Every call of the watched modules, in order, by module name.
         output: The model's output.
         sizes: Entries of each tensor made on the way that depends on the input, in order; memory is planned by them.
+        dtypes: Those of these tensors.
     """
 
     calls: dict[str, list[Call]]
     output: Any
     sizes: list[int]
+    dtypes: set[torch.dtype]
+
+    def narrower(self, dtype: torch.dtype) -> list[str]:
+        """The precisions among them that are coarser than one."""
+        real = (kind for kind in self.dtypes if kind.is_floating_point)
+        coarser = [kind for kind in real if torch.finfo(kind).eps > torch.finfo(dtype).eps]
+        return sorted(str(kind).removeprefix("torch.") for kind in coarser)
 
     def widest(self, first: int = 0, last: int | None = None) -> int:
         """Entries of the largest of these tensors, from the ``first`` to before the ``last``; 0 if there is none."""
@@ -197,8 +205,10 @@ def clear_forward_errors(model: nn.Module, probe: Probe) -> Iterator[None]:
         raise
     except (RuntimeError, TypeError, ValueError, IndexError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        is_missing = isinstance(error, NotImplementedError)
+        way_out = "; say how it is called: forward=lambda model, inputs: ..." if is_missing else ""
         raise InputError(
-            f"{type(model).__name__} cannot be applied to a probe {probe.description()}: {reason}"
+            f"{type(model).__name__} cannot be applied to a probe {probe.description()}: {reason}{way_out}"
         ) from error
 
 
@@ -255,7 +265,7 @@ def forward_pass(model: nn.Module, state: State, probe: Probe, layers: Sequence[
     finally:
         for handle in handles:
             handle.remove()
-    return ForwardPass(calls, output, watch.sizes)
+    return ForwardPass(calls, output, watch.sizes, watch.dtypes)
 
 
 def name_each_call(layers: Sequence[str], calls: Mapping[str, list[Call]]) -> list[str]:

@@ -6,7 +6,7 @@ from dataclasses import replace
 from torch import Tensor, nn
 
 from skip_conditioning.diagnostics.errors import InputError, LayerCallError, UnsupportedModelError
-from skip_conditioning.diagnostics.networks.capture import forward_pass, name_each_call, named_call
+from skip_conditioning.diagnostics.networks.capture import ForwardPass, forward_pass, name_each_call, named_call
 from skip_conditioning.diagnostics.networks.isolation import State
 from skip_conditioning.diagnostics.networks.layer_names import select_layers, split_call
 from skip_conditioning.diagnostics.networks.maps import (
@@ -52,7 +52,7 @@ def build_maps(
         forward = forward_pass(model, state, probe, [])
         if one_sample:
             _require_one_row(probe.outputs_of(forward.output))
-        return _referenced(model, state, probe, [network_map(model, state, probe, forward)])
+        return _referenced(model, state, probe, [network_map(model, state, probe, forward)], forward)
     chosen, with_total = _choose(model, name, layers)
     forward = forward_pass(model, state, probe, [split_call(layer)[0] for layer in chosen])
     if one_sample:
@@ -75,7 +75,7 @@ def build_maps(
         maps.append(kernel_map(model, state, probe, TOTAL, forward))
     if not maps:
         raise InputError(f"{type(model).__name__} has no blocks with a {name} map; name the layers to measure")
-    return _referenced(model, state, probe, maps)
+    return _referenced(model, state, probe, maps, forward)
 
 
 def _require_one_row(rows: Tensor) -> None:
@@ -87,12 +87,22 @@ def _require_one_row(rows: Tensor) -> None:
         )
 
 
-def _referenced(model: nn.Module, state: State, probe: Probe, maps: list[Map]) -> list[Map]:
-    """The maps, with what their backward passes and their witnesses need."""
+def _referenced(model: nn.Module, state: State, probe: Probe, maps: list[Map], forward: ForwardPass) -> list[Map]:
+    """The maps, with what their backward passes and their witnesses need, and a note of narrower precisions."""
+    narrow = forward.narrower(maps[0].point.dtype)
+    note = f"the network computes some of it in {', '.join(narrow)}" if narrow else ""
     targets = [item.target for item in maps if item.target is not None]
     references = References(model, state, probe, maps[0].name, targets)
     pairs = zip(maps, targets, strict=True)
-    return [replace(item, installed=state.installed, reference=Reference(references, target)) for item, target in pairs]
+    return [
+        replace(
+            item,
+            installed=state.installed,
+            reference=Reference(references, target),
+            note="; ".join(filter(None, (item.note, note))),
+        )
+        for item, target in pairs
+    ]
 
 
 def _choose(model: nn.Module, name: str, layers: Sequence[str] | str | None) -> tuple[list[str], bool]:

@@ -3,17 +3,19 @@
 from collections.abc import Iterable, Iterator
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.weak import WeakIdKeyDictionary
 
 
 class DependentSizes(TorchDispatchMode):
-    """Records the number of entries of every tensor that is made from the inputs."""
+    """Records the number of entries of every tensor that is made from the inputs, and in which precisions they are."""
 
     def __init__(self, inputs: Iterable[Tensor]) -> None:
         super().__init__()
         self.sizes: list[int] = []
+        self.dtypes: set[torch.dtype] = set()
         # Weak references: keeping every activation alive would take the memory of a whole training step.
         self._dependent = WeakIdKeyDictionary(dict.fromkeys(inputs, True))
 
@@ -23,6 +25,7 @@ class DependentSizes(TorchDispatchMode):
             for tensor in _tensors((result,)):
                 self._dependent[tensor] = True
                 self.sizes.append(tensor.numel())
+                self.dtypes.add(tensor.dtype)
         return result
 
 
