@@ -13,8 +13,8 @@ from skip_conditioning.diagnostics.networks.maps import TOTAL
 from skip_conditioning.diagnostics.tables import read_experiment
 from skip_conditioning.experiments.config.presets import PRESETS
 from skip_conditioning.experiments.processes.machine import choose_device
-from skip_conditioning.experiments.records.checkpoints import load_weights
 from skip_conditioning.experiments.records.directory import read_probe
+from skip_conditioning.experiments.records.tensor_files import read_checkpoint
 from skip_conditioning.experiments.train import parse
 from skip_conditioning.experiments.training.networks import build_network
 from skip_conditioning.experiments.training.runner import Runner
@@ -216,9 +216,8 @@ def test_paper_mnist_measures_the_whole_spectrum_of_the_paper(train, real_data):
     assert torch.equal(x, made.data._on_host.images / 255), "the probe is the whole training set"
     rows = tables.spectra[tables.spectra["run_id"] == "modified-lr0.1-trial00"].set_index("step")
     model = build_model("paper-mnist", arm="modified")
-    weights = load_weights(
-        made.config.output.out / "runs/modified-lr0.1-trial00/checkpoints/step_000000002.safetensors"
-    )
+    checkpoints = made.config.output.out / "runs/modified-lr0.1-trial00/checkpoints"
+    weights, _ = read_checkpoint(checkpoints / "step_000000002.safetensors")
     model.load_state_dict(weights)
     truth = torch.linalg.svdvals(jacobian_behind_stem(model.double().train(), x.double()))
     assert len(truth) == 320
