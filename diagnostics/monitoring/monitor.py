@@ -8,34 +8,29 @@
             monitor.step(step, loss=loss)
 """
 
-import contextlib
-import functools
 import os
 import time
 import warnings
 import weakref
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any, TypeVar, Unpack
+from typing import Any, Unpack
 
-import numpy as np
 import torch
 from torch import Tensor, distributed, nn
 from torch.distributed import ProcessGroup
 
 from skip_conditioning.diagnostics.errors import InputError
 from skip_conditioning.diagnostics.monitoring.bounds_log import BoundsLog
-from skip_conditioning.diagnostics.monitoring.due_queue import DueQueue
 from skip_conditioning.diagnostics.monitoring.measurement import Measurement, scheduled
-from skip_conditioning.diagnostics.monitoring.probe_measurements import Measured, ProbeMeasurements
+from skip_conditioning.diagnostics.monitoring.probe_measurements import ProbeMeasurements
 from skip_conditioning.diagnostics.monitoring.run_folder import RunFolder, checked_description
 from skip_conditioning.diagnostics.monitoring.run_tables import RunTables, longest_wait
 from skip_conditioning.diagnostics.monitoring.scalar_log import Log, as_log, scalars_of
 from skip_conditioning.diagnostics.monitoring.schedule import Schedule, log_spaced
+from skip_conditioning.diagnostics.monitoring.step_measurements import BOUNDS, StepMeasurements
 from skip_conditioning.diagnostics.monitoring.time_budget import TimeBudget
-from skip_conditioning.diagnostics.networks.first_process import as_first
 from skip_conditioning.diagnostics.networks.isolation import unwrap
 from skip_conditioning.diagnostics.networks.maps import TOTAL
 from skip_conditioning.diagnostics.networks.probe import Reading
@@ -47,14 +42,6 @@ from skip_conditioning.diagnostics.tables.rows import checked_step
 
 #: Rows wait in the journal at most this long at first (``run_tables.longest_wait``).
 _FLUSH_SECONDS = 1.0
-
-#: Stands in place of a map in the table ``skipped``, for the measurement of ``BoundsLog``.
-_BOUNDS = "bounds"
-
-#: Errors that belong to training: a diverging network is a result. The training goes on after any other too.
-_EXPECTED = (InputError, np.linalg.LinAlgError, torch.OutOfMemoryError)
-
-Value = TypeVar("Value")
 
 
 class SpectrumMonitor:
@@ -150,50 +137,47 @@ class SpectrumMonitor:
         self.latest: dict[str, Spectrum] = {}
         default = schedule if schedule is not None else log_spaced()
         requested = [maps] if isinstance(maps, str | Measurement) else maps
-        self._measurements = [scheduled(item, layers, default) for item in requested]
-        self._num_maps = len(self._measurements)
-        self._tried, self._unaffordable = 0, 0
+        measurements = [scheduled(item, layers, default) for item in requested]
+        num_maps = len(measurements)
         if bounds and not self._probe.has_loss:
             raise InputError("bounds need a loss; give the probe's targets too, as probe=(x, y)")
         if bounds:
-            self._measurements.append(scheduled(Measurement(_BOUNDS, TOTAL), None, default))
+            measurements.append(scheduled(Measurement(BOUNDS, TOTAL), None, default))
         if is_sharded(self.model) and group is None and distributed.is_initialized():
             group = distributed.group.WORLD  # every process holds a part of the weights
         if bounds and is_sharded(self.model):
             raise InputError("bounds cannot be logged of weights in shards; leave them out")
         self._writes, self._measures = _roles(group)
-        self._group = group if self._measures else None
-        self._bounds: BoundsLog | None = None  # in the process that writes only, as the tables
+        group = group if self._measures else None
+        bounds_log: BoundsLog | None = None  # in the process that writes only, as the tables
         self._tables: RunTables | None = None
 
         def prepare(_: int) -> tuple[list[float], int | None]:
             """Open the tables, and forecast what each measurement will take; also the first step on disk."""
+            nonlocal bounds_log
             folder.check()
             if bounds:
-                self._bounds = BoundsLog(self.model, self.probe, memory_budget)
+                bounds_log = BoundsLog(self.model, self.probe, memory_budget)
             with self._time.measuring(torch.device("cpu")):
-                seconds = self._try() if estimates is None else [*estimates]
+                seconds = _try(self._probe, measurements[:num_maps], bounds_log) if estimates is None else [*estimates]
             self._tables = RunTables(folder, description)
             weakref.finalize(self, self._tables.close)
             return seconds, self._tables.first_step
 
         # The first process prepares, the others wait for it, and an error in it is raised in all of them.
         with gathered(self.model):
-            seconds, self._first_step = distribute([0], prepare, self._group)[0] if self._measures else ([], None)
+            seconds, self._first_step = distribute([0], prepare, group)[0] if self._measures else ([], None)
         self._resumes = resume
-        self._queue = DueQueue(self._measurements, seconds, self._time, self._group)
+        self._bounds = bounds_log
+        self._due = StepMeasurements(
+            self.model, self._probe, measurements, seconds, self._time, group, self._tables, bounds_log
+        )
         self._flushed = time.perf_counter()
 
     @property
     def estimates(self) -> list[float]:
         """Seconds that each measurement is expected to take, by the last time it was made."""
-        return self._queue.estimates
-
-    def _try(self) -> list[float]:
-        """Raise the errors of bad input, and forecast the seconds of each measurement."""
-        seconds = [self._probe.forecast(item) for item in self._measurements[: self._num_maps]]
-        self._probe.loss()
-        return seconds if self._bounds is None else [*seconds, self._bounds.forecast()]
+        return self._due.queue.estimates
 
     def step(self, step: int, *, split: str = "train", **metrics: float | Tensor | None) -> dict[str, Spectrum]:
         """Log one step's metrics and make the measurements that are due.
@@ -215,10 +199,13 @@ class SpectrumMonitor:
         if not self._measures:
             return {}
         self._begin(step)
-        self._release(step)
+        self._due.release(step)
         if metrics:
             self.log(step, split=split, **metrics)
-        self.latest = self._measure_due(step)
+        begins, self._first_step = self._first_step is None, step if self._first_step is None else self._first_step
+        self.latest = self._due.measure(step, begins=begins)
+        if self.latest and self._writes and self._send_scalars is not None:
+            self._send(self._send_scalars, step)
         if time.perf_counter() - self._flushed > longest_wait(self._time.elapsed, _FLUSH_SECONDS):
             self._write()
         self._save()
@@ -228,7 +215,7 @@ class SpectrumMonitor:
         """Log metrics without measuring, such as those of an evaluation; arguments as for ``step``."""
         step = checked_step(step)
         self._begin(step)
-        self._append("metrics", step, {"split": split, **metrics})
+        self._due.append("metrics", step, {"split": split, **metrics})
         self._save()
 
     @property
@@ -243,7 +230,7 @@ class SpectrumMonitor:
             step: Optimiser steps taken by now. A row of the bounds that waits for that step is completed; for another,
                 or None, it is written without the decreases.
         """
-        self._release(step)
+        self._due.release(step)
         self._write()
 
     def rewind(self, step: int) -> None:
@@ -263,8 +250,8 @@ class SpectrumMonitor:
         self.flush()
         if self._tables is not None:
             self._tables.close()
-        if self._writes and self._unaffordable and not self._tried:
-            cost, self._unaffordable = sum(self._queue.estimates), 0
+        if self._writes and self._due.unaffordable and not self._due.tried:
+            cost, self._due.unaffordable = sum(self.estimates), 0
             warnings.warn(
                 f"nothing was measured after the first step: about {cost:.2g} s of measuring would exceed "
                 f"max_overhead={self.max_overhead} of the training time; train longer, raise max_overhead, or pass "
@@ -286,121 +273,34 @@ class SpectrumMonitor:
             self._resumes = False
             self.rewind(step - 1)
 
-    def _measure_due(self, step: int) -> dict[str, Spectrum]:
-        measured: dict[str, Spectrum] = {}
-        bounds: dict[str, Any] = {}
-        begins, self._first_step = self._first_step is None, step if self._first_step is None else self._first_step
-        with contextlib.ExitStack() as weights:
-            for index, affordable in self._queue.due(step, always=begins):
-                if affordable:
-                    weights.enter_context(gathered(self.model))
-                item = self._measurements[index]
-                if not affordable:
-                    self._unaffordable += 1
-                    reason = f"would exceed max_overhead={self.max_overhead}"
-                    self._skip(item, step, reason, self._queue.estimates[index])
-                elif item.map == _BOUNDS:
-                    bounds = self._attempt(index, step, dict if self._bounds is None else self._bounds.measure)
-                else:
-                    measure = functools.partial(self._probe.spectra, item, self._group, with_rayleigh=self._writes)
-                    measured |= self._log_spectra(item, step, self._attempt(index, step, measure))
-            if begins:
-                self._tried = 0
-            if (measured or bounds) and self._probe.has_loss and self._writes:
-                self._log_probe(step, bounds)
-        if measured and self._writes and self._send_scalars is not None:
-            self._send(self._send_scalars, step, measured)
-        return measured
-
-    def _attempt(self, index: int, step: int, measure: Callable[[], dict[str, Value]]) -> dict[str, Value]:
-        """The result of a measurement: empty if it fails, which is recorded."""
-        self._tried += 1
-        before, result, failure = self._time.spent, dict[str, Value](), ""
-        with self._measuring():
-            try:
-                result = as_first(measure, self._group)
-            except Exception as error:
-                failure = _reason(error)
-        seconds = self._time.spent - before
-        if failure:
-            self._skip(self._measurements[index], step, failure, seconds)
-        else:
-            self._queue.estimates[index] = seconds
-        return result
-
-    def _log_spectra(self, item: Measurement, step: int, measured: Measured) -> dict[str, Spectrum]:
-        """Log the spectra of one map; by layer (``map:layer`` when there are several maps)."""
-        for spectrum, rayleigh in measured.values():
-            self._append("spectra", step, {**spectrum.as_row(), "rayleigh": rayleigh})
-        prefix = "" if self._num_maps == 1 else f"{item.map}:"
-        return {f"{prefix}{key}": spectrum for key, (spectrum, _) in measured.items()}
-
-    def _send(self, log: Log, step: int, measured: dict[str, Spectrum]) -> None:
+    def _send(self, log: Log, step: int) -> None:
         """Give scalars to the logger beside the tables; the training goes on if that fails."""
-        with self._measuring():
+        with self._due.timed():
             try:
-                log(scalars_of(measured.values()), step)
+                log(scalars_of(self.latest.values()), step)
             except Exception as error:
                 line = next(iter(str(error).splitlines()), "")
                 reason = f"{type(error).__name__}: {line}"
                 warnings.warn(f"log_to failed at step {step}, the tables have the rows: {reason}", stacklevel=2)
 
-    def _measuring(self) -> AbstractContextManager[None]:
-        return self._time.measuring(self._probe.device)
-
-    def _skip(self, item: Measurement, step: int, reason: str, seconds: float | None) -> None:
-        self._append("skipped", step, item.skipped(reason, seconds))
-
-    def _append(self, table: str, step: int, row: dict[str, Any]) -> None:
-        if self._tables is not None:
-            self._tables.append(table, step, row)
-
-    def _log_probe(self, step: int, bounds: dict[str, Any]) -> None:
-        """Log the probe's metrics; a row with bounds waits for the step after it."""
-        with self._measuring():
-            row, failure = {"split": "probe", **bounds}, ""
-            try:
-                row |= self._probe.loss()
-            except Exception as error:
-                failure = f"loss of the probe: {_reason(error)}"
-        if failure:
-            self._skip(self._measurements[0], step, failure, None)
-        if self._bounds is not None and bounds:
-            self._bounds.row = {"step": step, **row}
-        else:
-            self._append("metrics", step, row)
-
-    def _release(self, step: int | None) -> None:
-        """Log the row that waits, completed by the decreases if it waits for the step ``step``."""
-        if self._bounds is None or self._bounds.row is None:
-            return
-        with self._measuring():
-            row, failure = self._bounds.release(step)
-        self._append("metrics", row["step"], row)
-        if failure:
-            self._skip(self._measurements[-1], row["step"], failure, None)
-
     def _save(self) -> None:
         """Write new rows to the journal; those with numbers on a device at most once a second."""
         if self._tables is not None:
-            with self._measuring() if self._tables.will_fetch else self._time.measuring(torch.device("cpu")):
+            with self._due.timed() if self._tables.will_fetch else self._time.measuring(torch.device("cpu")):
                 self._tables.save()
 
     def _write(self) -> None:
         if self._tables is not None:
-            with self._measuring():
+            with self._due.timed():
                 self._tables.flush()
         self._flushed = time.perf_counter()
 
 
-def _reason(error: Exception) -> str:
-    """Why a measurement failed, in a line; what is no ordinary reason is warned about as well."""
-    line = next(iter(str(error).splitlines()), "")
-    if isinstance(error, _EXPECTED) and line:
-        return line
-    reason = f"{type(error).__name__}: {line}"
-    warnings.warn(f"a measurement failed and is left out, the training goes on: {reason}", stacklevel=2)
-    return reason
+def _try(probe: ProbeMeasurements, maps: Sequence[Measurement], bounds: BoundsLog | None) -> list[float]:
+    """Raise the errors of bad input, and forecast the seconds of each measurement."""
+    seconds = [probe.forecast(item) for item in maps]
+    probe.loss()
+    return seconds if bounds is None else [*seconds, bounds.forecast()]
 
 
 def _roles(group: ProcessGroup | None) -> tuple[bool, bool]:
