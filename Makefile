@@ -34,7 +34,7 @@ test: lint types rooms pytest
 FAST := tests/test_front.py tests/models/test_shortcuts.py tests/figures/drawing \
 	$(addprefix tests/experiments/,config claims/verdict/test_pairs.py data/test_batches.py records/test_directory.py \
 		training/test_networks.py) \
-	$(addprefix tests/diagnostics/,test_measure.py test_spectrum.py test_tables.py \
+	$(addprefix tests/diagnostics/,test_measure.py test_spectrum.py tables/test_rows.py \
 		kernel/test_result.py linalg/test_bidiagonalization.py loss/test_descent.py monitoring/test_schedule.py \
 		networks/test_capture.py theory/test_statement.py)
 check: lint types rooms
