@@ -181,7 +181,7 @@ def test_learning_rates_that_look_alike_are_two_runs(small, nets, capsys):
     assert read_experiment("o").runs["run_id"].tolist() == [f"plain-lr{rate}-trial00" for rate in rates]
 
 
-def test_another_model_does_not_take_the_options_of_the_presets():
+def test_another_model_does_not_take_the_options_of_the_presets(nets):
     assert parse(["demo", "--out", "o", "--model", "nets:layers"]).network.model_options == ()
     assert parse(["demo", "--out", "o"]).network.model_options == ("depth=16", "normaliser=batch")
 
