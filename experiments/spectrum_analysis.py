@@ -233,7 +233,8 @@ def _analysed_tables(targets: Sequence[Target], rows: Sequence[dict[str, Any]]) 
         rows: Of the spectra table.
     """
     directories = dict.fromkeys(target.directory for target in targets if not target.is_foreign)
-    names = [{"run_id": target.run["run_id"]} for target in targets if target.is_foreign]
+    foreign_runs = [target.run["run_id"] for target in targets if target.is_foreign]
+    names = [{"run_id": name, "arm": name, "trial": 0} for name in foreign_runs]
     foreign = Experiment(pd.DataFrame(names, columns=RUN_COLUMNS), *(empty_frame(name) for name in SCHEMAS))
     experiments = [read_experiment(directory) for directory in directories] or [foreign]
     joined = {

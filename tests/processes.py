@@ -71,5 +71,5 @@ def run_forked(
         finally:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(parent.pid, signal.SIGKILL)
-    texts = [[Path(path).read_text() for path in paths] for paths in outputs]
+    texts = [[Path(path).read_text(errors="replace") for path in paths] for paths in outputs]
     return [(code, *said) for code, said in zip(codes, texts, strict=True)]

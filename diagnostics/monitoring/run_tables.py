@@ -81,8 +81,10 @@ class RunTables:
         Nothing is done in a process that was forked from this one's.
         """
         if os.getpid() == self._process:
-            self.flush()
-            self._folder.unlock()
+            try:
+                self.flush()
+            finally:
+                self._folder.unlock()
 
     def rewind(self, step: int) -> None:
         """Delete every row after ``step``."""

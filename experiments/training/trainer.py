@@ -5,6 +5,7 @@ update. Everything random is a function of the seed and the step, so a resumed r
 the same bits. On a GPU no step waits for the device: what is logged is fetched in blocks.
 """
 
+import contextlib
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
+from skip_conditioning.diagnostics.errors import InputError
 from skip_conditioning.diagnostics.monitoring.monitor import SpectrumMonitor
 from skip_conditioning.experiments.config.train_config import TrainConfig
 from skip_conditioning.experiments.data.batches import EvaluationBatches, TrainingBatches
@@ -68,6 +70,14 @@ class Trainer:
 
     def run(self, progress: Progress) -> str:
         """Train to the end, from the last checkpoint if there is one; return ``finished`` or ``diverged``."""
+        try:
+            return self._train(progress)
+        except BaseException:
+            with contextlib.suppress(InputError):
+                self.monitor.close()  # lets go of the run's folder
+            raise
+
+    def _train(self, progress: Progress) -> str:
         started = time.perf_counter()
         first = self.ranks.agree(last_whole_step(self.directory))
         self.monitor.rewind(first - 1)
