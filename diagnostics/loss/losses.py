@@ -1,5 +1,6 @@
 """The loss on a probe: the model's own, one of those with a name, or a function of the user's."""
 
+import copy
 from collections.abc import Mapping
 from typing import Any
 
@@ -97,7 +98,11 @@ def _of_name(logits: Tensor, y: Tensor, probe: Probe) -> dict[str, Tensor]:
 
 def _of_function(loss: Any, returned: Any, probe: Probe) -> Tensor:
     name = getattr(loss, "__name__", type(loss).__name__)
-    arguments = (probe.output_of(returned), probe.targets) if isinstance(loss, nn.Module) else (returned, probe.batch)
+    arguments: tuple[Any, Any] = (returned, probe.batch)
+    if isinstance(loss, nn.Module):
+        logits = probe.output_of(returned)
+        arguments = (logits, probe.targets)
+        loss = copy.deepcopy(loss).to(logits)  # its weights of classes in the precision of the measurement
     try:
         value = loss(*arguments)
     except Exception as error:  # whatever a user's function raises

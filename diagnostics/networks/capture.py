@@ -201,10 +201,12 @@ def clear_forward_errors(model: nn.Module, probe: Probe) -> Iterator[None]:
     """Turn the error of a model that cannot be applied to the probe into an ``InputError`` of one line."""
     try:
         yield
-    except (InputError, torch.OutOfMemoryError):
+    except (InputError, torch.OutOfMemoryError, MemoryError):
         raise
-    except (RuntimeError, TypeError, ValueError, IndexError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    except Exception as error:  # whatever a user's forward pass raises
+        line = next(iter(str(error).strip().splitlines()), "")
+        usual = isinstance(error, RuntimeError | TypeError | ValueError | IndexError)
+        reason = line if line and usual else f"{type(error).__name__}{line and ': '}{line}"
         is_missing = isinstance(error, NotImplementedError)
         way_out = "; say how it is called: forward=lambda model, inputs: ..." if is_missing else ""
         raise InputError(

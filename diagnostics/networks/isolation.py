@@ -317,6 +317,8 @@ def convert(tensor: Tensor, dtype: torch.dtype | None) -> Tensor:
 
 def require_finite(tensor: Tensor, name: str, *, or_infinite: bool = False) -> None:
     """Raise ``NonFiniteError`` when a floating tensor holds NaN or, unless allowed, infinity."""
+    if tensor.is_meta:
+        raise InputError(f"{name} is on the device 'meta' and has no values; move it to a real device first")
     # A finite sum, which takes a single pass, proves it; a sum may overflow, so otherwise the entries decide.
     if tensor.dtype in (torch.float32, torch.float64) and math.isfinite(tensor.sum().item()):
         return

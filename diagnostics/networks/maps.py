@@ -101,7 +101,7 @@ def network_map(model: nn.Module, state: State, probe: Probe, forward: ForwardPa
 
     real = probe.differentiable
     if not real:
-        kinds = ", ".join(sorted({str(tensor.dtype) for tensor in tensors}))
+        kinds = ", ".join(sorted({_kind(tensor) for tensor in tensors}))
         raise UnsupportedModelError(
             f"the network map has an input of {kinds}, which has no derivative; measure 'tail' or 'layer' instead"
         )
@@ -112,6 +112,10 @@ def network_map(model: nn.Module, state: State, probe: Probe, forward: ForwardPa
     network = _finish("network", "network", function, point, value, forward.widest(), target)
     note = f"of input tensors {', '.join(map(str, parts))} of {len(tensors)}" if len(tensors) > 1 else ""
     return replace(network, note=note)
+
+
+def _kind(tensor: Tensor) -> str:
+    return f"{tensor.dtype}{'' if tensor.layout is torch.strided else ' (sparse)'}"
 
 
 def layer_map(model: nn.Module, state: State, probe: Probe, layer: str, forward: ForwardPass) -> Map:

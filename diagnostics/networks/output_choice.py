@@ -100,7 +100,7 @@ def restrict(
 def _integers(which: Any) -> Any:
     if isinstance(which, Tensor) and not which.is_floating_point() and which.dim() == 1:
         return which
-    if isinstance(which, Sequence | range) and all(isinstance(index, int) for index in which):
+    if isinstance(which, Sequence | range) and len(which) and all(isinstance(index, int) for index in which):
         return list(which)
     raise InputError(
         f"outputs must be a slice, indices, a mask, 'last_token', 'targets' or a function; they are {which!r}"

@@ -177,6 +177,8 @@ class Probe:
         for index, tensor in enumerate(self.tensors):
             require_finite(tensor, "the probe", or_infinite=index > 0)
         device = device_of(model, self.first)
+        if device.type == "meta":
+            raise InputError("the weights are on the device 'meta' and have no values; move the model to a real device")
         with torch.inference_mode(False):
 
             def moved(tensor: Tensor) -> Tensor:
