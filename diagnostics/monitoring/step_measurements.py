@@ -163,6 +163,9 @@ class StepMeasurements:
 
 def _reason(error: Exception) -> str:
     """Why a measurement failed, in a line; what is no ordinary reason is warned about as well."""
+    if isinstance(error, InputError) and isinstance(error.__cause__, Exception):
+        is_usual = isinstance(error.__cause__, RuntimeError | TypeError | ValueError | IndexError | OSError)
+        error = error if is_usual else error.__cause__  # of the network's own code
     line = next(iter(str(error).splitlines()), "")
     if isinstance(error, _EXPECTED) and line:
         return line
