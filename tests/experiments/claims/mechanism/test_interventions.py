@@ -127,7 +127,7 @@ def test_the_dose_response_has_the_sign_of_the_mechanism(through, expected):
 
 @pytest.mark.parametrize("mediator", MEDIATORS)
 def test_every_mediator_reads_better_conditioning_from_the_spectra(mediator):
-    tables = World(through=0.3).tables(8, 0)
+    tables = World(through=0.3).tables(20, 0)
     outcomes = compare(
         DESIGN, mediator, differences(tables, DESIGN, mediator, BEST),
         differences(tables, DESIGN, "mean_log_loss", BEST), RULE, 0,

@@ -263,7 +263,7 @@ def test_interval_of_partial_correlation_holds_the_truth_as_often_as_it_says(noi
         )[0]  # fmt: skip
         ends = [
             partial_correlation(table(rng, confounded=confounded, noise=noise), "x", "y", given, seed=i, resamples=200)
-            for i in range(60)
+            for i in range(120)
         ]
         assert 0.88 < np.mean([low <= truth <= high for _, low, high in ends]) < 0.99
 
