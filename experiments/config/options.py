@@ -22,6 +22,10 @@ class DataOptions:
     dataset: str
     """digits (bundled), mnist, cifar10, cifar100, imagenet, or a Hugging Face Hub name."""
 
+    data: str | None = None
+    """package.module:batches or file.py:batches in place of --dataset: a function of yours that returns tensors
+    (inputs, class indices), a Dataset or a DataLoader of them, or {"train": ..., "test": ...}."""
+
     data_dir: Path | None = field(default_factory=default_data_dir)
     """Folder with Parquet files or class folders, by default $SKIP_DATA_DIR; None downloads it from the Hub."""
 

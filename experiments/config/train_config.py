@@ -69,6 +69,13 @@ class TrainConfig:
             if not values or len(set(values)) < len(values):
                 named = " ".join(values) or "empty"
                 raise InputError(f"{flag(name)} must name at least one value, and each only once; it is {named}")
+        if self.data.data is not None:
+            for name in ("limit_train", "limit_test", "normalise", "skip_corrupt"):
+                if options[name]:
+                    raise InputError(f"{flag(name)} is for images; with --data, do it in your function")
+            if self.data.augment != "none" or self.data.dataset != self.data.data:
+                other = "--augment" if self.data.augment != "none" else "--dataset"
+                raise InputError(f"{other} is for the built-in data sets; leave it or --data out")
         if self.network.sync_batch_norm and self.network.batch_norm == "frozen":
             raise InputError("--sync-batch-norm has nothing to synchronise with --batch-norm frozen; give one of them")
 
@@ -155,6 +162,9 @@ def _implied(config: TrainConfig, given: Collection[str]) -> dict[str, Any]:
         implied["steps"] = None
     if "model" in given:
         implied |= {"model_options": (), **_own_arms_and_layers(config.network)}
+    if "data" in given and config.data.data is not None:
+        # A preset's options of its own images; those that are given stay, to be refused.
+        implied |= {"dataset": config.data.data, "subset": None, "normalise": False, "augment": "none"}
     return {option: value for option, value in implied.items() if option not in given}
 
 

@@ -57,7 +57,9 @@ class Pixels:
     memory_format: torch.memory_format = torch.contiguous_format
 
     def __call__(self, images: Tensor) -> Tensor:
-        """uint8 ``(N, C, H, W)`` to float32 of the same shape."""
+        """uint8 ``(N, C, H, W)`` to float32 of the same shape; a user's own inputs as they are."""
+        if images.dtype != torch.uint8:
+            return images
         return to_float(images, self.mean, self.std).contiguous(memory_format=self.memory_format)
 
 

@@ -20,6 +20,7 @@ from skip_conditioning.experiments.data.batches import (
 )
 from skip_conditioning.experiments.data.datasets import ImageData, Split, load_data
 from skip_conditioning.experiments.data.image_index import StreamedData, open_images
+from skip_conditioning.experiments.data.own_data import load_own
 from skip_conditioning.experiments.data.sources import find_source
 from skip_conditioning.experiments.data.streaming import StreamedBatches, StreamedImages, decode_at
 from skip_conditioning.experiments.processes.group import processes_here
@@ -151,7 +152,17 @@ def open_data(config: TrainConfig, device: torch.device, ranks: Ranks) -> Traini
             count, config.data.subset, config.optimisation.seed, SUBSET, "--subset"
         )
     data: TrainingData
-    if find_source(config.data.dataset).stream:
+    if config.data.data is not None:
+        own = load_own(config.data.data)
+        if config.output.evaluate_epochs and not len(own.test):
+            raise InputError(
+                f"--data {config.data.data} returns no test data; return {{'train': ..., 'test': ...}}, or give "
+                "--evaluate-epochs None"
+            )
+        chosen = options["draw"](len(own.train)) if "draw" in options else slice(None)
+        train = Split(own.train.images[chosen], own.train.labels[chosen])
+        data = HeldData(replace(own, train=train), config, device, ranks)
+    elif find_source(config.data.dataset).stream:
         data = DecodedData(open_images(config.data.dataset, config.data.data_dir, **options), config, device, ranks)
     else:
         data = HeldData(load_data(config.data.dataset, config.data.data_dir, **options), config, device, ranks)

@@ -1,6 +1,7 @@
 """The network of a run, from the registry or the user's factory, built for the data it is trained on."""
 
 import ast
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -37,7 +38,7 @@ def build_network(
         arm: One of its arms, or ``ONLY_ARM``.
         options: Options of the model, each ``name=value``, such as ``depth=16``.
         num_classes: Number of logits.
-        input_shape: ``(C, H, W)`` of one image.
+        input_shape: Of one input, ``(C, H, W)`` for an image.
 
     Raises:
         InputError: An option without ``=``, or a network that cannot be trained.
@@ -46,7 +47,7 @@ def build_network(
     wanted: dict[str, Any] = {
         "num_classes": num_classes,
         "in_channels": input_shape[0],
-        "in_features": input_shape[0] * input_shape[1] * input_shape[2],
+        "in_features": math.prod(input_shape),
         "stem": "imagenet" if input_shape[-1] > _CIFAR_STEM_UP_TO else "cifar",
     }
     # A user's factory knows its own sizes; a network of the registry gets those among its options.

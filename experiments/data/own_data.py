@@ -1,0 +1,91 @@
+"""Data of the user's own, named on the command line as ``package.module:batches`` or ``file.py:batches``.
+
+The name stands for a function without arguments. It returns the training data, or ``{"train": ..., "test": ...}``, each
+a pair of tensors, a ``Dataset`` of pairs, or batches of pairs that can be counted (a ``DataLoader``, a list). All is
+held in memory, in the order in which it comes; which samples make a batch is decided as for any other data set.
+"""
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from skip_conditioning.diagnostics.errors import InputError
+from skip_conditioning.diagnostics.networks.isolation import require_finite
+from skip_conditioning.experiments.data.datasets import ImageData, Split, count_classes
+from skip_conditioning.models.user_code import load_attribute, raised
+
+_CONTRACT = (
+    "a pair of tensors (inputs, class indices), a Dataset of such pairs, or a DataLoader or list of batches of them"
+)
+
+
+def load_own(name: str) -> ImageData:
+    """The data that a user's function returns, real inputs as they are and bytes (uint8) as pixels.
+
+    Args:
+        name: ``package.module:batches``, or ``path/to/file.py:batches``.
+
+    Raises:
+        InputError: It cannot be imported, raises an error, or returns something else.
+    """
+    try:
+        make = load_attribute(name)
+    except ImportError as error:
+        raise InputError(f"--data {name}: {error}") from error
+    if not callable(make):
+        raise InputError(f"--data {name} is a {type(make).__name__}; name a function that returns the data")
+    try:
+        data = make()
+        parts = data if isinstance(data, Mapping) and "train" in data else {"train": data}
+        splits = {part: _split(parts[part], f"--data {name}, {part}") for part in ("train", "test") if part in parts}
+    except InputError:
+        raise
+    except Exception as error:  # whatever the user's code raises
+        raise InputError(f"--data {name} {raised(error)}") from error
+    train = splits["train"]
+    empty = Split(train.images[:0], train.labels[:0])
+    return ImageData(name, train, splits.get("test", empty), count_classes(name, train.labels), (), ())
+
+
+def _split(part: Any, where: str) -> Split:
+    if _is_pair(part):
+        inputs, labels = part
+    elif hasattr(part, "__getitem__") and hasattr(part, "__len__") and not isinstance(part, list | tuple | Mapping):
+        pairs = [_pair(part[index], f"{where}, sample {index}") for index in range(len(part))]
+        inputs, labels = _stacked([(x[None], y.reshape(1)) for x, y in pairs], where)
+    elif isinstance(part, Iterable) and hasattr(part, "__len__") and not isinstance(part, Mapping | str):
+        inputs, labels = _stacked([_pair(batch, f"{where}, batch {k}") for k, batch in enumerate(part)], where)
+    else:
+        raise InputError(f"{where} is a {type(part).__name__}; return {_CONTRACT}")
+    if labels.is_floating_point() or labels.shape != inputs.shape[:1]:
+        shapes = f"inputs {tuple(inputs.shape)} and targets {tuple(labels.shape)} of {labels.dtype}"
+        raise InputError(f"{where} holds {shapes}; a class index is needed for each sample")
+    if not len(labels) or int(labels.min()) < 0:
+        raise InputError(f"{where} holds {'no samples' if not len(labels) else 'a negative class index'}")
+    require_finite(inputs, where)
+    return Split(inputs, labels.long())
+
+
+def _is_pair(value: Any) -> bool:
+    return isinstance(value, tuple | list) and len(value) == 2 and all(isinstance(part, Tensor) for part in value)
+
+
+def _pair(value: Any, where: str) -> tuple[Tensor, Tensor]:
+    if isinstance(value, Mapping):
+        raise InputError(
+            f"{where} is a dictionary; train holds tensors only: train such a network in a loop of your own, with "
+            "SpectrumMonitor or a callback of a trainer"
+        )
+    if not isinstance(value, tuple | list) or len(value) != 2:
+        raise InputError(f"{where} is a {type(value).__name__}, not a pair (inputs, class indices)")
+    return torch.as_tensor(value[0]), torch.as_tensor(value[1])
+
+
+def _stacked(pairs: list[tuple[Tensor, Tensor]], where: str) -> tuple[Tensor, Tensor]:
+    shapes = {tuple(x.shape[1:]) for x, _ in pairs}
+    if len(shapes) != 1:
+        named = " and ".join(map(str, sorted(shapes)[:2])) or "none"
+        raise InputError(f"{where} holds samples of shapes {named}; all have to have the same")
+    return torch.cat([x for x, _ in pairs]), torch.cat([y for _, y in pairs])
