@@ -57,6 +57,7 @@ def main(args: Sequence[str] | None = None) -> int:
     if name in ("--help", "-h"):
         print(usage())
         return 0
+    os.environ["MPLBACKEND"] = "agg"  # figures are written to files; a notebook's own backend is no use here
     from skip_conditioning import __version__
     from skip_conditioning.diagnostics.errors import near_matches
 

@@ -4,6 +4,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+import matplotlib
 import numpy as np
 import pandas as pd
 import seaborn as sns
@@ -20,8 +21,13 @@ LineStyle = Literal["-"] | tuple[float, Sequence[float]]
 WIDTH = 8.0
 GREY = "0.45"
 
-#: For ``matplotlib.rc_context`` while a figure is drawn and while it is saved (ticks are made that late).
+#: Parts of matplotlib's settings that are not about how a figure looks.
+_NOT_LOOKS = ("backend", "interactive", "toolbar", "timezone", "webagg", "tk.", "macosx", "date.epoch", "docstring")
+
+#: For ``matplotlib.rc_context`` while a figure is drawn and while it is saved (ticks are made that late): the library's
+#: own defaults, whatever a user's ``matplotlibrc`` says, and what is changed of them.
 SETTINGS: dict[Any, Any] = {
+    **{name: value for name, value in matplotlib.rcParamsDefault.items() if not name.startswith(_NOT_LOOKS)},
     "font.size": 10,
     "axes.titlesize": 10,
     "axes.labelsize": 10,
