@@ -35,6 +35,7 @@ from skip_conditioning.experiments.claims.verdict.claim import Claim, ClaimInput
 from skip_conditioning.experiments.claims.verdict.formatting import SYMBOLS, effect_and_pairs, printable
 from skip_conditioning.experiments.config.command_line import parse_options, run_command
 from skip_conditioning.experiments.config.options import default_data_dir
+from skip_conditioning.experiments.data.sources import check_present
 from skip_conditioning.experiments.processes.machine import choose_device, device_name, git_revision, versions
 
 
@@ -132,7 +133,10 @@ def _experiments(
     planned = shared_experiments(claims, options.size, trials, options.out, device=options.device, **data_dir)
     experiments = with_reused(planned, options.reuse)
     by_id = {claim.id: claim for claim in claims}
+    if options.data_dir is not None and options.data_dir != default_data_dir() and not options.data_dir.is_dir():
+        raise InputError(f"--data-dir {options.data_dir} does not exist or is no folder; give one, or leave it out")
     for experiment in experiments:
+        check_present(experiment.config.data.dataset, experiment.config.data.data_dir)
         for (claim_id, name), plan in experiment.plans.items():
             claim = by_id[claim_id]
             if not isinstance(claim, TrainedClaim):

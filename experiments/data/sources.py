@@ -103,6 +103,18 @@ def find_folder(name: str, source: Source, data_dir: Path) -> Path:
     raise InputError(f"{homes[0]} holds no {name} data: looked for train*.parquet and train/<class>/, found {entries}")
 
 
+def check_present(name: str, data_dir: Path | None) -> None:
+    """Check that a data set lies where it is to be read, before anything is written; not that it can be read.
+
+    Raises:
+        InputError: The folder does not exist, or lacks a split.
+    """
+    if data_dir is not None and name != "digits":
+        source = find_source(name)
+        folder = find_folder(name, source, data_dir)
+        find_split(folder, source.test_splits)
+
+
 def find_split(folder: Path, splits: Sequence[str]) -> list[Path]:
     """Parquet files or class folders, sorted by name, of the first split that has any.
 

@@ -244,6 +244,7 @@ def test_runs_of_different_code_are_refused(copy, capsys, column):
         (["--processes", "0"], ["--processes is 0"]),
         (["--trials", "3"], ["3 trials are too few for speed", "--trials 6"]),
         (["--reuse", "nowhere"], ["nowhere holds no experiment"]),
+        (["--data-dir", "nowhere"], ["--data-dir nowhere does not exist"]),
     ],
 )
 def test_bad_input_is_one_line(tmp_path, capsys, args, words):
