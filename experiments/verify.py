@@ -68,6 +68,10 @@ class VerifyOptions:
     """Processes that train at once on a CPU, each with one thread; by default one a core. On a GPU there is one."""
 
 
+#: More are a slip.
+_MOST_TRIALS = 10**5
+
+
 def verify(options: VerifyOptions) -> list[ClaimResult]:
     """Register, train, judge, and write the report.
 
@@ -75,8 +79,8 @@ def verify(options: VerifyOptions) -> list[ClaimResult]:
         InputError: The options, the registration, the data or the tables are wrong.
     """
     claims = chosen_claims(options.names)
-    if options.trials is not None and options.trials < 1:
-        raise InputError(f"--trials is {options.trials}; it must be at least 1")
+    if options.trials is not None and not 1 <= options.trials <= _MOST_TRIALS:
+        raise InputError(f"--trials is {options.trials}; it must be at least 1, and at most {_MOST_TRIALS:,}")
     if options.processes is not None and options.processes < 1:
         raise InputError(f"--processes is {options.processes}; it must be at least 1")
     _experiments(claims, options, options.trials, look=1)  # whatever is wrong is refused before anything is written

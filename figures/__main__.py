@@ -9,7 +9,7 @@ from typing import Annotated
 import tyro
 from matplotlib.figure import Figure
 
-from skip_conditioning.command_line import in_one_line
+from skip_conditioning.command_line import in_one_line, with_plain_ends
 from skip_conditioning.diagnostics.errors import InputError
 from skip_conditioning.diagnostics.tables import Experiment, read_experiment
 from skip_conditioning.figures.bounds_along_training import bounds_along_training
@@ -142,7 +142,7 @@ def draw(options: Options) -> None:
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command line; returns its exit code, 2 for bad input."""
     try:
-        draw(in_one_line(lambda: tyro.cli(Options, prog="skip-conditioning figures", args=arguments)))
+        draw(in_one_line(lambda: tyro.cli(Options, prog="skip-conditioning figures", args=arguments), arguments))
     except InputError as error:
         print("error:", " ".join(str(error).splitlines()), file=sys.stderr)
         return 2
@@ -150,4 +150,4 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(with_plain_ends(main))

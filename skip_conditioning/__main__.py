@@ -53,7 +53,13 @@ def main(args: Sequence[str] | None = None) -> int:
     Raises:
         SystemExit: After ``COMMAND --help``, code 0.
     """
-    name, *rest = [*(sys.argv[1:] if args is None else args)] or ["--help"]
+    from skip_conditioning.command_line import with_plain_ends
+
+    words = [*(sys.argv[1:] if args is None else args)] or ["--help"]
+    return with_plain_ends(lambda: _run(*words))
+
+
+def _run(name: str, *rest: str) -> int:
     if name in ("--help", "-h"):
         print(usage())
         return 0
@@ -69,7 +75,7 @@ def main(args: Sequence[str] | None = None) -> int:
         hint = near_matches(name, commands)
         print(f"error: unknown command {name!r}; known are {', '.join(commands)}.{hint}", file=sys.stderr)
         return 2
-    return importlib.import_module(f"skip_conditioning.{commands[name]}").main(rest)
+    return importlib.import_module(f"skip_conditioning.{commands[name]}").main([*rest])
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ import pytest
 
 from skip_conditioning import __version__
 from skip_conditioning.__main__ import COMMANDS, main
+from skip_conditioning.command_line import with_plain_ends
 
 NAMES = [name for group in COMMANDS.values() for name in group]
 
@@ -74,3 +75,39 @@ def test_python_m_is_the_command(tmp_path):
     )
     assert run.returncode == 2
     assert run.stderr.startswith("error: unknown command 'trian'")
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["train", "demo", "--out", ""], "the value after --out is empty"),
+        (["analyse", ""], "is empty"),
+        (["figures", "runs", "--out", "a" * 300], "the value after --out has a name of 300 bytes"),
+        (["verify", "--out", "a\0b"], "the value after --out has a NUL character"),
+        (["train", "demo", "--out", "o", "--trials", "1" + 30 * "0"], "--trials must be at least 1, and at most"),
+        (["verify", "mnist-speed-order", "--out", "o", "--trials", "1" + 30 * "0"], "--trials is 1000"),
+    ],
+)
+def test_values_that_nothing_can_have(words, message, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert main(words) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.count("\n") == 1
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(("error", "code"), [(BrokenPipeError(), 141), (OSError(28, "full"), 2), (MemoryError(), 2)])
+def test_what_the_surroundings_refuse_is_a_line_at_most(error, code, capsys, monkeypatch):
+    def refused():
+        raise error
+
+    monkeypatch.setattr("skip_conditioning.command_line._drop_output", lambda: None)
+    assert with_plain_ends(refused) == code
+    assert capsys.readouterr().err.count("\n") == (code != 141)
+
+
+def test_a_pipe_that_is_closed_ends_quietly():
+    command = f"{sys.executable} -m skip_conditioning models | head -1"
+    ended = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=True)
+    assert ended.stderr == ""

@@ -99,16 +99,20 @@ _TUPLES = frozenset(
     option.name for kind in _KINDS.values() for option in dataclasses.fields(kind) if "tuple[" in str(option.type)
 )
 
+#: More than anybody trains: what is larger is a slip, and a list of so many runs would fill the memory.
+_MOST, _MOST_RUNS = 10**12, 10**5
+
 #: Numeric options, the values they may have, and these in words; None is for an option's type to allow.
 _DEMANDS: tuple[tuple[tuple[str, ...], Callable[[float], bool], str], ...] = (
     (
         (
-            *("trials", "steps", "epochs", "batch_size", "subset", "limit_train", "limit_test", "probe_size"),
-            *("decay_epochs", "evaluate_epochs", "loss_window", "processes", "checkpoints", "keep_epochs"),
+            *("steps", "epochs", "batch_size", "subset", "limit_train", "limit_test", "probe_size"),
+            *("decay_epochs", "evaluate_epochs", "loss_window", "checkpoints", "keep_epochs"),
         ),
-        lambda value: value >= 1,
-        "at least 1",
+        lambda value: 1 <= value <= _MOST,
+        f"at least 1, and at most {_MOST:,}",
     ),
+    (("trials", "processes"), lambda value: 1 <= value <= _MOST_RUNS, f"at least 1, and at most {_MOST_RUNS:,}"),
     (("lr", "decay_factor", "max_overhead"), lambda value: 0 < value < math.inf, "a positive number"),
     (
         ("momentum", "weight_decay", "seed", "workers", "measure_until"),
