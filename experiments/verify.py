@@ -80,7 +80,8 @@ def verify(options: VerifyOptions) -> list[ClaimResult]:
     """
     claims = chosen_claims(options.names)
     if options.trials is not None and not 1 <= options.trials <= _MOST_TRIALS:
-        raise InputError(f"--trials is {options.trials}; it must be at least 1, and at most {_MOST_TRIALS:,}")
+        demand = f"at most {_MOST_TRIALS:,}" if options.trials > 0 else "at least 1"
+        raise InputError(f"--trials is {options.trials}; it must be {demand}")
     if options.processes is not None and options.processes < 1:
         raise InputError(f"--processes is {options.processes}; it must be at least 1")
     _experiments(claims, options, options.trials, look=1)  # whatever is wrong is refused before anything is written

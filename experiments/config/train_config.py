@@ -102,17 +102,16 @@ _TUPLES = frozenset(
 #: More than anybody trains: what is larger is a slip, and a list of so many runs would fill the memory.
 _MOST, _MOST_RUNS = 10**12, 10**5
 
+_COUNTS = (
+    *("trials", "steps", "epochs", "batch_size", "subset", "limit_train", "limit_test", "probe_size", "processes"),
+    *("decay_epochs", "evaluate_epochs", "loss_window", "checkpoints", "keep_epochs"),
+)
+
 #: Numeric options, the values they may have, and these in words; None is for an option's type to allow.
 _DEMANDS: tuple[tuple[tuple[str, ...], Callable[[float], bool], str], ...] = (
-    (
-        (
-            *("steps", "epochs", "batch_size", "subset", "limit_train", "limit_test", "probe_size"),
-            *("decay_epochs", "evaluate_epochs", "loss_window", "checkpoints", "keep_epochs"),
-        ),
-        lambda value: 1 <= value <= _MOST,
-        f"at least 1, and at most {_MOST:,}",
-    ),
-    (("trials", "processes"), lambda value: 1 <= value <= _MOST_RUNS, f"at least 1, and at most {_MOST_RUNS:,}"),
+    (_COUNTS, lambda value: value >= 1, "at least 1"),
+    (_COUNTS, lambda value: value <= _MOST, f"at most {_MOST:,}"),
+    (("trials", "processes"), lambda value: value <= _MOST_RUNS, f"at most {_MOST_RUNS:,}"),
     (("lr", "decay_factor", "max_overhead"), lambda value: 0 < value < math.inf, "a positive number"),
     (
         ("momentum", "weight_decay", "seed", "workers", "measure_until"),
