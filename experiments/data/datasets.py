@@ -24,15 +24,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from skip_conditioning.diagnostics.errors import InputError
-from skip_conditioning.experiments.data.image_records import (
-    Record,
-    UnreadableImageError,
-    check_classes,
-    label_problem,
-    open_image,
-    read_hub,
-    read_local,
-)
+from skip_conditioning.experiments.data.image_decoding import UnreadableImageError, open_image
+from skip_conditioning.experiments.data.image_records import Record, check_classes, label_problem, read_hub, read_local
 from skip_conditioning.experiments.data.sources import Source, Statistics, find_source
 
 _CHUNK = 256

@@ -21,16 +21,15 @@ from torch import Tensor
 
 from skip_conditioning.diagnostics.errors import InputError
 from skip_conditioning.experiments.data.datasets import check_positive, count_classes
+from skip_conditioning.experiments.data.image_decoding import encoded_file, one_line
 from skip_conditioning.experiments.data.image_records import (
     check_classes,
     class_names,
-    encoded_file,
     find_columns,
     hub_splits,
     label_problem,
     load_hub,
     names_of_files,
-    one_line,
     open_parquet,
     parquet_features,
 )

@@ -44,7 +44,7 @@ class Source:
     stream: bool = False
 
 
-# Mean and deviation of MNIST and CIFAR-10: computed from all training images as image_records decodes them; of
+# Mean and deviation of MNIST and CIFAR-10: computed from all training images as image_decoding decodes them; of
 # CIFAR-100 and ImageNet: the customary published numbers, since a local copy may be a part of the whole.
 SOURCES = {
     "mnist": Source("ylecun/mnist", ("mnist",), 10, 1, (28, 28), statistics=((0.1307,), (0.3081,))),

@@ -3,7 +3,7 @@
 The pixels of an image at a step are a function of the run's seed, the epoch and the image alone, so the number of
 workers changes nothing, and a resumed run sees the same pixels. They are those of torchvision's ``RandomResizedCrop``
 for training and ``Resize`` and ``CenterCrop`` for evaluation (scaling is bilinear with antialiasing), of images as a
-viewer shows them (``image_records.as_displayed``).
+viewer shows them (``image_decoding.as_displayed``).
 """
 
 from __future__ import annotations
@@ -32,13 +32,13 @@ from skip_conditioning.experiments.data.batches import (
     generator,
     share,
 )
-from skip_conditioning.experiments.data.image_index import EncodedImages, StreamedData
-from skip_conditioning.experiments.data.image_records import (
+from skip_conditioning.experiments.data.image_decoding import (
     UnreadableImageError,
     decode_centre,
     decode_part,
     unreadable,
 )
+from skip_conditioning.experiments.data.image_index import EncodedImages, StreamedData
 
 _EVALUATION_BATCH = 250
 

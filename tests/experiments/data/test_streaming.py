@@ -21,8 +21,8 @@ from pyarrow import parquet
 from skip_conditioning.diagnostics.errors import InputError
 from skip_conditioning.experiments.data.batches import BatchOrder, Pixels
 from skip_conditioning.experiments.data.datasets import load_data
+from skip_conditioning.experiments.data.image_decoding import decode_centre
 from skip_conditioning.experiments.data.image_index import open_images
-from skip_conditioning.experiments.data.image_records import decode_centre
 from skip_conditioning.experiments.data.streaming import StreamedBatches, StreamedImages, decode_at
 from tests.experiments.data.photos import photo
 

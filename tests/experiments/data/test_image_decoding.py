@@ -7,7 +7,7 @@ from PIL import Image
 from torch.nn import functional
 
 from skip_conditioning.experiments.data.batches import generator
-from skip_conditioning.experiments.data.image_records import (
+from skip_conditioning.experiments.data.image_decoding import (
     UnreadableImageError,
     decode_centre,
     decode_part,
