@@ -46,8 +46,8 @@ def in_one_line(parse: Callable[[], Options], args: Sequence[str] | None) -> Opt
             raise
         after_title = stderr.getvalue().partition("\n")[2]
         first_part = re.split(r"─{5,}|For full helptext", after_title)[0]
-        words = re.sub(r"[│╭╮╰╯\s]+", " ", first_part).strip().rstrip(".")
-        raise InputError(f"{words or 'the options cannot be read'}; see --help") from None
+        refusal = re.sub(r"[│╭╮╰╯\s]+", " ", first_part).strip().rstrip(".")
+        raise InputError(f"{refusal or 'the options cannot be read'}; see --help") from None
 
 
 def with_plain_ends(run: Callable[[], int]) -> int:
