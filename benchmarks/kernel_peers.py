@@ -40,13 +40,13 @@ class Peer:
 
 def library_versions() -> str:
     """The libraries' versions, for the line on the environment."""
-    found = []
+    measured = []
     for library in LIBRARIES:
         try:
-            found.append(f"{library} {version(library)}")
+            measured.append(f"{library} {version(library)}")
         except PackageNotFoundError:
-            found.append(f"{library} not installed")
-    return ", ".join(found)
+            measured.append(f"{library} not installed")
+    return ", ".join(measured)
 
 
 def couples(model: nn.Module) -> bool:

@@ -54,7 +54,7 @@ def killed_and_resumed(scratch: Path, kills: int, moments: random.Random) -> str
     whole = scratch / "whole"
     seconds = [timed(lambda: start(whole).communicate()) for _ in range(2)]
     startup, training = seconds[1], seconds[0] - seconds[1]  # the second time there is nothing left to train
-    found, done, in_training, number = [0, 0, 0, 0, 0], 0, 0, 0
+    measured, done, in_training, number = [0, 0, 0, 0, 0], 0, 0, 0
     while done < kills:
         number += 1
         out = scratch / f"killed-{number}"
@@ -69,9 +69,9 @@ def killed_and_resumed(scratch: Path, kills: int, moments: random.Random) -> str
                     in_training += any(out.glob("runs/*/checkpoints/step_*"))
             if process.wait() == 0:
                 break
-        found = [sum(pair) for pair in zip(found, differences(whole, out), strict=True)]
+        measured = [sum(pair) for pair in zip(measured, differences(whole, out), strict=True)]
     rows = sum(len(table) for table in tables(whole).values())
-    lost, doubled, differ, checkpoints, leftovers = found
+    lost, doubled, differ, checkpoints, leftovers = measured
     return (
         f"| {kills} | {in_training} | {number} | {rows} | {lost} | {doubled} | {differ} | "
         f"{len(weights(whole))} | {checkpoints} | {leftovers} |"
@@ -99,9 +99,9 @@ def timed(work: Callable[[], object]) -> float:
 def tables(out: Path) -> dict[str, pd.DataFrame]:
     """The tables of an experiment by name, with the columns that are to be equal, and their keys as the index."""
     read = read_experiment(out)
-    found = {name: getattr(read, name).set_index(list(keys)).sort_index() for name, keys in KEYS.items()}
-    found["runs"] = read.runs[["run_id", "status"]].set_index("run_id")
-    return {name: table.drop(columns=[c for c in table if c in _OTHERS]) for name, table in found.items()}
+    measured = {name: getattr(read, name).set_index(list(keys)).sort_index() for name, keys in KEYS.items()}
+    measured["runs"] = read.runs[["run_id", "status"]].set_index("run_id")
+    return {name: table.drop(columns=[c for c in table if c in _OTHERS]) for name, table in measured.items()}
 
 
 def weights(out: Path) -> dict[str, bytes]:

@@ -59,14 +59,14 @@ def main() -> None:
     for service in ("tensorboard", "wandb"):
         if importlib.util.find_spec(service):
             sides[f"tables and {service}"] = lambda steps, service=service: logged(steps, "--log", service)
-    found: dict[str, list[float]] = {name: [] for name in sides}
+    measured: dict[str, list[float]] = {name: [] for name in sides}
     for _ in range(options.repeats):
         for name, measure in sides.items():
-            found[name].append((measure(long) - measure(short)) / (long - short))
+            measured[name].append((measure(long) - measure(short)) / (long - short))
     print(environment(torch.device("cpu")))
     print("| logging | milliseconds a step | against bare |\n|---|---|---|")
-    least = statistics.median(found["bare"])
-    for name, times in found.items():
+    least = statistics.median(measured["bare"])
+    for name, times in measured.items():
         print(f"| {name} | {1e3 * statistics.median(times):.3g} | {statistics.median(times) / least:.3f} |")
 
 

@@ -43,11 +43,11 @@ def accuracy(device: torch.device) -> None:
     print("| probes | steps | " + " | ".join(names) + " |\n|---|---|" + "---|" * len(names))
     for probes in (1, 2, 8):
         for steps in (8, 16, 32, 64):
-            found = lanczos_density(operator, vectors=probes, steps=steps)
+            measured = lanczos_density(operator, vectors=probes, steps=steps)
             floor = jacobian_floor(exact.sigma_rms * exact.cols**0.5, torch.finfo(operator.dtype).eps)
             cells = []
             for name in names:
-                estimate, truth = estimates(found, floor)[name], getattr(exact, name)
+                estimate, truth = estimates(measured, floor)[name], getattr(exact, name)
                 stated = "bound" if name == "sigma_min" else f"{estimate.error / truth:.1e}"
                 cells.append(f"{(estimate.value - truth) / truth:+.1e} ({stated})")
             print(f"| {probes} | {steps} | " + " | ".join(cells) + " |", flush=True)
@@ -145,8 +145,8 @@ def leading(device: torch.device) -> None:
     for (what, method, count, compute), time in zip(rows, times, strict=True):
         values = compute()
         values = values.cpu().numpy() if isinstance(values, Tensor) else np.asarray(values)
-        found = np.sort(values)[::-1][:count]
-        error = np.max(np.abs(found - truth[:count]) / truth[:count])
+        measured = np.sort(values)[::-1][:count]
+        error = np.max(np.abs(measured - truth[:count]) / truth[:count])
         print(f"| {what} | {method} | {time:.3f} | {error:.1e} |", flush=True)
 
 

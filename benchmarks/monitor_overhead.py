@@ -45,9 +45,9 @@ def main() -> None:
     for pair in range(options.pairs):
         # The order alternates, so that a machine growing slower or faster favours neither side.
         order = ("--diagnostics", "--no-diagnostics")[:: 1 if pair % 2 == 0 else -1]
-        found = {diagnostics: train(options.steps, diagnostics) for diagnostics in order}
-        measured, run = found["--diagnostics"], found["--diagnostics"].runs.iloc[0]
-        plain: pd.Series = found["--no-diagnostics"].runs.iloc[0]
+        result = {diagnostics: train(options.steps, diagnostics) for diagnostics in order}
+        measured, run = result["--diagnostics"], result["--diagnostics"].runs.iloc[0]
+        plain: pd.Series = result["--no-diagnostics"].runs.iloc[0]
         excesses.append(run.seconds / plain.seconds - 1)
         print(
             f"| {pair + 1} | {run.seconds:.0f} | {plain.seconds:.0f} | {excesses[-1]:+.1%} | "

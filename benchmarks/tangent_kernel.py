@@ -152,13 +152,13 @@ def measured(
         call = lambda: tangent_kernel(model, x, batch_mode=network.batch_mode).total  # noqa: E731
     else:
         call = lambda: PEERS[method].kernel(model, x)  # noqa: E731
-    found: list[Tensor] = []
+    outcome: list[Tensor] = []
     try:
         with torch.no_grad():
             model(x)
         ctypes.CDLL(None).malloc_trim(0)  # memory that the forward pass left with the allocator would not be counted
         before = resident_memory(_CPU)
-        times = [seconds(lambda: found.append(call().detach()), _CPU)]
+        times = [seconds(lambda: outcome.append(call().detach()), _CPU)]
         peak = peak_memory(_CPU) - before
         if times[0] < _LONG:
             times = [seconds(call, _CPU) for _ in range(options.repeats)]
@@ -171,7 +171,7 @@ def measured(
             return {"reason": f"ran out of {options.memory_limit:g} GB"}
         raise
     truth = torch.load(reference)
-    block = found[0][: len(truth), : len(truth)].double()
+    block = outcome[0][: len(truth), : len(truth)].double()
     error = float((block - truth).abs().max() / truth.abs().max())
     return {"seconds": statistics.median(times), "peak": peak, "error": error}
 

@@ -112,8 +112,8 @@ def main() -> None:
     print(environment(device))
     print(f"ResNet-18 of width {options.width}, batches of {options.batch_size}, {long - short} steps timed\n")
     print("| loop | images per second (median) | all repeats |\n|---|---|---|")
-    for name, found in rates.items():
-        print(f"| {name} | {statistics.median(found):.4g} | {', '.join(f'{rate:.4g}' for rate in found)} |")
+    for name, measured in rates.items():
+        print(f"| {name} | {statistics.median(measured):.4g} | {', '.join(f'{rate:.4g}' for rate in measured)} |")
     print(f"\nRatio of medians: {statistics.median(rates['own']) / statistics.median(rates['plain']):.2f}")
 
 

@@ -70,7 +70,7 @@ def main() -> None:
         parser.error(f"--steps must be more than {_WARM_UP}, and --pairs at least 1")
     print(environment(torch.device("cpu")))
     print("| pair | one process (images/s) | two processes (images/s) | ratio |\n|---|---|---|---|")
-    found: dict[int, list[float]] = {1: [], 2: []}
+    measured: dict[int, list[float]] = {1: [], 2: []}
     with tempfile.TemporaryDirectory() as scratch:
         data = Path(os.environ.get("SKIP_DATA_DIR") or scratch)
         if data == Path(scratch):
@@ -78,10 +78,10 @@ def main() -> None:
         for pair in range(options.pairs):
             # The order alternates, so that a machine growing slower or faster favours neither side.
             for processes in (1, 2) if pair % 2 == 0 else (2, 1):
-                found[processes].append(images_per_second(data, processes, options.steps))
-            one, two = found[1][-1], found[2][-1]
+                measured[processes].append(images_per_second(data, processes, options.steps))
+            one, two = measured[1][-1], measured[2][-1]
             print(f"| {pair + 1} | {one:.1f} | {two:.1f} | {two / one:.2f} |", flush=True)
-    medians = {processes: statistics.median(rates) for processes, rates in found.items()}
+    medians = {processes: statistics.median(rates) for processes, rates in measured.items()}
     print(f"\nRatio of the medians {medians[2] / medians[1]:.2f}, {medians[1]:.1f} against {medians[2]:.1f} images/s")
 
 

@@ -80,12 +80,12 @@ def measured(name, seed, **options):
     model = NETWORKS[name]()
     x = torch.randn(8, 1, 6, 6) if isinstance(model[0], nn.Conv2d) else torch.randn(8, 6)
     single, double = spectra(model, x, **options), spectra(model, x, **options, dtype=torch.float64)
-    for layer, found in single.items():
-        values, exact = found.values, double[layer].values
-        floor = found.floor
-        if found.map == "kernel":
+    for layer, result in single.items():
+        values, exact = result.values, double[layer].values
+        floor = result.floor
+        if result.map == "kernel":
             values, exact, floor = np.sqrt(values), np.sqrt(exact), np.sqrt(floor)
-        yield values, exact, floor, found.resolved
+        yield values, exact, floor, result.resolved
 
 
 def options_of(name, seed):
@@ -111,6 +111,6 @@ def test_values_above_the_floor_are_right_and_few_right_ones_lie_below(name):
 def test_rank_through_a_bottleneck_is_told_in_float32(name):
     torch.manual_seed(3)
     model = NETWORKS[name]()
-    found = spectra(model, torch.randn(8, 6), map="network")["network"]
-    assert found.rank <= 16
-    assert not found.resolved
+    result = spectra(model, torch.randn(8, 6), map="network")["network"]
+    assert result.rank <= 16
+    assert not result.resolved

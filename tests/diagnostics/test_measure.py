@@ -90,8 +90,8 @@ def test_checkpointed_gradients_are_those_without_checkpoints():
     torch.manual_seed(0)
     model, x = Checkpointed(3, 2), X.double()
     rows = torch.autograd.functional.jacobian(lambda x: (x @ model.weight.double().T + model.bias.double()).sin(), x)
-    found = jacobian(model, x, map="network", dtype=torch.float64)
-    torch.testing.assert_close(found, rows.reshape(found.shape), rtol=1e-12, atol=1e-14)
+    measured = jacobian(model, x, map="network", dtype=torch.float64)
+    torch.testing.assert_close(measured, rows.reshape(measured.shape), rtol=1e-12, atol=1e-14)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32, torch.float64])
@@ -99,20 +99,20 @@ def test_every_floating_precision_agrees_within_its_floor(dtype):
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(3, 8), nn.Tanh(), nn.Linear(8, 3)).to(dtype)
     x = torch.randn(4, 3).to(dtype)
-    found, exact = (spectra(model, x, map="network", dtype=kind)["network"] for kind in (dtype, torch.float64))
-    assert found.dtype == str(dtype).removeprefix("torch.")
-    assert np.abs(found.values - exact.values).max() <= found.floor
+    measured, exact = (spectra(model, x, map="network", dtype=kind)["network"] for kind in (dtype, torch.float64))
+    assert measured.dtype == str(dtype).removeprefix("torch.")
+    assert np.abs(measured.values - exact.values).max() <= measured.floor
 
 
 def test_the_papers_measurement_has_its_320_values():
     torch.manual_seed(0)
     x = torch.rand(32, 1, 28, 28)
-    found = spectra(build_model("paper-mnist", arm="chain"), x, map="tail", layers="stem")["stem"]
-    assert (found.rows, found.cols, len(found.values)) == (320, 32 * 5 * 12 * 12, 320)
-    assert found.map == "tail"
-    assert found.method == "exact: gram of rows"
-    assert found.seconds > 0
-    assert found.resolved
+    measured = spectra(build_model("paper-mnist", arm="chain"), x, map="tail", layers="stem")["stem"]
+    assert (measured.rows, measured.cols, len(measured.values)) == (320, 32 * 5 * 12 * 12, 320)
+    assert measured.map == "tail"
+    assert measured.method == "exact: gram of rows"
+    assert measured.seconds > 0
+    assert measured.resolved
 
 
 def test_importing_the_package_is_cheap_and_lazy():

@@ -35,12 +35,12 @@ def network():
 def test_a_dense_matrix_has_all_its_singular_values_and_the_floor_of_its_dtype(shape, dtype, nothing_changes):
     matrix = drawn(*shape, dtype)
     with nothing_changes():
-        found = spectrum_of(matrix)
+        measured = spectrum_of(matrix)
     expected = torch.linalg.svdvals(matrix.double())
-    np.testing.assert_allclose(found.values, expected, rtol=1e-13)
-    assert (found.rows, found.cols, found.method) == (*shape, "exact: svd")
-    assert found.floor == pytest.approx(ROUNDING_UNITS * torch.finfo(dtype).eps * float(expected.norm()))
-    assert str(found).startswith(f"the matrix: {shape[0]}×{shape[1]}, σ from ")
+    np.testing.assert_allclose(measured.values, expected, rtol=1e-13)
+    assert (measured.rows, measured.cols, measured.method) == (*shape, "exact: svd")
+    assert measured.floor == pytest.approx(ROUNDING_UNITS * torch.finfo(dtype).eps * float(expected.norm()))
+    assert str(measured).startswith(f"the matrix: {shape[0]}×{shape[1]}, σ from ")
 
 
 @pytest.mark.parametrize("kind", [np.asarray, lambda m: np.asarray(m)[::-1], lambda m: m.T, MatrixOperator])
@@ -69,21 +69,21 @@ def operators():
 def test_a_small_operator_has_all_its_singular_values(name):
     operator, dense = operators()[name]
     expected = torch.linalg.svdvals(dense)
-    found = spectrum_of(operator)
-    np.testing.assert_allclose(found.values, expected, rtol=0, atol=1e-12 * float(expected[0]))
-    assert found.layer == operator.name
+    measured = spectrum_of(operator)
+    np.testing.assert_allclose(measured.values, expected, rtol=0, atol=1e-12 * float(expected[0]))
+    assert measured.layer == operator.name
 
 
 @pytest.mark.parametrize("name", ["jacobian", "kernel", "hessian"])
 def test_the_density_of_an_operator_has_standard_errors(name):
     operator, dense = operators()[name]
-    exact, found = spectrum_of(dense), spectrum_of(operator, method="lanczos", tolerance=0.05)
-    assert found.method.startswith("lanczos: ")
-    assert len(found.values) == 0
-    assert found.weights.sum() == pytest.approx(1)
-    assert found.sigma_max == pytest.approx(exact.sigma_max, rel=1e-6)
-    assert abs(found.sigma_mean - exact.sigma_mean) <= 4 * found.sigma_mean_se + 1e-12
-    assert all(getattr(found, f"{statistic}_se") is not None for statistic in STATISTICS)
+    exact, measured = spectrum_of(dense), spectrum_of(operator, method="lanczos", tolerance=0.05)
+    assert measured.method.startswith("lanczos: ")
+    assert len(measured.values) == 0
+    assert measured.weights.sum() == pytest.approx(1)
+    assert measured.sigma_max == pytest.approx(exact.sigma_max, rel=1e-6)
+    assert abs(measured.sigma_mean - exact.sigma_mean) <= 4 * measured.sigma_mean_se + 1e-12
+    assert all(getattr(measured, f"{statistic}_se") is not None for statistic in STATISTICS)
 
 
 def test_what_does_not_fit_the_budget_is_a_density_by_default():
@@ -96,10 +96,10 @@ def test_what_does_not_fit_the_budget_is_a_density_by_default():
 def test_a_large_operator_is_a_density_by_default():
     matrix = drawn(200, 150)
     operator = MatrixOperator(matrix) @ MatrixOperator(torch.eye(150, dtype=D))
-    found, values = spectrum_of(operator), torch.linalg.svdvals(matrix)
-    assert found.method == "lanczos: 2 random vectors × 32 steps"
-    assert abs(found.sigma_rms - float(values.square().mean().sqrt())) <= 4 * found.sigma_rms_se
-    assert not found.resolved
+    measured, values = spectrum_of(operator), torch.linalg.svdvals(matrix)
+    assert measured.method == "lanczos: 2 random vectors × 32 steps"
+    assert abs(measured.sigma_rms - float(values.square().mean().sqrt())) <= 4 * measured.sigma_rms_se
+    assert not measured.resolved
 
 
 @pytest.mark.parametrize(

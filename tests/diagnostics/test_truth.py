@@ -220,9 +220,9 @@ def test_float32_inside_a_float64_measurement_shows_in_the_floor():
     for seed in range(5):
         torch.manual_seed(seed)
         model, x = nn.Sequential(nn.Linear(6, 6), Softmax32(), nn.Linear(6, 6)), torch.randn(4, 6)
-        found = spectra(model, x, map="network", dtype=REAL)["network"]
-        assert not found.resolved
-        assert found.rank <= 20  # softmax takes one of six directions of each sample
+        measured = spectra(model, x, map="network", dtype=REAL)["network"]
+        assert not measured.resolved
+        assert measured.rank <= 20  # softmax takes one of six directions of each sample
 
 
 def test_layers_within_autocast_that_the_forward_pass_enters():
@@ -238,8 +238,8 @@ def test_layers_within_autocast_that_the_forward_pass_enters():
     torch.manual_seed(0)
     model = Cast()
     for name in ("layer", "param", "tail"):
-        found, exact = (spectra(model, X.to(dtype), map=name, dtype=dtype) for dtype in (torch.float32, REAL))
-        for layer, spectrum in found.items():
+        measured, exact = (spectra(model, X.to(dtype), map=name, dtype=dtype) for dtype in (torch.float32, REAL))
+        for layer, spectrum in measured.items():
             assert spectrum.witness < 0.02  # bfloat16
             above = spectrum.values > spectrum.floor
             assert np.all(np.abs(spectrum.values / exact[layer].values - 1)[above] <= 0.1)
@@ -248,9 +248,9 @@ def test_layers_within_autocast_that_the_forward_pass_enters():
 def test_a_mean_far_from_the_deviation_shows_in_the_floor():
     for seed in range(5):
         torch.manual_seed(seed)
-        found = spectra(nn.Sequential(nn.BatchNorm1d(4)), torch.randn(12, 4) + 1e4, layers="0")["0"]
-        assert not found.resolved
-        assert found.rank == 40
+        measured = spectra(nn.Sequential(nn.BatchNorm1d(4)), torch.randn(12, 4) + 1e4, layers="0")["0"]
+        assert not measured.resolved
+        assert measured.rank == 40
 
 
 @pytest.mark.parametrize("norm", [nn.BatchNorm1d, nn.LayerNorm])
@@ -259,12 +259,12 @@ def test_so_it_does_for_kernels_and_operators(norm):
         torch.manual_seed(seed)
         model, x = nn.Sequential(norm(6), nn.Tanh(), nn.Linear(6, 3)), torch.randn(8, 6) + 3e3
         for options in ({"map": "kernel", "layers": "total"}, {"map": "layer", "layers": "0"}):
-            found, exact = (next(iter(spectra(model, x, dtype=dtype, **options).values())) for dtype in (None, REAL))
-            above = found.values > found.floor
-            assert np.all(np.abs(found.values / exact.values - 1)[above] <= 0.1)
+            measured, exact = (next(iter(spectra(model, x, dtype=dtype, **options).values())) for dtype in (None, REAL))
+            above = measured.values > measured.floor
+            assert np.all(np.abs(measured.values / exact.values - 1)[above] <= 0.1)
         operator = JacobianOperator(model, x, layer="0")
         by_products = spectrum_of(operator)
-        assert by_products.rank == found.rank
+        assert by_products.rank == measured.rank
         assert not by_products.resolved
         assert smallest_singular_value(operator).bound == "upper"
 
@@ -299,9 +299,9 @@ def test_a_deep_chain_in_float32_is_right_above_its_floor():
         torch.manual_seed(seed)
         layers = [z for _ in range(60) for z in (nn.Linear(16, 16), nn.BatchNorm1d(16), nn.ReLU())]
         model, x = nn.Sequential(nn.Linear(8, 16), *layers, nn.Linear(16, 4)), torch.randn(12, 8)
-        found, exact = (spectra(model, x, map="network", dtype=dtype)["network"] for dtype in (None, REAL))
-        above = found.values > found.floor
-        assert np.all(np.abs(found.values / exact.values - 1)[above] <= 0.1)
+        measured, exact = (spectra(model, x, map="network", dtype=dtype)["network"] for dtype in (None, REAL))
+        above = measured.values > measured.floor
+        assert np.all(np.abs(measured.values / exact.values - 1)[above] <= 0.1)
 
 
 @pytest.mark.parametrize("gain", [1.0, 4.0])
@@ -313,9 +313,9 @@ def test_tiny_and_huge_jacobians_in_float32(gain):
         nn.init.normal_(layer.weight, std=gain * 32**-0.5)
         layers += [layer, nn.Sigmoid() if gain == 1 else nn.ReLU()]
     model, x = nn.Sequential(*layers, nn.Linear(32, 10)), torch.randn(4, 32)
-    found = spectra(model, x, map="network", method="lanczos")["network"]
+    measured = spectra(model, x, map="network", method="lanczos")["network"]
     largest = torch.linalg.svdvals(oracle(model.double(), x.double()))[0]
-    assert found.sigma_max == pytest.approx(float(largest), rel=1e-3)
+    assert measured.sigma_max == pytest.approx(float(largest), rel=1e-3)
 
 
 def test_a_language_models_loss_is_taken_over_its_vocabulary():

@@ -36,14 +36,14 @@ def experiment(tmp_path):
 def test_ratios_are_of_pairs_and_of_the_first_layer_and_steps(experiment):
     tables = read_experiment(experiment)
     table = paired_ratios(tables, ["chain", "residual"], ["sigma_mean"], 2, [1, 2]).set_index("quantity")
-    found = table["residual / chain"]
+    measured = table["residual / chain"]
     # The trials' own factors cancel; the diverged run has no loss at step 2, which shows.
     for quantity, ratio, count in (
         ("sigma_mean", "2.00", "0 of 4"),
         ("training loss at step 1", "0.50", "4 of 4"),
         ("training loss at step 2", "0.50", "3 of 3"),
     ):
-        assert re.fullmatch(rf"{ratio}( \[{ratio}, {ratio}\])?, < 1 in {count}", found[quantity])
+        assert re.fullmatch(rf"{ratio}( \[{ratio}, {ratio}\])?, < 1 in {count}", measured[quantity])
 
 
 def test_interval_holds_the_ratio_and_repeats(experiment):

@@ -23,8 +23,8 @@ def table(trials=5, gains=GAINS):
 
 
 def line(axis, gid):
-    (found,) = [line for line in axis.lines if line.get_gid() == gid]
-    return found
+    (measured,) = [line for line in axis.lines if line.get_gid() == gid]
+    return measured
 
 
 def test_medians_quartiles_and_trials_are_the_tables():

@@ -15,8 +15,8 @@ from skip_conditioning.figures.singular_value_histograms import order_statistics
 
 
 def stairs(axis: Axes, arm: str) -> StepPatch:
-    (found,) = [patch for patch in axis.patches if isinstance(patch, StepPatch) and patch.get_label() == arm]
-    return found
+    (measured,) = [patch for patch in axis.patches if isinstance(patch, StepPatch) and patch.get_label() == arm]
+    return measured
 
 
 def stretched(experiment: Experiment) -> Experiment:

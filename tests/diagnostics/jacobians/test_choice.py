@@ -93,8 +93,8 @@ def test_the_note_of_a_spectrum_says_what_was_chosen_and_why():
 @pytest.mark.parametrize("method", ["exact", "lanczos"])
 def test_a_method_that_was_asked_for_needs_no_reason(method):
     model, x = convolutions(4)
-    found = spectra(model, x, map="network", method=method)["network"]
-    assert (found.note, found.method.split(":")[0]) == ("", method)
+    measured = spectra(model, x, map="network", method=method)["network"]
+    assert (measured.note, measured.method.split(":")[0]) == ("", method)
 
 
 def test_known_methods_and_tolerances_pass():

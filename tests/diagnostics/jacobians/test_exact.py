@@ -27,64 +27,64 @@ def orthogonal(size, seed=0):
 
 
 def values(model, x, **options):
-    (found,) = spectra(model, x, **({"map": "network", "method": "exact"} | options)).values()
-    return found
+    (measured,) = spectra(model, x, **({"map": "network", "method": "exact"} | options)).values()
+    return measured
 
 
 @pytest.mark.parametrize("shape", [(5, 5), (3, 7), (7, 3), (1, 6), (6, 1)])
 def test_linear_map_has_its_weights_values_once_per_sample(shape):
     weight = torch.randn(shape, dtype=F64)
-    found = values(linear(weight), torch.randn(4, shape[1], dtype=F64))
+    measured = values(linear(weight), torch.randn(4, shape[1], dtype=F64))
     expected = torch.linalg.svdvals(weight).repeat_interleave(4).numpy()
-    np.testing.assert_allclose(found.values, expected, rtol=1e-13)
-    assert (found.rows, found.cols) == (4 * shape[0], 4 * shape[1])
-    assert found.resolved
+    np.testing.assert_allclose(measured.values, expected, rtol=1e-13)
+    assert (measured.rows, measured.cols) == (4 * shape[0], 4 * shape[1])
+    assert measured.resolved
 
 
 def test_orthogonal_map_is_perfectly_conditioned():
-    found = values(linear(orthogonal(20)), torch.randn(2, 20, dtype=F64))
-    assert found.condition_number == pytest.approx(1, abs=1e-13)
+    measured = values(linear(orthogonal(20)), torch.randn(2, 20, dtype=F64))
+    assert measured.condition_number == pytest.approx(1, abs=1e-13)
     for name in ("sigma_max", "sigma_min", "sigma_mean", "sigma_gmean", "sigma_median", "sigma_rms"):
-        assert getattr(found, name) == pytest.approx(1, abs=1e-13), name
-    assert found.effective_rank == pytest.approx(40)
-    assert found.stable_rank == pytest.approx(40)
+        assert getattr(measured, name) == pytest.approx(1, abs=1e-13), name
+    assert measured.effective_rank == pytest.approx(40)
+    assert measured.stable_rank == pytest.approx(40)
 
 
 def test_average_pooling():
-    found = values(nn.AvgPool2d(2), torch.randn(1, 2, 6, 6, dtype=F64))
-    np.testing.assert_allclose(found.values, np.full(18, 0.5), rtol=1e-14)
-    assert found.resolved
+    measured = values(nn.AvgPool2d(2), torch.randn(1, 2, 6, 6, dtype=F64))
+    np.testing.assert_allclose(measured.values, np.full(18, 0.5), rtol=1e-14)
+    assert measured.resolved
 
 
 def test_circular_convolution_by_fft():
     conv = nn.Conv2d(2, 3, 3, padding=1, padding_mode="circular", bias=False, dtype=F64)
-    found = values(conv, torch.randn(1, 2, 5, 6, dtype=F64))
+    measured = values(conv, torch.randn(1, 2, 5, 6, dtype=F64))
     padded = torch.zeros(3, 2, 5, 6, dtype=F64)
     padded[..., :3, :3] = conv.weight.detach()
     symbols = torch.fft.fft2(padded).permute(2, 3, 0, 1)
     expected = torch.linalg.svdvals(symbols).flatten().sort(descending=True).values
-    np.testing.assert_allclose(found.values, expected.numpy(), rtol=1e-12)
+    np.testing.assert_allclose(measured.values, expected.numpy(), rtol=1e-12)
 
 
 @pytest.mark.parametrize("exponent", [0, 4, 8, 12])
 def test_prescribed_condition_number_is_found_to_rounding(exponent):
     sigma = torch.logspace(0, -exponent, 30, dtype=F64)
     weight = orthogonal(30, 1) @ torch.diag(sigma) @ orthogonal(30, 2)
-    found = values(linear(weight), torch.randn(1, 30, dtype=F64))
-    assert found.resolved
-    np.testing.assert_allclose(found.values, sigma.numpy(), atol=1e-14)
-    assert found.condition_number == pytest.approx(10.0**exponent, rel=1e-14 * 10**exponent)
+    measured = values(linear(weight), torch.randn(1, 30, dtype=F64))
+    assert measured.resolved
+    np.testing.assert_allclose(measured.values, sigma.numpy(), atol=1e-14)
+    assert measured.condition_number == pytest.approx(10.0**exponent, rel=1e-14 * 10**exponent)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, F64])
 def test_condition_number_beyond_the_precision_is_a_lower_bound(dtype):
     sigma = torch.logspace(0, -18, 12, dtype=F64)
     weight = (orthogonal(12, 1) @ torch.diag(sigma) @ orthogonal(12, 2)).to(dtype)
-    found = values(linear(weight), torch.randn(1, 12, dtype=dtype))
-    assert not found.resolved
-    assert found.sigma_min == found.floor
-    assert 1e4 < found.condition_number < 1e18
-    assert "κ ≥" in str(found)
+    measured = values(linear(weight), torch.randn(1, 12, dtype=dtype))
+    assert not measured.resolved
+    assert measured.sigma_min == measured.floor
+    assert 1e4 < measured.condition_number < 1e18
+    assert "κ ≥" in str(measured)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, F64])
@@ -94,22 +94,22 @@ def test_rank_deficient_maps_are_marked_and_finite(dtype, map):
     weight[:2, :3] = torch.tensor([[1.0, 2, 3], [-1, 1, 0]])
     x = torch.ones(4, 5, dtype=dtype)
     layers = {"network": None, "kernel": "total", "param": "0"}[map]
-    found = values(linear(weight.to(dtype)), x, map=map, layers=layers)
+    measured = values(linear(weight.to(dtype)), x, map=map, layers=layers)
     # All samples are the same: each of six outputs has one direction of five equal weights.
-    assert found.rank == {"network": 8, "kernel": 6, "param": 6}[map]
-    assert not found.resolved
-    assert all(np.isfinite(value) for value in found.as_row().values() if isinstance(value, float))
-    assert np.isfinite(found.values).all()
-    assert 0 < found.sigma_min <= found.floor
+    assert measured.rank == {"network": 8, "kernel": 6, "param": 6}[map]
+    assert not measured.resolved
+    assert all(np.isfinite(value) for value in measured.as_row().values() if isinstance(value, float))
+    assert np.isfinite(measured.values).all()
+    assert 0 < measured.sigma_min <= measured.floor
 
 
 def test_a_dead_network_is_all_zero_and_unresolved():
     model = nn.Sequential(linear(torch.ones(3, 3)), nn.ReLU())
-    found = values(model, -torch.ones(2, 3))
-    assert (found.rank, found.resolved, found.sigma_max) == (0, False, 0.0)
-    assert found.condition_number == 1.0  # a lower bound that says nothing
-    assert found.effective_rank == found.stable_rank == 0.0
-    assert 0 < found.sigma_min <= found.sigma_gmean < 1e-300
+    measured = values(model, -torch.ones(2, 3))
+    assert (measured.rank, measured.resolved, measured.sigma_max) == (0, False, 0.0)
+    assert measured.condition_number == 1.0  # a lower bound that says nothing
+    assert measured.effective_rank == measured.stable_rank == 0.0
+    assert 0 < measured.sigma_min <= measured.sigma_gmean < 1e-300
 
 
 def test_skip_keeps_a_random_matrix_away_from_zero():
@@ -139,9 +139,9 @@ def test_scaling_the_map_scales_the_spectrum(scale):
 def test_extreme_scales_do_no_harm(scale):
     weight = torch.randn(4, 4, dtype=F64)
     weight[3] = weight[2]
-    found = values(linear(scale * weight), torch.randn(1, 4, dtype=F64))
-    assert found.rank == 3
-    assert 0 < found.floor < 1e-12 * found.sigma_max
+    measured = values(linear(scale * weight), torch.randn(1, 4, dtype=F64))
+    assert measured.rank == 3
+    assert 0 < measured.floor < 1e-12 * measured.sigma_max
 
 
 NAMES = (
@@ -157,18 +157,18 @@ def test_spectra_are_the_singular_values_of_jacobian(case):
         if name == "network" or layers == ["total"]:
             continue
         matrix = jacobian(model, x, map=name, layer=layers[0])
-        found = spectra(model, x, map=name, layers=layers[0])[layers[0]]
+        measured = spectra(model, x, map=name, layers=layers[0])[layers[0]]
         expected = torch.linalg.svdvals(matrix).numpy()
-        np.testing.assert_allclose(found.values, expected, atol=1e-13 * expected[0], err_msg=name)
-        assert matrix.shape == (found.rows, found.cols)
+        np.testing.assert_allclose(measured.values, expected, atol=1e-13 * expected[0], err_msg=name)
+        assert matrix.shape == (measured.rows, measured.cols)
 
 
 def test_sample_mode_has_a_spectrum_per_sample(make):
     model, x = make("mlp")
-    found = spectra(model, x, layers="0", batch_mode="sample")
-    assert list(found) == ["0[0]", "0[1]", "0[2]"]
+    measured = spectra(model, x, layers="0", batch_mode="sample")
+    assert list(measured) == ["0[0]", "0[1]", "0[2]"]
     for index, matrix in enumerate(jacobian(model, x, map="layer", layer="0", batch_mode="sample")):
-        spectrum = found[f"0[{index}]"]
+        spectrum = measured[f"0[{index}]"]
         assert (spectrum.sample, spectrum.rows, spectrum.cols) == (index, 5, 4)
         np.testing.assert_allclose(spectrum.values, torch.linalg.svdvals(matrix).numpy(), rtol=1e-12)
 
@@ -195,13 +195,13 @@ def test_memory_budget_changes_the_method_and_nothing_else(map, layers, dtype):
     model = nn.Sequential(nn.Linear(4, 200), nn.Tanh(), nn.Linear(200, 9)).to(dtype)
     x = torch.randn(3, 4, dtype=dtype)
     least = smallest_budget(model, x, map, layers, dtype)
-    found = [values(model, x, map=map, layers=layers, memory_budget=size) for size in (2**30, 2 * least, least)]
-    assert len({one.method for one in found}) > 1
-    for one in found:
-        tolerance = 4 * max(one.floor, found[0].floor)
-        np.testing.assert_allclose(one.values, found[0].values, atol=tolerance, err_msg=one.method)
-        assert one.rank == found[0].rank
-    assert found[-1].peak_bytes <= least
+    measured = [values(model, x, map=map, layers=layers, memory_budget=size) for size in (2**30, 2 * least, least)]
+    assert len({one.method for one in measured}) > 1
+    for one in measured:
+        tolerance = 4 * max(one.floor, measured[0].floor)
+        np.testing.assert_allclose(one.values, measured[0].values, atol=tolerance, err_msg=one.method)
+        assert one.rank == measured[0].rank
+    assert measured[-1].peak_bytes <= least
     with pytest.raises(MemoryBudgetError, match=r"exact spectrum needs about .* MiB.*use fewer probe samples"):
         values(model, x, map=map, layers=layers, memory_budget=least - 1)
 
@@ -212,9 +212,9 @@ def test_a_kernel_too_large_to_store_has_its_spectrum_from_the_jacobian(method):
     model, x = nn.Sequential(nn.Linear(2, 2), nn.Tanh(), nn.Linear(2, 2)).double(), torch.randn(200, 2, dtype=F64)
     whole = values(model, x, map="kernel", layers="total", method=method)
     assert whole.method == "exact: sum of the blocks"
-    found = values(model, x, map="kernel", layers="total", method=method, memory_budget=10**6)
-    assert found.method == "exact: svd"
-    np.testing.assert_allclose(found.values, whole.values, atol=1e-10 * whole.sigma_max)
+    measured = values(model, x, map="kernel", layers="total", method=method, memory_budget=10**6)
+    assert measured.method == "exact: svd"
+    np.testing.assert_allclose(measured.values, whole.values, atol=1e-10 * whole.sigma_max)
 
 
 def test_a_streamed_gram_in_float64_owns_up_to_what_squaring_costs():
@@ -266,5 +266,5 @@ def test_not_a_number_in_a_jacobian_is_named():
 def test_gram_of_a_float32_jacobian_accumulates_in_float64():
     # In float32 the Gram matrix of these columns would lose 1e-4 squared.
     jacobian = torch.diag(torch.tensor([1.0, 1e-4])) @ torch.tensor([[1.0, 1.0], [1.0, -1.0]])
-    found = engine._from_gram(engine._gram(jacobian), [])
-    np.testing.assert_allclose(found, np.sqrt(2) * np.array([1, 1e-4]), rtol=1e-6)
+    measured = engine._from_gram(engine._gram(jacobian), [])
+    np.testing.assert_allclose(measured, np.sqrt(2) * np.array([1, 1e-4]), rtol=1e-6)

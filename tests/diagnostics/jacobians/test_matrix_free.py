@@ -58,12 +58,12 @@ def measured(model, x, method="lanczos", map="layer", **options):
     return spectra(model, x, map=map, layers=None if map == "network" else "1", method=method, **options)
 
 
-def deviations(found, exact):
+def deviations(result, exact):
     """How many of its standard errors each statistic is off, on the same floor; 0 for what rounding explains."""
-    true = statistics(exact.values, found.floor)
+    true = statistics(exact.values, result.floor)
     off = {}
     for name in ESTIMATED:
-        error, value = getattr(found, f"{name}_se"), getattr(found, name)
+        error, value = getattr(result, f"{name}_se"), getattr(result, name)
         rounding = 1e-8 * abs(true[name]) + (0.5 if name == "rank" else 0)
         excess = abs(value - true[name])
         off[name] = 0.0 if excess <= rounding else excess / error if error else math.inf
@@ -78,10 +78,10 @@ def test_exact_statistics_lie_within_the_stated_errors(build, batch_mode):
     for place, map in enumerate(MAPS):
         (exact,) = measured(model, x, "exact", map, batch_mode=batch_mode).values()
         for seed in SEEDS:  # others for each map: those of one size would have their start vectors in common
-            (found,) = measured(model, x, map=map, batch_mode=batch_mode, seed=100 * place + seed).values()
-            assert (found.rows, found.cols, found.sample) == (exact.rows, exact.cols, exact.sample)
-            for name, value in deviations(found, exact).items():
-                if name != "sigma_gmean" or exact.values[-1] > found.floor:  # a test of its own
+            (result,) = measured(model, x, map=map, batch_mode=batch_mode, seed=100 * place + seed).values()
+            assert (result.rows, result.cols, result.sample) == (exact.rows, exact.cols, exact.sample)
+            for name, value in deviations(result, exact).items():
+                if name != "sigma_gmean" or exact.values[-1] > result.floor:  # a test of its own
                     off[name].append(value)
     for name, values in off.items():
         assert max(values, default=0) <= 4, name
@@ -92,10 +92,10 @@ def test_the_errors_are_not_so_wide_that_they_say_nothing():
     model, x = made(perceptron)
     for map in MAPS:
         (exact,) = measured(model, x, "exact", map).values()
-        (found,) = measured(model, x, map=map).values()
+        (result,) = measured(model, x, map=map).values()
         for name in ("sigma_mean", "sigma_rms", "stable_rank"):
-            assert getattr(found, f"{name}_se") <= 0.4 * getattr(exact, name), (map, name)
-            assert getattr(found, f"{name}_se") > 0
+            assert getattr(result, f"{name}_se") <= 0.4 * getattr(exact, name), (map, name)
+            assert getattr(result, f"{name}_se") > 0
 
 
 def test_the_geometric_mean_of_a_map_with_a_few_zeros_is_covered():
@@ -106,8 +106,8 @@ def test_the_geometric_mean_of_a_map_with_a_few_zeros_is_covered():
     x = torch.randn(1, 160, dtype=REAL)
     exact = spectra(model, x, map="network", method="exact")["network"]
     assert exact.rank == 144
-    found = [spectra(model, x, map="network", method="lanczos", seed=seed)["network"] for seed in range(30)]
-    covered = [deviations(one, exact)["sigma_gmean"] <= 1.96 for one in found]
+    result = [spectra(model, x, map="network", method="lanczos", seed=seed)["network"] for seed in range(30)]
+    covered = [deviations(one, exact)["sigma_gmean"] <= 1.96 for one in result]
     assert np.mean(covered) >= 0.85
 
 
@@ -119,44 +119,44 @@ def test_the_ends_are_bounds_and_say_so(build, map):
         model.eval()  # the engines' dropout masks differ where a tensor's memory is in another order
     (exact,) = measured(model, x, "exact", map).values()
     for seed in SEEDS[:1]:
-        (found,) = measured(model, x, map=map, seed=seed).values()
+        (result,) = measured(model, x, map=map, seed=seed).values()
         rounding = 1e-9 * exact.sigma_max
-        assert found.resolved is False
-        assert found.sigma_min >= max(exact.values[-1], found.floor) - rounding
-        assert found.condition_number <= max(exact.sigma_max / max(exact.values[-1], found.floor), 1) * (1 + 1e-6)
-        assert found.sigma_max <= exact.sigma_max + rounding
-        assert np.abs(exact.values - found.sigma_max).min() <= found.sigma_max_se + rounding
-        assert found.sigma_max == pytest.approx(exact.sigma_max, rel=0.02)
-        assert "κ ≥" in str(found)
-        assert "≤" in str(found)
+        assert result.resolved is False
+        assert result.sigma_min >= max(exact.values[-1], result.floor) - rounding
+        assert result.condition_number <= max(exact.sigma_max / max(exact.values[-1], result.floor), 1) * (1 + 1e-6)
+        assert result.sigma_max <= exact.sigma_max + rounding
+        assert np.abs(exact.values - result.sigma_max).min() <= result.sigma_max_se + rounding
+        assert result.sigma_max == pytest.approx(exact.sigma_max, rel=0.02)
+        assert "κ ≥" in str(result)
+        assert "≤" in str(result)
 
 
 @pytest.mark.parametrize("map", MAPS)
 def test_it_holds_a_density_and_no_values(map):
     model, x = made(convolutions)
-    (found,) = measured(model, x, map=map).values()
-    assert len(found.values) == 0
-    assert found.nodes.shape == found.weights.shape
-    assert np.all(np.diff(found.nodes) <= 0)
-    assert found.weights.min() >= 0
-    assert found.weights.sum() == pytest.approx(1, abs=1e-12)
-    assert found.nodes[0] == pytest.approx(found.sigma_max, rel=1e-12)
-    assert found.weights @ found.nodes**2 == pytest.approx(found.sigma_rms**2, rel=1e-10)
-    assert found.method.startswith("lanczos: ")
-    assert found.dtype == "float64"
+    (result,) = measured(model, x, map=map).values()
+    assert len(result.values) == 0
+    assert result.nodes.shape == result.weights.shape
+    assert np.all(np.diff(result.nodes) <= 0)
+    assert result.weights.min() >= 0
+    assert result.weights.sum() == pytest.approx(1, abs=1e-12)
+    assert result.nodes[0] == pytest.approx(result.sigma_max, rel=1e-12)
+    assert result.weights @ result.nodes**2 == pytest.approx(result.sigma_rms**2, rel=1e-10)
+    assert result.method.startswith("lanczos: ")
+    assert result.dtype == "float64"
     for name in STATISTICS:
-        assert math.isfinite(getattr(found, name))
-        assert getattr(found, f"{name}_se") >= 0
+        assert math.isfinite(getattr(result, name))
+        assert getattr(result, f"{name}_se") >= 0
 
 
 def test_a_small_map_comes_out_exactly():
     model, x = made(perceptron)
     exact = measured(model, x[:1].expand(1, -1), "exact", "tail", batch_mode="sample")["1[0]"]
-    found = measured(model, x[:1], map="tail", batch_mode="sample")["1[0]"]
-    np.testing.assert_allclose(found.nodes, exact.values, rtol=1e-9)
+    result = measured(model, x[:1], map="tail", batch_mode="sample")["1[0]"]
+    np.testing.assert_allclose(result.nodes, exact.values, rtol=1e-9)
     for name in ESTIMATED:
-        assert getattr(found, name) == pytest.approx(getattr(exact, name), rel=1e-8)
-        assert getattr(found, f"{name}_se") == 0
+        assert getattr(result, name) == pytest.approx(getattr(exact, name), rel=1e-8)
+        assert getattr(result, f"{name}_se") == 0
 
 
 @pytest.mark.parametrize(("tolerance", "maps"), [(0.1, MAPS), (0.02, ("tail",))])
@@ -164,27 +164,27 @@ def test_a_tolerance_is_met_or_the_note_says_it_is_not(tolerance, maps):
     model, x = made(perceptron)
     for map in maps:
         (exact,) = measured(model, x, "exact", map).values()
-        (found,) = measured(model, x, map=map, tolerance=tolerance).values()
-        met = found.sigma_mean_se <= tolerance * found.sigma_mean
-        assert met != (f"tolerance {tolerance:g} not reached" in found.note)
-        assert abs(found.sigma_mean - exact.sigma_mean) <= 4 * found.sigma_mean_se + 1e-9
+        (result,) = measured(model, x, map=map, tolerance=tolerance).values()
+        met = result.sigma_mean_se <= tolerance * result.sigma_mean
+        assert met != (f"tolerance {tolerance:g} not reached" in result.note)
+        assert abs(result.sigma_mean - exact.sigma_mean) <= 4 * result.sigma_mean_se + 1e-9
 
 
 def test_a_tolerance_out_of_reach_of_the_budget_is_said_beside_the_choice():
     model, x = made(attention)
-    found = measured(model, x, "auto", tolerance=1e-4, memory_budget=8 * 80 * 8)["1"]
-    choice, limit = found.note.split("; ")
+    result = measured(model, x, "auto", tolerance=1e-4, memory_budget=8 * 80 * 8)["1"]
+    choice, limit = result.note.split("; ")
     assert choice == "auto: an exact spectrum does not fit the memory budget"
     assert limit.startswith("tolerance 0.0001 not reached: relative standard error ")
-    assert float(limit.split()[-1]) == pytest.approx(found.sigma_mean_se / found.sigma_mean, rel=0.05)
+    assert float(limit.split()[-1]) == pytest.approx(result.sigma_mean_se / result.sigma_mean, rel=0.05)
 
 
 @pytest.mark.parametrize("steps", [8, 12, 20])
 def test_the_steps_fit_the_budget(steps):
     model, x = made(attention)  # 80×80, 8 bytes each
-    found = measured(model, x, memory_budget=steps * 80 * 8 + 100)["1"]
-    assert found.method == f"lanczos: 2 random vectors × {steps} steps"
-    assert found.peak_bytes <= steps * 80 * 8 + 100
+    result = measured(model, x, memory_budget=steps * 80 * 8 + 100)["1"]
+    assert result.method == f"lanczos: 2 random vectors × {steps} steps"
+    assert result.peak_bytes <= steps * 80 * 8 + 100
 
 
 @pytest.mark.parametrize("map", MAPS)
@@ -220,21 +220,21 @@ def test_scaling_a_map_scales_its_spectrum():
 def test_rows_fit_the_table_and_come_back(tmp_path):
     model, x = made(convolutions)
     writer = TableWriter(tmp_path / "spectra", SPECTRA)
-    found = [one for map in MAPS for one in measured(model, x, map=map, batch_mode="sample").values()]
-    rows = [{"run_id": "a", "step": 0, **one.as_row()} for one in found]
+    result = [one for map in MAPS for one in measured(model, x, map=map, batch_mode="sample").values()]
+    rows = [{"run_id": "a", "step": 0, **one.as_row()} for one in result]
     for row in rows:
         assert set(row) == set(SPECTRA.names)
         writer.append(row)
     writer.flush()
     table = pd.read_parquet(tmp_path / "spectra")
     assert table["values"].isna().all()
-    for one, row in zip(found, table.to_dict("records"), strict=True):
+    for one, row in zip(result, table.to_dict("records"), strict=True):
         assert np.array_equal(row["nodes"], one.nodes)
         assert np.array_equal(row["weights"], one.weights)
         assert all(row[name] == getattr(one, name) for name in STATISTICS)
         assert all(row[f"{name}_se"] == getattr(one, f"{name}_se") for name in STATISTICS)
         assert (row["resolved"], row["method"], row["sample"]) == (False, one.method, one.sample)
-    assert list(spectra_frame(rows)["sigma_mean"]) == [one.sigma_mean for one in found]
+    assert list(spectra_frame(rows)["sigma_mean"]) == [one.sigma_mean for one in result]
 
 
 @pytest.mark.parametrize(
@@ -349,11 +349,17 @@ def test_an_operator_without_a_derivative_names_the_layer():
 def test_a_map_that_vanishes_is_zero_throughout():
     model = nn.Sequential(nn.Linear(40, 40), nn.Linear(40, 40)).double()
     nn.init.zeros_(model[1].weight)
-    (found,) = measured(model, torch.ones(2, 40, dtype=REAL)).values()
-    assert (found.sigma_max, found.sigma_mean, found.sigma_rms, found.rank, found.effective_rank) == (0, 0, 0, 0, 0)
-    assert found.condition_number == 1
-    assert 0 < found.sigma_min == found.floor
-    assert np.isfinite(found.weights).all()
+    (result,) = measured(model, torch.ones(2, 40, dtype=REAL)).values()
+    assert (result.sigma_max, result.sigma_mean, result.sigma_rms, result.rank, result.effective_rank) == (
+        0,
+        0,
+        0,
+        0,
+        0,
+    )
+    assert result.condition_number == 1
+    assert 0 < result.sigma_min == result.floor
+    assert np.isfinite(result.weights).all()
 
 
 def test_a_kernel_with_more_rows_than_parameters_has_their_rank():
@@ -364,11 +370,11 @@ def test_a_kernel_with_more_rows_than_parameters_has_their_rank():
     assert (exact.rows, exact.rank) == (80, 8)
     off = []
     for seed in range(10):
-        found = spectra(model, x, map="kernel", layers="0", method="lanczos", seed=seed)["0"]
-        assert (found.rows, found.cols) == (80, 80)
-        assert found.sigma_min == found.floor
-        assert found.sigma_max == pytest.approx(exact.sigma_max, rel=1e-9)
-        off += deviations(found, exact).values()
+        result = spectra(model, x, map="kernel", layers="0", method="lanczos", seed=seed)["0"]
+        assert (result.rows, result.cols) == (80, 80)
+        assert result.sigma_min == result.floor
+        assert result.sigma_max == pytest.approx(exact.sigma_max, rel=1e-9)
+        off += deviations(result, exact).values()
     assert max(off) <= 4.5
     assert np.mean(np.array(off) <= 1.96) >= 0.9
 
@@ -390,6 +396,6 @@ def test_half_precision_is_refused_and_float32_offered(dtype, tmp_path):
         SpectrumMonitor(model, x, tmp_path / "run", maps="layer", layers="0", method="lanczos", dtype=dtype)
     with pytest.raises(InputError, match="too coarse"):
         lanczos_density(JacobianOperator(model, x, map="layer", layer="0", dtype=dtype))
-    found = spectra(model, x, map="layer", layers="0", method="lanczos")["0"]
+    result = spectra(model, x, map="layer", layers="0", method="lanczos")["0"]
     exact = spectra(model, x, map="layer", layers="0", method="exact", dtype=torch.float32)["0"]
-    assert abs(found.sigma_mean - exact.sigma_mean) < 0.5 * exact.sigma_mean
+    assert abs(result.sigma_mean - exact.sigma_mean) < 0.5 * exact.sigma_mean

@@ -17,14 +17,14 @@ def assert_same_matrix(operator, dense, about):
     assert operator.shape == tuple(dense.shape), about
     V, U = (torch.randn(side, 3, dtype=dense.dtype) for side in reversed(dense.shape))
     size = 1e-10 * dense.abs().max() * sum(dense.shape)
-    for found, expected in (
+    for measured, expected in (
         (operator.matmat(V), dense @ V),
         (operator.rmatmat(U), dense.T @ U),
         (operator.matvec(V[:, 0]), dense @ V[:, 0]),
         (operator.rmatvec(U[:, 0]), dense.T @ U[:, 0]),
         (operator.gram_matvec(V[:, 0]), dense.T @ (dense @ V[:, 0])),
     ):
-        assert (found - expected).abs().max() <= size * max(1, dense.abs().max()), about
+        assert (measured - expected).abs().max() <= size * max(1, dense.abs().max()), about
 
 
 def assert_products(case, batch_mode):

@@ -23,14 +23,14 @@ def closed(model, x, layer="0", map="param", batch_mode="batch", memory_budget=2
         return param_spectrum(item, memory_budget=memory_budget)
 
 
-def assert_dense(found, model, x, layer="0"):
+def assert_dense(measured, model, x, layer="0"):
     """Those of the dense Jacobian, up to rounding."""
     matrix = jacobian(model, x, map="param", layer=layer)
     expected = torch.linalg.svdvals(matrix.double()).numpy()
-    assert (found.rows, found.cols) == matrix.shape
-    atol = 1e-13 * expected[0] if matrix.dtype == F64 else max(found.floor, 1e-300)
-    np.testing.assert_allclose(found.values, expected, atol=atol, rtol=0)
-    assert found.rank == int((expected > found.floor).sum())
+    assert (measured.rows, measured.cols) == matrix.shape
+    atol = 1e-13 * expected[0] if matrix.dtype == F64 else max(measured.floor, 1e-300)
+    np.testing.assert_allclose(measured.values, expected, atol=atol, rtol=0)
+    assert measured.rank == int((expected > measured.floor).sum())
 
 
 def frozen(module, name):
@@ -108,10 +108,10 @@ IN_SINGLE = ("linear", "linear-wide", "conv2d-mixed", "batch-norm", "layer-norm"
 @pytest.mark.parametrize(("name", "dtype"), [*((name, F64) for name in PLAIN), *((name, F32) for name in IN_SINGLE)])
 def test_plain_layers_have_the_values_of_their_dense_jacobian(name, dtype):
     model, x = made(*PLAIN[name], dtype)
-    found = closed(model, x)
-    assert found is not None
-    assert_dense(found, model, x)
-    assert (found.method, found.dtype) == (METHOD, str(dtype).removeprefix("torch."))
+    measured = closed(model, x)
+    assert measured is not None
+    assert_dense(measured, model, x)
+    assert (measured.method, measured.dtype) == (METHOD, str(dtype).removeprefix("torch."))
 
 
 @pytest.mark.parametrize(
@@ -130,18 +130,18 @@ def test_embeddings_count_their_indices(table, shape, dtype):
 
 
 def test_embedding_by_hand():
-    found = closed(
+    measured = closed(
         nn.Sequential(nn.Embedding(4, 2, padding_idx=0, dtype=F64)), torch.tensor([[0, 0, 0, 3], [3, 1, 3, 3]])
     )
-    assert found.values.tolist() == [2, 2, 1, 1, 0, 0, 0, 0]
-    assert (found.rank, found.resolved) == (4, False)
+    assert measured.values.tolist() == [2, 2, 1, 1, 0, 0, 0, 0]
+    assert (measured.rank, measured.resolved) == (4, False)
 
 
 def test_linear_by_hand():
     x = torch.tensor([[3.0, 0], [0, 4]], dtype=F64)
-    found = closed(nn.Sequential(nn.Linear(2, 3, bias=False, dtype=F64)), x)
-    np.testing.assert_allclose(found.values, [4, 4, 4, 3, 3, 3], rtol=1e-15)
-    assert found.resolved
+    measured = closed(nn.Sequential(nn.Linear(2, 3, bias=False, dtype=F64)), x)
+    np.testing.assert_allclose(measured.values, [4, 4, 4, 3, 3, 3], rtol=1e-15)
+    assert measured.resolved
 
 
 @pytest.mark.parametrize(("cheap", "chunk", "dtype"), [(0, 2**21, F64), (0, 1, F32), (np.inf, 1, F64)])
@@ -155,9 +155,9 @@ def test_chunks_and_gram_matrices_change_nothing(name, cheap, chunk, dtype, monk
 
 def test_small_values_survive_in_float64():
     x = torch.diag(torch.logspace(0, -12, 6, dtype=F64))
-    found = closed(nn.Sequential(nn.Linear(6, 2, bias=False, dtype=F64)), x)
-    np.testing.assert_allclose(found.values[::2], np.logspace(0, -12, 6), rtol=1e-3)
-    assert found.resolved
+    measured = closed(nn.Sequential(nn.Linear(6, 2, bias=False, dtype=F64)), x)
+    np.testing.assert_allclose(measured.values[::2], np.logspace(0, -12, 6), rtol=1e-3)
+    assert measured.resolved
 
 
 @pytest.mark.parametrize("scale", [0, 1e-250, 1e250])
@@ -168,9 +168,9 @@ def test_extreme_inputs_do_no_harm(scale):
 
 def test_rank_deficient_and_bfloat16():
     model, x = made(lambda: nn.Linear(5, 6, bias=False), (4, 5), torch.bfloat16)
-    found = closed(model, torch.ones_like(x))
-    assert (found.rank, found.resolved, found.dtype) == (6, False, "float32")
-    np.testing.assert_allclose(found.values[:6], 20**0.5, rtol=1e-6)
+    measured = closed(model, torch.ones_like(x))
+    assert (measured.rank, measured.resolved, measured.dtype) == (6, False, "float32")
+    np.testing.assert_allclose(measured.values[:6], 20**0.5, rtol=1e-6)
 
 
 def test_a_failing_solver_is_replaced_and_named(monkeypatch):
@@ -180,21 +180,21 @@ def test_a_failing_solver_is_replaced_and_named(monkeypatch):
     monkeypatch.setattr(torch.linalg, "svdvals", fail)
     for name in ("linear", "linear-wide"):
         model, x = made(*PLAIN[name], F64)
-        found = closed(model, x)
+        measured = closed(model, x)
         monkeypatch.undo()
-        assert "svdvals failed on cpu (no convergence)" in found.note
-        assert found.floor > 1e-9
+        assert "svdvals failed on cpu (no convergence)" in measured.note
+        assert measured.floor > 1e-9
         matrix = jacobian(model, x, map="param", layer="0")
-        np.testing.assert_allclose(found.values, torch.linalg.svdvals(matrix).numpy(), atol=found.floor)
+        np.testing.assert_allclose(measured.values, torch.linalg.svdvals(matrix).numpy(), atol=measured.floor)
         monkeypatch.setattr(torch.linalg, "svdvals", fail)
 
 
 def test_every_known_network_has_the_dense_values_or_none(kernel_case):
     model, x = kernel_case.make()
     for layer in kernel_case.maps.get("param", []):
-        found = closed(model, x, layer)
-        if found is not None:
-            assert_dense(found, model, x, layer)
+        measured = closed(model, x, layer)
+        if measured is not None:
+            assert_dense(measured, model, x, layer)
 
 
 @pytest.mark.parametrize(
@@ -210,9 +210,9 @@ def test_sample_mode_measures_one_sample_in_eval_mode(make):
     model, x = make("conv-batch-norm")
     for layer in ("0", "1"):
         dense = jacobian(model, x, map="param", layer=layer, batch_mode="sample")
-        found = closed(model, x[1:2], layer, batch_mode="sample")
+        measured = closed(model, x[1:2], layer, batch_mode="sample")
         expected = torch.linalg.svdvals(dense[1]).numpy()
-        np.testing.assert_allclose(found.values, expected, atol=1e-13 * expected[0])
+        np.testing.assert_allclose(measured.values, expected, atol=1e-13 * expected[0])
 
 
 def test_channels_last_input():
@@ -362,12 +362,12 @@ def test_nothing_is_left_behind(make, nothing_changes):
 
 def test_a_layer_beyond_any_dense_jacobian():
     model, x = made(lambda: nn.Linear(2048, 2048), (64, 2048), F32)
-    found = closed(model, x, memory_budget=2**27)
-    assert (found.rows, found.cols) == (131072, 4196352)
+    measured = closed(model, x, memory_budget=2**27)
+    assert (measured.rows, measured.cols) == (131072, 4196352)
     expected = torch.linalg.svdvals(torch.cat([x, torch.ones(64, 1)], 1).double()).repeat_interleave(2048)
-    np.testing.assert_allclose(found.values, expected.numpy(), rtol=1e-12)
-    assert found.peak_bytes <= 2**27
-    assert found.seconds < 5  # a quarter of a second on one core
+    np.testing.assert_allclose(measured.values, expected.numpy(), rtol=1e-12)
+    assert measured.peak_bytes <= 2**27
+    assert measured.seconds < 5  # a quarter of a second on one core
 
 
 def test_a_layer_that_writes_into_its_weights_writes_into_a_copy():

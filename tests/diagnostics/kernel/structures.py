@@ -63,8 +63,8 @@ def autograd_kernel(model, x, block="total"):
     return rows @ rows.T
 
 
-def assert_near(found, expected, within=1e-11):
-    torch.testing.assert_close(found, expected, rtol=0, atol=within * float(expected.abs().max()))
+def assert_near(measured, expected, within=1e-11):
+    torch.testing.assert_close(measured, expected, rtol=0, atol=within * float(expected.abs().max()))
 
 
 class Net(nn.Module):

@@ -36,7 +36,7 @@ def test_kernel_from_finite_differences(build, training):
     torch.manual_seed(0)
     model, x = build()
     model, x = model.double().train(training), x.double() if x.is_floating_point() else x
-    found = tangent_kernel(model, x).total
+    measured = tangent_kernel(model, x).total
     weights = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
 
     def outputs() -> Tensor:
@@ -53,7 +53,7 @@ def test_kernel_from_finite_differences(build, training):
             columns.append((ahead - outputs()) / (2 * step))
             entry += step
     jacobian = torch.stack(columns, dim=1)
-    torch.testing.assert_close(found, jacobian @ jacobian.T, rtol=0, atol=1e-7 * float(found.abs().max()))
+    torch.testing.assert_close(measured, jacobian @ jacobian.T, rtol=0, atol=1e-7 * float(measured.abs().max()))
 
 
 class Wide(nn.Module):
@@ -89,11 +89,11 @@ def test_wide_networks_approach_the_kernel_of_infinite_width():
     limit = torch.from_numpy(infinite_width_kernel(x.numpy(), hidden=2))
     widths, seeds, errors = (64, 256, 1024), 12, []
     for width in widths:
-        found = [tangent_kernel(Wide([10, width, width, 1]).double(), x).total for _ in range(seeds)]
-        single = [float((kernel - limit).norm() / limit.norm()) for kernel in found]
+        measured = [tangent_kernel(Wide([10, width, width, 1]).double(), x).total for _ in range(seeds)]
+        single = [float((kernel - limit).norm() / limit.norm()) for kernel in measured]
         errors.append(np.mean(single))
         # Fluctuations average out over seeds; what is left of the mean is of the order 1 / width.
-        mean = float((torch.stack(found).mean(0) - limit).norm() / limit.norm())
+        mean = float((torch.stack(measured).mean(0) - limit).norm() / limit.norm())
         assert mean <= 3 * errors[-1] / math.sqrt(seeds) + 3 / width
     slope = np.polyfit(np.log(widths), np.log(errors), 1)[0]
     assert -0.65 < slope < -0.35, errors

@@ -147,9 +147,9 @@ def test_too_few_products_leave_bounds():
 @pytest.mark.parametrize("tolerance", [1e-2, 1e-6])
 def test_the_tolerance_is_that_of_the_eigenvalue(tolerance):
     operator = TangentKernelOperator(*mlp(50))
-    found = operator.largest_eigenvalue(tolerance=tolerance)
-    assert found.converged
-    assert found.residual <= tolerance * found.value * (1 + 1e-3)
+    measured = operator.largest_eigenvalue(tolerance=tolerance)
+    assert measured.converged
+    assert measured.residual <= tolerance * measured.value * (1 + 1e-3)
 
 
 @pytest.mark.parametrize("samples", [30, 90])
@@ -158,9 +158,15 @@ def test_more_rows_than_parameters_make_a_singular_kernel(samples):
     operator = TangentKernelOperator(model, x)
     rows, cols = operator.jacobian.shape
     assert rows > cols
-    found, largest = operator.smallest_eigenvalue(), operator.largest_eigenvalue()
-    assert (found.value, found.residual, found.converged, found.bound, found.products) == (0, 0, True, None, 0)
-    assert found.method == "exact: rank"
+    measured, largest = operator.smallest_eigenvalue(), operator.largest_eigenvalue()
+    assert (measured.value, measured.residual, measured.converged, measured.bound, measured.products) == (
+        0,
+        0,
+        True,
+        None,
+        0,
+    )
+    assert measured.method == "exact: rank"
     assert largest.value == pytest.approx(float(torch.linalg.eigvalsh(operator.dense())[-1]), rel=1e-5)
 
 
@@ -169,10 +175,10 @@ def test_a_sample_given_twice_is_told_from_a_small_eigenvalue(samples):
     model, x = mlp(samples)
     x[1] = x[0]
     operator = TangentKernelOperator(model, x)
-    found, largest = operator.smallest_eigenvalue(), operator.largest_eigenvalue().value
-    assert (found.converged, found.bound) == (True, "upper")
-    assert found.value <= 1e-28 * largest
-    assert found.residual <= 1e-28 * largest
+    measured, largest = operator.smallest_eigenvalue(), operator.largest_eigenvalue().value
+    assert (measured.converged, measured.bound) == (True, "upper")
+    assert measured.value <= 1e-28 * largest
+    assert measured.residual <= 1e-28 * largest
 
 
 @pytest.mark.parametrize(("samples", "apart"), [(8, 2e-3), (40, 2e-2)])
@@ -182,11 +188,11 @@ def test_no_condition_number_is_squared(samples, apart):
     x[1] = x[0] + apart
     exact = TangentKernelOperator(model, x).smallest_eigenvalue()
     operator = TangentKernelOperator(model, x, dtype=torch.float32)
-    found, largest = operator.smallest_eigenvalue(), operator.largest_eigenvalue().value
+    measured, largest = operator.smallest_eigenvalue(), operator.largest_eigenvalue().value
     assert exact.value < torch.finfo(torch.float32).eps / 10 * largest
-    assert (found.converged, found.bound) == (True, None)
-    assert abs(found.value - exact.value) <= found.residual + exact.residual
-    assert found.value == pytest.approx(exact.value, rel=2e-2)
+    assert (measured.converged, measured.bound) == (True, None)
+    assert abs(measured.value - exact.value) <= measured.residual + exact.residual
+    assert measured.value == pytest.approx(exact.value, rel=2e-2)
 
 
 def test_an_eigenvalue_under_the_floor_is_a_bound():

@@ -55,9 +55,9 @@ cases = pytest.mark.parametrize("make", [mlp, cnn, normalised])
 
 
 def compare(model: nn.Module, x: Tensor, peer: Tensor, batch_mode: str = "sample") -> None:
-    found = tangent_kernel(model, x, batch_mode=batch_mode)
-    torch.testing.assert_close(found.total, peer.detach(), rtol=1e-10, atol=1e-10 * float(peer.abs().max()))
-    torch.testing.assert_close(sum(found.blocks.values()), found.total)
+    measured = tangent_kernel(model, x, batch_mode=batch_mode)
+    torch.testing.assert_close(measured.total, peer.detach(), rtol=1e-10, atol=1e-10 * float(peer.abs().max()))
+    torch.testing.assert_close(sum(measured.blocks.values()), measured.total)
 
 
 @cases
@@ -72,10 +72,10 @@ def test_the_gram_matrix_of_nngeometry_agrees(make: Callable[[], Case]) -> None:
 def test_the_layers_of_nngeometrys_jacobian_agree(make: Callable[[], Case]) -> None:
     jacobian = pytest.importorskip("nngeometry.jacobian")
     model, x = make()
-    found = tangent_kernel(model, x, batch_mode="sample")
+    measured = tangent_kernel(model, x, batch_mode="sample")
     for name, parts in jacobian.Jacobian(copy.deepcopy(model), [x.clone()]).iter_by_module():
         rows = torch.cat([part.flatten(2) for part in parts], 2).transpose(0, 1).reshape(12, -1)
-        torch.testing.assert_close(found.blocks[name], rows @ rows.T)
+        torch.testing.assert_close(measured.blocks[name], rows @ rows.T)
 
 
 @cases

@@ -62,17 +62,17 @@ def test_memory_budget_changes_the_number_of_sweeps_and_nothing_else(id, monkeyp
 
     def measure(budget):
         sweeps.clear()
-        found = tangent_kernel(model, x, layers=["body", "total"] if id != "bare" else None, memory_budget=budget)
-        return found, len(sweeps)
+        measured = tangent_kernel(model, x, layers=["body", "total"] if id != "bare" else None, memory_budget=budget)
+        return measured, len(sweeps)
 
     whole, few = measure(2**30)
     assert_near(whole.total, autograd_kernel(model, x), 1e-10)
     least = least_budget(lambda budget: measure(budget))
     counts = []
     for factor in (1, 1.7, 6):
-        found, count = measure(least * factor)
+        measured, count = measure(least * factor)
         counts.append(count)
-        assert_near(found.total, whole.total, 1e-10)
+        assert_near(measured.total, whole.total, 1e-10)
     assert counts == sorted(counts, reverse=True)
     assert counts[0] > few
     with pytest.raises(MemoryBudgetError, match=r"use fewer .*samples.* larger memory_budget"):
@@ -208,9 +208,9 @@ def test_a_wrong_rule_is_detected_and_not_used(id, batch_mode, monkeypatch):
     assert "autograd" not in right.methods["0"]
     original = getattr(rule, method)
     monkeypatch.setattr(rule, method, lambda *args: 1.01 * original(*args))
-    found = tangent_kernel(model, x, batch_mode=batch_mode)
-    assert set(found.methods.values()) == {"autograd"}
-    assert_near(found.total, right.total)
+    measured = tangent_kernel(model, x, batch_mode=batch_mode)
+    assert set(measured.methods.values()) == {"autograd"}
+    assert_near(measured.total, right.total)
 
 
 class Noisy(nn.Module):
@@ -233,9 +233,9 @@ def test_a_forward_pass_that_differs_from_call_to_call_is_refused():
 def test_a_forward_pass_that_differs_from_call_to_call_is_measured_as_it_was_the_first_time():
     torch.manual_seed(0)
     model, x = Noisy().double(), torch.randn(3, 4, dtype=F64)
-    found = tangent_kernel(model, x)
+    measured = tangent_kernel(model, x)
     model.generator.manual_seed(0)
-    assert_near(found.total, autograd_kernel(model, x))
+    assert_near(measured.total, autograd_kernel(model, x))
 
 
 class Complex(nn.Module):

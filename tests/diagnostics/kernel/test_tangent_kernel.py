@@ -34,9 +34,9 @@ from tests.diagnostics.kernel.structures import (
 def test_structures_against_autograd(case):
     (model, x), (copy, _) = case.make(), case.make()
     within = 1e-6 if case.id == "mixed-precision-of-parameters" else 1e-11
-    found = tangent_kernel(model, x)
-    assert_near(found.total, autograd_kernel(copy, x), within)
-    assert_near(sum(found.blocks.values()), found.total)
+    measured = tangent_kernel(model, x)
+    assert_near(measured.total, autograd_kernel(copy, x), within)
+    assert_near(sum(measured.blocks.values()), measured.total)
     layers = [name for name, module in model.named_modules() if name and any(True for _ in module.parameters())]
     for name, block in tangent_kernel(model, x, layers=layers).blocks.items():
         assert_near(block, autograd_kernel(case.make()[0], x, name), within)
@@ -45,9 +45,9 @@ def test_structures_against_autograd(case):
 @pytest.mark.parametrize("wrap", [nn.DataParallel, torch.compile, lambda model: torch.compile(nn.DataParallel(model))])
 def test_wrappers_are_seen_through(wrap):
     model, x = make("called-thrice")
-    found, expected = tangent_kernel(wrap(model), x), tangent_kernel(model, x)
-    assert list(found.blocks) == list(expected.blocks)
-    assert torch.equal(found.total, expected.total)
+    measured, expected = tangent_kernel(wrap(model), x), tangent_kernel(model, x)
+    assert list(measured.blocks) == list(expected.blocks)
+    assert torch.equal(measured.total, expected.total)
 
 
 IN_PLACE_OF_A_SAMPLE = ("merged-frames", "merged-tokens-the-other-way", "routed-samples", "routed-samples-uneven")
@@ -69,9 +69,9 @@ def test_sample_mode_uses_running_statistics(nothing_changes):
     model(2 * x + 1)
     model[1].weight.grad = torch.ones(4, dtype=F64)
     with nothing_changes(model, x):
-        found = tangent_kernel(model, x, batch_mode="sample")
-    assert_near(found.total, autograd_kernel(model.eval(), x))
-    assert found.batch_mode == "sample"
+        measured = tangent_kernel(model, x, batch_mode="sample")
+    assert_near(measured.total, autograd_kernel(model.eval(), x))
+    assert measured.batch_mode == "sample"
 
 
 @pytest.mark.parametrize("id", ["minus-the-mean", "minus-the-mean-bare", "attention-among-samples"])
@@ -95,15 +95,15 @@ REDUCED = ["called-thrice", "batch-norm", "minus-the-mean", "tied-head", "reuse-
 )
 def test_outputs_reduce_the_whole_kernel(outputs, id):
     model, x = make(id)
-    whole, found = tangent_kernel(model, x), tangent_kernel(model, x, outputs=outputs)
+    whole, measured = tangent_kernel(model, x), tangent_kernel(model, x, outputs=outputs)
     size, each = len(x), len(whole.total) // len(x)
     equation = {"trace": "iojo->ij", "sum": "iojp->ij", "centred": "iojp,oq,pr->iqjr"}[outputs]
     centring = [torch.eye(each, dtype=F64) - 1 / each] * 2 if outputs == "centred" else []
-    assert found.blocks.keys() == whole.blocks.keys()
-    assert found.num_outputs == (each if outputs == "centred" else 1)
+    assert measured.blocks.keys() == whole.blocks.keys()
+    assert measured.num_outputs == (each if outputs == "centred" else 1)
     for name in [*whole.blocks, "total"]:
         expected = torch.einsum(equation, whole.block(name).view(size, each, size, each), *centring)
-        assert_near(found.block(name), expected.reshape(found.total.shape), 1e-10)
+        assert_near(measured.block(name), expected.reshape(measured.total.shape), 1e-10)
 
 
 class Heads(nn.Module):
@@ -122,12 +122,12 @@ class Heads(nn.Module):
 def test_what_only_the_last_output_depends_on(outputs):
     torch.manual_seed(0)
     model, x = Heads().double(), torch.randn(3, 4, dtype=F64)
-    found = tangent_kernel(model, x, outputs=outputs)
+    measured = tangent_kernel(model, x, outputs=outputs)
     for name in ("one", "two", "extra", "total"):
         expected = autograd_kernel(model, x, name)
         if outputs == "trace":
             expected = torch.einsum("iojo->ij", expected.view(3, 2, 3, 2))
-        assert_near(found.block(name), expected)
+        assert_near(measured.block(name), expected)
 
 
 CORNERS = [
@@ -147,11 +147,11 @@ def test_two_batches_are_a_corner_of_the_kernel_of_both(id, outputs, sizes):
     shape = (sum(sizes), *case.shape[1:])
     x = torch.randint(case.tokens, shape) if case.tokens else torch.randn(shape, dtype=F64)
     whole = tangent_kernel(model, x, outputs=outputs)
-    found = tangent_kernel(model, *x.split(sizes), outputs=outputs)
+    measured = tangent_kernel(model, *x.split(sizes), outputs=outputs)
     rows = sizes[0] * whole.num_outputs
-    assert not found.symmetric
+    assert not measured.symmetric
     for name in [*whole.blocks, "total"]:
-        assert_near(found.block(name), whole.block(name)[:rows, rows:])
+        assert_near(measured.block(name), whole.block(name)[:rows, rows:])
 
 
 @pytest.mark.parametrize(
@@ -189,9 +189,9 @@ EVALUATED = ["called-thrice", "batch-norm", "dropout", "tied-head", "tokens-firs
 @pytest.mark.parametrize("id", EVALUATED)
 def test_symmetric_and_positive_semidefinite(id):
     model, x = make(id)
-    found = tangent_kernel(model, x)
-    for name in [*found.blocks, "total"]:
-        block = found.block(name)
+    measured = tangent_kernel(model, x)
+    for name in [*measured.blocks, "total"]:
+        block = measured.block(name)
         assert block.dtype == F64
         assert_near(block, block.T, 1e-14)
         assert torch.linalg.eigvalsh(block)[0] > -1e-13 * block.trace()
@@ -206,10 +206,10 @@ def test_permuted_samples_permute_rows(id, order):
     model, _ = case.make()
     shape = (4, *case.shape[1:])
     x = torch.randint(case.tokens, shape) if case.tokens else torch.randn(shape, dtype=F64)
-    whole, found = tangent_kernel(model, x).total, tangent_kernel(model, x[order]).total
+    whole, measured = tangent_kernel(model, x).total, tangent_kernel(model, x[order]).total
     each = len(whole) // 4
     expected = whole.view(4, each, 4, each)[order][:, :, order].reshape(whole.shape)
-    assert_near(found, expected)
+    assert_near(measured, expected)
 
 
 @settings(max_examples=10, deadline=None)
@@ -217,8 +217,8 @@ def test_permuted_samples_permute_rows(id, order):
 def test_scaled_outputs_scale_the_kernel_by_the_square(id, scale, negative):
     scale = -scale if negative else scale
     model, x = make(id)
-    found = tangent_kernel(Net(lambda m, x: scale * m.model(x), model=model), x)
-    assert_near(found.total, scale**2 * tangent_kernel(model, x).total)
+    measured = tangent_kernel(Net(lambda m, x: scale * m.model(x), model=model), x)
+    assert_near(measured.total, scale**2 * tangent_kernel(model, x).total)
 
 
 @settings(max_examples=10, deadline=None)
@@ -254,22 +254,22 @@ def test_layers_by_name_glob_and_total():
 
 def test_parameters_in_two_blocks_count_once_in_the_total():
     model, x = nn.Sequential(mlp(), nn.Linear(3, 2)).double(), torch.randn(3, 4, dtype=F64)
-    found = tangent_kernel(model, x, layers=["0", "0.2"])
-    assert_near(found.total, autograd_kernel(model, x, "0"))
-    assert_near(found.blocks["0.2"], autograd_kernel(model, x, "0.2"))
+    measured = tangent_kernel(model, x, layers=["0", "0.2"])
+    assert_near(measured.total, autograd_kernel(model, x, "0"))
+    assert_near(measured.blocks["0.2"], autograd_kernel(model, x, "0.2"))
     model, x = make("shared-parameter")
-    found = tangent_kernel(model, x, layers=["a", "b"])
+    measured = tangent_kernel(model, x, layers=["a", "b"])
     weight, biases = (tangent_kernel(model, x, layers="a").total, tangent_kernel(model, x, layers="b").total)
-    assert_near(found.total, weight + biases - autograd_kernel(model, x, "a.weight"))
+    assert_near(measured.total, weight + biases - autograd_kernel(model, x, "a.weight"))
 
 
 def test_layers_that_are_never_called_are_left_out_and_named():
     model = Linears(lambda m, x: m.c(x)).double()
     x = torch.randn(3, 4, dtype=F64)
-    found = tangent_kernel(model, x)
-    assert list(found.blocks) == ["c"]
-    assert re.search(r"\ba\b.*\bb\b", found.note)
-    assert_near(found.total, autograd_kernel(model, x))
+    measured = tangent_kernel(model, x)
+    assert list(measured.blocks) == ["c"]
+    assert re.search(r"\ba\b.*\bb\b", measured.note)
+    assert_near(measured.total, autograd_kernel(model, x))
     for name in "ab":
         with pytest.raises(LayerCallError, match=f"'{name}'"):
             tangent_kernel(model, x, layers=["c", name])
@@ -279,16 +279,16 @@ def test_a_layer_used_by_the_second_batch_only_is_not_left_out():
     torch.manual_seed(0)
     model = Linears(lambda m, x: m.c(m.a(x)) if x.sum() > 0 else m.c(m.a(x) + m.b(x))).double()
     x = torch.rand(3, 4, dtype=F64)
-    found = tangent_kernel(model, x, -x)
-    assert_near(found.total, autograd_jacobian(model, x) @ autograd_jacobian(model, -x).T)
-    assert_near(sum(found.blocks.values()), found.total)
+    measured = tangent_kernel(model, x, -x)
+    assert_near(measured.total, autograd_jacobian(model, x) @ autograd_jacobian(model, -x).T)
+    assert_near(sum(measured.blocks.values()), measured.total)
 
 
 def test_a_dead_layer_has_a_block_of_zeros():
     model = Linears(lambda m, x: m.c(x) + 0 * m.a(x) + m.b(x).detach()).double()
-    found = tangent_kernel(model, torch.randn(3, 4, dtype=F64))
-    assert not found.blocks["a"].any()
-    assert not found.blocks["b"].any()
+    measured = tangent_kernel(model, torch.randn(3, 4, dtype=F64))
+    assert not measured.blocks["a"].any()
+    assert not measured.blocks["b"].any()
 
 
 def test_precision_of_the_measurement_is_asked_for_or_the_models():
@@ -333,10 +333,10 @@ def test_a_checkpoint_that_hides_parameters_is_not_taken_for_zero():
         rows.append(torch.cat([part.grad.flatten() for part in model.body.parameters()]))
     rows = torch.stack(rows)
     try:
-        found = tangent_kernel(model, x, layers="body").total
+        measured = tangent_kernel(model, x, layers="body").total
     except InputError:  # torch itself cannot differentiate it in part
         return
-    assert_near(found, rows @ rows.T)
+    assert_near(measured, rows @ rows.T)
 
 
 def test_twice_the_same_bit_for_bit_whatever_the_callers_streams():

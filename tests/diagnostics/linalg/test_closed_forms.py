@@ -13,10 +13,10 @@ from skip_conditioning.diagnostics.linalg.closed_forms import patchwise
 @pytest.mark.parametrize("shape", [(3, 4), (4, 3), (1, 1)])
 def test_the_values_of_the_matrix_as_often_as_there_are_patches(shape) -> None:
     matrix = torch.randn(shape, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-    found = patchwise(matrix, 3)
-    assert found.dtype == np.float64
-    assert (np.diff(found) <= 0).all()
-    np.testing.assert_allclose(found, torch.linalg.svdvals(torch.block_diag(*[matrix] * 3)).numpy(), rtol=1e-12)
+    measured = patchwise(matrix, 3)
+    assert measured.dtype == np.float64
+    assert (np.diff(measured) <= 0).all()
+    np.testing.assert_allclose(measured, torch.linalg.svdvals(torch.block_diag(*[matrix] * 3)).numpy(), rtol=1e-12)
 
 
 def test_what_is_not_read_has_exact_zeros() -> None:
@@ -32,8 +32,8 @@ def test_small_values_are_resolved_to_rounding_of_the_largest(shape) -> None:
     k = min(shape)
     U, V = (torch.linalg.qr(torch.randn(n, k, dtype=torch.float64)).Q for n in shape)
     expected = torch.logspace(0, -10, k, dtype=torch.float64)
-    found = patchwise(U * expected @ V.T, 1)
-    np.testing.assert_allclose(found, expected.numpy(), rtol=1e-4, atol=0)
+    measured = patchwise(U * expected @ V.T, 1)
+    np.testing.assert_allclose(measured, expected.numpy(), rtol=1e-4, atol=0)
 
 
 def test_a_weight_that_is_float32_and_requires_gradients_is_taken_as_it_is() -> None:

@@ -65,13 +65,13 @@ def estimates(density, largest):
 
 def truths(values):
     values = np.sort(values)[::-1]
-    found = statistics(values, FLOOR * values[0])
+    measured = statistics(values, FLOOR * values[0])
     names = ("mean", "rms", "gmean", "median")
-    return {name: found[f"sigma_{name}"] for name in names} | {
+    return {name: measured[f"sigma_{name}"] for name in names} | {
         "quantile": np.quantile(values, 0.9),
-        "effective_rank": found["effective_rank"],
-        "stable_rank": found["stable_rank"],
-        "rank": found["rank"],
+        "effective_rank": measured["effective_rank"],
+        "stable_rank": measured["stable_rank"],
+        "rank": measured["rank"],
         "share": np.mean((values >= 0.25 * values[0]) & (values <= 0.75 * values[0])),
     }
 
@@ -149,8 +149,8 @@ def test_stated_errors_are_as_large_as_true_ones(spectrum):
     scores = []
     for seed in range(SEEDS // 2):
         density = lanczos_density(operator_of(values), vectors=3, steps=16, seed=seed).density
-        found = {name: getattr(density, name)() for name in names}
-        scores.append([(found[name].value - truth[name]) / found[name].error for name in names])
+        measured = {name: getattr(density, name)() for name in names}
+        scores.append([(measured[name].value - truth[name]) / measured[name].error for name in names])
     spread = np.sqrt(np.mean(np.square(scores), axis=0))
     assert ((spread > 0.8) & (spread < 1.2)).all(), spread  # almost 3 standard errors of it, 1 / √(2 · 100), either way
 
@@ -215,10 +215,10 @@ def test_an_orthogonal_matrix_has_no_error_at_all():
 @pytest.mark.parametrize("size", [1, 2, 3, 50])
 def test_a_zero_operator_has_zero_statistics(size):
     density = lanczos_density(operator_of(np.zeros(size)), vectors=1).density
-    found = estimates(density, 0.0)
-    assert (found["gmean"].value, found["gmean"].error) == (pytest.approx(FLOOR), 0)
+    measured = estimates(density, 0.0)
+    assert (measured["gmean"].value, measured["gmean"].error) == (pytest.approx(FLOOR), 0)
     for name in ("mean", "rms", "median", "effective_rank", "stable_rank", "rank"):
-        assert found[name] == Estimate(0.0, 0.0), name
+        assert measured[name] == Estimate(0.0, 0.0), name
 
 
 @pytest.mark.parametrize(

@@ -61,25 +61,25 @@ def test_stated_residuals_and_bounds_hold(name, shape, dtype, find):
     extreme = true[0] if find is largest_singular_value else true[-1]
     for budget in (21, 120):
         limit = {"max_steps": budget // 2} if find is largest_singular_value else {"max_products": budget}
-        found = find(MatrixOperator(matrix), **limit)
-        assert np.abs(true - found.value).min() <= found.residual
-        if found.bound is None:
-            assert found.converged
-            assert found.value == pytest.approx(extreme, rel=1e-2, abs=rounding)
-        elif found.bound == "lower":
-            assert found.value <= extreme + rounding
+        measured = find(MatrixOperator(matrix), **limit)
+        assert np.abs(true - measured.value).min() <= measured.residual
+        if measured.bound is None:
+            assert measured.converged
+            assert measured.value == pytest.approx(extreme, rel=1e-2, abs=rounding)
+        elif measured.bound == "lower":
+            assert measured.value <= extreme + rounding
         else:
-            assert found.value >= extreme - rounding
-        assert found.bound is None or found.bound == ("lower" if find is largest_singular_value else "upper")
+            assert measured.value >= extreme - rounding
+        assert measured.bound is None or measured.bound == ("lower" if find is largest_singular_value else "upper")
 
 
 @pytest.mark.parametrize(("name", "dtype"), CASES)
 def test_largest_converges(name, dtype):
     matrix = matrix_of(SPECTRA[name], (2 * N, N), dtype)
-    found = largest_singular_value(MatrixOperator(matrix))
-    assert (found.converged, found.bound) == (True, None)
-    assert found.value == pytest.approx(exact(matrix)[0], rel=1e-4)
-    assert found.residual <= 2e-3 * found.value
+    measured = largest_singular_value(MatrixOperator(matrix))
+    assert (measured.converged, measured.bound) == (True, None)
+    assert measured.value == pytest.approx(exact(matrix)[0], rel=1e-4)
+    assert measured.residual <= 2e-3 * measured.value
 
 
 @pytest.mark.parametrize(
@@ -96,9 +96,9 @@ def test_largest_converges(name, dtype):
 )
 def test_smallest_converges(name, dtype):
     matrix = matrix_of(SPECTRA[name], (2 * N, N), dtype)
-    found = smallest_singular_value(MatrixOperator(matrix))
-    assert (found.converged, found.bound, found.method) == (True, None, "golub-kahan-lanczos")
-    assert found.value == pytest.approx(exact(matrix)[-1], rel=1e-2)
+    measured = smallest_singular_value(MatrixOperator(matrix))
+    assert (measured.converged, measured.bound, measured.method) == (True, None, "golub-kahan-lanczos")
+    assert measured.value == pytest.approx(exact(matrix)[-1], rel=1e-2)
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -134,9 +134,9 @@ def test_too_few_products_leave_bounds():
 
 @pytest.mark.parametrize("dtype", [F32, F64])
 def test_the_floor_tells_zero_from_small(dtype):
-    found = smallest_singular_value(MatrixOperator(matrix_of(SPECTRA["rank-deficient"], (N, N), dtype)))
-    assert (found.converged, found.bound) == (True, "upper")
-    assert found.value < 10 * torch.finfo(dtype).eps
+    measured = smallest_singular_value(MatrixOperator(matrix_of(SPECTRA["rank-deficient"], (N, N), dtype)))
+    assert (measured.converged, measured.bound) == (True, "upper")
+    assert measured.value < 10 * torch.finfo(dtype).eps
     operator = MatrixOperator(matrix_of(SPECTRA["isolated 1e-04"], (N, N), dtype))
     resolved, unresolved = (smallest_singular_value(operator, floor=floor) for floor in (1e-5, 1e-3))
     assert (resolved.bound, unresolved.bound, unresolved.converged) == (None, "upper", True)
@@ -148,9 +148,9 @@ def test_a_space_exhausted_by_rounding_leaves_a_bound():
     # In float32 the recursion ends at the 1s: what is left is shorter than its rounding, yet above the floor.
     values = np.append(np.ones(N // 2), np.linspace(1e-5, 4e-6, N // 2))
     matrix = matrix_of(values, (N, N), F32)
-    found, true = smallest_singular_value(MatrixOperator(matrix)), exact(matrix)
-    assert (found.converged, found.bound) == (False, "upper")
-    assert true[-1] <= found.value <= found.residual
+    measured, true = smallest_singular_value(MatrixOperator(matrix)), exact(matrix)
+    assert (measured.converged, measured.bound) == (False, "upper")
+    assert true[-1] <= measured.value <= measured.residual
 
 
 @pytest.mark.parametrize(
@@ -169,17 +169,17 @@ def test_small_sides(shape, dtype):
     matrix = torch.randn(shape, generator=torch.Generator().manual_seed(3), dtype=F64).to(dtype)
     operator, true = MatrixOperator(matrix), exact(matrix)
     assert largest_singular_value(operator).value == pytest.approx(true[0], rel=1e-4)
-    found = smallest_singular_value(operator)
-    assert found.value == pytest.approx(true[-1], rel=1e-2)
-    assert found.method == ("exact: svd" if min(shape) <= 64 else "golub-kahan-lanczos")
+    measured = smallest_singular_value(operator)
+    assert measured.value == pytest.approx(true[-1], rel=1e-2)
+    assert measured.method == ("exact: svd" if min(shape) <= 64 else "golub-kahan-lanczos")
 
 
 @pytest.mark.parametrize(("side", "dtype"), [(1, F64), (30, F32), (100, F32), (100, F64)])
 def test_zero_operator(side, dtype):
     operator = MatrixOperator(torch.zeros(side, 2 * side, dtype=dtype))
     for find in (largest_singular_value, smallest_singular_value):
-        found = find(operator)
-        assert (found.value, found.residual, found.converged) == (0, 0, True)
+        measured = find(operator)
+        assert (measured.value, measured.residual, measured.converged) == (0, 0, True)
 
 
 @pytest.mark.parametrize("shape", [(20, 40), (N, 2 * N)])
@@ -231,6 +231,6 @@ def test_products_that_are_not_finite(side):
 def test_a_direction_taken_for_rounding_counts_in_the_residual(seed):
     """Two values closer than a hundred roundings of σ_max are one to the recursion, which ends between them."""
     matrix = matrix_of(np.repeat([1, 0.5 + 2e-6, 0.5 - 2e-6], 40), (120, 120), F32, seed)
-    found = smallest_singular_value(MatrixOperator(matrix), seed=seed)
-    distance = np.abs(exact(matrix) - found.value).min()
-    assert 1e-6 < distance <= found.residual < 1e-5
+    measured = smallest_singular_value(MatrixOperator(matrix), seed=seed)
+    distance = np.abs(exact(matrix) - measured.value).min()
+    assert 1e-6 < distance <= measured.residual < 1e-5

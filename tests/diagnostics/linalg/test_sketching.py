@@ -65,17 +65,17 @@ def dtype(request):
 )
 def test_triplets_are_what_they_say(name, shape, dtype):
     matrix, rank = matrix_of(SPECTRA[name], shape, dtype), 12
-    found = randomized_svd(MatrixOperator(matrix), rank)
+    measured = randomized_svd(MatrixOperator(matrix), rank)
     eps, true = torch.finfo(dtype).eps, np.linalg.svd(matrix.double().numpy(), compute_uv=False)
-    assert (found.U.shape, found.S.shape, found.V.shape) == ((shape[0], rank), (rank,), (shape[1], rank))
-    assert found.U.dtype == found.V.dtype == dtype
-    for vectors in (found.U, found.V):
+    assert (measured.U.shape, measured.S.shape, measured.V.shape) == ((shape[0], rank), (rank,), (shape[1], rank))
+    assert measured.U.dtype == measured.V.dtype == dtype
+    for vectors in (measured.U, measured.V):
         torch.testing.assert_close(vectors.T @ vectors, torch.eye(rank, dtype=dtype), atol=50 * eps, rtol=0)
     rounding = 50 * eps * true[0]
-    assert np.all(true[:rank] + rounding >= found.S)
-    assert np.all(true[:rank] - found.error_bound - rounding <= found.S)
-    product = (found.U.T @ matrix @ found.V).double()
-    torch.testing.assert_close(product, torch.diag(torch.from_numpy(found.S)), atol=rounding, rtol=0)
+    assert np.all(true[:rank] + rounding >= measured.S)
+    assert np.all(true[:rank] - measured.error_bound - rounding <= measured.S)
+    product = (measured.U.T @ matrix @ measured.V).double()
+    torch.testing.assert_close(product, torch.diag(torch.from_numpy(measured.S)), atol=rounding, rtol=0)
 
 
 def test_more_power_iterations_are_closer(values):
@@ -96,29 +96,29 @@ def test_leading_values_agree_with_scipy():
 def test_error_bound_holds_and_is_not_wasteful(name, rank):
     values = SPECTRA[name]
     for seed in range(5):
-        found = randomized_svd(Diagonal(values), rank, oversampling=0, power_iterations=0, seed=seed)
+        measured = randomized_svd(Diagonal(values), rank, oversampling=0, power_iterations=0, seed=seed)
         # Without oversampling the sampled range is that of U.
-        missed = np.linalg.norm(np.diag(values) - (found.U @ found.U.T).numpy() * values, 2)
-        assert missed <= found.error_bound <= 10 * np.sqrt(N) * missed
+        missed = np.linalg.norm(np.diag(values) - (measured.U @ measured.U.T).numpy() * values, 2)
+        assert missed <= measured.error_bound <= 10 * np.sqrt(N) * missed
 
 
 def test_exact_where_the_rank_is_sampled():
-    found = randomized_svd(Diagonal(SPECTRA["rank 30"]), 30)
-    np.testing.assert_allclose(found.S, np.linspace(1, 0.5, 30), rtol=1e-12)
-    assert found.error_bound < 1e-12
+    measured = randomized_svd(Diagonal(SPECTRA["rank 30"]), 30)
+    np.testing.assert_allclose(measured.S, np.linspace(1, 0.5, 30), rtol=1e-12)
+    assert measured.error_bound < 1e-12
 
 
 @pytest.mark.parametrize("shape", [(1, 1), (1, 7), (7, 1), (4, 6)])
 def test_all_triplets_of_a_small_matrix(shape, dtype):
     matrix = torch.randn(shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64).to(dtype)
-    found = randomized_svd(MatrixOperator(matrix), min(shape))
-    torch.testing.assert_close(found.U * torch.from_numpy(found.S).to(dtype) @ found.V.T, matrix)
+    measured = randomized_svd(MatrixOperator(matrix), min(shape))
+    torch.testing.assert_close(measured.U * torch.from_numpy(measured.S).to(dtype) @ measured.V.T, matrix)
 
 
 def test_zero_operator(dtype):
     operator = MatrixOperator(torch.zeros(60, 80, dtype=dtype))
-    found = randomized_svd(operator, 3)
-    assert (found.S.max(), found.error_bound) == (0, 0)
+    measured = randomized_svd(operator, 3)
+    assert (measured.S.max(), measured.error_bound) == (0, 0)
     assert (frobenius_norm(operator).value, frobenius_norm(operator).error) == (0, 0)
 
 
@@ -126,8 +126,8 @@ def test_zero_operator(dtype):
 def test_standard_error_covers(name, vectors):
     values = SPECTRA[name]
     true, quantile = np.linalg.norm(values), scipy.stats.t.ppf(0.95, vectors - 1)
-    found = [frobenius_norm(Diagonal(values), vectors=vectors, seed=seed) for seed in range(200)]
-    errors, stated = (np.array([getattr(one, name) for one in found]) for name in ("value", "error"))
+    measured = [frobenius_norm(Diagonal(values), vectors=vectors, seed=seed) for seed in range(200)]
+    errors, stated = (np.array([getattr(one, name) for one in measured]) for name in ("value", "error"))
     errors -= true
     # 200 intervals of 90 %, and the size of the error itself.
     assert np.mean(np.abs(errors) <= quantile * stated) >= 0.85
@@ -138,24 +138,24 @@ def test_standard_error_covers(name, vectors):
 @pytest.mark.parametrize("shape", [(2 * N, N), (N, 2 * N)])
 def test_norm_of_either_dtype_and_shape(dtype, shape):
     values = SPECTRA["power law"]
-    found = frobenius_norm(MatrixOperator(matrix_of(values, shape, dtype)))
-    assert abs(found.value - np.linalg.norm(values)) <= 5 * found.error + 1e-6 * found.value
-    assert found.error <= 0.06 * found.value
+    measured = frobenius_norm(MatrixOperator(matrix_of(values, shape, dtype)))
+    assert abs(measured.value - np.linalg.norm(values)) <= 5 * measured.error + 1e-6 * measured.value
+    assert measured.error <= 0.06 * measured.value
 
 
 @pytest.mark.parametrize("spectrum", [np.ones(N), np.append(np.ones(9), np.zeros(N - 9))], ids=["orthogonal", "rank 9"])
 def test_norm_is_exact_where_nothing_is_left_to_sample(spectrum):
-    found = frobenius_norm(Diagonal(spectrum))
-    assert found.value == pytest.approx(np.linalg.norm(spectrum), rel=1e-13)
-    assert found.error < 1e-13 * found.value
+    measured = frobenius_norm(Diagonal(spectrum))
+    assert measured.value == pytest.approx(np.linalg.norm(spectrum), rel=1e-13)
+    assert measured.error < 1e-13 * measured.value
 
 
 @pytest.mark.parametrize("shape", [(1, 1), (1, 300), (40, 90)])
 def test_norm_of_a_small_side_is_summed(shape):
     matrix = torch.randn(shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    found = frobenius_norm(MatrixOperator(matrix))
-    assert found.value == pytest.approx(float(torch.linalg.matrix_norm(matrix)), rel=1e-14)
-    assert found.products == min(shape)
+    measured = frobenius_norm(MatrixOperator(matrix))
+    assert measured.value == pytest.approx(float(torch.linalg.matrix_norm(matrix)), rel=1e-14)
+    assert measured.products == min(shape)
 
 
 def test_products_are_counted():

@@ -45,21 +45,21 @@ def values(request):
 def test_as_many_steps_as_values_find_them_all(shape):
     matrix = np.random.default_rng(1).normal(size=shape)
     true = np.linalg.svd(matrix, compute_uv=False)
-    found = lanczos_density(MatrixOperator(torch.from_numpy(matrix)), vectors=2, steps=50)
-    np.testing.assert_allclose(found.density.nodes, true, rtol=1e-10)
-    np.testing.assert_allclose(found.density.weights, 1 / 12)
-    mean = found.density.mean()
+    measured = lanczos_density(MatrixOperator(torch.from_numpy(matrix)), vectors=2, steps=50)
+    np.testing.assert_allclose(measured.density.nodes, true, rtol=1e-10)
+    np.testing.assert_allclose(measured.density.weights, 1 / 12)
+    mean = measured.density.mean()
     assert (mean.value, mean.error) == (pytest.approx(true.mean(), rel=1e-12), 0)
-    assert found.sigma_max == pytest.approx(true[0], rel=1e-12)
-    assert found.sigma_min == pytest.approx(true[-1], rel=1e-10)
-    assert found.residual == 0
+    assert measured.sigma_max == pytest.approx(true[0], rel=1e-12)
+    assert measured.sigma_min == pytest.approx(true[-1], rel=1e-10)
+    assert measured.residual == 0
 
 
 def test_exactly_the_random_vectors_and_steps_asked_for_are_taken():
     counting = Counting(operator_of(SPECTRA["wishart tall"]).matrix)
-    found = lanczos_density(counting, vectors=3, steps=7)
-    assert (found.steps, found.density.vectors, found.converged) == ((7, 7, 7), 3, True)
-    assert found.products == counting.products == 42
+    measured = lanczos_density(counting, vectors=3, steps=7)
+    assert (measured.steps, measured.density.vectors, measured.converged) == ((7, 7, 7), 3, True)
+    assert measured.products == counting.products == 42
     assert lanczos_density(counting).steps == (STEPS,) * VECTORS
 
 
@@ -70,22 +70,22 @@ def test_products_are_counted_where_the_space_is_exhausted(values):
 
 def test_the_largest_ritz_value_bounds_and_the_residual_holds(values):
     for seed in range(5):
-        found = lanczos_density(operator_of(values), steps=6, seed=seed)
+        measured = lanczos_density(operator_of(values), steps=6, seed=seed)
         rounding = 1e-12 * values.max()
-        assert found.sigma_max <= values.max() + rounding
-        assert found.sigma_min >= values.min() - rounding
-        assert np.abs(values - found.sigma_max).min() <= found.residual + rounding
+        assert measured.sigma_max <= values.max() + rounding
+        assert measured.sigma_min >= values.min() - rounding
+        assert np.abs(values - measured.sigma_max).min() <= measured.residual + rounding
 
 
 @pytest.mark.parametrize("tolerance", [0.1, 0.02])
 def test_a_tolerance_met_is_met_in_truth(values, tolerance):
     needed = 2 / (N + 2) * values.var() / values.mean() ** 2 / (0.75 * tolerance**2)  # of the 32 random vectors at most
     for seed in range(4):
-        found = lanczos_density(operator_of(values), tolerance=tolerance, seed=seed)
-        mean = found.density.mean()
-        assert found.converged == (mean.error <= tolerance * mean.value)
-        assert found.converged or needed > 16
-        if found.converged:
+        measured = lanczos_density(operator_of(values), tolerance=tolerance, seed=seed)
+        mean = measured.density.mean()
+        assert measured.converged == (mean.error <= tolerance * mean.value)
+        assert measured.converged or needed > 16
+        if measured.converged:
             assert abs(mean.value - values.mean()) <= 3 * tolerance * values.mean()
 
 
@@ -147,9 +147,9 @@ def test_float32_is_as_good_as_its_rounding(values):
 
 
 def test_a_zero_operator_has_a_density_at_zero():
-    found = lanczos_density(MatrixOperator(torch.zeros(6, 9, dtype=torch.float64)), tolerance=0.01)
-    assert (found.sigma_max, found.sigma_min, found.residual, found.converged) == (0, 0, 0, True)
-    assert found.density.mean().value == found.density.mean().error == 0
+    measured = lanczos_density(MatrixOperator(torch.zeros(6, 9, dtype=torch.float64)), tolerance=0.01)
+    assert (measured.sigma_max, measured.sigma_min, measured.residual, measured.converged) == (0, 0, 0, True)
+    assert measured.density.mean().value == measured.density.mean().error == 0
 
 
 def test_progress_counts_every_step():

@@ -41,9 +41,9 @@ def test_of_gradient_descent_the_prediction_is_the_rate_times_the_squared_gradie
         model = network()
         squared, descent = pl_chain(model, X, y).grad_squared, Descent(model, X, y)
         descend(model, y, rate)
-        found = descent.until(model)
-        assert found.predicted == pytest.approx(rate * squared, rel=1e-10)
-        errors.append(found.observed - found.predicted)
+        measured = descent.until(model)
+        assert measured.predicted == pytest.approx(rate * squared, rel=1e-10)
+        errors.append(measured.observed - measured.predicted)
     # Of second order: it falls to a quarter when the rate is halved.
     assert [errors[0] / errors[1], errors[1] / errors[2]] == pytest.approx([4, 4], rel=0.1)
 
@@ -59,11 +59,11 @@ def test_any_optimiser_on_any_batch(optimiser):
     gradients = torch.autograd.grad(cross_entropy(start(x), Y), [*start.parameters()])
     moves = [after.double() - before for before, after in zip(start.parameters(), model.parameters(), strict=True)]
     predicted = -sum(float((g * move).detach().sum()) for g, move in zip(gradients, moves, strict=True))
-    found = descent.until(model)
-    assert found.predicted == pytest.approx(predicted, rel=1e-10)
+    measured = descent.until(model)
+    assert measured.predicted == pytest.approx(predicted, rel=1e-10)
     with torch.no_grad():
         observed = cross_entropy(start(x), Y) - cross_entropy(model.double()(x), Y)
-    assert found.observed == pytest.approx(observed.item(), rel=1e-10)
+    assert measured.observed == pytest.approx(observed.item(), rel=1e-10)
 
 
 def test_what_is_held_is_the_state_of_the_moment():
@@ -81,9 +81,9 @@ def test_frozen_parameters_are_no_part_of_the_prediction():
     descent = Descent(model, X, Y)
     with torch.no_grad():
         model[0].weight += 0.1
-    found = descent.until(model)
-    assert found.predicted == 0
-    assert found.observed != 0
+    measured = descent.until(model)
+    assert measured.predicted == 0
+    assert measured.observed != 0
 
 
 def test_nothing_of_the_model_changes(nothing_changes):

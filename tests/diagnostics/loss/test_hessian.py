@@ -59,8 +59,8 @@ def test_products_are_those_with_the_dense_hessian(case, real):
     V = torch.randn(len(dense), 3, dtype=torch.float64)
     size = 1e-11 * dense.abs().max() * len(dense)
     assert operator.shape == tuple(dense.shape)
-    for found in (operator.matmat(V), operator.rmatmat(V)):
-        assert (found - dense @ V).abs().max() <= size
+    for measured in (operator.matmat(V), operator.rmatmat(V)):
+        assert (measured - dense @ V).abs().max() <= size
     assert (operator.matvec(V[:, 0]) - dense @ V[:, 0]).abs().max() <= size
 
 
@@ -204,26 +204,26 @@ def test_the_stated_residuals_and_bounds_of_the_ends_hold(name, max_products):
         (smallest_eigenvalue, values.min(), values),
         (spectral_norm, norm, np.abs(values)),
     ):
-        found = find(operator, max_products=max_products)
+        measured = find(operator, max_products=max_products)
         rounding = 16 * np.finfo(float).eps * norm  # of the residual itself, which differs between processors
-        assert np.abs(sizes - found.value).min() <= found.residual + rounding
+        assert np.abs(sizes - measured.value).min() <= measured.residual + rounding
         if max_products == 2000:
-            assert (found.converged, found.bound) == (True, None)
-        if found.converged:
-            assert found.value == pytest.approx(exact, abs=1e-6 * norm)
-            assert found.residual <= 2e-6 * norm
+            assert (measured.converged, measured.bound) == (True, None)
+        if measured.converged:
+            assert measured.value == pytest.approx(exact, abs=1e-6 * norm)
+            assert measured.residual <= 2e-6 * norm
         elif find is smallest_eigenvalue:
-            assert (found.bound, found.value >= exact) == ("upper", True)
+            assert (measured.bound, measured.value >= exact) == ("upper", True)
         else:
-            assert (found.bound, found.value <= exact) == ("lower", True)
+            assert (measured.bound, measured.value <= exact) == ("lower", True)
 
 
 def test_no_convergence_is_reported():
     operator = MatrixOperator(torch.diag(1 - torch.logspace(0, -8, 1000, dtype=torch.float64)))
-    found = largest_eigenvalue(operator, tolerance=1e-12, max_products=100)
-    assert (found.converged, found.bound) == (False, "lower")
-    assert 0.9 < found.value < 1 - 1e-8
-    assert found.products <= 100
+    measured = largest_eigenvalue(operator, tolerance=1e-12, max_products=100)
+    assert (measured.converged, measured.bound) == (False, "lower")
+    assert 0.9 < measured.value < 1 - 1e-8
+    assert measured.products <= 100
 
 
 @pytest.mark.parametrize("size", [5, 100])
@@ -234,9 +234,9 @@ def test_the_scale_of_an_operator_does_not_matter(size, scale):
     values = torch.linspace(-1.5, 1.0, size, dtype=torch.float64)
     operator = MatrixOperator(basis @ torch.diag(values * scale) @ basis.T)
     for find, exact in ((largest_eigenvalue, 1.0), (smallest_eigenvalue, -1.5), (spectral_norm, 1.5)):
-        found = find(operator)
-        assert found.converged
-        assert found.value / scale == pytest.approx(exact, rel=1e-6)
+        measured = find(operator)
+        assert measured.converged
+        assert measured.value / scale == pytest.approx(exact, rel=1e-6)
 
 
 @pytest.mark.parametrize("shape", [(10, 7), (100, 70)])

@@ -32,16 +32,16 @@ def slope(model, x, y, loss=cross_entropy):
 
 def test_quotients_are_those_of_the_kernel(model):
     gradient = slope(model, X, Y)
-    found = rayleigh_quotients(model, X, Y)
+    measured = rayleigh_quotients(model, X, Y)
     kernel = tangent_kernel(model, X)
-    assert list(found) == ["0", "1", "3", "total"]
-    for name, value in found.items():
+    assert list(measured) == ["0", "1", "3", "total"]
+    for name, value in measured.items():
         matrix = jacobian(model, X, map="kernel", layer=name)
         assert value == pytest.approx(float(gradient @ matrix @ gradient / (gradient @ gradient)), rel=1e-9)
         assert kernel.rayleigh(gradient.view(5, 3), name) == pytest.approx(value, rel=1e-9)
         ends = kernel.spectrum(name)
         assert ends.values[-1] * (1 - 1e-9) <= value <= ends.sigma_max * (1 + 1e-9)
-    assert sum(found[name] for name in ("0", "1", "3")) == pytest.approx(found["total"], rel=1e-9)
+    assert sum(measured[name] for name in ("0", "1", "3")) == pytest.approx(measured["total"], rel=1e-9)
 
 
 def test_the_quotient_is_the_decrease_along_gradient_flow(model):
@@ -62,11 +62,11 @@ def test_real_targets_and_single_samples(model):
     matrix = jacobian(model, X, map="kernel")
     expected = float(gradient @ matrix @ gradient / (gradient @ gradient))
     assert rayleigh_quotients(model, X, targets)["total"] == pytest.approx(expected, rel=1e-9)
-    found = rayleigh_quotients(model, X, Y, batch_mode="sample", layers=["3"])
-    assert list(found) == [f"{name}[{sample}]" for sample in range(5) for name in ("3", "total")]
+    measured = rayleigh_quotients(model, X, Y, batch_mode="sample", layers=["3"])
+    assert list(measured) == [f"{name}[{sample}]" for sample in range(5) for name in ("3", "total")]
     model.eval()
     alone = rayleigh_quotients(model, X[2:3], Y[2:3], layers=["3"])
-    assert found["3[2]"] == pytest.approx(alone["3"], rel=1e-9)
+    assert measured["3[2]"] == pytest.approx(alone["3"], rel=1e-9)
 
 
 def test_no_gradient_is_no_number_and_a_tiny_one_does_not_vanish(model):
@@ -85,10 +85,10 @@ def test_targets_that_do_not_fit(model):
 def test_the_monitor_writes_a_row_for_each_layer_and_the_whole(model, tmp_path, batch_mode):
     kernels = Measurement("kernel", batch_mode=batch_mode, schedule=1)
     with SpectrumMonitor(model, (X, Y), tmp_path / "runs" / "a", maps=kernels, max_overhead=None) as monitor:
-        found = monitor.step(0)
+        measured = monitor.step(0)
     table = read_experiment(tmp_path).spectra
     expected = spectra(model, X, map="kernel", batch_mode=batch_mode)
-    assert list(found) == list(expected)
+    assert list(measured) == list(expected)
     assert len(table) == len(expected) == (4 if batch_mode == "batch" else 20)
     felt = rayleigh_quotients(model, X, Y, batch_mode=batch_mode)
     for (key, spectrum), row in zip(expected.items(), table.to_dict("records"), strict=True):

@@ -66,13 +66,13 @@ def test_rescaling_is_a_product_with_a_diagonal_from_both_sides():
 
 def test_the_effective_hessian_does_not_fall_with_the_length():
     model = network(nn.Linear(5, 4, bias=False), nn.BatchNorm1d(4, eps=1e-12), nn.Tanh(), nn.Linear(4, 3))
-    y, found = torch.arange(8) % 3, []
+    y, measured = torch.arange(8) % 3, []
     for _ in range(2):
         hessian = HessianOperator(model, X, y)
         scales = effective_scales(model, hessian.columns, {"first": ["0.weight"]})
-        found.append((hessian.dense(), Rescaled(hessian, scales).dense()))
+        measured.append((hessian.dense(), Rescaled(hessian, scales).dense()))
         with torch.no_grad():
             model[0].weight.mul_(100)
-    (raw, effective), (raw_later, effective_later) = found
+    (raw, effective), (raw_later, effective_later) = measured
     torch.testing.assert_close(effective_later, effective, rtol=1e-7, atol=1e-9)
     torch.testing.assert_close(raw_later[:20, :20], raw[:20, :20] / 100**2, rtol=1e-7, atol=1e-12)

@@ -50,11 +50,11 @@ def clock(monkeypatch):
 def test_each_map_is_measured_on_its_own_schedule(model, tmp_path):
     maps = ["tail", Measurement("network", schedule=4), Measurement("layer", "2", "sample", schedule=lambda s: s == 5)]
     with SpectrumMonitor(model, X, tmp_path, maps=maps, layers=["0"], schedule=3, max_overhead=None) as monitor:
-        found = {step: sorted(monitor.step(step)) for step in range(8)}
-    assert found[0] == [*(f"layer:2[{sample}]" for sample in range(6)), "network:network", "tail:0"]
-    assert found[4] == ["network:network"]
-    assert found[5] == [f"layer:2[{sample}]" for sample in range(6)]
-    assert (found[1], found[2], found[6]) == ([], [], ["tail:0"])
+        result = {step: sorted(monitor.step(step)) for step in range(8)}
+    assert result[0] == [*(f"layer:2[{sample}]" for sample in range(6)), "network:network", "tail:0"]
+    assert result[4] == ["network:network"]
+    assert result[5] == [f"layer:2[{sample}]" for sample in range(6)]
+    assert (result[1], result[2], result[6]) == ([], [], ["tail:0"])
     table = read_experiment(tmp_path).spectra
     assert table.groupby("map").step.unique().map(list).to_dict() == {
         "layer": [0, 5],
@@ -72,13 +72,13 @@ def test_the_default_is_the_layer_map_on_a_logarithmic_schedule(model, tmp_path)
 
 def test_tables_hold_what_was_measured(model, tmp_path):
     with SpectrumMonitor(model, (X, Y), tmp_path / "mine", maps="tail", max_overhead=None) as monitor:
-        found = monitor.step(0, loss=torch.tensor(2.5, requires_grad=True), lr=0.1, epoch=1)
+        result = monitor.step(0, loss=torch.tensor(2.5, requires_grad=True), lr=0.1, epoch=1)
         monitor.log(0, split="test", accuracy=np.float32(0.5), loss=None)
     tables = read_experiment(tmp_path / "mine")
     (row,) = tables.spectra.to_dict("records")
     assert (row["run_id"], row["step"], row["map"], row["layer"]) == ("mine", 0, "tail", "0")
-    np.testing.assert_array_equal(row["values"], found["0"].values)
-    assert row["condition_number"] == found["0"].condition_number
+    np.testing.assert_array_equal(row["values"], result["0"].values)
+    assert row["condition_number"] == result["0"].condition_number
     assert row["resolved"] is True
     metrics = tables.metrics.set_index("split")
     assert metrics.loc["train", ["loss", "lr", "epoch"]].tolist() == [2.5, 0.1, 1.0]

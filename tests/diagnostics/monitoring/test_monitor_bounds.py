@@ -76,8 +76,8 @@ def test_a_step_is_one_row(model, tmp_path, maps):
 
 def test_bounds_and_spectra_on_schedules_of_their_own(model, tmp_path):
     with monitored(model, tmp_path, maps=[Measurement("tail", "0", schedule=2)], schedule=3) as monitor:
-        found = [step for step in range(7) if monitor.step(step)]
-    assert found == [0, 2, 4, 6]
+        measured = [step for step in range(7) if monitor.step(step)]
+    assert measured == [0, 2, 4, 6]
     rows = probe_rows(tmp_path)
     assert rows.index.tolist() == [0, 2, 3, 4, 6]
     assert rows.index[rows.grad_squared.notna()].tolist() == [0, 3, 6]

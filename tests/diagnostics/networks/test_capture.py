@@ -167,6 +167,6 @@ def test_a_tail_that_bypasses_what_is_replaced_is_refused(way):
 def test_self_attention_is_differentiated_in_all_its_arguments(make, oracle):
     model = nn.Sequential(nn.TransformerEncoderLayer(4, 2, 6, dropout=0, batch_first=True)).double()
     x = torch.randn(2, 3, 4, dtype=torch.float64)
-    found = jacobian(model, x, map="layer", layer="0.self_attn")
+    measured = jacobian(model, x, map="layer", layer="0.self_attn")
     plain = torch.autograd.functional.jacobian(lambda x: model[0].self_attn(x, x, x)[0], x).reshape(24, 24)
-    torch.testing.assert_close(found, plain, rtol=1e-12, atol=1e-13)
+    torch.testing.assert_close(measured, plain, rtol=1e-12, atol=1e-13)

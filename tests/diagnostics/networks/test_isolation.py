@@ -77,7 +77,7 @@ def test_a_module_under_two_names_keeps_its_parameters(dtype, oracle, nothing_ch
     parameters = list(model[1].parameters())
     with nothing_changes(model, x):
         kernel = tangent_kernel(model, x, layers="total", dtype=dtype).total
-        found = spectra(model, x, map="kernel", layers="total", dtype=dtype)["total"].values
+        measured = spectra(model, x, map="kernel", layers="total", dtype=dtype)["total"].values
         dense = jacobian(model, x, map="kernel", dtype=dtype)
     for one in (model[1], model[3]):
         assert [one.weight, one.bias] == parameters
@@ -86,7 +86,9 @@ def test_a_module_under_two_names_keeps_its_parameters(dtype, oracle, nothing_ch
     expected = oracle(model, x, "kernel", "total")
     for matrix in (kernel, dense):
         torch.testing.assert_close(matrix, expected, rtol=1e-12, atol=1e-12 * float(expected.norm()))
-    np.testing.assert_allclose(found, np.linalg.eigvalsh(expected.numpy())[::-1], atol=1e-12 * float(expected.norm()))
+    np.testing.assert_allclose(
+        measured, np.linalg.eigvalsh(expected.numpy())[::-1], atol=1e-12 * float(expected.norm())
+    )
 
 
 BROKEN_HALF_WAY = {"NaN": NonFiniteError, "interrupt": KeyboardInterrupt}
@@ -130,8 +132,8 @@ def test_the_callers_modes_change_no_value_and_stay(context, make, nothing_chang
     plain = spectra(model, x, map="tail")["0"].values
     with context(True) if context is torch.set_grad_enabled else context(), nothing_changes(model, x):
         float64 = spectra(model, x, map="tail", dtype=torch.float64)["0"].values
-        found = spectra(model, x, map="tail")["0"].values
-    np.testing.assert_array_equal(found, plain)
+        measured = spectra(model, x, map="tail")["0"].values
+    np.testing.assert_array_equal(measured, plain)
     np.testing.assert_allclose(float64, plain, rtol=1e-5, atol=1e-6 * plain[0])
 
 
@@ -221,9 +223,9 @@ class TestWrappers:
         wrapped = torch.compile(model, backend="eager")
         wrapped(x)
         for one in (wrapped, nn.DataParallel(wrapped)):
-            found = spectra(one, x, map="tail")
-            assert list(found) == list(plain)
-            np.testing.assert_array_equal(found["0"].values, plain["0"].values)
+            measured = spectra(one, x, map="tail")
+            assert list(measured) == list(plain)
+            np.testing.assert_array_equal(measured["0"].values, plain["0"].values)
 
     def test_compiled_inside(self):
         ran = []

@@ -21,8 +21,8 @@ def test_batch_jacobian_is_autograds(case, oracle):
     model, x = case.make()
     for name, layers in case.maps.items():
         for layer in {layers[0], layers[-1]} if layers else [None]:
-            found = jacobian(model, x, map=name, layer=layer)
-            assert_close(found, oracle(model, x, name, layer), f"{name} of {layer}")
+            measured = jacobian(model, x, map=name, layer=layer)
+            assert_close(measured, oracle(model, x, name, layer), f"{name} of {layer}")
 
 
 @pytest.mark.parametrize(
@@ -41,8 +41,8 @@ def test_batch_jacobian_is_autograds(case, oracle):
 )
 def test_sample_jacobian_is_that_of_each_sample_in_eval_mode(name, map, layer, make, oracle):
     model, x = make(name)
-    found = jacobian(model, x, map=map, layer=layer, batch_mode="sample")
-    assert_close(found, oracle(model, x, map, layer, "sample"), f"{map} of {layer}")
+    measured = jacobian(model, x, map=map, layer=layer, batch_mode="sample")
+    assert_close(measured, oracle(model, x, map, layer, "sample"), f"{map} of {layer}")
 
 
 def test_kernel_blocks_sum_to_the_whole(make):
@@ -69,10 +69,10 @@ def test_dropout_in_attention_has_one_mask_for_autograd_and_for_torch_func():
     model, x = seeded(lambda: transformer(0.1), (2, 3, 8))
     assert model.training
     assert_close(tangent_kernel(model, x, layers="total").total, jacobian(model, x, map="kernel"), "kernel")
-    found = chain_rule(model, x)
-    assert [one.layer for one in found] == ["0", "1", "2", ""]
-    assert {one.verdict for one in found} == {"holds"}, [str(one) for one in found]
-    assert all(float(one.note.split()[-1]) > 1e6 * one.error for one in found)
+    measured = chain_rule(model, x)
+    assert [one.layer for one in measured] == ["0", "1", "2", ""]
+    assert {one.verdict for one in measured} == {"holds"}, [str(one) for one in measured]
+    assert all(float(one.note.split()[-1]) > 1e6 * one.error for one in measured)
 
 
 @pytest.mark.parametrize("drop", [nn.Dropout, nn.AlphaDropout, nn.Dropout1d])
@@ -133,10 +133,10 @@ def test_what_the_model_cuts_off_is_zero():
                 x = self.first(x)
             return self.last(x)
 
-    found = spectra(Cut(), torch.randn(2, 3), map="kernel", layers=["first", "last"])
-    assert found["first"].rank == 0
-    assert not found["first"].resolved
-    assert found["last"].rank == 4
+    measured = spectra(Cut(), torch.randn(2, 3), map="kernel", layers=["first", "last"])
+    assert measured["first"].rank == 0
+    assert not measured["first"].resolved
+    assert measured["last"].rank == 4
 
 
 def test_object_with_logits_and_named_tuple():
@@ -159,11 +159,11 @@ def test_parameters_of_mixed_precision_keep_their_own():
     x = torch.randn(2, 3, dtype=torch.bfloat16)
     model[1].register_forward_pre_hook(lambda module, args: (args[0].float(),))
     model[2].register_forward_pre_hook(lambda module, args: (args[0].bfloat16(),))
-    found = jacobian(model, x, map="kernel").double()
+    measured = jacobian(model, x, map="kernel").double()
     for handle in (*model[1]._forward_pre_hooks, *model[2]._forward_pre_hooks):
         model[1]._forward_pre_hooks.pop(handle, None), model[2]._forward_pre_hooks.pop(handle, None)
     exact = jacobian(model.double(), x.double(), map="kernel")
-    assert (found - exact).norm() < 0.05 * exact.norm()
+    assert (measured - exact).norm() < 0.05 * exact.norm()
 
 
 def test_a_result_without_a_derivative_is_refused():

@@ -44,12 +44,12 @@ class Case:
 
 def assert_agrees(case, **options):
     model, x = case.make()
-    found = tangent_kernel(model, x, **options)
-    for block in [*found.blocks, "total"]:
+    measured = tangent_kernel(model, x, **options)
+    for block in [*measured.blocks, "total"]:
         rows = autograd_jacobian(*case.make(), block)
-        assert_near(found.block(block), rows @ rows.T)
-    assert {name for name, method in found.methods.items() if "autograd" in method} == set(case.by_autograd)
-    return found
+        assert_near(measured.block(block), rows @ rows.T)
+    assert {name for name, method in measured.methods.items() if "autograd" in method} == set(case.by_autograd)
+    return measured
 
 
 def net(*layers):
@@ -314,10 +314,10 @@ BY_KIND = [case for case in CASES if case.id in KINDS]
 def test_layers_between_two_batches(case):
     model, x = case.make()
     other = torch.cat([x.flip(0), x[:1]]) if case.tokens else torch.randn(len(x) + 1, *x.shape[1:], dtype=F64)
-    found = tangent_kernel(model, x, other)
-    for block in [*found.blocks, "total"]:
+    measured = tangent_kernel(model, x, other)
+    for block in [*measured.blocks, "total"]:
         rows, columns = (autograd_jacobian(case.make()[0], batch, block) for batch in (x, other))
-        assert_near(found.block(block), rows @ columns.T)
+        assert_near(measured.block(block), rows @ columns.T)
 
 
 INTERACT = ("batch-norm-no-statistics", "attention-weights-bias-kv", "embedding-by-frequency")
@@ -326,10 +326,10 @@ INTERACT = ("batch-norm-no-statistics", "attention-weights-bias-kv", "embedding-
 @pytest.mark.parametrize("case", [case for case in BY_KIND if case.id not in INTERACT], ids=lambda case: case.id)
 def test_layers_by_sample(case):
     model, x = case.make()
-    found = tangent_kernel(model.train(), x, batch_mode="sample")
-    for block in [*found.blocks, "total"]:
+    measured = tangent_kernel(model.train(), x, batch_mode="sample")
+    for block in [*measured.blocks, "total"]:
         rows = torch.cat([autograd_jacobian(case.make()[0].eval(), one, block) for one in x.split(1)])
-        assert_near(found.block(block), rows @ rows.T)
+        assert_near(measured.block(block), rows @ rows.T)
 
 
 class Mixes(nn.Sequential):
@@ -343,7 +343,7 @@ class Mixes(nn.Sequential):
 @pytest.mark.parametrize("case", BY_KIND, ids=lambda case: case.id)
 def test_layers_of_samples_that_interact(case):
     (model, x), (copy, _) = case.make(), case.make()
-    found = tangent_kernel(Mixes(model), x)
+    measured = tangent_kernel(Mixes(model), x)
     rows = autograd_jacobian(Mixes(copy), x)
-    assert_near(found.total, rows @ rows.T)
-    assert any("autograd" in method for method in found.methods.values()) == bool(case.by_autograd)
+    assert_near(measured.total, rows @ rows.T)
+    assert any("autograd" in method for method in measured.methods.values()) == bool(case.by_autograd)

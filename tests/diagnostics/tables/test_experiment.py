@@ -51,10 +51,10 @@ def test_rows_of_the_spectra_table_keep_the_order_of_the_layers(run):
             {"run_id": "one", "step": 0, "map": "tail", "layer": layer, "batch_mode": "batch", "sample": sample}
         )
     writer.flush()
-    found = read_experiment(run).spectra
-    assert found.layer.tolist() == ["stem", "stem", "block"]
-    assert found["sample"].tolist()[:2] == [1, 0]
-    assert found["sample"].isna().tolist() == [False, False, True]
+    measured = read_experiment(run).spectra
+    assert measured.layer.tolist() == ["stem", "stem", "block"]
+    assert measured["sample"].tolist()[:2] == [1, 0]
+    assert measured["sample"].isna().tolist() == [False, False, True]
 
 
 @pytest.mark.parametrize(

@@ -25,9 +25,9 @@ def test_of_two_rows_with_one_key_the_later_written_counts(run):
         writer.append({"run_id": "one", "step": 2, "split": "train", "loss": loss})
     writer.append({"run_id": "one", "step": 2, "split": "test", "loss": 9.0})
     writer.flush()
-    found = read_experiment(run).metrics
-    assert len(found) == 5
-    assert found.query("step == 2 and split == 'train'").loss.item() == 8.0
+    measured = read_experiment(run).metrics
+    assert len(measured) == 5
+    assert measured.query("step == 2 and split == 'train'").loss.item() == 8.0
 
 
 def test_parts_of_another_writer_are_an_error(run):
@@ -103,9 +103,9 @@ def test_rewind_forgets_what_came_after(run):
     for step in (5, 6, 7):  # the run goes on from step 4, and writes some steps again
         writer.append({"run_id": "one", "step": step, "split": "train", "loss": 5.0})
         writer.flush()
-    found = read_experiment(run).metrics
-    assert found.step.tolist() == list(range(8))
-    assert found.loss.tolist()[-3:] == [5.0, 5.0, 5.0]
+    measured = read_experiment(run).metrics
+    assert measured.step.tolist() == list(range(8))
+    assert measured.loss.tolist()[-3:] == [5.0, 5.0, 5.0]
     writer.rewind(3)
     assert read_experiment(run).metrics.step.tolist() == [0, 1, 2, 3]
 

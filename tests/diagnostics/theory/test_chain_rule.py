@@ -41,9 +41,9 @@ def verdicts(statements):
 def test_it_holds_for_every_network_that_is_a_chain(chain_case, nothing_changes):
     model, x = chain_case.make()
     with nothing_changes(model, x):
-        found = chain_rule(model, x)
-    assert set(verdicts(found).values()) == {"holds"}, [str(one) for one in found]
-    assert all((one.relation, one.right) == ("=", 0.0) for one in found)
+        measured = chain_rule(model, x)
+    assert set(verdicts(measured).values()) == {"holds"}, [str(one) for one in measured]
+    assert all((one.relation, one.right) == ("=", 0.0) for one in measured)
 
 
 @pytest.mark.parametrize("name", NO_CHAIN)
@@ -71,28 +71,28 @@ def test_it_holds_whatever_the_weights(seed, width, depth, normalised, size, sam
     model = mlp(width, normalised, inner, depth, seed)
     for parameter in model.parameters():
         parameter.data *= 10 ** (size * torch.rand(()).item())
-    found = chain_rule(model, torch.randn(samples + normalised, 4, dtype=D))
-    assert "violated" not in verdicts(found).values(), [str(one) for one in found]
+    measured = chain_rule(model, torch.randn(samples + normalised, 4, dtype=D))
+    assert "violated" not in verdicts(measured).values(), [str(one) for one in measured]
 
 
 @pytest.mark.parametrize(("width", "samples"), [(1, 2), (1, 6), (2, 2), (4, 2)])
 def test_batch_norm_that_cancels_digits_violates_nothing(width, samples):
     for seed in range(5):
-        found = chain_rule(mlp(width, True, nn.Tanh, 1, seed), torch.randn(samples, 4, dtype=D))
-        assert "violated" not in verdicts(found).values(), [str(one) for one in found]
+        measured = chain_rule(mlp(width, True, nn.Tanh, 1, seed), torch.randn(samples, 4, dtype=D))
+        assert "violated" not in verdicts(measured).values(), [str(one) for one in measured]
 
 
 def test_the_norms_in_the_notes_are_those_of_the_dense_matrices():
     model = mlp()
     parts = of(model, X)
-    found = chain_rule(model, X)
-    assert [one.layer for one in found] == ["0", "1", "3", "5", ""]
-    for one in found[:-1]:
+    measured = chain_rule(model, X)
+    assert [one.layer for one in measured] == ["0", "1", "3", "5", ""]
+    for one in measured[:-1]:
         whole = torch.cat([parts[f"{one.layer}.{kind}"] for kind in ("weight", "bias")], dim=1)
         assert one.note == f"the norm of the matrix is {float(whole.norm()):.4g}"
         assert one.left <= 1e-13 * float(whole.norm()) < one.error
     kernel = sum(part @ part.T for part in parts.values())
-    assert found[-1].note == f"the norm of the matrix is {float(kernel.norm()):.4g}"
+    assert measured[-1].note == f"the norm of the matrix is {float(kernel.norm()):.4g}"
 
 
 @pytest.mark.parametrize("normaliser", [None, "batch"])
@@ -105,9 +105,9 @@ def test_a_layer_left_out_is_a_violation(monkeypatch, normaliser):
         self._layers = [(n, p, None if n == "1" else j) for n, p, j in self._layers]
 
     monkeypatch.setattr(diagnostics.theory.chain_rule._Layerwise, "__init__", shortened)
-    found = verdicts(chain_rule(mlp(normaliser=normaliser), X))
-    assert found["0"] == found["kernel"] == "violated"
-    assert {found[name] for name in found if name not in ("0", "kernel")} == {"holds"}
+    measured = verdicts(chain_rule(mlp(normaliser=normaliser), X))
+    assert measured["0"] == measured["kernel"] == "violated"
+    assert {measured[name] for name in measured if name not in ("0", "kernel")} == {"holds"}
 
 
 @pytest.mark.parametrize("share", [1e-9, 1e-3])
@@ -118,9 +118,9 @@ def test_a_factor_that_is_slightly_off_is_a_violation(monkeypatch, share):
         return {name: part * (1 + share * (name == "3")) for name, part in pull_back(self, rows).items()}
 
     monkeypatch.setattr(diagnostics.theory.chain_rule._Layerwise, "pull_back", skewed)
-    found = chain_rule(mlp(), X)
-    assert verdicts(found) == {"0": "holds", "1": "holds", "3": "violated", "5": "holds", "kernel": "violated"}
-    assert float(str(found[2]).split(" = 0: ")[1].split(" = ")[0]) == found[2].left
+    measured = chain_rule(mlp(), X)
+    assert verdicts(measured) == {"0": "holds", "1": "holds", "3": "violated", "5": "holds", "kernel": "violated"}
+    assert float(str(measured[2]).split(" = 0: ")[1].split(" = ")[0]) == measured[2].left
 
 
 @pytest.mark.parametrize("name", ["mlp", "residual-mlp-batch"])
@@ -173,9 +173,9 @@ def test_other_shapes_of_network():
 def test_the_layers_may_be_chosen(arm):
     torch.manual_seed(0)
     model = build_model("paper-mnist", arm=arm)
-    found = chain_rule(model, torch.rand(4, 1, 28, 28), layers=["block1"])
-    assert [one.layer for one in found] == ["block1", "logits", ""]
-    assert set(verdicts(found).values()) == {"holds"}
+    measured = chain_rule(model, torch.rand(4, 1, 28, 28), layers=["block1"])
+    assert [one.layer for one in measured] == ["block1", "logits", ""]
+    assert set(verdicts(measured).values()) == {"holds"}
 
 
 def test_input_that_is_refused():

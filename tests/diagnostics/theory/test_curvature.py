@@ -47,41 +47,41 @@ def scalar(value):
 def test_a_scalar_network_of_two_layers_attains_the_bound(a, y):
     """``ℓ = (b a x − y)²`` with ``b a x > y``: all terms of its Hessian have one sign."""
     b, x = 1.5, 2.0
-    found = curvature(scalar_chain(a, b), scalar(x), scalar(y))
+    measured = curvature(scalar_chain(a, b), scalar(x), scalar(y))
     F = b * a * x
     mixed = 2 * (a * x * b * x + (F - y) * x)
     hessian = torch.tensor([[2 * (b * x) ** 2, mixed], [mixed, 2 * (a * x) ** 2]], dtype=torch.float64)
     exact = float(torch.linalg.eigvalsh(hessian)[-1])
-    assert found.largest.value == pytest.approx(exact, rel=1e-13)
-    assert found.spectral_norm.value == pytest.approx(exact, rel=1e-13)
-    assert found.bound == pytest.approx(exact, rel=1e-13)
-    assert found.cost_gradient == pytest.approx(2 * (F - y))
-    assert found.statement.verdict == "holds"
-    assert abs(found.statement.slack) < 1e-12 * exact
+    assert measured.largest.value == pytest.approx(exact, rel=1e-13)
+    assert measured.spectral_norm.value == pytest.approx(exact, rel=1e-13)
+    assert measured.bound == pytest.approx(exact, rel=1e-13)
+    assert measured.cost_gradient == pytest.approx(2 * (F - y))
+    assert measured.statement.verdict == "holds"
+    assert abs(measured.statement.slack) < 1e-12 * exact
 
 
 @pytest.mark.parametrize("dropped", [0, 1])
 def test_a_bound_that_forgets_a_layer_fails(dropped):
     model, x, y = scalar_chain(0.5, 1.5), scalar(2.0), scalar(-3.0)
-    found = curvature(model, x, y)
-    layers = [layer for place, layer in enumerate(found.layers.values()) if place != dropped]
-    short = float(hessian_bound(layers, found.cost_gradient, found.cost_curvature))
-    assert dataclasses.replace(found, bound=short).statement.verdict == "violated"
+    measured = curvature(model, x, y)
+    layers = [layer for place, layer in enumerate(measured.layers.values()) if place != dropped]
+    short = float(hessian_bound(layers, measured.cost_gradient, measured.cost_curvature))
+    assert dataclasses.replace(measured, bound=short).statement.verdict == "violated"
 
 
 @pytest.mark.parametrize("left_out", ["cost_gradient", "cost_curvature"])
 def test_a_bound_that_forgets_a_term_of_the_chain_rule_fails(left_out):
-    found = curvature(scalar_chain(0.5, 1.5), scalar(2.0), scalar(-3.0))
-    terms = {"cost_gradient": found.cost_gradient, "cost_curvature": found.cost_curvature} | {left_out: 0.0}
-    short = float(hessian_bound(list(found.layers.values()), **terms))
-    assert short < found.spectral_norm.value * (1 - 1e-3)
+    measured = curvature(scalar_chain(0.5, 1.5), scalar(2.0), scalar(-3.0))
+    terms = {"cost_gradient": measured.cost_gradient, "cost_curvature": measured.cost_curvature} | {left_out: 0.0}
+    short = float(hessian_bound(list(measured.layers.values()), **terms))
+    assert short < measured.spectral_norm.value * (1 - 1e-3)
 
 
 def test_the_inequality_turned_round_fails_where_it_is_not_tight():
-    found = curvature(scalar_chain(0.5, 1.5), scalar(2.0), scalar(5.0))  # b a x < y: the terms have two signs
-    assert found.spectral_norm.value < 0.9 * found.bound
-    assert found.statement.verdict == "holds"
-    assert dataclasses.replace(found.statement, relation=">=").verdict == "violated"
+    measured = curvature(scalar_chain(0.5, 1.5), scalar(2.0), scalar(5.0))  # b a x < y: the terms have two signs
+    assert measured.spectral_norm.value < 0.9 * measured.bound
+    assert measured.statement.verdict == "holds"
+    assert dataclasses.replace(measured.statement, relation=">=").verdict == "violated"
 
 
 def test_constants_of_a_scalar_layer():
@@ -111,11 +111,15 @@ def test_layers_without_parameters_and_inputs_without_derivatives():
     torch.manual_seed(0)
     model = nn.Sequential(nn.Embedding(7, 3), nn.Tanh(), nn.Flatten(), nn.Linear(6, 2)).double()
     x, y = torch.randint(7, (4, 2)), torch.tensor([0, 1, 1, 0])
-    found = curvature(model, x, y, layers=["0", "1", "3"])
-    assert list(found.layers) == ["0", "1", "3"]
-    assert (found.layers["1"].parameter, found.layers["1"].parameter_parameter, found.layers["1"].mixed) == (0, 0, 0)
-    assert found.layers["1"].input_input > 0
-    assert found.statement.verdict == "holds"
+    measured = curvature(model, x, y, layers=["0", "1", "3"])
+    assert list(measured.layers) == ["0", "1", "3"]
+    assert (measured.layers["1"].parameter, measured.layers["1"].parameter_parameter, measured.layers["1"].mixed) == (
+        0,
+        0,
+        0,
+    )
+    assert measured.layers["1"].input_input > 0
+    assert measured.statement.verdict == "holds"
 
 
 draws = {
@@ -144,9 +148,12 @@ def test_it_holds_on_every_draw(width, depth, samples, classes, normaliser, acti
             parameter.mul_(scale)
     x = torch.randn(samples, 2, dtype=torch.float64)
     y = torch.randn(samples, classes, dtype=torch.float64) if real else torch.randint(classes, (samples,))
-    found = curvature(model, x, y)
-    assert found.statement.verdict == "holds", str(found.statement)
-    assert found.largest.value <= found.spectral_norm.value + found.spectral_norm.residual + found.largest.residual
+    measured = curvature(model, x, y)
+    assert measured.statement.verdict == "holds", str(measured.statement)
+    assert (
+        measured.largest.value
+        <= measured.spectral_norm.value + measured.spectral_norm.residual + measured.largest.residual
+    )
 
 
 def test_a_convolutional_network_in_train_mode(nothing_changes):
@@ -156,9 +163,9 @@ def test_a_convolutional_network_in_train_mode(nothing_changes):
     ).double()
     x, y = torch.randn(3, 1, 4, 4, dtype=torch.float64), torch.tensor([0, 1, 1])
     with nothing_changes(model, x):
-        found = curvature(model, x, y)
-    assert found.statement.verdict == "holds"
-    assert "|∇c| =" in found.statement.note
+        measured = curvature(model, x, y)
+    assert measured.statement.verdict == "holds"
+    assert "|∇c| =" in measured.statement.note
 
 
 def test_a_layer_too_large_for_the_budget_is_named():
@@ -188,11 +195,11 @@ def test_samples_that_cross_entropy_passes_over_do_not_count():
     model, x = nn.Linear(6, 3).double(), torch.randn(4, 6, dtype=torch.float64)
     with torch.no_grad():
         model.weight.mul_(0.01)
-    found = curvature(model, x, torch.tensor([0, -100, -100, -100]))
-    assert found.statement.verdict == "holds"
-    assert found.cost_curvature == 0.5
+    measured = curvature(model, x, torch.tensor([0, -100, -100, -100]))
+    assert measured.statement.verdict == "holds"
+    assert measured.cost_curvature == 0.5
 
 
 def test_a_bound_beyond_the_range_of_numbers_is_vacuous():
-    found = hessian_bound([LayerConstants(1e200, 1e200, 0.0, 0.0, 0.0)] * 2, 1.0, 1.0)
-    assert math.isinf(found)
+    measured = hessian_bound([LayerConstants(1e200, 1e200, 0.0, 0.0, 0.0)] * 2, 1.0, 1.0)
+    assert math.isinf(measured)

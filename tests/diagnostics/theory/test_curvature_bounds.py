@@ -59,12 +59,12 @@ def test_bounds_are_never_below_the_truth(seed: int, depth: int, name: str) -> N
         h, constants = smooth_layer(W, h, name)
         layers.append(constants)
     slope = float((h - target).norm())
-    found = hessian(lambda theta: (outputs(theta) - target).square().sum() / 2)(theta)
+    measured = hessian(lambda theta: (outputs(theta) - target).square().sum() / 2)(theta)
     jacobian = jacrev(outputs)(theta).flatten(0, 1)
     curvature = hessian(outputs)(theta).flatten(0, 1)
     along_slope = torch.einsum("o,oij->ij", (h - target).flatten() / slope, curvature)
     room = 1 + 1e-12
-    assert torch.linalg.eigvalsh(found).abs().max() <= hessian_bound(layers, slope, 1.0) * room
+    assert torch.linalg.eigvalsh(measured).abs().max() <= hessian_bound(layers, slope, 1.0) * room
     assert torch.linalg.svdvals(jacobian)[0] <= jacobian_bound(layers) * room
     assert torch.linalg.eigvalsh(along_slope).abs().max() <= lipschitz_bound(layers) * room
     separately = lipschitz_bound(layers) * slope + jacobian_bound(layers) ** 2

@@ -148,13 +148,13 @@ def test_every_layer_is_that_of_a_copy_cut_by_hand(build, shape, asked, names, n
             assert torch.equal(layer.input, given), "what works in place behind a cut does not reach its input"
             if held:
                 expected = jacobian(of_weights, layer.parameters).reshape(layer.parameter.rows, -1)
-                found = jacobian(layer.parameter.function, layer.parameter.point).reshape(expected.shape)
-                torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-11)
+                measured = jacobian(layer.parameter.function, layer.parameter.point).reshape(expected.shape)
+                torch.testing.assert_close(measured, expected, rtol=1e-9, atol=1e-11)
                 assert (expected != 0).any(), "the copy depends on the weights"
             if layer.input.is_floating_point():
                 expected = jacobian(lambda point: evaluate(weights, point), layer.input)  # noqa: B023
-                found = jacobian(layer.jacobian.function, layer.input)
-                torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-11)
+                measured = jacobian(layer.jacobian.function, layer.input)
+                torch.testing.assert_close(measured, expected, rtol=1e-9, atol=1e-11)
         trainable = {own[one] for one in unwrap(model).parameters() if one.requires_grad}
         assert {own[one] for layer in network.layers for one in layer.trainable} == trainable
 

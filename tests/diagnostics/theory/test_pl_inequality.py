@@ -54,29 +54,29 @@ def test_every_number_is_that_of_the_dense_jacobian(y, last):
     model = network(*last)
     model[0].bias.requires_grad_(False)
     loss, gradient, slope, J = dense(model, X, y)
-    found = pl_chain(model, X, y)
+    measured = pl_chain(model, X, y)
     K = J @ J.T
-    assert found.loss == pytest.approx(loss.item(), rel=1e-12)
-    assert found.grad_squared == pytest.approx(float(gradient @ gradient), rel=1e-10)
-    assert found.kernel_squared == pytest.approx(float(slope @ K @ slope), rel=1e-10)
-    assert found.cost_grad_squared == pytest.approx(float(slope @ slope), rel=1e-10)
-    assert found.rayleigh == pytest.approx(float(gradient @ gradient / (slope @ slope)), rel=1e-10)
+    assert measured.loss == pytest.approx(loss.item(), rel=1e-12)
+    assert measured.grad_squared == pytest.approx(float(gradient @ gradient), rel=1e-10)
+    assert measured.kernel_squared == pytest.approx(float(slope @ K @ slope), rel=1e-10)
+    assert measured.cost_grad_squared == pytest.approx(float(slope @ slope), rel=1e-10)
+    assert measured.rayleigh == pytest.approx(float(gradient @ gradient / (slope @ slope)), rel=1e-10)
     values = torch.linalg.svdvals(J) ** 2
-    assert found.lambda_max == pytest.approx(values[0].item(), rel=1e-10)
-    assert found.lambda_min == pytest.approx(values[-1].item(), rel=1e-6, abs=found.floor)
-    assert found.pl_floor == found.lambda_min * found.cost_grad_squared
-    assert found.pl_ceiling == found.lambda_max * found.cost_grad_squared
+    assert measured.lambda_max == pytest.approx(values[0].item(), rel=1e-10)
+    assert measured.lambda_min == pytest.approx(values[-1].item(), rel=1e-6, abs=measured.floor)
+    assert measured.pl_floor == measured.lambda_min * measured.cost_grad_squared
+    assert measured.pl_ceiling == measured.lambda_max * measured.cost_grad_squared
     if y is REAL:
-        assert (found.lambda_min_centred, found.pl_floor_centred) == (None, None)
-        assert found.cost == MeanSquare(3, 3)
-        assert [one.name for one in found.statements] == [name for name in NAMES if name != "PŁ floor, centred"]
+        assert (measured.lambda_min_centred, measured.pl_floor_centred) == (None, None)
+        assert measured.cost == MeanSquare(3, 3)
+        assert [one.name for one in measured.statements] == [name for name in NAMES if name != "PŁ floor, centred"]
     else:
         basis = torch.block_diag(*[contrasts(3)] * 3)
         smallest = torch.linalg.svdvals(basis.T @ J)[-1].item() ** 2
-        assert found.lambda_min_centred == pytest.approx(smallest, rel=1e-6, abs=found.floor)
-        assert found.cost == CrossEntropy(3, 3)
-        assert [one.name for one in found.statements] == NAMES
-    assert found.verdict == "holds"
+        assert measured.lambda_min_centred == pytest.approx(smallest, rel=1e-6, abs=measured.floor)
+        assert measured.cost == CrossEntropy(3, 3)
+        assert [one.name for one in measured.statements] == NAMES
+    assert measured.verdict == "holds"
 
 
 @settings(max_examples=40, deadline=None)
@@ -91,26 +91,26 @@ def test_no_link_breaks_whatever_the_network_and_the_data(seed, width, samples, 
         parameter.data *= 10 ** (2 * size * torch.rand(()).item())
     x = torch.randn(samples, 4, dtype=torch.float64) * 10**size
     y = torch.randn(samples, 3) if real else torch.randint(3, (samples,))
-    found = pl_chain(model, x.float(), y)
-    assert "violated" not in verdicts(found).values(), [str(one) for one in found.statements]
-    by_name = verdicts(found)
-    if found.cost_grad_squared > 1e-20:
+    measured = pl_chain(model, x.float(), y)
+    assert "violated" not in verdicts(measured).values(), [str(one) for one in measured.statements]
+    by_name = verdicts(measured)
+    if measured.cost_grad_squared > 1e-20:
         assert by_name["gradient identity"] == by_name["PŁ ceiling"] == by_name["cost gradient"] == "holds"
-        assert (by_name["PŁ floor"] == "holds") == (found.lambda_min > found.floor)
+        assert (by_name["PŁ floor"] == "holds") == (measured.lambda_min > measured.floor)
         if not real:
-            assert (by_name["PŁ floor, centred"] == "holds") == (found.lambda_min_centred > found.floor)
+            assert (by_name["PŁ floor, centred"] == "holds") == (measured.lambda_min_centred > measured.floor)
 
 
 def test_batch_norm_of_nearly_equal_samples_makes_gram_matrices_cancel(monkeypatch):
     def violated(samples, gap):
-        found = []
+        measured = []
         for seed in range(10):
             torch.manual_seed(seed)
             blocks = [(nn.Linear(4, 4), nn.BatchNorm1d(4), nn.Tanh()) for _ in range(3)]
             model = nn.Sequential(*[layer for block in blocks for layer in block], nn.Linear(4, 3)).double()
             x = X[:1] + gap * torch.randn(samples, 4, dtype=torch.float64)
-            found.append(pl_chain(model, x, Y[:samples]).verdict.startswith("violated"))
-        return sum(found)
+            measured.append(pl_chain(model, x, Y[:samples]).verdict.startswith("violated"))
+        return sum(measured)
 
     assert [violated(samples, gap) for samples in (2, 3) for gap in (1e-2, 1e-4, 1e-6)] == [0] * 6
     monkeypatch.setattr(diagnostics.theory.rounding, "_GRAM_UNITS", 0.0)
@@ -119,30 +119,32 @@ def test_batch_norm_of_nearly_equal_samples_makes_gram_matrices_cancel(monkeypat
 
 @pytest.mark.parametrize("y", [Y, REAL], ids=["cross-entropy", "mean square"])
 def test_a_reversed_chain_is_a_violation(y):
-    found = pl_chain(network(), X, y)
-    low, high = found.rayleigh * (1 - 1e-9), found.rayleigh * (1 + 1e-9)
+    measured = pl_chain(network(), X, y)
+    low, high = measured.rayleigh * (1 - 1e-9), measured.rayleigh * (1 + 1e-9)
     falsified = {
         "PŁ floor": {"lambda_min": high},
         "PŁ ceiling": {"lambda_max": low},
-        "gradient identity": {"kernel_squared": found.kernel_squared * (1 + 1e-9)},
+        "gradient identity": {"kernel_squared": measured.kernel_squared * (1 + 1e-9)},
     }
     if y is Y:
         falsified["PŁ floor, centred"] = {"lambda_min_centred": high}
     else:
-        falsified["cost gradient"] = {"loss": found.loss * (1 + 1e-9)}
+        falsified["cost gradient"] = {"loss": measured.loss * (1 + 1e-9)}
     for name, changed in falsified.items():
-        broken = replace(found, **changed)
+        broken = replace(measured, **changed)
         assert broken.verdict == f"violated: {name}"
-    assert replace(found, lambda_min=low, lambda_max=high).verdict == "holds", "a bound that is reached holds"
-    assert replace(found, grad_squared=found.pl_ceiling * (1 + 1e-9)).verdict.startswith("violated: gradient identity")
+    assert replace(measured, lambda_min=low, lambda_max=high).verdict == "holds", "a bound that is reached holds"
+    assert replace(measured, grad_squared=measured.pl_ceiling * (1 + 1e-9)).verdict.startswith(
+        "violated: gradient identity"
+    )
 
 
 def test_of_one_sample_and_two_classes_the_loss_gives_the_gradient():
     """``|∇CE|² = 2 (1 − e^{−CE})²``, the case of equality."""
-    found = pl_chain(network(nn.Linear(3, 2)), X[:1], Y[:1])
-    assert found.cost_grad_squared == pytest.approx(2 * math.expm1(-found.loss) ** 2, rel=1e-13)
-    assert found.verdict == "holds"
-    assert replace(found, loss=found.loss * (1 + 1e-9)).verdict == "violated: cost gradient"
+    measured = pl_chain(network(nn.Linear(3, 2)), X[:1], Y[:1])
+    assert measured.cost_grad_squared == pytest.approx(2 * math.expm1(-measured.loss) ** 2, rel=1e-13)
+    assert measured.verdict == "holds"
+    assert replace(measured, loss=measured.loss * (1 + 1e-9)).verdict == "violated: cost gradient"
 
 
 @pytest.mark.parametrize("left_out", ["0", "2"])
@@ -161,11 +163,11 @@ def test_an_orthogonal_linear_network_reaches_floor_and_ceiling():
         model = nn.Linear(4, 3, bias=False).double()
         x = scale * torch.linalg.qr(torch.randn(4, 4, dtype=torch.float64)).Q[:3]
         for y in (Y, REAL):
-            found = pl_chain(model, x, y)
-            for bound in (found.pl_floor, found.pl_ceiling, found.pl_floor_centred or found.pl_floor):
-                assert bound == pytest.approx(found.grad_squared, rel=1e-12)
-            assert found.rayleigh == pytest.approx(scale**2, rel=1e-12)
-            assert found.verdict == "holds"
+            measured = pl_chain(model, x, y)
+            for bound in (measured.pl_floor, measured.pl_ceiling, measured.pl_floor_centred or measured.pl_floor):
+                assert bound == pytest.approx(measured.grad_squared, rel=1e-12)
+            assert measured.rayleigh == pytest.approx(scale**2, rel=1e-12)
+            assert measured.verdict == "holds"
 
 
 def test_two_orthogonal_layers_reach_both_too():
@@ -174,9 +176,9 @@ def test_two_orthogonal_layers_reach_both_too():
     model = nn.Sequential(nn.Linear(3, 3, bias=False), nn.Linear(3, 3, bias=False)).double()
     for layer in model:
         nn.init.orthogonal_(layer.weight)
-    found = pl_chain(model, torch.linalg.qr(torch.randn(3, 3, dtype=torch.float64)).Q, REAL)
-    assert (found.lambda_min, found.lambda_max) == pytest.approx((2.0, 2.0), rel=1e-12)
-    assert found.pl_floor == pytest.approx(found.grad_squared, rel=1e-12)
+    measured = pl_chain(model, torch.linalg.qr(torch.randn(3, 3, dtype=torch.float64)).Q, REAL)
+    assert (measured.lambda_min, measured.lambda_max) == pytest.approx((2.0, 2.0), rel=1e-12)
+    assert measured.pl_floor == pytest.approx(measured.grad_squared, rel=1e-12)
 
 
 def test_a_vacuous_floor_says_why():
@@ -200,17 +202,17 @@ def test_a_constant_sum_of_outputs_leaves_the_contrasts():
         def forward(self, x):
             return x - x.mean(1, keepdim=True)
 
-    found = pl_chain(network(Centre(), width=20), X, Y)
-    assert verdicts(found)["PŁ floor, centred"] == "holds"
-    assert found.verdict == "vacuous: PŁ floor (the outputs of each sample sum to a constant)"
+    measured = pl_chain(network(Centre(), width=20), X, Y)
+    assert verdicts(measured)["PŁ floor, centred"] == "holds"
+    assert measured.verdict == "vacuous: PŁ floor (the outputs of each sample sum to a constant)"
 
 
 def test_at_a_minimum_all_is_vacuous_but_the_cost():
     model = network()
-    found = pl_chain(model, X, model(X).detach())
-    assert math.isnan(found.rayleigh)
-    assert set(verdicts(found).values()) == {"vacuous", "holds"}
-    assert [name for name, verdict in verdicts(found).items() if verdict == "holds"] == ["cost gradient"]
+    measured = pl_chain(model, X, model(X).detach())
+    assert math.isnan(measured.rayleigh)
+    assert set(verdicts(measured).values()) == {"vacuous", "holds"}
+    assert [name for name, verdict in verdicts(measured).items() if verdict == "holds"] == ["cost gradient"]
 
 
 class Near(nn.Module):
@@ -227,9 +229,9 @@ class Near(nn.Module):
 @pytest.mark.parametrize("delta", [1e-100, 1e-200, 1e-300])
 def test_gradients_of_late_training_keep_their_quotient(delta):
     zeros = torch.zeros(2, 2, dtype=torch.float64)
-    found = pl_chain(Near(delta), zeros, zeros)
-    assert found.rayleigh == pytest.approx(9, rel=1e-12)
-    assert found.verdict.startswith(
+    measured = pl_chain(Near(delta), zeros, zeros)
+    assert measured.rayleigh == pytest.approx(9, rel=1e-12)
+    assert measured.verdict.startswith(
         "holds" if delta == 1e-100 else "vacuous: gradient identity (|∇c|² is 0 in float64)"
     )
 
@@ -241,12 +243,12 @@ def test_confident_classifiers_break_no_link(margin):
     with torch.no_grad():
         model[2].weight *= 1e-3
         model[2].bias.copy_(torch.tensor([margin, 0.0, 0.3]))
-    found = pl_chain(model, X, torch.zeros(3, dtype=torch.long))
-    assert "violated" not in verdicts(found).values(), [str(one) for one in found.statements]
+    measured = pl_chain(model, X, torch.zeros(3, dtype=torch.long))
+    assert "violated" not in verdicts(measured).values(), [str(one) for one in measured.statements]
     if margin < 30:
-        assert found.verdict == "holds"
+        assert measured.verdict == "holds"
     if margin > 50:
-        assert verdicts(found)["PŁ floor, centred"] == verdicts(found)["cost gradient"] == "vacuous"
+        assert verdicts(measured)["PŁ floor, centred"] == verdicts(measured)["cost gradient"] == "vacuous"
 
 
 @pytest.mark.parametrize("layout", ["classes second", "classes last"])
@@ -259,11 +261,11 @@ def test_contrasts_are_taken_for_every_prediction(layout):
     else:
         model, x = nn.Linear(4, 3), torch.randn(2, 2, 4)
         J = dense(model, x.flatten(0, 1), y.flatten())[3]
-    found = pl_chain(model, x, y)
+    measured = pl_chain(model, x, y)
     basis = torch.block_diag(*[contrasts(3)] * 4)
-    assert found.lambda_min_centred == pytest.approx(torch.linalg.svdvals(basis.T @ J)[-1].item() ** 2, rel=1e-6)
-    assert found.cost == CrossEntropy(4, 3)
-    assert found.verdict == "holds"
+    assert measured.lambda_min_centred == pytest.approx(torch.linalg.svdvals(basis.T @ J)[-1].item() ** 2, rel=1e-6)
+    assert measured.cost == CrossEntropy(4, 3)
+    assert measured.verdict == "holds"
 
 
 @pytest.mark.parametrize("y", [Y, REAL], ids=["cross-entropy", "mean square"])
@@ -271,13 +273,13 @@ def test_a_float32_model_is_measured_in_float64_and_left_as_it_is(y, nothing_cha
     model = network(nn.BatchNorm1d(3), nn.Dropout(0.3)).float()
     x = X.float()
     with nothing_changes(model, x):
-        found = pl_chain(model, x, y)
-    assert found.eps == torch.finfo(torch.float64).eps
-    assert abs(found.grad_squared - found.kernel_squared) < 1e-12 * found.grad_squared
+        measured = pl_chain(model, x, y)
+    assert measured.eps == torch.finfo(torch.float64).eps
+    assert abs(measured.grad_squared - measured.kernel_squared) < 1e-12 * measured.grad_squared
     rough = pl_chain(model, x, y, dtype=None)
     assert rough.eps == torch.finfo(torch.float32).eps
-    assert rough.floor > 1e3 * found.floor
-    assert rough.grad_squared == pytest.approx(found.grad_squared, rel=1e-4)
+    assert rough.floor > 1e3 * measured.floor
+    assert rough.grad_squared == pytest.approx(measured.grad_squared, rel=1e-4)
     assert "violated" not in verdicts(rough).values()
 
 
@@ -299,11 +301,11 @@ def test_bad_input():
 def test_samples_that_cross_entropy_passes_over_do_not_count():
     torch.manual_seed(0)
     model, x = nn.Linear(6, 3).double(), torch.randn(4, 6, dtype=torch.float64)
-    found = pl_chain(model, x, torch.tensor([0, -100, 2, -100]))
+    measured = pl_chain(model, x, torch.tensor([0, -100, 2, -100]))
     alone = pl_chain(model, x[::2], torch.tensor([0, 2]))
-    assert found.cost == alone.cost
-    assert found.grad_squared == pytest.approx(alone.grad_squared, rel=1e-12)
-    assert all(one.verdict != "violated" for one in found.statements)
+    assert measured.cost == alone.cost
+    assert measured.grad_squared == pytest.approx(alone.grad_squared, rel=1e-12)
+    assert all(one.verdict != "violated" for one in measured.statements)
     with pytest.raises(InputError, match="passes over"):
         pl_chain(model, x, torch.full((4,), -100))
 
@@ -315,8 +317,8 @@ def test_a_loss_beyond_squares_is_vacuous_or_holds(size):
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.zero_()
-    found = pl_chain(model, x, torch.full((4, 3), size, dtype=torch.float64))
-    assert {one.verdict for one in found.statements} <= {"holds", "vacuous"}
+    measured = pl_chain(model, x, torch.full((4, 3), size, dtype=torch.float64))
+    assert {one.verdict for one in measured.statements} <= {"holds", "vacuous"}
 
 
 @pytest.mark.parametrize("dtype", ["float64", torch.int32])

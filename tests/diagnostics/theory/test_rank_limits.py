@@ -115,15 +115,15 @@ FIELDS = ("build", "x", "name", "cause", "limit", "rank", "said")
 @pytest.mark.parametrize(FIELDS, [c[1:] for c in CASES], ids=[c[0] for c in CASES])
 def test_cause(build, x, name, cause, limit, rank, said):
     torch.manual_seed(0)
-    found, true, rows = limit_and_rank(build(), x, name)
+    measured, true, rows = limit_and_rank(build(), x, name)
     assert true == rank
     if limit is None:
-        assert found is None
+        assert measured is None
     else:
-        assert (found.cause, found.rank) == (cause, limit)
-        assert str(found).startswith(f"{cause}: ")
-        assert re.search(said, found.explanation)
-        assert true <= found.rank < rows
+        assert (measured.cause, measured.rank) == (cause, limit)
+        assert str(measured).startswith(f"{cause}: ")
+        assert re.search(said, measured.explanation)
+        assert true <= measured.rank < rows
 
 
 def frozen(module):
@@ -150,16 +150,16 @@ AROUND = [
 @pytest.mark.parametrize(("build", "x", "name"), [c[1:] for c in AROUND], ids=[c[0] for c in AROUND])
 def test_a_path_around_through_another_argument_is_seen(build, x, name):
     torch.manual_seed(0)
-    found, true, _ = limit_and_rank(build(), x, name)
-    assert found is None or found.rank >= true
+    measured, true, _ = limit_and_rank(build(), x, name)
+    assert measured is None or measured.rank >= true
 
 
 def test_the_place_is_the_module_that_loses_the_directions():
     torch.manual_seed(0)
     block = nn.Sequential(nn.Linear(4, 4), nn.Sequential(nn.ReLU(), nn.Linear(4, 4)))
     block[0].bias.data.fill_(-99)
-    found, *_ = limit_and_rank(block, X)
-    assert str(found) == "dead units: 0 of 12 units at 0.1.0 have a slope"
+    measured, *_ = limit_and_rank(block, X)
+    assert str(measured) == "dead units: 0 of 12 units at 0.1.0 have a slope"
 
 
 LAYERS = {
@@ -184,8 +184,8 @@ def test_no_limit_is_under_the_rank_and_none_where_a_skip_leads_around(kinds, se
     torch.manual_seed(seed)
     branch = nn.Sequential(*[LAYERS[kind](width) for kind in kinds])
     block = Forward(lambda m, x: m.branch(x) + x if skip else m.branch(x), branch=branch.double())
-    found, rank, rows = limit_and_rank(block, torch.randn(samples, width, 3, 3, dtype=D) + shift)
+    measured, rank, rows = limit_and_rank(block, torch.randn(samples, width, 3, 3, dtype=D) + shift)
     if skip:
-        assert found is None
-    elif found is not None:
-        assert rank <= found.rank < rows
+        assert measured is None
+    elif measured is not None:
+        assert rank <= measured.rank < rows

@@ -52,13 +52,13 @@ def agrees(factor, value, scale):
     return factor.value == pytest.approx(value, abs=max(1e-10 * scale**2, 2 * factor.error), rel=1e-6)
 
 
-def check(model, x, found, scale_of=torch.linalg.matrix_norm):
+def check(model, x, measured, scale_of=torch.linalg.matrix_norm):
     """Every number of a result on all outputs, against the dense oracle."""
     shares, own, steps = dense(model, x)
     whole = torch.cat([share for share in shares if share is not None], dim=1)
-    assert agrees(found.whole, smallest(whole), float(scale_of(whole)))
+    assert agrees(measured.whole, smallest(whole), float(scale_of(whole)))
     places = {name: place for place, name in enumerate(everything(model))}
-    for term in found.terms:
+    for term in measured.terms:
         place = places[term.layer]
         assert agrees(term.share, smallest(shares[place]), float(scale_of(shares[place])))
         assert agrees(term.parameter, smallest(own[place]), float(scale_of(own[place])))
@@ -76,11 +76,11 @@ X = torch.randn(3, 5, dtype=D, generator=torch.Generator().manual_seed(0))
 def test_every_factor_is_that_of_the_dense_matrices(widths, nothing_changes):
     model = network(widths)
     with nothing_changes(model, X):
-        found = regularity(model, X, layers=everything(model))
-    check(model, X, found)
-    kept_apart([found.statement, found.restricted_statement, *(term.statement for term in found.terms)])
-    assert found.statement.verdict == "holds"
-    assert found.terms[0].jacobian is None
+        measured = regularity(model, X, layers=everything(model))
+    check(model, X, measured)
+    kept_apart([measured.statement, measured.restricted_statement, *(term.statement for term in measured.terms)])
+    assert measured.statement.verdict == "holds"
+    assert measured.terms[0].jacobian is None
 
 
 @pytest.mark.parametrize("size", [0.5, 1.0, 2.0])
@@ -90,27 +90,27 @@ def test_deep_linear_network_of_scaled_orthogonal_weights(depth, size):
     model = nn.Sequential(*[orthogonal(d, d, size, seed) for seed in range(depth)])
     x = torch.randn(3, d, dtype=D, generator=torch.Generator().manual_seed(9))
     gram = smallest(x)
-    found = regularity(model, x)
+    measured = regularity(model, x)
     # Inputs of layer l are s^{l−1} times a rotated X, and each later layer passes s² on: all terms are equal.
-    for depth_below, term in enumerate(found.terms):
+    for depth_below, term in enumerate(measured.terms):
         assert term.parameter.value == pytest.approx(gram * size ** (2 * depth_below), rel=1e-9)
         assert term.value == pytest.approx(gram * size ** (2 * depth - 2), rel=1e-9)
         assert term.jacobian is None or term.jacobian.value == pytest.approx(size**2, rel=1e-12)
     # K = L s^{2(L−1)} XXᵀ ⊗ I: equality.
-    assert found.whole.value == pytest.approx(depth * gram * size ** (2 * depth - 2), rel=1e-9)
-    assert found.statement.verdict == found.restricted_statement.verdict == "holds"
-    assert abs(found.statement.slack) <= found.statement.error < 1e-9 * found.whole.value
+    assert measured.whole.value == pytest.approx(depth * gram * size ** (2 * depth - 2), rel=1e-9)
+    assert measured.statement.verdict == measured.restricted_statement.verdict == "holds"
+    assert abs(measured.statement.slack) <= measured.statement.error < 1e-9 * measured.whole.value
     if size < 1 < depth:
-        _with_a_factor_left_out_it_is_violated(found)
+        _with_a_factor_left_out_it_is_violated(measured)
 
 
-def _with_a_factor_left_out_it_is_violated(found):
-    values = {term.layer: term.jacobian.value for term in found.terms if term.jacobian is not None}
+def _with_a_factor_left_out_it_is_violated(measured):
+    values = {term.layer: term.jacobian.value for term in measured.terms if term.jacobian is not None}
     for gone in values:
         # Without λ(Jf) of one layer, a number under one, the earlier terms are too large.
-        earlier = found.terms[: [term.layer for term in found.terms].index(gone)]
-        terms = [replace(t, value=t.value / values[gone]) if t in earlier else t for t in found.terms]
-        assert replace(found, terms=terms).statement.verdict == "violated"
+        earlier = measured.terms[: [term.layer for term in measured.terms].index(gone)]
+        terms = [replace(t, value=t.value / values[gone]) if t in earlier else t for t in measured.terms]
+        assert replace(measured, terms=terms).statement.verdict == "violated"
         assert all(term.statement.verdict == "violated" for term in terms[: len(earlier)])
 
 
@@ -119,31 +119,31 @@ def test_slack_is_the_spread_of_the_later_weights():
     head = nn.Linear(2, 2, bias=False, dtype=D)
     head.weight.data = torch.diag(torch.tensor([3.0, 0.5], dtype=D))
     model, x = nn.Sequential(orthogonal(2, 2), head), torch.ones(1, 2, dtype=D)
-    found = regularity(model, x)
-    assert [term.value for term in found.terms] == pytest.approx([2 * 0.25, 2])
-    assert found.whole.value == pytest.approx(2.5)
+    measured = regularity(model, x)
+    assert [term.value for term in measured.terms] == pytest.approx([2 * 0.25, 2])
+    assert measured.whole.value == pytest.approx(2.5)
     # With the probe's two samples of different size the smallest directions no longer meet.
     x = torch.diag(torch.tensor([1.0, 2.0], dtype=D))
     first = nn.Linear(2, 2, bias=False, dtype=D)
     first.weight.data = torch.diag(torch.tensor([4.0, 1.0], dtype=D))
-    found = regularity(nn.Sequential(first, head), x)
+    measured = regularity(nn.Sequential(first, head), x)
     # K is diagonal: |x_n|² a_o² + |W x_n|² with |x|² = (1, 4), a² = (9, ¼), |Wx|² = (16, 4).
-    assert found.whole.value == pytest.approx(4 * 0.25 + 4)
-    assert found.statement.right == pytest.approx(1 * 0.25 + 4)
-    assert found.statement.slack == pytest.approx(0.75)
+    assert measured.whole.value == pytest.approx(4 * 0.25 + 4)
+    assert measured.statement.right == pytest.approx(1 * 0.25 + 4)
+    assert measured.statement.slack == pytest.approx(0.75)
 
 
 def test_single_linear_layer_is_an_equality():
-    found = regularity(nn.Sequential(nn.Linear(5, 2)).double(), X)
+    measured = regularity(nn.Sequential(nn.Linear(5, 2)).double(), X)
     with_ones = torch.cat([X, torch.ones(3, 1, dtype=D)], dim=1)
-    assert found.whole.value == pytest.approx(smallest(with_ones), rel=1e-9)
-    assert found.statement.right == pytest.approx(found.whole.value, rel=1e-12)
-    assert found.restricted_statement.right == pytest.approx(found.whole.value, rel=1e-12)
+    assert measured.whole.value == pytest.approx(smallest(with_ones), rel=1e-9)
+    assert measured.statement.right == pytest.approx(measured.whole.value, rel=1e-12)
+    assert measured.restricted_statement.right == pytest.approx(measured.whole.value, rel=1e-12)
 
 
 def test_a_reversed_bound_is_a_violation():
-    found = regularity(network((5, 4, 3)), X)
-    for one in (found.statement, found.restricted_statement, *(term.statement for term in found.terms[:-1])):
+    measured = regularity(network((5, 4, 3)), X)
+    for one in (measured.statement, measured.restricted_statement, *(term.statement for term in measured.terms[:-1])):
         assert one.verdict == "holds"
         assert one.slack > one.error, "it is strict here"
         assert replace(one, relation="<=").verdict == "violated"
@@ -197,9 +197,9 @@ def test_no_draw_violates_it(seed, widths, inner, skip, normaliser, samples, twi
         x[-1] = x[0]
     if subspace == "given":
         subspace = torch.linalg.qr(torch.randn(2 * len(x), 1 + seed % 3, dtype=D))[0]
-    found = regularity(model, x, subspace=subspace, dtype=dtype)
-    plain, restricted = found.statement, found.restricted_statement
-    every = [plain, restricted, *(term.statement for term in (*found.terms, *found.restricted))]
+    measured = regularity(model, x, subspace=subspace, dtype=dtype)
+    plain, restricted = measured.statement, measured.restricted_statement
+    every = [plain, restricted, *(term.statement for term in (*measured.terms, *measured.restricted))]
     assert "violated" not in [one.verdict for one in every], [str(one) for one in every]
     assert restricted.right >= plain.right - plain.error - restricted.error
     kept_apart(every)
@@ -208,8 +208,8 @@ def test_no_draw_violates_it(seed, widths, inner, skip, normaliser, samples, twi
 def test_batch_norm_of_two_samples_violates_nothing():
     for seed in range(10):
         model, x = drawn(seed, [2], "identity", False, "batch"), torch.randn(2, 5)
-        found = regularity(model, x, subspace="centred")
-        every = [term.statement for term in (*found.terms, *found.restricted)]
+        measured = regularity(model, x, subspace="centred")
+        every = [term.statement for term in (*measured.terms, *measured.restricted)]
         assert "violated" not in [one.verdict for one in every], [str(one) for one in every]
 
 
@@ -238,28 +238,28 @@ def explicit(subspace, x, outputs):
 def test_on_a_subspace_it_is_the_kernel_between_its_basis(subspace, x):
     model = network((5, 12, 3))
     basis = explicit(subspace, x, 3)
-    found = regularity(model, x, subspace=subspace)
+    measured = regularity(model, x, subspace=subspace)
     DF = torch.cat([share for share in dense(model, x)[0] if share is not None], dim=1)
     K = basis.T @ DF @ DF.T @ basis
-    assert found.whole.rows == basis.shape[1]
-    assert found.whole.value == pytest.approx(float(np.linalg.eigvalsh(K.numpy())[0]), abs=1e-10 * float(K.norm()))
+    assert measured.whole.rows == basis.shape[1]
+    assert measured.whole.value == pytest.approx(float(np.linalg.eigvalsh(K.numpy())[0]), abs=1e-10 * float(K.norm()))
     given = regularity(model, x, subspace=basis)
-    assert given.whole.value == pytest.approx(found.whole.value, rel=1e-6, abs=1e-10 * float(K.norm()))
-    assert given.restricted_statement.right == pytest.approx(found.restricted_statement.right, rel=1e-6, abs=1e-12)
-    assert (found.subspace, given.subspace) == (subspace, "given")
+    assert given.whole.value == pytest.approx(measured.whole.value, rel=1e-6, abs=1e-10 * float(K.norm()))
+    assert given.restricted_statement.right == pytest.approx(measured.restricted_statement.right, rel=1e-6, abs=1e-12)
+    assert (measured.subspace, given.subspace) == (subspace, "given")
 
 
 def test_restricted_factors_are_the_smallest_over_what_is_passed_on():
     model, basis = network((5, 7, 3)), torch.kron(torch.eye(3, dtype=D), contrasts(3))
-    found = regularity(model, X, layers=everything(model), subspace="centred")
+    measured = regularity(model, X, layers=everything(model), subspace="centred")
     _, own, steps = dense(model, X)
-    for term, place in zip(reversed(found.restricted), (2, 0), strict=True):
+    for term, place in zip(reversed(measured.restricted), (2, 0), strict=True):
         moved = basis
         for step in reversed(steps[place + 1 :]):
             moved = torch.linalg.qr(step.T @ moved)[0]
         assert term.parameter.value == pytest.approx(smallest(moved.T @ own[place]), rel=1e-9)
-    assert found.restricted[-1].jacobian.value == pytest.approx(smallest(basis.T @ steps[2]), rel=1e-9)
-    assert found.restricted_statement.right > found.statement.right > 0
+    assert measured.restricted[-1].jacobian.value == pytest.approx(smallest(basis.T @ steps[2]), rel=1e-9)
+    assert measured.restricted_statement.right > measured.statement.right > 0
 
 
 @pytest.mark.parametrize(
@@ -286,8 +286,8 @@ def test_other_shapes_of_network():
     lines = nn.Sequential(nn.Linear(4, 5), nn.Tanh(), nn.Linear(5, 2))
     for model, x in [(lines, torch.randn(2, 2, 4)), (nn.DataParallel(lines), torch.randn(3, 4))]:
         for subspace in ("all", "centred", "data"):
-            found = regularity(model, x, subspace=subspace)
-            assert found.statement.verdict == "holds"
+            measured = regularity(model, x, subspace=subspace)
+            assert measured.statement.verdict == "holds"
     one = regularity(nn.Sequential(nn.Linear(1, 1)), torch.ones(1, 1))
     assert one.whole.value == one.statement.right == pytest.approx(2)
     tokens = nn.Sequential(nn.Embedding(9, 8), nn.Linear(8, 2))

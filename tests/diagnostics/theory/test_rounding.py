@@ -19,10 +19,10 @@ S = torch.float32
 
 @pytest.mark.parametrize(("dtype", "other"), [(D, S), (S, D)])
 def test_each_precision_is_compared_with_the_other(dtype, other):
-    found = Precisions.of(dtype)
-    assert (found.dtype, found.other) == (dtype, other)
+    result = Precisions.of(dtype)
+    assert (result.dtype, result.other) == (dtype, other)
     # float64 rounds 2²⁹ times less than float32, and that is what the difference shows.
-    assert (found.share == 4) if dtype is S else (1 < found.share * 2**29 < 100)
+    assert (result.share == 4) if dtype is S else (1 < result.share * 2**29 < 100)
 
 
 @pytest.mark.parametrize("dtype", [None, torch.int64, torch.bfloat16, torch.float16, torch.complex128, "float64"])
@@ -33,18 +33,18 @@ def test_other_precisions_are_refused(dtype):
 
 @pytest.mark.parametrize("dtype", [D, S])
 def test_error_is_a_share_of_the_difference(dtype):
-    precisions, found = Precisions.of(dtype), torch.tensor([[3.0, 0.0], [0.0, 4.0]], dtype=dtype)
-    again = (found + torch.tensor([[0.0, 3.0], [4.0, 0.0]])).to(precisions.other)
-    assert precisions.error(found, again) == pytest.approx(5 * precisions.share, rel=1e-6)
-    assert precisions.error(found, found.to(precisions.other)) == 0
+    precisions, result = Precisions.of(dtype), torch.tensor([[3.0, 0.0], [0.0, 4.0]], dtype=dtype)
+    again = (result + torch.tensor([[0.0, 3.0], [4.0, 0.0]])).to(precisions.other)
+    assert precisions.error(result, again) == pytest.approx(5 * precisions.share, rel=1e-6)
+    assert precisions.error(result, result.to(precisions.other)) == 0
 
 
 @pytest.mark.parametrize("dtype", [D, S])
 @pytest.mark.parametrize("value", [None, math.nan, math.inf, -math.inf])
 def test_without_a_second_measurement_it_is_that_share_of_the_norm(dtype, value):
-    precisions, found = Precisions.of(dtype), torch.tensor([3.0, 4.0], dtype=dtype)
+    precisions, result = Precisions.of(dtype), torch.tensor([3.0, 4.0], dtype=dtype)
     again = None if value is None else torch.tensor([3.0, value], dtype=precisions.other)
-    assert precisions.error(found, again) == pytest.approx(5 * precisions.share, rel=1e-12)
+    assert precisions.error(result, again) == pytest.approx(5 * precisions.share, rel=1e-12)
 
 
 def test_what_the_other_precision_cannot_do_is_missing_and_other_errors_are_not_hidden():

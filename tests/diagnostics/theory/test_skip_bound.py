@@ -39,8 +39,8 @@ def orthogonal(width, seed=0):
 
 
 def only(statements):
-    (found,) = statements
-    return found
+    (measured,) = statements
+    return measured
 
 
 @pytest.mark.parametrize("samples", [1, 3])
@@ -50,26 +50,28 @@ def test_a_small_orthogonal_branch_has_the_range_its_angles_give(share, gain, sa
     angle, size = torch.tensor([0.3, 1.1], dtype=D), share * gain
     turn = torch.block_diag(*[torch.stack([c.cos(), -c.sin(), c.sin(), c.cos()]).view(2, 2) for c in angle])
     model = nn.Sequential(Residual(scaled(size * turn), gain), nn.Linear(4, 2, dtype=D))
-    found = only(skip_bound(model, torch.randn(samples, 4, dtype=D), layers="0", gain=gain))
+    measured = only(skip_bound(model, torch.randn(samples, 4, dtype=D), layers="0", gain=gain))
     # The singular values of αI + t·Q are |α + t·e^{iφ}|.
     expected = abs(gain + size * np.exp(1j * angle.numpy())).min()
-    assert found.verdict == "holds"
-    assert found.left == pytest.approx(expected, rel=1e-12)
-    assert found.right == pytest.approx(gain - size, rel=1e-12)
-    assert found.slack == pytest.approx(expected - gain + size, abs=1e-12)
+    assert measured.verdict == "holds"
+    assert measured.left == pytest.approx(expected, rel=1e-12)
+    assert measured.right == pytest.approx(gain - size, rel=1e-12)
+    assert measured.slack == pytest.approx(expected - gain + size, abs=1e-12)
 
 
 @pytest.mark.parametrize("share", [1e-12, 0.25, 0.999])
 @pytest.mark.parametrize("gain", [1e-150, 1e-3, 1.0, 1e150])
 def test_a_branch_against_the_skip_reaches_the_bound(gain, share):
     model = nn.Sequential(Residual(scaled(-share * gain * torch.eye(3, dtype=D)), gain))
-    found = only(skip_bound(model, torch.randn(2, 3, dtype=D), layers="0", gain=gain))
-    assert found.verdict == "holds"
-    assert found.left == pytest.approx(gain * (1 - share), rel=1e-9)
+    measured = only(skip_bound(model, torch.randn(2, 3, dtype=D), layers="0", gain=gain))
+    assert measured.verdict == "holds"
+    assert measured.left == pytest.approx(gain * (1 - share), rel=1e-9)
     # A Jacobian that leaves float32's range is known to single precision only.
     known = 1e-12 if 1e-30 < gain < 1e30 else 1e-6
-    assert abs(found.slack) <= found.error < known * gain
-    turned = type(found)(found.name, found.formula, found.left, ">=", found.right + 2 * known * gain, found.error)
+    assert abs(measured.slack) <= measured.error < known * gain
+    turned = type(measured)(
+        measured.name, measured.formula, measured.left, ">=", measured.right + 2 * known * gain, measured.error
+    )
     assert turned.verdict == "violated", "the bound is sharp here: a larger one is found out"
 
 
@@ -85,16 +87,16 @@ def test_it_is_that_of_numpy_whatever_the_block(seed, width, samples, size, gain
         parameter.data *= 10**size
     model = nn.Sequential(Residual(branch, gain if skip else 0.0), nn.Linear(width, 2))
     x = torch.randn(samples, width)
-    found = only(skip_bound(model, x, layers="0", gain=gain, dtype=dtype))
+    measured = only(skip_bound(model, x, layers="0", gain=gain, dtype=dtype))
     block = jacobian(copy.deepcopy(model)[0].double(), x.double()).reshape(samples * width, -1).numpy()
     norm = np.linalg.norm(block - gain * np.eye(len(block)), 2)
     scale = np.linalg.norm(block) + gain
     close = 1e-9 if dtype is D else 1e-4
-    assert found.left == pytest.approx(np.linalg.svd(block)[1][-1], abs=close * scale)
-    assert found.right == pytest.approx(gain - norm, abs=close * scale)
-    assert found.verdict != "violated", str(found)
+    assert measured.left == pytest.approx(np.linalg.svd(block)[1][-1], abs=close * scale)
+    assert measured.right == pytest.approx(gain - norm, abs=close * scale)
+    assert measured.verdict != "violated", str(measured)
     if abs(gain - norm) > close * scale:
-        assert found.verdict == ("holds" if norm < gain else "vacuous")
+        assert measured.verdict == ("holds" if norm < gain else "vacuous")
 
 
 def network(normaliser=None, **options):
@@ -106,35 +108,35 @@ def network(normaliser=None, **options):
 def test_default_layers_are_the_blocks_that_keep_their_shape(normaliser, nothing_changes):
     model, x = network(normaliser), torch.randn(5, 6)
     with nothing_changes(model, x):
-        found = skip_bound(model, x)
-    assert [one.layer for one in found if one.layer.startswith("blocks")] == ["blocks.0", "blocks.1"]
+        measured = skip_bound(model, x)
+    assert [one.layer for one in measured if one.layer.startswith("blocks")] == ["blocks.0", "blocks.1"]
     copied = copy.deepcopy(model).double()
     point = copied.stem(x.double()).detach()
     block = jacobian(lambda h: copied.blocks[0](h), point).reshape(20, 20).numpy()
-    first = next(one for one in found if one.layer == "blocks.0")
+    first = next(one for one in measured if one.layer == "blocks.0")
     assert first.left == pytest.approx(np.linalg.svd(block)[1][-1], abs=1e-9)
     assert first.right == pytest.approx(1 - np.linalg.norm(block - np.eye(20), 2), rel=1e-9)
 
 
 def test_a_strong_branch_is_vacuous_and_says_how_strong():
     model = nn.Sequential(Residual(scaled(3 * orthogonal(4))), nn.Linear(4, 2, dtype=D))
-    found = only(skip_bound(model, torch.randn(2, 4, dtype=D), layers="0"))
-    assert (found.verdict, found.cause) == ("vacuous", "‖Jg‖ = 3 is not less than α = 1")
+    measured = only(skip_bound(model, torch.randn(2, 4, dtype=D), layers="0"))
+    assert (measured.verdict, measured.cause) == ("vacuous", "‖Jg‖ = 3 is not less than α = 1")
 
 
 def test_a_block_without_its_skip_is_vacuous_with_the_operation_that_loses_directions():
     model = nn.Sequential(nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 4)), nn.Linear(4, 2))
     model[0][0].bias.data.fill_(-50)
-    found = only(skip_bound(model, torch.randn(2, 4), layers="0"))
-    assert found.verdict == "vacuous"
-    assert found.cause == "‖Jg‖ = 1 is not less than α = 1; dead units: 0 of 8 units at 0.1 have a slope"
+    measured = only(skip_bound(model, torch.randn(2, 4), layers="0"))
+    assert measured.verdict == "vacuous"
+    assert measured.cause == "‖Jg‖ = 1 is not less than α = 1; dead units: 0 of 8 units at 0.1 have a slope"
 
 
 def test_gain_beside_the_blocks_own_counts_the_difference_to_the_branch():
     model = nn.Sequential(Residual(scaled(0.1 * torch.eye(3, dtype=D)), gain=2.0))
-    found = only(skip_bound(model, torch.randn(2, 3, dtype=D), layers="0", gain=1.5))
-    assert (found.left, found.right) == (pytest.approx(2.1), pytest.approx(0.9))
-    assert found.note == "‖Jg‖ = 0.6, ‖αI + Jg‖ = 2.1"
+    measured = only(skip_bound(model, torch.randn(2, 3, dtype=D), layers="0", gain=1.5))
+    assert (measured.left, measured.right) == (pytest.approx(2.1), pytest.approx(0.9))
+    assert measured.note == "‖Jg‖ = 0.6, ‖αI + Jg‖ = 2.1"
 
 
 def test_blocks_that_work_in_place_and_images():
@@ -149,10 +151,10 @@ def test_blocks_that_work_in_place_and_images():
             return out.add_(x).mul_(1)
 
     model, x = nn.Sequential(InPlace(), InPlace(), nn.Flatten(), nn.Linear(32, 2)).double(), torch.randn(2, 2, 4, 4)
-    found = skip_bound(model, x, layers=["0", "1"])
-    assert [one.verdict for one in found] == ["holds", "holds"]
+    measured = skip_bound(model, x, layers=["0", "1"])
+    assert [one.verdict for one in measured] == ["holds", "holds"]
     block = jacobian(copy.deepcopy(model)[0], x.double()).reshape(64, 64).numpy()
-    assert found[0].left == pytest.approx(np.linalg.svd(block)[1][-1], rel=1e-9)
+    assert measured[0].left == pytest.approx(np.linalg.svd(block)[1][-1], rel=1e-9)
 
 
 X = torch.randn(3, 6, generator=torch.Generator().manual_seed(2))

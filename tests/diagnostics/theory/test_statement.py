@@ -47,9 +47,9 @@ CASES = [
 
 @pytest.mark.parametrize(("left", "relation", "right", "error", "cause", "slack", "verdict"), CASES)
 def test_verdict_and_slack(left, relation, right, error, cause, slack, verdict):
-    found = statement(left, relation, right, error, cause=cause)
-    assert found.slack == pytest.approx(slack, nan_ok=True)
-    assert found.verdict == verdict
+    measured = statement(left, relation, right, error, cause=cause)
+    assert measured.slack == pytest.approx(slack, nan_ok=True)
+    assert measured.verdict == verdict
 
 
 @pytest.mark.parametrize("right", [2.0, INF])
@@ -72,14 +72,14 @@ def test_an_identity_is_both_inequalities(left, right, error):
 
 @given(st.floats(allow_nan=False), st.floats(allow_nan=False), st.sampled_from([">=", "<=", "="]))
 def test_a_violation_is_printed_to_all_digits(left, right, relation):
-    found = statement(left, relation, right, layer="blocks.1")
-    assert str(found).startswith("name at blocks.1: a ? b: ")
-    if found.verdict == "violated":
+    measured = statement(left, relation, right, layer="blocks.1")
+    assert str(measured).startswith("name at blocks.1: a ? b: ")
+    if measured.verdict == "violated":
         sign = {">=": "≥", "<=": "≤", "=": "="}[relation]
-        first, rest = str(found).removeprefix("name at blocks.1: a ? b: ").split(f" {sign} ")
+        first, rest = str(measured).removeprefix("name at blocks.1: a ? b: ").split(f" {sign} ")
         second, slack = rest.removesuffix(": violated").split(", slack ")
         assert (float(first), float(second)) == (left, right)
-        assert float(slack) == found.slack or math.isnan(found.slack)
+        assert float(slack) == measured.slack or math.isnan(measured.slack)
 
 
 def test_what_holds_is_printed_short():
@@ -89,13 +89,13 @@ def test_what_holds_is_printed_short():
 
 
 def test_a_row_has_every_attribute_and_what_follows_from_them():
-    found = statement(2.0, "<=", 1.0, 0.5, layer="head", cause="none", note="seen twice")
-    row = found.as_row()
+    measured = statement(2.0, "<=", 1.0, 0.5, layer="head", cause="none", note="seen twice")
+    row = measured.as_row()
     names = {"name": "statement"}
-    given = {names.get(one.name, one.name): getattr(found, one.name) for one in dataclasses.fields(found)}
+    given = {names.get(one.name, one.name): getattr(measured, one.name) for one in dataclasses.fields(measured)}
     assert row == given | {"slack": -1.0, "verdict": "violated"}
     with pytest.raises(dataclasses.FrozenInstanceError):
-        found.left = 0.0
+        measured.left = 0.0
 
 
 def test_an_infinite_error_forgives_nothing():

@@ -64,8 +64,8 @@ def dense_values(module: nn.Module, *shape: int) -> np.ndarray:
 @pytest.mark.parametrize(("shortcut", "shape"), SHORTCUTS.values(), ids=SHORTCUTS)
 def test_every_shortcut_from_its_patches_and_from_its_dense_jacobian(shortcut, shape) -> None:
     expected = dense_values(shortcut, *shape)
-    found = patchwise(*patch_matrix(shortcut, shape))
-    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-13 * max(expected[0], 1))
+    measured = patchwise(*patch_matrix(shortcut, shape))
+    np.testing.assert_allclose(measured, expected, rtol=0, atol=1e-13 * max(expected[0], 1))
 
 
 def test_the_matrix_of_the_modified_shortcut_is_the_convolution_at_one_pixel_plus_the_pool() -> None:

@@ -49,9 +49,9 @@ def test_a_single_image_left_over_is_passed_over(n, batch_size, sizes):
 
 
 def test_an_epoch_covers_every_image_once_in_a_new_order():
-    found = epochs(batches(12, 5), 4)
-    assert all(sorted(epoch) == list(range(12)) for epoch in found)
-    assert len({tuple(epoch) for epoch in found}) == 4
+    measured = epochs(batches(12, 5), 4)
+    assert all(sorted(epoch) == list(range(12)) for epoch in measured)
+    assert len({tuple(epoch) for epoch in measured}) == 4
 
 
 def test_the_image_left_over_is_another_one_each_epoch():
@@ -77,8 +77,8 @@ def test_trials_differ_and_all_images_at_once_keep_their_order():
 def test_size_at_is_the_size_of_the_batch_in_every_epoch(n, batch_size):
     of = batches(n, batch_size)
     for step in range(3 * of.per_epoch):
-        images, found = of.at(step)
-        assert len(images) == len(found) == of.size_at(step) == of.size_at(step % of.per_epoch)
+        images, measured = of.at(step)
+        assert len(images) == len(measured) == of.size_at(step) == of.size_at(step % of.per_epoch)
 
 
 @pytest.mark.parametrize("augment", AUGMENTATIONS)
@@ -109,20 +109,20 @@ def test_draws_belong_to_the_images_and_each_epoch_draws_anew(augment):
         expected = AUGMENTATIONS[augment].draw(12, generator(5, AUGMENTATION, epoch))
         for order in orders:
             assert torch.equal(drawn_by_image(order, epoch), expected)
-    found = [drawn_by_image(orders[0], epoch) for epoch in range(4)]
-    assert not any(torch.equal(one, other) for i, one in enumerate(found) for other in found[:i])
+    measured = [drawn_by_image(orders[0], epoch) for epoch in range(4)]
+    assert not any(torch.equal(one, other) for i, one in enumerate(measured) for other in measured[:i])
 
 
 def test_images_are_changed_as_drawn_for_them_before_they_become_floats():
     data = load_data("digits", limit_train=12)
     pixels = Pixels(data.mean, data.std)
     of = Batches(data.train, pixels, BatchOrder(12, 5, 3, "crop"))
-    images, found = of.at(4)
+    images, measured = of.at(4)
     order = BatchOrder(12, 5, 3, "crop")
     chosen, drawn = order.at(4)
     expected = AUGMENTATIONS["crop"].apply(data.train.images[chosen], drawn)
     assert torch.equal(images, pixels(expected))
-    assert torch.equal(found, data.train.labels[chosen])
+    assert torch.equal(measured, data.train.labels[chosen])
     assert images.dtype == torch.float32
 
 
@@ -136,10 +136,10 @@ def test_shares_of_all_ranks_are_together_the_batch_of_one_process(ranks, augmen
     )
     for step in range(2 * shares[0].per_epoch):
         parts = [share.at(step) for share in shares]
-        images, found = (torch.cat(part) for part in zip(*parts, strict=True))
+        images, measured = (torch.cat(part) for part in zip(*parts, strict=True))
         expected = whole.at(step + step // shares[0].per_epoch * (whole.per_epoch - shares[0].per_epoch))
         assert torch.equal(images, expected[0])
-        assert torch.equal(found, expected[1])
+        assert torch.equal(measured, expected[1])
         sizes = [len(part[1]) for part in parts]
         assert max(sizes) - min(sizes) <= 1
         assert {share.size_at(step) for share in shares} == {sum(sizes)}
@@ -192,14 +192,14 @@ def test_parts_of_all_ranks_cover_the_images_to_evaluate_once_and_in_order(n, ra
     split = Split(torch.arange(n)[:, None, None, None].remainder(256).to(torch.uint8), torch.arange(n))
     parts = [HeldImages(split, PLAIN, rank, ranks) for rank in range(ranks)]
     assert {len(part) for part in parts} == {n}
-    found = [list(part) for part in parts]
-    assert torch.equal(torch.cat([labels for part in found for _, labels in part]), split.labels)
-    assert torch.equal(torch.cat([images for part in found for images, _ in part]), PLAIN(split.images))
-    assert max(len(labels) for part in found for _, labels in part) <= 500
-    counts = [sum(len(labels) for _, labels in part) for part in found]
+    measured = [list(part) for part in parts]
+    assert torch.equal(torch.cat([labels for part in measured for _, labels in part]), split.labels)
+    assert torch.equal(torch.cat([images for part in measured for images, _ in part]), PLAIN(split.images))
+    assert max(len(labels) for part in measured for _, labels in part) <= 500
+    counts = [sum(len(labels) for _, labels in part) for part in measured]
     assert max(counts) - min(counts) <= 1
     again = [labels for _, labels in parts[0]]
-    assert all(torch.equal(one, other) for one, (_, other) in zip(again, found[0], strict=True))
+    assert all(torch.equal(one, other) for one, (_, other) in zip(again, measured[0], strict=True))
 
 
 def test_normalised_pixels_have_mean_zero_and_deviation_one():

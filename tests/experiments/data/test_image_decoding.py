@@ -33,9 +33,9 @@ def test_parts_agree_with_torch(size):
     for seed in range(5):
         box, mirrored = random_part(*size, generator(seed))
         expected = oracle(image, box, (SIZE, SIZE))
-        found = torch.from_numpy(decode_part(content(image, "PNG"), SIZE, generator(seed)).copy())
-        assert found.dtype == torch.uint8
-        assert (found - (expected.flip(-1) if mirrored else expected)).abs().max() <= 1
+        measured = torch.from_numpy(decode_part(content(image, "PNG"), SIZE, generator(seed)).copy())
+        assert measured.dtype == torch.uint8
+        assert (measured - (expected.flip(-1) if mirrored else expected)).abs().max() <= 1
 
 
 @pytest.mark.parametrize("size", [(60, 45), (45, 60), (224, 224), (300, 50), (16, 12), (1, 1), (3, 40)])
@@ -45,8 +45,8 @@ def test_centres_agree_with_torch(size):
     scaled = [short * side // min(size) for side in (height, width)]
     expected = oracle(image, (0, 0, width, height), scaled)
     top, left = (round((side - SIZE) / 2) for side in scaled)
-    found = torch.from_numpy(decode_centre(content(image, "PNG"), SIZE).copy())
-    assert (found - expected[:, top : top + SIZE, left : left + SIZE]).abs().max() <= 1
+    measured = torch.from_numpy(decode_centre(content(image, "PNG"), SIZE).copy())
+    assert (measured - expected[:, top : top + SIZE, left : left + SIZE]).abs().max() <= 1
 
 
 def test_a_part_is_not_tinged_by_what_surrounds_it():
@@ -63,8 +63,8 @@ def test_large_jpegs_may_be_decoded_at_less_than_their_resolution():
     for seed in range(4):
         box, mirrored = random_part(*image.size, generator(seed))
         expected = oracle(Image.open(file), box, (SIZE, SIZE))
-        found = torch.from_numpy(decode_part(file, SIZE, generator(seed)).copy())
-        assert (found - (expected.flip(-1) if mirrored else expected)).abs().max() <= 2
+        measured = torch.from_numpy(decode_part(file, SIZE, generator(seed)).copy())
+        assert (measured - (expected.flip(-1) if mirrored else expected)).abs().max() <= 2
 
 
 @pytest.mark.parametrize(("width", "height"), [(400, 300), (300, 400), (50, 500), (300, 300)])

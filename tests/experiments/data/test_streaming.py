@@ -99,9 +99,9 @@ def test_images_are_in_the_order_of_load_data(folder, table):
         data, held = opened(path), load_data("birds", path, image_size=SIZE)
         for images, split in ((data.train, held.train), (data.test, held.test)):
             assert images.labels.tolist() == split.labels.tolist()
-            found = [Image.open(images.encoded(i)) for i in range(len(split))]
-            found = [ImageOps.fit(image, (SIZE, SIZE), Image.Resampling.BILINEAR) for image in found]
-            assert np.array_equal(np.stack(found), split.images.permute(0, 2, 3, 1))
+            measured = [Image.open(images.encoded(i)) for i in range(len(split))]
+            measured = [ImageOps.fit(image, (SIZE, SIZE), Image.Resampling.BILINEAR) for image in measured]
+            assert np.array_equal(np.stack(measured), split.images.permute(0, 2, 3, 1))
         assert data.num_classes == held.num_classes == 2
 
 
@@ -217,8 +217,8 @@ def test_an_epoch_covers_each_image_once(folder, augment):
 
 def test_an_image_is_cut_otherwise_in_each_epoch_and_trial(folder):
     data = opened(folder, limit_train=1)
-    found = [seen(batches(data, seed=seed), [step])[0][0] for seed in (1, 2) for step in (0, 1)]
-    assert len(set(found)) == 4
+    measured = [seen(batches(data, seed=seed), [step])[0][0] for seed in (1, 2) for step in (0, 1)]
+    assert len(set(measured)) == 4
 
 
 def test_ranks_share_a_batch(folder):
@@ -252,10 +252,10 @@ def test_evaluation_in_parts(folder, workers, monkeypatch):
     assert [len(labels) for _, labels in whole] == [2, 2, 2]
     parts = [StreamedImages(data, PLAIN, CPU, workers, rank, 4) for rank in range(4)]
     assert [sum(len(labels) for _, labels in part) for part in parts] == [1, 2, 1, 2]
-    found = torch.cat([images for images, _ in chain(*parts)])
-    assert torch.equal(found, torch.cat([images for images, _ in whole]))
+    measured = torch.cat([images for images, _ in chain(*parts)])
+    assert torch.equal(measured, torch.cat([images for images, _ in whole]))
     expected = [decode_centre(data.test.encoded(i), SIZE) for i in range(6)]
-    assert torch.equal(found, PLAIN(torch.from_numpy(np.stack(expected))))
+    assert torch.equal(measured, PLAIN(torch.from_numpy(np.stack(expected))))
 
 
 def test_global_state_is_untouched(folder):
@@ -294,13 +294,13 @@ def test_a_corrupt_image_is_left_out_and_named_once(folder, workers):
     file = damage(folder)
     data = opened(folder, skip_corrupt=True)
     with pytest.warns(UserWarning, match="left out") as caught:
-        found = [labels for _, labels in seen(batches(data, workers=workers), range(6))]
+        measured = [labels for _, labels in seen(batches(data, workers=workers), range(6))]
     assert [str(file) in str(warning.message) for warning in caught] == [True]
     assert len(data.unreadable) == 1
     # A cat is missing from one batch; the others are as ever.
-    fewer = [old for old, new in zip(expected, found, strict=False) if old != new]
+    fewer = [old for old, new in zip(expected, measured, strict=False) if old != new]
     assert len(fewer) == 1
-    assert sum(map(len, found[:3])) == 11
+    assert sum(map(len, measured[:3])) == 11
 
 
 def test_nothing_left(folder):

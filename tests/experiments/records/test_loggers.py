@@ -19,12 +19,12 @@ def tensorboard_scalars(directory):
     accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
     events = accumulator.EventAccumulator(str(directory / RUN / "tensorboard"))
     events.Reload()
-    found = {}
+    measured = {}
     for tag in events.Tags()["scalars"]:
         rows = events.Scalars(tag)
-        found[tag] = {row.step: row.value for row in rows}
-        assert len(found[tag]) == len(rows), f"{tag} has steps twice"
-    return found
+        measured[tag] = {row.step: row.value for row in rows}
+        assert len(measured[tag]) == len(rows), f"{tag} has steps twice"
+    return measured
 
 
 def wandb_rows(directory):

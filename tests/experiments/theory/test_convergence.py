@@ -143,10 +143,10 @@ def short_training(arm: str = "residual", steps: int = 150) -> Trajectory:
 
 @pytest.mark.parametrize("arm", FAMILIES)
 def test_runs_side_by_side_are_plain_gradient_descent(arm: str) -> None:
-    found = short_training(arm, steps=12)
+    measured = short_training(arm, steps=12)
     for run, (seed, scale) in enumerate([(0, 1.0), (1, 20.0)]):
         model = network(arm, seed, scale)
-        for row in found.rows[:-1]:
+        for row in measured.rows[:-1]:
             loss = nn.functional.cross_entropy(model(INPUTS), LABELS)
             assert loss.item() == pytest.approx(float(row["loss"][run]))
             for parameter, gradient in zip(
@@ -159,10 +159,10 @@ def test_an_inflated_lambda_is_found_out(monkeypatch: pytest.MonkeyPatch) -> Non
     assert not short_training().violations.any()
     inflated = [100 * value for value in singular_value_range(INPUTS)]
     monkeypatch.setattr(convergence_training, "singular_value_range", lambda _: inflated)
-    found = short_training()
-    assert found.violations.all()
-    assert torch.all(found.worst_step > 0)
-    assert torch.all(found.worst_total > 0)
+    measured = short_training()
+    assert measured.violations.all()
+    assert torch.all(measured.worst_step > 0)
+    assert torch.all(measured.worst_total > 0)
 
 
 def test_steps_beyond_two_over_beta_are_found_out(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -123,17 +123,17 @@ def test_spectra_are_those_of_affine_maps(map, layer, batch_mode):
     options = {"map": map, "layers": layer and [layer], "batch_mode": batch_mode}
     pair = [spectra(model, images(4, seed=3), **options) for model in (frozen(), affine(frozen()))]
     assert pair[0]
-    for one, other in zip(*(found.values() for found in pair), strict=True):
+    for one, other in zip(*(measured.values() for measured in pair), strict=True):
         for first, second in zip(*(x if isinstance(x, list) else [x] for x in (one, other)), strict=True):
             torch.testing.assert_close(torch.as_tensor(first.values), torch.as_tensor(second.values))
 
 
 def test_its_kernel_is_that_of_affine_maps():
     options = {"layers": ["0", "4"], "dtype": torch.float64}
-    found, expected = (tangent_kernel(model, images(4, seed=3), **options) for model in (frozen(), affine(frozen())))
-    torch.testing.assert_close(found.total, expected.total)
-    assert found.methods == expected.methods
-    assert not found.note
+    measured, expected = (tangent_kernel(model, images(4, seed=3), **options) for model in (frozen(), affine(frozen())))
+    torch.testing.assert_close(measured.total, expected.total)
+    assert measured.methods == expected.methods
+    assert not measured.note
 
 
 class Twice(nn.Module):

@@ -128,10 +128,10 @@ def test_logits_may_be_more_than_the_classes_but_not_fewer():
         (None, "NoneType"),
     ],
 )
-def test_output_that_is_no_table_of_logits(output, found):
+def test_output_that_is_no_table_of_logits(output, measured):
     message = refusal(Give(output))
     assert "logits of shape (4, 10)" in message
-    assert found in message
+    assert measured in message
 
 
 def test_network_for_other_images():

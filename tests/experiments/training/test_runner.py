@@ -88,10 +88,10 @@ def test_arms_and_learning_rates_of_a_trial_share_initialisation_and_trials_do_n
     for trial in (0, 1):
         assert len({content for (_, _, t), content in start.items() if t == trial}) == 1
     assert start["chain", "0.2", 0] != start["chain", "0.2", 1]
-    found = losses(out)
-    assert found["chain-lr0.2-trial00"][0] == found["chain-lr0.05-trial00"][0]
-    assert found["chain-lr0.2-trial00"][1] != found["chain-lr0.05-trial00"][1]
-    assert found["chain-lr0.2-trial00"][0] != found["residual-lr0.2-trial00"][0]
+    measured = losses(out)
+    assert measured["chain-lr0.2-trial00"][0] == measured["chain-lr0.05-trial00"][0]
+    assert measured["chain-lr0.2-trial00"][1] != measured["chain-lr0.05-trial00"][1]
+    assert measured["chain-lr0.2-trial00"][0] != measured["residual-lr0.2-trial00"][0]
     runs = read_experiment(out).runs.set_index("run_id")
     assert runs["lr"].to_dict() == {run: 0.2 if "lr0.2" in run else 0.05 for run in runs.index}
     assert runs.groupby("trial")["seed"].nunique().tolist() == [1, 1]

@@ -106,8 +106,8 @@ def test_steps_of_fixed_length_have_length_lr_and_the_true_norm_in_the_tables(tm
 
 
 def test_gradients_without_a_length():
-    found = unit_divisor(torch.tensor([0.0, 0.5, torch.inf, torch.nan]))
-    torch.testing.assert_close(found, torch.tensor([1.0, 0.5, torch.nan, torch.nan]), equal_nan=True)
+    measured = unit_divisor(torch.tensor([0.0, 0.5, torch.inf, torch.nan]))
+    torch.testing.assert_close(measured, torch.tensor([1.0, 0.5, torch.nan, torch.nan]), equal_nan=True)
 
 
 def test_a_zero_gradient_stays_zero_in_steps_of_fixed_length(tmp_path):
@@ -205,8 +205,8 @@ def test_divergence_is_a_result(tmp_path):
     def refuse(constant):
         raise AssertionError(f"{constant} is no JSON")
 
-    found = json.loads((tmp_path / "status.json").read_text(), parse_constant=refuse)
-    assert found["status"] == "diverged"
+    measured = json.loads((tmp_path / "status.json").read_text(), parse_constant=refuse)
+    assert measured["status"] == "diverged"
 
 
 def test_checkpoints_once_an_epoch_by_default_and_one_state_to_resume_from(tmp_path):

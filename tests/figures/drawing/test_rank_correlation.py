@@ -14,11 +14,11 @@ def sample(rng: np.random.Generator, trials: int, arms: int = 3) -> tuple[np.nda
 def test_rho_is_that_of_scipy_and_the_interval_holds_it() -> None:
     x, y, clusters = sample(np.random.default_rng(0), 10)
     y[:4] = np.inf  # ties at the slow end
-    found = rank_correlation(x, y, clusters)
-    assert found.rho == pytest.approx(spearmanr(x, y).statistic, abs=1e-12)
-    assert found.low is not None
-    assert found.high is not None
-    assert -1 <= found.low < found.rho < found.high <= 1
+    measured = rank_correlation(x, y, clusters)
+    assert measured.rho == pytest.approx(spearmanr(x, y).statistic, abs=1e-12)
+    assert measured.low is not None
+    assert measured.high is not None
+    assert -1 <= measured.low < measured.rho < measured.high <= 1
 
 
 def test_the_interval_is_the_same_each_time() -> None:
@@ -39,8 +39,8 @@ def test_resampled_coefficients_are_those_of_scipy() -> None:
 def test_interval_covers_the_truth_at_about_its_rate() -> None:
     truth = 6 / np.pi * np.arcsin(0.6 / 2)  # Spearman's ρ of a bivariate normal with correlation 0.6
     rng = np.random.default_rng(2)
-    found = [rank_correlation(*sample(rng, 20)) for _ in range(30)]
-    assert sum(f.low <= truth <= f.high for f in found if f.low is not None and f.high is not None) >= 25
+    measured = [rank_correlation(*sample(rng, 20)) for _ in range(30)]
+    assert sum(f.low <= truth <= f.high for f in measured if f.low is not None and f.high is not None) >= 25
 
 
 def test_whole_trials_are_drawn() -> None:

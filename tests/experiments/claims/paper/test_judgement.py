@@ -50,8 +50,8 @@ def tables(spectra=True):
     )
 
 
-def judged(claim, folder, found=None):
-    return claim.judge(ClaimInputs({"digits": found or tables()}, folder), "demo")
+def judged(claim, folder, measured=None):
+    return claim.judge(ClaimInputs({"digits": measured or tables()}, folder), "demo")
 
 
 def test_paired_claims_show_curves_and_spectra_drawn_the_same_every_time(tmp_path):
@@ -71,16 +71,16 @@ def test_a_figure_that_cannot_be_drawn_is_left_out(tmp_path):
 def test_figures_of_several_experiments_are_told_apart(tmp_path):
     plans = {"demo": dict.fromkeys(("one", "two"), Plan(preset("demo", arms=ARMS, trials=TRIALS)))}
     claim = replace(CLAIM, by_size=plans, figures=("loss_curves",))
-    found = claim.judge(ClaimInputs(dict.fromkeys(("one", "two"), tables()), tmp_path), "demo")
-    assert [path.name for path in found.figures] == ["loss_curves_one.svg", "loss_curves_two.svg"]
+    measured = claim.judge(ClaimInputs(dict.fromkeys(("one", "two"), tables()), tmp_path), "demo")
+    assert [path.name for path in measured.figures] == ["loss_curves_one.svg", "loss_curves_two.svg"]
 
 
 def test_too_few_trials_for_the_secondary_comparisons_are_a_note_and_for_the_others_a_refusal(tmp_path):
     many = (SPEED,) * 20
     claim = replace(CLAIM, secondary=many)
-    found = judged(claim, tmp_path)
-    assert found.verdict == "supported"
-    first, note = found.findings
+    measured = judged(claim, tmp_path)
+    assert measured.verdict == "supported"
+    first, note = measured.findings
     assert first.what == "training loss at step 2: residual below chain"
     assert (note.what, note.verdict, note.decides) == ("the secondary comparisons", "inconclusive", False)
     assert "7 trials are too few: 20 comparisons" in note.note
@@ -116,12 +116,12 @@ def test_theory_runs_on_the_data_given_beyond_the_demo(tmp_path):
 
 
 def test_what_is_measured_by_a_claim_itself_is_written_for_readers_and_never_read_back(tmp_path):
-    found = THEORY.judge(ClaimInputs({}, tmp_path), "demo")
+    measured = THEORY.judge(ClaimInputs({}, tmp_path), "demo")
     path = tmp_path / "statements.parquet"
     written = pd.read_parquet(path)
     assert written["verdict"].tolist() == ["holds", "violated"]
     write_table(written.assign(verdict="holds"), path)
-    assert repr(THEORY.judge(ClaimInputs({}, tmp_path), "demo")) == repr(found)
+    assert repr(THEORY.judge(ClaimInputs({}, tmp_path), "demo")) == repr(measured)
     pd.testing.assert_frame_equal(pd.read_parquet(path), written)
 
 
@@ -130,9 +130,9 @@ def test_skip_shifts_says_that_its_ratios_are_bounds(tmp_path, monkeypatch):
         skip_shifts_spectrum._DEMO, trials=7, draws=7, sizes=(16, 32), networks=skip_shifts_spectrum._NETWORKS[1:2]
     )
     monkeypatch.setattr(skip_shifts_spectrum, "_scale", lambda size: scale)
-    found = SKIP_SHIFTS_SPECTRUM.judge(ClaimInputs({}, tmp_path), "demo")
-    assert [path.name for path in found.figures] == ["random_matrices.svg"]
-    network = found.findings[1]
+    measured = SKIP_SHIFTS_SPECTRUM.judge(ClaimInputs({}, tmp_path), "demo")
+    assert [path.name for path in measured.figures] == ["random_matrices.svg"]
+    network = measured.findings[1]
     assert network.what == "smallest singular value: skip on above skip off, residual MLP, batch norm, ReLU"
     assert (network.numbers["bounded"], network.numbers["ratio_bound"], network.numbers["ratio_high"]) == (7, 1, np.inf)
     table = pd.read_parquet(tmp_path / "smallest_singular_values.parquet")

@@ -38,11 +38,11 @@ def request(*claims, trials=None, size="demo"):
 
 
 def test_writes_all_that_decides_and_its_hash(tmp_path):
-    found = register(tmp_path, request())
+    measured = register(tmp_path, request())
     (entry,) = json.loads((tmp_path / FILE).read_text())["entries"]
     content = entry["content"]
-    assert entry["sha256"] == found.sha256
-    assert len(found.sha256) == 64
+    assert entry["sha256"] == measured.sha256
+    assert len(measured.sha256) == 64
     assert (content["size"], content["trials"], content["git_revision"]) == ("demo", None, "a1b2c3")
     claim = content["claims"]["bigger-is-faster"]
     assert claim["predicted"] == "smaller loss"

@@ -61,7 +61,7 @@ class Page(HTMLParser):
                 self.ids.append(value or "")
             elif name.endswith("href") or name == "src":
                 (self.links if tag in ("a", "use") and name != "src" else self.loads).append(value or "")
-            self.links += [f"#{found}" for found in re.findall(r"url\(#([^)]+)\)", value or "")]
+            self.links += [f"#{measured}" for measured in re.findall(r"url\(#([^)]+)\)", value or "")]
             self.handlers += [name] if name.startswith("on") else []
 
     def handle_endtag(self, tag: str) -> None:
@@ -124,14 +124,14 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> list[ClaimResult]:
     mediated = Finding(
         "share through κ", "inconclusive", {"share": 0.31, "share_low": -0.2, "share_high": 0.8, "runs": 240.0}
     )
-    found = [
+    measured = [
         result("mnist-speed-order", Judgement("supported", speed, "The order is as said.", "30 trials more"),
                tuple(figures)),
         result("spectrum-explains-speed", Judgement("inconclusive", (mediated,), "Cannot tell.", "60 trials")),
         result("extreme", Judgement("contradicted", extreme, HOSTILE, HOSTILE)),
         replace(result("empty", Judgement("vacuous", (), "", "")), statement=HOSTILE, registered={}, controls=()),
     ]  # fmt: skip
-    return found
+    return measured
 
 
 @pytest.fixture(scope="module")
@@ -319,9 +319,9 @@ def test_bounds_are_shown_as_such_in_every_output(tmp_path: Path, results: list[
     )
     assert [effect(one) for one in findings] == ["≥ 1.80×10¹¹ [1.20×10¹¹, ∞]", "≤ 5.00×10⁻⁹ [0, 6.00×10⁻⁹]"]
     assert other_numbers(findings[0]) == "bounded 10"
-    found = [replace(results[1], judgement=Judgement("supported", findings, "", ""))]
-    write_report(tmp_path, found)
-    print_verdicts(found)
+    measured = [replace(results[1], judgement=Judgement("supported", findings, "", ""))]
+    write_report(tmp_path, measured)
+    print_verdicts(measured)
     plot = (tmp_path / "spectrum-explains-speed" / "forest_plot.svg").read_text()
     for text in ((tmp_path / "report.html").read_text(), (tmp_path / "report.md").read_text(), plot):
         assert "≥ 1.80×10¹¹" in text

@@ -42,15 +42,15 @@ def judged(tmp_path, *claims, processes=2):
 
 @pytest.mark.slow
 def test_claims_are_judged_elsewhere_and_those_with_plans_are_left(tmp_path):
-    found = judged(tmp_path, Alone("a"), Alone("b"), Alone("planned", planned=True))
-    assert {name: one.change for name, one in found.items()} == {"a": "a", "b": "b"}
-    assert all(one.findings[0].numbers["there"] == 1 for one in found.values())
-    assert os.getpid() not in {one.findings[0].numbers["pid"] for one in found.values()}
+    measured = judged(tmp_path, Alone("a"), Alone("b"), Alone("planned", planned=True))
+    assert {name: one.change for name, one in measured.items()} == {"a": "a", "b": "b"}
+    assert all(one.findings[0].numbers["there"] == 1 for one in measured.values())
+    assert os.getpid() not in {one.findings[0].numbers["pid"] for one in measured.values()}
 
 
 def test_with_one_process_this_one_judges_when_asked(tmp_path):
-    found = judged(tmp_path, Alone("a"), Alone("b"), processes=1)
-    assert {one.findings[0].numbers["pid"] for one in found.values()} == {os.getpid()}
+    measured = judged(tmp_path, Alone("a"), Alone("b"), processes=1)
+    assert {one.findings[0].numbers["pid"] for one in measured.values()} == {os.getpid()}
 
 
 @pytest.mark.slow

@@ -58,19 +58,19 @@ POSITIVE = {"normal": stats.norm.sf, "heavy tails": stats.cauchy.sf, "skewed": l
 
 @pytest.mark.parametrize("noise", NOISES)
 def test_no_effect_is_seldom_called_one(noise, rng):
-    found = judged(NOISES[noise](rng, (WORLDS, TRIALS)), np.zeros((WORLDS, TRIALS)))
-    assert is_at_most([d.verdict == "supported" or "reversed" in d.note for d in found], RULE.level)
-    assert any(d.p < 0.2 for d in found)
+    measured = judged(NOISES[noise](rng, (WORLDS, TRIALS)), np.zeros((WORLDS, TRIALS)))
+    assert is_at_most([d.verdict == "supported" or "reversed" in d.note for d in measured], RULE.level)
+    assert any(d.p < 0.2 for d in measured)
 
 
 @pytest.mark.parametrize(("noise", "effect"), [("normal", -0.7), ("heavy tails", 0.7), ("skewed", -0.7)])
 def test_an_effect_is_found_with_the_power_stated_and_hardly_ever_the_wrong_way_round(noise, effect, rng):
-    found = verdicts(effect + NOISES[noise](rng, (WORLDS, TRIALS)), np.zeros((WORLDS, TRIALS)))
+    measured = verdicts(effect + NOISES[noise](rng, (WORLDS, TRIALS)), np.zeros((WORLDS, TRIALS)))
     right, wrong = ("supported", "contradicted") if effect < 0 else ("contradicted", "supported")
     larger = POSITIVE[noise](-effect)
-    assert is_about(found == right, power(max(larger, 1 - larger)))
-    assert is_at_most(found == wrong, RULE.level / 2)
-    assert is_about(found == "inconclusive", 1 - power(max(larger, 1 - larger)))
+    assert is_about(measured == right, power(max(larger, 1 - larger)))
+    assert is_at_most(measured == wrong, RULE.level / 2)
+    assert is_about(measured == "inconclusive", 1 - power(max(larger, 1 - larger)))
 
 
 def test_what_pairs_share_cancels_and_what_they_do_not_share_hides_the_effect(rng):
@@ -85,25 +85,25 @@ def test_what_pairs_share_cancels_and_what_they_do_not_share_hides_the_effect(rn
 def test_half_of_the_runs_of_either_arm_diverge(effect, rng):
     skip, chain = rng.normal(effect, 1, (WORLDS, TRIALS)), rng.normal(0, 1, (WORLDS, TRIALS))
     skip, chain = (np.where(rng.random(logs.shape) < 0.5, np.inf, logs) for logs in (skip, chain))
-    found = verdicts(skip, chain)
-    assert is_at_most(found == "contradicted", RULE.level)
+    measured = verdicts(skip, chain)
+    assert is_at_most(measured == "contradicted", RULE.level)
     if effect == 0:
-        assert is_at_most(found == "supported", RULE.level)
+        assert is_at_most(measured == "supported", RULE.level)
     else:
         # A quarter of the pairs tie; of the others a third compare losses and two thirds are a coin's.
         share = (stats.norm.cdf(1.5 / np.sqrt(2)) + 1) / 3
         untied = stats.binom.pmf(np.arange(TRIALS + 1), TRIALS, 0.75)
         each = sign_test_power(np.arange(1, TRIALS + 1), share, RULE.level)
-        assert is_about(found == "supported", untied[1:] @ each)
+        assert is_about(measured == "supported", untied[1:] @ each)
 
 
 @pytest.mark.parametrize(("where", "right"), [("chain", "supported"), ("skip", "contradicted")])
 def test_half_of_the_runs_of_one_arm_diverge_and_count_as_slowest(where, right, rng):
     logs = {arm: rng.normal(size=(WORLDS, TRIALS)) for arm in ("skip", "chain")}
     bad = rng.random((WORLDS, TRIALS)) < 0.5
-    found = verdicts(**{**logs, where: np.where(bad, np.inf, logs[where])})
-    assert is_about(found == right, power(0.75))
-    assert is_at_most(found == ({"supported", "contradicted"} - {right}).pop(), RULE.level / 2)
+    measured = verdicts(**{**logs, where: np.where(bad, np.inf, logs[where])})
+    assert is_about(measured == right, power(0.75))
+    assert is_at_most(measured == ({"supported", "contradicted"} - {right}).pop(), RULE.level / 2)
     # Dropped, they take the effect with them.
     dropped = [
         decide([Differences.between(a[~b], c[~b])], [LOSS], RULE)[0].verdict == right
@@ -114,25 +114,25 @@ def test_half_of_the_runs_of_one_arm_diverge_and_count_as_slowest(where, right, 
 
 def test_equivalence_is_found_where_it_is_and_seldom_on_the_border(rng):
     for centre, spread in ((0.0, 0.02), (BOUND, 0.02), (-BOUND, 0.02)):
-        found = judged(rng.normal(centre, spread, (WORLDS, TRIALS)), np.zeros((WORLDS, TRIALS)))
-        equivalent = [d.note.startswith("no effect larger than 5 %") for d in found]
-        assert all(d.verdict == "contradicted" for d, it in zip(found, equivalent, strict=True) if it)
+        measured = judged(rng.normal(centre, spread, (WORLDS, TRIALS)), np.zeros((WORLDS, TRIALS)))
+        equivalent = [d.note.startswith("no effect larger than 5 %") for d in measured]
+        assert all(d.verdict == "contradicted" for d, it in zip(measured, equivalent, strict=True) if it)
         assert np.mean(equivalent) > 0.95 if centre == 0 else is_at_most(equivalent, RULE.level)
 
 
 @pytest.mark.parametrize("truth", ["no effect", "border"])
 def test_several_comparisons_together_are_wrong_as_seldom_as_one(truth, rng):
     comparisons, centre, spread = [LOSS] * 5, *((0, 1) if truth == "no effect" else (-BOUND, 0.02))
-    found, uncorrected = [], []
+    measured, uncorrected = [], []
     for _ in range(WORLDS):
         logs = rng.normal(centre, spread, (5, TRIALS))
         decisions = decide([Differences.between(x, 0 * x) for x in logs], comparisons, RULE)
         decided = [d.p_corrected if centre == 0 else d.p_not_equivalent for d in decisions]
-        found.append(min(decided) < RULE.level)
+        measured.append(min(decided) < RULE.level)
         alone = [d.p if centre == 0 else equivalence_test(x, np.zeros(len(x), dtype=bool), RULE.equivalence_margin)
                  for d, x in zip(decisions, logs, strict=True)]  # fmt: skip
         uncorrected.append(min(alone) < RULE.level)
-    assert is_at_most(found, RULE.level)
+    assert is_at_most(measured, RULE.level)
     assert not is_at_most(uncorrected, RULE.level)  # so the correction is what holds the level
 
 
@@ -146,16 +146,16 @@ def test_wilcoxon_does_not_decide_as_it_sees_skewness_for_an_effect(rng):
 @pytest.mark.parametrize(("share", "n"), [(0.75, 12), (0.8, 30), (0.6, 50)])
 def test_power_is_what_simulation_finds(share, n, rng):
     wins = rng.binomial(n, share, 400)
-    found = [stats.binomtest(int(k), n).pvalue < RULE.level and k > n / 2 for k in wins]
-    assert is_about(found, power(share, n))
+    measured = [stats.binomtest(int(k), n).pvalue < RULE.level and k > n / 2 for k in wins]
+    assert is_about(measured, power(share, n))
 
 
 def test_pairs_needed_give_the_power_they_promise(rng):
     pilot = 0.5 + stats.norm.ppf((np.arange(1, 16) - 0.5) / 15)
     needed = int(pairs_needed(pilot, len(pilot), RULE.level, RULE.equivalence_margin))
     assert 30 < needed < 100
-    found = verdicts(rng.normal(-0.5, 1, (200, needed)), np.zeros((200, needed)))
-    assert 0.72 < (found == "supported").mean() < 0.9
+    measured = verdicts(rng.normal(-0.5, 1, (200, needed)), np.zeros((200, needed)))
+    assert 0.72 < (measured == "supported").mean() < 0.9
     fewer = verdicts(rng.normal(-0.5, 1, (200, needed // 2)), np.zeros((200, needed // 2)))
     assert (fewer == "supported").mean() < 0.65
 

@@ -38,35 +38,35 @@ def falling(last):
 def test_two_runs_that_never_learn_are_a_tie_and_no_sign_of_equivalence():
     first, second = np.full(20, INF), np.full(20, INF)
     first[0] = 1.0
-    found = Differences.between(first, second)
-    assert found.values.tolist() == [-INF] + [0.0] * 19
-    assert sign_test(found.decided) == 1.0
-    assert equivalence_test(found.values, found.unknown, 1.05) > 0.9
+    measured = Differences.between(first, second)
+    assert measured.values.tolist() == [-INF] + [0.0] * 19
+    assert sign_test(measured.decided) == 1.0
+    assert equivalence_test(measured.values, measured.unknown, 1.05) > 0.9
 
 
 def test_pairs_are_of_trials_and_ratios_of_the_arm_over_the_other():
     losses = {"a": [falling(1.0), falling(2.0), falling(3.0)], "b": [falling(2.0), falling(2.0), None]}
-    found = paired_differences(experiment(losses), "final_loss", "a", "b")
-    assert found.values.tolist() == pytest.approx([-np.log(2), 0.0])
-    assert found.missing == ("trial 2 (b)",)
+    measured = paired_differences(experiment(losses), "final_loss", "a", "b")
+    assert measured.values.tolist() == pytest.approx([-np.log(2), 0.0])
+    assert measured.missing == ("trial 2 (b)",)
 
 
 def test_diverged_and_censored_runs_come_last_and_two_of_them_tie():
     nan = np.where(np.arange(21) < 3, 0.5, np.nan)
     tables = experiment({"a": [nan, nan, falling(0.5), falling(2.0)], "b": [falling(2.0), nan, nan, falling(0.5)]})
     for measure, expected in (("final_loss", [INF, 0, -INF, np.log(4)]), ("steps_to_threshold", [0, 0, -INF, INF])):
-        found = paired_differences(tables, measure, "a", "b")
-        assert found.values.tolist() == pytest.approx(expected)
-        assert found.undecided.sum() == expected.count(0)
+        measured = paired_differences(tables, measure, "a", "b")
+        assert measured.values.tolist() == pytest.approx(expected)
+        assert measured.undecided.sum() == expected.count(0)
 
 
 def test_bounds_decide_only_what_lies_beyond_them():
     kappa = {"a": [[9.0], [9.0], [2.0], [9.0]], "b": [[2.0], [2.0], [9.0], [2.0]]}
     resolved = {"a": [False, True, False, False], "b": [True, False, True, False]}
-    found = paired_differences(experiment(kappa, resolved=resolved), "condition_number", "a", "b")
-    assert found.undecided.tolist() == [False, True, True, True]
-    assert found.bounded.tolist() == [True, False, False, False]
-    assert found.decided.tolist() == pytest.approx([np.log(4.5)])
+    measured = paired_differences(experiment(kappa, resolved=resolved), "condition_number", "a", "b")
+    assert measured.undecided.tolist() == [False, True, True, True]
+    assert measured.bounded.tolist() == [True, False, False, False]
+    assert measured.decided.tolist() == pytest.approx([np.log(4.5)])
 
 
 def test_learning_rates_may_differ_by_arm_but_must_be_chosen():

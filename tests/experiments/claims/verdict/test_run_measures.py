@@ -47,9 +47,9 @@ def spectrum(run, step, layer="stem", **values):
     ],
 )
 def test_speed_is_a_logarithm_and_infinite_where_a_run_diverged(measure, fast, slow):
-    found = MEASURES[measure](experiment())
-    assert found[["fast", "slow", "diverged"]].tolist() == pytest.approx([fast, slow, np.inf])
-    assert np.isnan(found["nothing"])
+    measured = MEASURES[measure](experiment())
+    assert measured[["fast", "slow", "diverged"]].tolist() == pytest.approx([fast, slow, np.inf])
+    assert np.isnan(measured["nothing"])
 
 
 def test_a_diverged_status_without_any_loss_is_the_slowest_too():
@@ -59,16 +59,16 @@ def test_a_diverged_status_without_any_loss_is_the_slowest_too():
 
 
 def test_losses_at_steps_need_no_threshold_and_a_loss_of_zero_is_finite():
-    found = MEASURES["final_loss"](experiment({"a": [1.0, 0.0]}, threshold=None))
-    assert -100 < found["a"] < -80
+    measured = MEASURES["final_loss"](experiment({"a": [1.0, 0.0]}, threshold=None))
+    assert -100 < measured["a"] < -80
 
 
 def test_conditioning_is_the_geometric_mean_over_the_first_ten_measured_steps_of_the_first_layer():
     first = [spectrum("a", 3 * k, sigma_mean=np.exp(k)) for k in range(12)]
     other = [spectrum("a", 3 * k, layer="head", sigma_mean=1e9) for k in range(12)]
-    found = MEASURES["sigma_mean"](experiment({"a": [1.0], "b": [1.0]}, first + other))
-    assert found["a"] == pytest.approx(np.mean(range(10)))
-    assert np.isnan(found["b"])
+    measured = MEASURES["sigma_mean"](experiment({"a": [1.0], "b": [1.0]}, first + other))
+    assert measured["a"] == pytest.approx(np.mean(range(10)))
+    assert np.isnan(measured["b"])
 
 
 @pytest.mark.parametrize("measure", STATISTICS)
@@ -80,8 +80,8 @@ def test_conditioning_is_missing_without_spectra(measure):
 def test_a_run_is_unresolved_if_a_step_that_counts_is():
     spectra = [spectrum(run, step) for run in "abc" for step in range(12)]
     spectra[5]["resolved"] = spectra[12 + 11]["resolved"] = False  # of a within the first ten steps, of b after them
-    found = unresolved(experiment({name: [1.0] for name in "abcd"}, spectra))
-    assert found.to_dict() == {"a": True, "b": False, "c": False, "d": False}
+    measured = unresolved(experiment({name: [1.0] for name in "abcd"}, spectra))
+    assert measured.to_dict() == {"a": True, "b": False, "c": False, "d": False}
 
 
 def test_special_measures_are_measures():
@@ -95,6 +95,6 @@ def test_the_cosine_to_an_isometry_is_the_nuclear_over_the_frobenius_norm():
     cosine = np.sum(J * (U @ Vt)) / (np.linalg.norm(J) * np.linalg.norm(U @ Vt))
     row = spectrum("a", 0, sigma_mean=values.mean(), sigma_rms=np.sqrt(np.mean(values**2)))
     scaled = spectrum("b", 0, sigma_mean=1.0, sigma_rms=1.0)
-    found = MEASURES["isometry_cosine"](experiment({"a": [1.0], "b": [1.0], "c": [1.0]}, [row, scaled]))
-    assert found[["a", "b"]].tolist() == pytest.approx([np.log(cosine), 0.0])
-    assert np.isnan(found["c"])
+    measured = MEASURES["isometry_cosine"](experiment({"a": [1.0], "b": [1.0], "c": [1.0]}, [row, scaled]))
+    assert measured[["a", "b"]].tolist() == pytest.approx([np.log(cosine), 0.0])
+    assert np.isnan(measured["c"])
