@@ -17,6 +17,9 @@ from skip_conditioning.diagnostics.tables.schemas import KEYS, RUN_COLUMNS, SCHE
 _RUN = "config.json"
 _STATUS = "status.json"
 
+#: What no 64-bit integer holds.
+_HUGE = 2**63
+
 #: What some columns of the runs table must be, where they are given.
 _TYPES: dict[str, tuple[type | tuple[type, ...], str]] = {
     "run_id": (str, "text"),
@@ -135,11 +138,10 @@ def _checked(path: Path) -> dict[str, Any]:
     content = {name: value for name, value in read_json(path).items() if value is not None}
     for name, (types, kind) in _TYPES.items():
         value = content.get(name)
-        if value is not None and (not isinstance(value, types) or isinstance(value, bool)):
-            raise InputError(
-                f"{path}: {name!r} should be {kind}; it is {shortened(repr(value), 40)}; "
-                "remove the run or restore the file"
-            )
+        is_huge = isinstance(value, int) and abs(value) >= _HUGE
+        if value is not None and (not isinstance(value, types) or isinstance(value, bool) or is_huge):
+            shown = "beyond all numbers" if is_huge else shortened(repr(value), 40)
+            raise InputError(f"{path}: {name!r} should be {kind}; it is {shown}; remove the run or restore the file")
     return content
 
 

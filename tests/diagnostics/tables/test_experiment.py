@@ -75,7 +75,12 @@ def test_a_corrupt_part_is_named(run, content):
         read_experiment(run)
 
 
-@pytest.mark.parametrize("content", ["{", "[1, 2]", "", '{"lr": NaN', "\x00"])
+HUGE = f"1{400 * '0'}"
+
+
+@pytest.mark.parametrize(
+    "content", ["{", "[1, 2]", "", '{"lr": NaN', "\x00", f'{{"lr": {HUGE}}}', f'{{"trial": {HUGE}}}', 9999 * "["]
+)
 def test_a_corrupt_json_file_is_named(run, content):
     (run / "config.json").write_text(content)
     with pytest.raises(InputError, match=r"config.json .*remove the run or restore the file"):
