@@ -83,7 +83,7 @@ HUGE = f"1{400 * '0'}"
 )
 def test_a_corrupt_json_file_is_named(run, content):
     (run / "config.json").write_text(content)
-    with pytest.raises(InputError, match=r"config.json .*remove the run or restore the file"):
+    with pytest.raises(InputError, match=r"config\.json.*remove the run or restore the file"):
         read_experiment(run)
 
 
