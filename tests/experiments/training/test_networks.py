@@ -119,7 +119,7 @@ def test_logits_may_be_more_than_the_classes_but_not_fewer():
 
 
 @pytest.mark.parametrize(
-    ("output", "found"),
+    ("output", "measured"),
     [
         (torch.zeros(40), "shape (40,)"),
         (torch.zeros(4, 10, 1), "shape (4, 10, 1)"),
