@@ -1,4 +1,4 @@
-"""Arms of an experiment compared in pairs: ratios over trials, with bootstrap intervals.
+"""Arms of an experiment compared in pairs: ratios over trials, with Student's intervals at 95 %.
 
 There is no verdict, and no correction for multiple tests.
 
@@ -15,7 +15,7 @@ from typing import Annotated, Any
 import numpy as np
 import pandas as pd
 import tyro
-from scipy.stats import bootstrap
+from scipy import stats
 
 from skip_conditioning.diagnostics.errors import InputError, near_matches
 from skip_conditioning.diagnostics.tables import STATISTICS, Experiment, read_experiment
@@ -25,7 +25,7 @@ from skip_conditioning.experiments.records.directory import read_options
 
 @dataclass(frozen=True)
 class Options:
-    """Compare the arms of an experiment in pairs: ratios of geometric means over trials, 95 % bootstrap intervals."""
+    """Compare the arms of an experiment in pairs: ratios of geometric means over trials, with 95 % intervals."""
 
     directory: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="DIR")]
     """An experiment written by skip-conditioning train, or a folder of runs of your own."""
@@ -101,15 +101,20 @@ def _log(values: pd.Series) -> pd.Series:
     return np.log(values.where(values > 0)).replace(np.inf, np.nan)
 
 
+#: Fewer pairs have no interval.
+_FEWEST_PAIRS = 5
+
+
 def _ratio(differences: pd.Series) -> str:
+    """The ratio, Student's interval of the mean logarithm (95 % for normal ones), and how many pairs are below 1."""
     differences = differences.dropna()
     if differences.empty:
         return "–"
-    text = f"{np.exp(differences.mean()):.2f}"
-    if differences.nunique() > 1:
-        interval = bootstrap((differences.to_numpy(),), np.mean, rng=np.random.default_rng(0)).confidence_interval
-        text += f" [{np.exp(interval.low):.2f}, {np.exp(interval.high):.2f}]"
-    return f"{text}, < 1 in {int((differences < 0).sum())} of {len(differences)}"
+    text, n = f"{np.exp(differences.mean()):.2f}", len(differences)
+    if n >= _FEWEST_PAIRS and differences.nunique() > 1:
+        reach = float(stats.t.ppf(0.975, n - 1) * differences.std(ddof=1) / np.sqrt(n))
+        text += f" [{np.exp(differences.mean() - reach):.2f}, {np.exp(differences.mean() + reach):.2f}]"
+    return f"{text}, < 1 in {int((differences < 0).sum())} of {n}"
 
 
 def print_ratios(options: Options) -> None:

@@ -9,8 +9,8 @@ import shlex
 import shutil
 import sys
 import textwrap
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated
 
@@ -18,11 +18,11 @@ import tyro
 from tqdm import tqdm
 
 from skip_conditioning.diagnostics.errors import InputError
-from skip_conditioning.diagnostics.tables import Experiment, clear_disk_errors
+from skip_conditioning.diagnostics.tables import clear_disk_errors
 from skip_conditioning.experiments.claims.paper.registry import CLAIMS, chosen_claims
 from skip_conditioning.experiments.claims.run.experiments import (
     SharedExperiment,
-    read_tables,
+    claim_inputs,
     shared_experiments,
     train,
     with_reused,
@@ -31,8 +31,11 @@ from skip_conditioning.experiments.claims.run.preregistration import FILE, Regis
 from skip_conditioning.experiments.claims.run.report import write_report
 from skip_conditioning.experiments.claims.run.untrained_claims import untrained_judgements
 from skip_conditioning.experiments.claims.run.verdict_table import ClaimResult, counts
-from skip_conditioning.experiments.claims.verdict.claim import Claim, ClaimInputs, Judgement, Size, TrainedClaim
-from skip_conditioning.experiments.claims.verdict.formatting import SYMBOLS, effect_and_pairs, printable
+from skip_conditioning.experiments.claims.verdict.claim import Claim, Size, TrainedClaim
+from skip_conditioning.experiments.claims.verdict.outcome import Judgement
+from skip_conditioning.experiments.claims.verdict.paired_claim import PairedClaim
+from skip_conditioning.experiments.claims.verdict.plan_check import plan_lines
+from skip_conditioning.experiments.claims.verdict.wording import SYMBOLS, in_words, parts_in_words, printable
 from skip_conditioning.experiments.config.command_line import parse_options, run_command
 from skip_conditioning.experiments.config.options import default_data_dir
 from skip_conditioning.experiments.data.sources import check_present
@@ -41,7 +44,7 @@ from skip_conditioning.experiments.processes.machine import choose_device, devic
 
 @dataclass(frozen=True)
 class VerifyOptions:
-    """Test the paper's claims: each is supported, contradicted, inconclusive or vacuous, by a rule fixed beforehand."""
+    """Test the paper's claims: each gets a verdict by a rule that is fixed before anything is trained."""
 
     out: Path
     """Directory for the registration, the experiments, the tables and the report."""
@@ -54,6 +57,9 @@ class VerifyOptions:
 
     trials: int | None = None
     """Trials of every experiment; by default each claim's own number. Repeat with a larger number to add trials."""
+
+    plan: bool = False
+    """Check the claims and print what would be trained and compared; nothing is written."""
 
     reuse: tuple[Path, ...] = ()
     """Directories of finished experiments (of the train command), read instead of training them again."""
@@ -84,7 +90,15 @@ def verify(options: VerifyOptions) -> list[ClaimResult]:
         raise InputError(f"--trials is {options.trials}; it must be {demand}")
     if options.processes is not None and options.processes < 1:
         raise InputError(f"--processes is {options.processes}; it must be at least 1")
-    _experiments(claims, options, options.trials, look=1)  # whatever is wrong is refused before anything is written
+    for claim in claims:
+        if isinstance(claim, PairedClaim):
+            claim.check(options.size)
+    planned = _experiments(
+        claims, options, options.trials, look=1
+    )  # what is wrong is refused before anything is written
+    if options.plan:
+        print_plan(claims, planned, options.size)
+        return []
     with clear_disk_errors(options.out):
         options.out.mkdir(parents=True, exist_ok=True)
     reused = {f"{number}": str(directory) for number, directory in enumerate(options.reuse)}
@@ -99,15 +113,28 @@ def verify(options: VerifyOptions) -> list[ClaimResult]:
             print(f"experiment {number} of {len(experiments)}: {experiment.name}, for {used_by}")
             train(experiment, options.processes)
         judgements = wait()
-    tables = {key: own for experiment in experiments for key, own in read_tables(experiment).items()}
     results: list[ClaimResult] = []
     try:
         for claim in tqdm(claims, desc="judging", unit="claim", dynamic_ncols=True, leave=False):
-            judgement = judgements.get(claim.id) or _judge(claim, options, tables)
+            judgement = judgements.get(claim.id) or _judge(claim, options, experiments)
             results.append(_result(claim, options, registration, judgement))
     finally:
         write_report(options.out, results)  # of the claims judged, if one of them fails
     return results
+
+
+def print_plan(claims: Sequence[Claim], experiments: Sequence[SharedExperiment], size: Size) -> None:
+    """Print what would be trained, and what each claim would compare."""
+    for experiment in experiments:
+        plan = next(iter(experiment.plans.values()))
+        print("\n".join(plan_lines(experiment.name, replace(plan, config=experiment.config))))
+        print(f"  for {' '.join(sorted({claim_id for claim_id, _ in experiment.plans}))}")
+    for claim in claims:
+        print(f"{claim.id}: {claim.predicted}")
+        if isinstance(claim, PairedClaim) and claim.plans(size):
+            print("\n".join(f"  {in_words(comparison)}" for comparison in claim.comparisons))
+        elif not claim.plans(size):
+            print("  trains nothing at this size")
 
 
 def at_look(claim: Claim, look: int) -> Claim:
@@ -116,16 +143,13 @@ def at_look(claim: Claim, look: int) -> Claim:
 
 
 def print_verdicts(results: Sequence[ClaimResult]) -> None:
-    """Print a line per claim, with its main effect, and its summary below."""
+    """Print a line per claim with its verdict, and what was seen below."""
     width = max((len(result.id) for result in results), default=0)
     columns = shutil.get_terminal_size((120, 24)).columns
     for result in results:
-        verdict, main_finding = result.judgement.verdict, result.main
-        line = f"{result.id.ljust(width)}  {SYMBOLS[verdict]} {verdict.ljust(12)}"
-        if main_finding is not None:
-            line += f"  {main_finding.what}: {effect_and_pairs(main_finding)}"
+        line = f"{result.id.ljust(width)}  {SYMBOLS[result.judgement.verdict]} {parts_in_words(result.judgement)}"
         print(" ".join(printable(line).splitlines()))
-        for paragraph in printable(result.judgement.summary).splitlines():
+        for paragraph in printable(result.judgement.answer).splitlines():
             print(textwrap.indent(textwrap.fill(paragraph, max(columns - width - 2, 40)), " " * (width + 2)))
     print(counts(results))
 
@@ -155,12 +179,11 @@ def _experiments(
     return experiments
 
 
-def _judge(claim: Claim, options: VerifyOptions, tables: Mapping[tuple[str, str], Experiment]) -> Judgement:
+def _judge(claim: Claim, options: VerifyOptions, experiments: Sequence[SharedExperiment]) -> Judgement:
     directory = options.out / claim.id
     with clear_disk_errors(directory):
         directory.mkdir(parents=True, exist_ok=True)
-    own = {name: tables[claim.id, name] for name in claim.plans(options.size)}
-    return claim.judge(ClaimInputs(own, directory, data_dir=options.data_dir), options.size)
+    return claim.judge(claim_inputs(claim, experiments, directory, options.size, options.data_dir), options.size)
 
 
 def _result(claim: Claim, options: VerifyOptions, registration: Registration, judgement: Judgement) -> ClaimResult:
@@ -211,6 +234,8 @@ def main(args: Sequence[str] | None = None) -> int:
             results = verify(options)
         except KeyboardInterrupt:
             raise KeyboardInterrupt("to go on, repeat the command: runs that are over are kept") from None
+        if options.plan:
+            return
         print()
         print_verdicts(results)
         print(f"report: {options.out / 'report.html'}")

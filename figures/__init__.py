@@ -17,8 +17,8 @@ from skip_conditioning.figures.forest_plot import forest_plot as forest_plot
 from skip_conditioning.figures.intervention_effects import intervention_effects as intervention_effects
 from skip_conditioning.figures.learning_rate_sweep import learning_rate_sweep as learning_rate_sweep
 from skip_conditioning.figures.loss_curves import loss_curves as loss_curves
+from skip_conditioning.figures.matched_conditioning import matched_conditioning as matched_conditioning
 from skip_conditioning.figures.measure_ranking import measure_ranking as measure_ranking
-from skip_conditioning.figures.mediation_sensitivity import mediation_sensitivity as mediation_sensitivity
 from skip_conditioning.figures.random_matrices import random_matrices as random_matrices
 from skip_conditioning.figures.regularity_terms import regularity_terms as regularity_terms
 from skip_conditioning.figures.singular_value_histograms import singular_value_histograms as singular_value_histograms

@@ -43,7 +43,7 @@ def forest_plot(findings: pd.DataFrame, *, equivalent: float | None = None) -> F
     axis.set(xlim=(low, high), xlabel="ratio (logarithmic axis)")
     if equivalent is not None and equivalent > 1:
         axis.axvspan(1 / equivalent, equivalent, color="0.9", linewidth=0, zorder=0, gid="equivalence band")
-    axis.axvline(1, color="0.25", linewidth=0.9, zorder=1, gid="no effect")
+    axis.axvline(1, color="0.25", linewidth=0.9, zorder=1, gid="equal")
     for y, row in zip(middles, rows.itertuples(), strict=True):
         _draw(axis, float(y), row, (low, high))
     for y, label in zip(middles, rows["label"], strict=True):
@@ -93,7 +93,7 @@ def _legend(rows: pd.DataFrame, equivalent: float | None) -> list[Artist]:
         for verdict, arm_style in style.VERDICT_STYLES.items()
         if (rows["verdict"] == verdict).any()
     ]
-    handles.append(style.key("no effect", color="0.25", linewidth=0.9))
+    handles.append(style.key("equal", color="0.25", linewidth=0.9))
     if equivalent is not None and equivalent > 1:
         handles.append(Patch(color="0.9", label=f"counts as none: {1 / equivalent:.3g}–{equivalent:.3g}"))
     values = rows[["ratio", "low", "high"]].to_numpy(float)

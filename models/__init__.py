@@ -11,6 +11,7 @@ from skip_conditioning.models.preact_resnet import build_preact_resnet as build_
 from skip_conditioning.models.registry import arms as arms
 from skip_conditioning.models.registry import build_model as build_model
 from skip_conditioning.models.registry import default_arm as default_arm
+from skip_conditioning.models.registry import has_arm as has_arm
 from skip_conditioning.models.registry import model_names as model_names
 from skip_conditioning.models.registry import model_options as model_options
 from skip_conditioning.models.residual_mlp import WeightNormLinear as WeightNormLinear

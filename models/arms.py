@@ -32,6 +32,7 @@ are lost within a few blocks.
 
 import itertools
 import math
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
@@ -61,11 +62,15 @@ class Arm:
         shortcut: Makes each block's shortcut from ``(in_channels, out_channels, stride)``.
         initialisation: Name of the initialisation, see `models.initialisation`.
         output_gain: Factor of the output of every block, whether or not its shortcut is an identity.
+        towards: An initialisation, and how far between ``initialisation`` (0) and it (1) the weights begin.
+        logit_gain: Factor of the logits, fixed.
     """
 
     shortcut: ShortcutFactory
     initialisation: InitialisationName = "default"
     output_gain: float = 1.0
+    towards: tuple[InitialisationName, float] | None = None
+    logit_gain: float = 1.0
 
 
 def choose_arm(network: str, arm: str | Arm, table: Mapping[str, Arm]) -> Arm:
@@ -78,6 +83,37 @@ def choose_arm(network: str, arm: str | Arm, table: Mapping[str, Arm]) -> Arm:
         return arm
     check_choice(f"arm of {network}", arm, table)
     return table[arm]
+
+
+#: Arms with a number in their name, and what it may be: a skip of any gain, or weights between two initialisations.
+#: With ``@c`` behind it the logits are multiplied by c, which scales every Jacobian of theirs.
+DOSES: dict[str, str] = {
+    "gain-NUMBER": "a skip with this gain",
+    "chain-to-looks-linear-NUMBER": "no skip, the weights so far (0 to 1) from default to looks-linear",
+    "chain-orthogonal-to-looks-linear-NUMBER": "no skip, so far from orthogonal to looks-linear",
+}
+
+_DOSED = re.compile(
+    r"(gain|chain-to-looks-linear|chain-orthogonal-to-looks-linear)-(\d+(?:\.\d+)?)(?:@(\d+(?:\.\d+)?))?"
+)
+
+
+def dosed_arm(name: str, skip: Callable[[float], ShortcutFactory], no_skip: ShortcutFactory) -> Arm | None:
+    """An arm of ``DOSES``; None if the name is none of them.
+
+    Args:
+        name: Such as ``gain-0.37`` or ``chain-to-looks-linear-0.4@1.7``.
+        skip: Makes the shortcut of a gain.
+        no_skip: The shortcut of a chain.
+    """
+    match = _DOSED.fullmatch(name)
+    if not match or (match[1] != "gain" and float(match[2]) > 1):
+        return None
+    dose, factor = float(match[2]), float(match[3] or 1)
+    if match[1] == "gain":
+        return Arm(skip(dose), logit_gain=factor)
+    start: InitialisationName = "orthogonal" if "orthogonal" in match[1] else "default"
+    return Arm(no_skip, start, towards=("looks-linear", dose), logit_gain=factor)
 
 
 def keeps_shape(in_channels: int, out_channels: int, stride: int) -> bool:

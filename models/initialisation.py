@@ -32,6 +32,26 @@ def initialise(model: nn.Module, name: InitialisationName) -> None:
     INITIALISATIONS[name](model)
 
 
+@torch.no_grad()
+def initialise_between(model: nn.Module, start: InitialisationName, end: InitialisationName, share: float) -> None:
+    """Initialise a model in place with weights ``(1 − share)·start + share·end``, each drawn in turn.
+
+    Args:
+        model: The model to overwrite.
+        start: The initialisation at 0.
+        end: The initialisation at 1.
+        share: Between 0 and 1.
+
+    Raises:
+        ModelOptionError: As ``initialise``.
+    """
+    initialise(model, start)
+    before = [parameter.clone() for parameter in model.parameters()]
+    initialise(model, end)
+    for parameter, value in zip(model.parameters(), before, strict=True):
+        parameter.lerp_(value, 1 - share)
+
+
 def default(model: nn.Module) -> None:
     """Leave the model with PyTorch's own initialisation, drawn when it was built."""
 

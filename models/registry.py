@@ -9,8 +9,9 @@ from typing import Any
 from torch import nn
 
 from skip_conditioning.models import contractive_mlp, paper_mnist, preact_resnet, residual_mlp
-from skip_conditioning.models.arms import Arm
+from skip_conditioning.models.arms import Arm, dosed_arm
 from skip_conditioning.models.errors import ModelOptionError, check_choice
+from skip_conditioning.models.shortcuts import NoShortcut
 from skip_conditioning.models.user_code import load_attribute, raised
 
 
@@ -87,6 +88,21 @@ def arms(name: str) -> tuple[str, ...]:
     if ":" in name:
         return tuple(getattr(_load_factory(name), "arms", ()))
     return _entry(name).arms
+
+
+def has_arm(name: str, arm: str) -> bool:
+    """Whether a network has an arm, by its name in `arms` or, of ``residual-mlp``, with a dose in it (`arms.DOSES`).
+
+    Args:
+        name: As for `build_model`.
+        arm: The arm.
+
+    Raises:
+        ModelOptionError: There is no such network.
+    """
+    return arm in arms(name) or (
+        name == "residual-mlp" and dosed_arm(arm, lambda _: NoShortcut, NoShortcut) is not None
+    )
 
 
 def default_arm(name: str) -> str:

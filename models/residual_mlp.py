@@ -11,13 +11,14 @@ from skip_conditioning.models.arms import (
     RESCALED_GAIN,
     Arm,
     choose_arm,
+    dosed_arm,
     gain_shortcut,
     low_rank_shortcut,
     orthogonal_shortcut,
     seeded_by_block,
 )
 from skip_conditioning.models.errors import check_choice, check_count, check_real
-from skip_conditioning.models.initialisation import InitialisationName, initialise
+from skip_conditioning.models.initialisation import InitialisationName, initialise, initialise_between
 from skip_conditioning.models.shortcuts import NoShortcut, PreActivationBlock, ShortcutFactory
 
 ActivationName = Literal["relu", "tanh", "gelu", "softplus", "identity"]
@@ -88,7 +89,7 @@ def build_residual_mlp(
 
     Args:
         arm: ``chain`` (α = 0), ``residual`` (α = ``skip_gain``), an intervention of docs/paper.md §4 (`arms_with_gain`
-            describes them all), or an `Arm`.
+            describes them all), one of `models.arms.DOSES` such as ``gain-0.37``, or an `Arm`.
         in_features: Entries of one flattened input.
         width: Width of all hidden layers.
         depth: Number of blocks.
@@ -112,7 +113,8 @@ def build_residual_mlp(
     check_choice("normaliser", normaliser, (None, *get_args(NormaliserName)))
     check_real("eps", eps, positive=True)
     check_real("skip_gain", skip_gain)
-    chosen = choose_arm("residual-mlp", arm, arms_with_gain(skip_gain))
+    dosed = dosed_arm(arm, lambda gain: partial(gain_shortcut, gain=gain), NoShortcut) if isinstance(arm, str) else None
+    chosen = dosed or choose_arm("residual-mlp", arm, arms_with_gain(skip_gain))
 
     def preactivation() -> nn.Sequential:
         norms = {"batch": nn.BatchNorm1d, "layer": nn.LayerNorm}
@@ -130,10 +132,35 @@ def build_residual_mlp(
         for _ in range(depth)
     ]
     head = nn.Sequential(preactivation(), nn.Linear(width, num_classes))
+    if chosen.logit_gain != 1:
+        head.append(Gain(chosen.logit_gain))
     model = nn.Sequential(OrderedDict(stem=stem, blocks=nn.Sequential(*blocks), head=head))
-    initialise(model, chosen.initialisation)
+    if chosen.towards is None:
+        initialise(model, chosen.initialisation)
+    else:
+        initialise_between(model, chosen.initialisation, *chosen.towards)
     initialise(model, initialisation)  # "default" changes nothing
     return model
+
+
+class Gain(nn.Module):
+    """A fixed factor.
+
+    Args:
+        gain: The factor.
+    """
+
+    def __init__(self, gain: float) -> None:
+        super().__init__()
+        self.gain = gain
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The input times the factor."""
+        return self.gain * x
+
+    def extra_repr(self) -> str:
+        """The factor, for ``print(model)``."""
+        return f"gain={self.gain}"
 
 
 class WeightNormLinear(nn.Linear):

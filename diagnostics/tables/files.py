@@ -1,16 +1,30 @@
 """Files that are written whole or not at all, and read with one clear line where they are damaged."""
 
 import contextlib
+import errno
 import json
 import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from skip_conditioning.diagnostics.errors import InputError
+
+#: What the readers of damaged tables raise.
+UNREADABLE = (
+    OSError,
+    ValueError,
+    KeyError,
+    TypeError,
+    AttributeError,
+    OverflowError,
+    RecursionError,
+    pa.ArrowException,
+)
 
 
 def write_parquet(table: pa.Table, path: Path) -> None:
@@ -46,7 +60,7 @@ def read_json(path: Path) -> dict[str, Any]:
         InputError: It cannot be read, does not hold a JSON object, or holds text that cannot be written as UTF-8.
     """
     try:
-        content = json.loads(path.read_text())
+        content = json.loads(regular(path).read_text(encoding="utf-8"))
         json.dumps(content, ensure_ascii=False).encode()  # fails for half a surrogate pair
     except (OSError, ValueError, RecursionError) as error:
         raise InputError(
@@ -55,6 +69,42 @@ def read_json(path: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise InputError(f"{path} should hold a JSON object; remove the run or restore the file")
     return content
+
+
+def read_parquet(path: Path, schema: pa.Schema, remedy: str) -> pd.DataFrame:
+    """Read a Parquet file that has the columns of a schema, and others as they are.
+
+    Args:
+        path: The file.
+        schema: Columns that it must have, and their types.
+        remedy: How to make the file anew, for the message.
+
+    Raises:
+        InputError: It cannot be read, or lacks a column, or a column has another type.
+    """
+    try:
+        table = pq.ParquetFile(regular(path)).read()
+        for field in schema:
+            table = table.set_column(table.column_names.index(field.name), field, table[field.name].cast(field.type))
+        return table.to_pandas()
+    except MemoryError:
+        raise
+    except UNREADABLE as error:
+        raise InputError(f"{path} cannot be read as a table ({shortened(error)}); {remedy}") from error
+
+
+def regular(path: Path) -> Path:
+    """The path itself, of a file; a folder would be read as a data set, and a pipe never comes to its end.
+
+    Raises:
+        FileNotFoundError: There is nothing.
+        OSError: It is no file, or a link to nothing.
+    """
+    if not path.is_file():
+        if not os.path.lexists(path):
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))
+        raise OSError("nothing is where the link points" if path.is_symlink() else "it is no file")
+    return path
 
 
 @contextlib.contextmanager

@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from skip_conditioning.diagnostics.errors import InputError
-from skip_conditioning.diagnostics.tables.files import shortened
+from skip_conditioning.diagnostics.tables.files import UNREADABLE, regular, shortened
 
 _PART = re.compile(r"part-(\d+)-(\d+)-(\d+)\.parquet")
 _JOURNAL = re.compile(r"_part-(\d+)\.jsonl")
@@ -90,10 +90,10 @@ def read_part(path: Path, schema: pa.Schema) -> pa.Table:
         InputError: It cannot be read, or lacks a column, or a column has another type.
     """
     try:
-        return pq.ParquetFile(path).read(columns=schema.names).select(schema.names).cast(schema)
+        return pq.ParquetFile(regular(path)).read(columns=schema.names).select(schema.names).cast(schema)
     except MemoryError as error:
         raise InputError(f"there is not enough memory to read {path}; free some") from error
-    except (OSError, ValueError, KeyError, pa.ArrowException) as error:
+    except UNREADABLE as error:
         raise InputError(
             f"{path} is not a readable part of the {path.parent.name} table ({shortened(error)}); remove it"
         ) from error
@@ -142,7 +142,7 @@ def _outermost(directory: Path, schema: pa.Schema, choose: Callable[..., int | N
 def _read_journal(path: Path, schema: pa.Schema) -> pa.Table | None:
     """The rows of a journal; a last line that a kill cut short is left out. None if it has none, or is gone by now."""
     try:
-        lines = path.read_bytes().split(b"\n")[:-1]
+        lines = regular(path).read_bytes().split(b"\n")[:-1]
         rows: list[dict[str, Any]] = [json.loads(line) for line in lines]
         unknown = {name for row in rows for name in row} - set(schema.names)
         if unknown:
@@ -150,7 +150,7 @@ def _read_journal(path: Path, schema: pa.Schema) -> pa.Table | None:
         return pa.Table.from_pylist(rows, schema=schema) if rows else None
     except FileNotFoundError:
         return None
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError, pa.ArrowException) as error:
+    except UNREADABLE as error:
         raise InputError(
             f"{path} is not a readable journal of the {path.parent.name} table ({shortened(error)}); remove it"
         ) from error

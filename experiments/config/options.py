@@ -79,6 +79,9 @@ class OptimisationOptions:
     lr: tuple[float, ...] = ()
     """Learning rates; every arm is trained with each, in every trial."""
 
+    arm_lr: tuple[str, ...] = ()
+    """Learning rates of single arms in place of --lr, each arm=rate, such as chain=0.25 chain=0.5."""
+
     trials: int = 1
     """Number of trials; each has an initialisation and a data order, shared by all arms and learning rates."""
 

@@ -19,7 +19,7 @@ from skip_conditioning.experiments.config.options import (
     OptimisationOptions,
     OutputOptions,
 )
-from skip_conditioning.models import arms, default_arm
+from skip_conditioning.models import arms, default_arm, has_arm
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,6 +69,7 @@ class TrainConfig:
             if not values or len(set(values)) < len(values):
                 named = " ".join(values) or "empty"
                 raise InputError(f"{flag(name)} must name at least one value, and each only once; it is {named}")
+        rates_by_arm(self)
         if self.data.data is not None:
             for name in ("limit_train", "limit_test", "normalise", "skip_corrupt"):
                 if options[name]:
@@ -78,6 +79,28 @@ class TrainConfig:
                 raise InputError(f"{other} is for the built-in data sets; leave it or --data out")
         if self.network.sync_batch_norm and self.network.batch_norm == "frozen":
             raise InputError("--sync-batch-norm has nothing to synchronise with --batch-norm frozen; give one of them")
+
+
+def rates_by_arm(config: TrainConfig) -> dict[str, tuple[float, ...]]:
+    """The learning rates at which each arm is trained: its own of ``--arm-lr``, or those of ``--lr``.
+
+    Raises:
+        InputError: An entry of ``--arm-lr`` is not ``arm=rate``, names an arm that is not compared, or is there twice.
+    """
+    arms = config.network.arms
+    own: dict[str, list[float]] = {}
+    for entry in config.optimisation.arm_lr:
+        arm, _, text = entry.rpartition("=")
+        if arm not in arms:
+            raise InputError(f"--arm-lr {entry!r} names none of the arms {' '.join(arms)}; give arm=rate")
+        try:
+            rate = float(text)
+        except ValueError:
+            rate = math.nan
+        if not 0 < rate < math.inf or rate in own.setdefault(arm, []):
+            raise InputError(f"--arm-lr {entry!r} must end in a positive number, each once for an arm")
+        own[arm].append(rate)
+    return {arm: tuple(own.get(arm, config.optimisation.lr)) for arm in arms}
 
 
 #: The arm of a user's factory that declares none.
@@ -174,7 +197,7 @@ def _implied(config: TrainConfig, given: Collection[str]) -> dict[str, Any]:
 def _own_arms_and_layers(network: NetworkOptions) -> dict[str, Any]:
     """The arms of a network, and its own layers, where a preset's are those of another network."""
     own = arms(network.model)
-    if ":" not in network.model and set(network.arms) <= set(own):
+    if ":" not in network.model and all(has_arm(network.model, arm) for arm in network.arms):
         return {}
     chosen = (default_arm(network.model),) if ":" not in network.model else own or (ONLY_ARM,)
     return {"arms": chosen, "layers": ()}

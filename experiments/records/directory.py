@@ -14,15 +14,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor
 
 from skip_conditioning.diagnostics.errors import InputError
 from skip_conditioning.diagnostics.tables import read_json, write_json
+from skip_conditioning.diagnostics.tables.files import shortened
 from skip_conditioning.diagnostics.tables.lock import FolderLock
 from skip_conditioning.experiments.config.train_config import TrainConfig
-from skip_conditioning.experiments.records.tensor_files import save_checkpoint
+from skip_conditioning.experiments.records.tensor_files import read_checkpoint, save_checkpoint
 
 _DESCRIPTION = "experiment.json"
 _RUN = "config.json"
@@ -36,7 +35,7 @@ LOCK = ".lock"
 _MAY_CHANGE = frozenset(
     (
         *("out", "data_dir", "device", "processes", "workers", "skip_corrupt", "log"),
-        *("resume", "overwrite", "estimate", "arms", "lr", "trials"),
+        *("resume", "overwrite", "estimate", "arms", "lr", "arm_lr", "trials"),
     )
 )
 
@@ -115,10 +114,11 @@ def read_probe(directory: Path) -> tuple[Tensor, Tensor]:
     for path in (folder / _PROBE for folder in (directory, *directory.absolute().parents[:2])):
         if path.exists():
             try:
-                tensors = load_file(path)
+                tensors, _ = read_checkpoint(path)
                 return tensors["x"], tensors["y"]
-            except (SafetensorError, KeyError, OSError) as error:
-                raise InputError(f"{path} cannot be read ({error}); give another one by --probe") from error
+            except (InputError, KeyError) as error:
+                why = str(error).removeprefix(f"{path} ")
+                raise InputError(f"{path} cannot be read as a probe ({shortened(why)}); give one by --probe") from error
     raise InputError(f"{directory} has no {_PROBE}; give a probe by --probe f.npy")
 
 

@@ -189,6 +189,7 @@ class JobQueue:
         config = self.runner.config.changed(
             arms=(run.arm,),
             lr=(run.lr,),
+            arm_lr=(),
             trials=run.trial + 1,
             resume=True,
             overwrite=False,

@@ -56,7 +56,7 @@ def check_regularity(options: TheoryOptions) -> list[CheckedStatement]:
             result = regularity(model, network.x, layers=options.layers, subspace=subspace)
             terms = [term.statement for term in result.terms] if subspace == "all" else []
             statements = [result.statement, result.restricted_statement, *terms]
-            checks += [CheckedStatement(network.name, statement, step) for statement in statements]
+            checks += [CheckedStatement(network.name, statement, step, kind=network.kind) for statement in statements]
             where = {"network": network.name, "step": step, "subspace": subspace, "lambda": result.whole.value}
             for kind, layers in (("plain", result.terms), ("restricted", result.restricted)):
                 rows += [{**where, "kind": kind, **term.as_row()} for term in layers]
@@ -97,7 +97,9 @@ def check_pl_chain(options: TheoryOptions) -> list[CheckedStatement]:
                 if step % interval == 0:
                     chain = pl_chain(model, network.x, network.y)
                     statements = [*chain.statements, _gradient_flow(network, model, chain.kernel_squared)]
-                    checks += [CheckedStatement(network.name, statement, step) for statement in statements]
+                    checks += [
+                        CheckedStatement(network.name, statement, step, kind=network.kind) for statement in statements
+                    ]
                 if step == steps:
                     break
                 step, model = next(states)
@@ -111,7 +113,7 @@ def _along_training(
     name: str,
 ) -> list[CheckedStatement]:
     return [
-        CheckedStatement(network.name, statement, step)
+        CheckedStatement(network.name, statement, step, kind=network.kind)
         for network, step, model in _states(options, networks, name)
         for statement in statements(network, model)
     ]

@@ -11,7 +11,7 @@ below along the path, and with the γ at which ``λ₀ = σ_min(H_0)²/4`` holds
 import copy
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -75,7 +75,8 @@ def check_convergence(options: TheoryOptions) -> list[CheckedStatement]:
         curves.append(curve.assign(**keys))
         fits.append(fit.assign(**keys))
         measured = INITIALISATIONS[: 1 if options.quick else None]
-        checks += _checks_of(name, problem, trajectory, curve, fit, measured)
+        kind = kind_of(case.cost, case.arm)
+        checks += (replace(check, kind=kind) for check in _checks_of(name, problem, trajectory, curve, fit, measured))
     order = ["dataset", "cost", "arm", "gain", "initialisation"]
     for frames, file in ((curves, "convergence"), (fits, "convergence_fits")):
         frame = pd.concat(frames, ignore_index=True)
@@ -99,6 +100,11 @@ def training_cases(options: TheoryOptions) -> list[Case]:
         cases.append(Case("mnist", "cross-entropy", "residual", 10_000))
         cases.append(Case("mnist", "mean square", "residual", 5_000))
     return cases
+
+
+def kind_of(cost: str, arm: str) -> str:
+    """The kind of a case, by which claims choose: its cost and its arm."""
+    return f"{cost}, {arm}"
 
 
 def prepared(case: Case, options: TheoryOptions) -> tuple[Problem, Weights, dict[str, str | float]]:

@@ -30,8 +30,10 @@ from skip_conditioning.models.residual_mlp import ActivationName, NormaliserName
 NORMALISERS: tuple[NormaliserName | None, ...] = ("weight", "batch", None)
 ACTIVATIONS: tuple[ActivationName, ...] = ("tanh", "relu")
 COSTS = ("cross-entropy", "mean square")
-#: What is scaled; a network without a normaliser has hidden weights all the same.
-SCALED = ("all parameters", "hidden weights")
+#: What is scaled: the weights that a normaliser acts on (a network without one has them all the same), the last layer,
+#: which none does, or everything.
+HIDDEN, LAST, ALL = "hidden weights", "last layer", "all parameters"
+SCALED = (ALL, HIDDEN, LAST)
 
 _WIDTH, _IMAGES, _SIDE = 16, 32, 8
 _DEPTH, _QUICK_DEPTH = 4, 2
@@ -60,8 +62,8 @@ class Fit:
 def check_curvature(options: TheoryOptions) -> list[CheckedStatement]:
     """Measure and fit, write ``curvature_growth.parquet`` and ``curvature_growth_fits.parquet``, check the statements.
 
-    Of the networks that are normalised the claim is ``p ≤ 0``, of the others ``p ≥ 0``; it fails by more than two
-    standard errors of p, 0.02 at least.
+    Where a normaliser acts on what is scaled the claim is ``p ≤ 0``, elsewhere, as of the last layer, ``p ≥ 0``; it
+    fails by more than two standard errors of p, 0.02 at least.
     """
     activations = ACTIVATIONS[: 1 if options.quick else None]
     factors = np.logspace(0, math.log10(_LARGEST), 5 if options.quick else 10)
@@ -126,7 +128,7 @@ def _growth(
     start = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
     groups = _invariant_groups(model, x)
     for cost, scaled, factor in itertools.product(COSTS, SCALED, factors):
-        moved = start.keys() if scaled == "all parameters" else _hidden(model, "weight")
+        moved = {ALL: list(start), HIDDEN: _hidden(model, "weight"), LAST: _last(model)}[scaled]
         with torch.no_grad():
             for name, parameter in model.named_parameters():
                 parameter.copy_(start[name] * (factor if name in moved else 1))
@@ -165,18 +167,41 @@ def _hidden(model: nn.Module, kind: str) -> list[str]:
     return [f"{name}.{kind}" for name in layers[:-1]]
 
 
+def _last(model: nn.Module) -> list[str]:
+    """Names of the weight and the bias of the last linear map."""
+    layers = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
+    return [f"{layers[-1]}.weight", f"{layers[-1]}.bias"]
+
+
+def statement_name(scaled: str, *, bounded: bool, effective: bool = False) -> str:
+    """The name of the statement on a curve: that the curvature is bounded, or grows, in what is scaled.
+
+    Args:
+        scaled: One of ``SCALED``.
+        bounded: Which of the two.
+        effective: Whether the norm is in units of the length that the network does not feel.
+    """
+    return f"{'effective ' if effective else ''}curvature {'bounded' if bounded else 'grows'} in {scaled}"
+
+
+def kind_of(normaliser: str) -> str:
+    """The kind of a network, by which claims choose."""
+    return f"{'no' if normaliser == 'none' else normaliser} norm"
+
+
 def _growth_checks(fit: dict[Any, Any]) -> Iterator[CheckedStatement]:
     """What is claimed of one curve, and of the effective norm where any weights are scale-invariant."""
-    normalised = fit["normaliser"] != "none"
-    for kind in ("", "effective_") if fit["invariant"] else ("",):
+    bounded = fit["normaliser"] != "none" and fit["scaled"] != LAST
+    # The last layer's length is felt by every network.
+    for kind in ("", "effective_") if fit["invariant"] and fit["scaled"] != LAST else ("",):
         exponent, error = fit[f"{kind}exponent"], fit[f"{kind}exponent_error"]
         norm = "‖D∇²ℓD‖" if kind else "‖∇²ℓ‖"
         chance = max(2 * error, _FLAT)
         statement = Statement(
-            name=f"{kind.replace('_', ' ')}curvature {'bounded' if normalised else 'grows'} in {fit['scaled']}",
-            formula=f"p {'≤' if normalised else '≥'} 0 where {norm} ~ r^p, {fit['scaled']} scaled by r",
+            name=statement_name(fit["scaled"], bounded=bounded, effective=bool(kind)),
+            formula=f"p {'≤' if bounded else '≥'} 0 where {norm} ~ r^p, {fit['scaled']} scaled by r",
             left=exponent,
-            relation="<=" if normalised else ">=",
+            relation="<=" if bounded else ">=",
             right=0.0,
             error=chance,
             cause=_inconclusive(exponent, chance),
@@ -185,7 +210,8 @@ def _growth_checks(fit: dict[Any, Any]) -> Iterator[CheckedStatement]:
             + (f"; {fit['unresolved']} not resolved" if fit["unresolved"] else ""),
             is_claim=True,
         )
-        yield CheckedStatement(_described(fit["network"], fit["normaliser"], fit["activation"], fit["cost"]), statement)
+        network = _described(fit["network"], fit["normaliser"], fit["activation"], fit["cost"])
+        yield CheckedStatement(network, statement, kind=kind_of(fit["normaliser"]))
 
 
 def _inconclusive(exponent: float, chance: float) -> str:
@@ -203,7 +229,8 @@ def _pointwise_checks(
     model = _network(normaliser, activation, x, _TINY_WIDTH, _TINY_DEPTH, options)
     for cost in COSTS:
         network = _described(f"residual-mlp {_TINY_WIDTH}×{_TINY_DEPTH}", normaliser or "none", activation, cost)
-        yield CheckedStatement(network, curvature(model, x, _targets(cost, labels)).statement)
+        statement = curvature(model, x, _targets(cost, labels)).statement
+        yield CheckedStatement(network, statement, kind=kind_of(normaliser or "none"))
 
 
 def _digits(count: int, side: int, options: TheoryOptions) -> tuple[Tensor, Tensor]:
@@ -232,4 +259,4 @@ def _network(
 
 
 def _described(network: str, normaliser: str, activation: str, cost: str) -> str:
-    return f"{network}, {'no' if normaliser == 'none' else normaliser} norm, {activation}, {cost}"
+    return f"{network}, {kind_of(normaliser)}, {activation}, {cost}"

@@ -75,12 +75,14 @@ class CheckedStatement:
         statement: Both sides and the verdict.
         step: Optimiser steps taken; None for a network that is not trained.
         variant: What distinguishes several checks of one network, such as the initialisation.
+        kind: Of the network, such as ``weight norm``: claims are about networks of some kinds.
     """
 
     network: str
     statement: Statement
     step: int | None = None
     variant: str = ""
+    kind: str = ""
 
 
 #: An experiment writes its own tables into ``TheoryOptions.out`` and returns every statement that it checked.
@@ -120,6 +122,7 @@ def statement_rows(checks: Mapping[str, Sequence[CheckedStatement]]) -> list[dic
             "experiment": name,
             "network": check.network,
             "variant": check.variant,
+            "kind": check.kind,
             "step": check.step,
             **check.statement.as_row(),
         }

@@ -16,6 +16,8 @@ from skip_conditioning.experiments.training.networks import build_network, check
 _QUICK_IMAGES = 6
 #: Learning rate of every network, fixed beforehand; the statements hold whatever it is.
 LR = 0.1
+#: The kind of network to which the theorem on regularity applies.
+SMOOTH = "weight norm, tanh"
 
 
 @dataclass(frozen=True)
@@ -27,12 +29,14 @@ class CheckedNetwork:
         build: Makes it, newly initialised with the seed of the options, in train mode.
         x: Images, float64, shape ``(N, C, H, W)``.
         y: Their classes, shape ``(N,)``.
+        kind: Normaliser and activation, whether it has skips or not.
     """
 
     name: str
     build: Callable[[], nn.Module]
     x: Tensor
     y: Tensor
+    kind: str = ""
 
 
 def networks_to_check(options: TheoryOptions) -> list[CheckedNetwork]:
@@ -51,17 +55,18 @@ def networks_to_check(options: TheoryOptions) -> list[CheckedNetwork]:
     images = avg_pool2d(x, x.shape[-1] // 7)[: _QUICK_IMAGES if options.quick else None]
     size = ("width=10", "depth=2") if options.quick else ("width=24", "depth=4")
 
-    def mlp(name: str, arm: str, *arguments: str) -> CheckedNetwork:
-        return CheckedNetwork(
-            name, _builder(options, "residual-mlp", arm, images, *size, *arguments), images, y[: len(images)]
-        )
+    def mlp(kind: str, arm: str, *arguments: str) -> CheckedNetwork:
+        build = _builder(options, "residual-mlp", arm, images, *size, *arguments)
+        name = f"{'skip' if arm == 'residual' else arm}, {kind}"
+        return CheckedNetwork(name, build, images, y[: len(images)], kind)
 
+    smooth = ("normaliser=weight", "activation=tanh", "eps=0.1")
     return [
-        mlp("skip, weight norm, tanh", "residual", "normaliser=weight", "activation=tanh", "eps=0.1"),
-        mlp("chain, weight norm, tanh", "chain", "normaliser=weight", "activation=tanh", "eps=0.1"),
-        mlp("skip, batch norm, ReLU", "residual", "normaliser=batch"),
-        mlp("chain, batch norm, ReLU", "chain", "normaliser=batch"),
-        mlp("chain, no norm, ReLU", "chain"),
+        mlp(SMOOTH, "residual", *smooth),
+        mlp(SMOOTH, "chain", *smooth),
+        mlp("batch norm, ReLU", "residual", "normaliser=batch"),
+        mlp("batch norm, ReLU", "chain", "normaliser=batch"),
+        mlp("no norm, ReLU", "chain"),
     ]
 
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from skip_conditioning.diagnostics.errors import InputError, NonFiniteError, near_matches
 from skip_conditioning.experiments.config.train_config import ONLY_ARM
-from skip_conditioning.models import arms, build_model, model_options
+from skip_conditioning.models import arms, build_model, has_arm, model_options
 
 #: Images wider than this get the ImageNet stem.
 _CIFAR_STEM_UP_TO = 64
@@ -22,7 +22,7 @@ def check_arms(name: str, chosen: Sequence[str]) -> None:
     for arm in chosen:
         if "/" in arm or arm.startswith("."):
             raise InputError(f"arm {arm!r} of {name} cannot be part of a directory's name; rename it")
-        if arm not in known:
+        if arm not in known and not has_arm(name, arm):
             raise InputError(
                 f"unknown arm {arm!r} of {name}; it has {', '.join(known)} (--arms).{near_matches(arm, known)}"
             )

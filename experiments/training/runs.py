@@ -12,7 +12,12 @@ from torch.distributed import ProcessGroup
 
 from skip_conditioning.diagnostics.errors import InputError, UnknownLayerError
 from skip_conditioning.diagnostics.monitoring.monitor import SpectrumMonitor
-from skip_conditioning.experiments.config.train_config import TrainConfig, measurements, spectra_dtype
+from skip_conditioning.experiments.config.train_config import (
+    TrainConfig,
+    measurements,
+    rates_by_arm,
+    spectra_dtype,
+)
 from skip_conditioning.experiments.data.batches import INITIALISATION, derive_seed
 from skip_conditioning.experiments.data.training_data import TrainingData, memory_format
 from skip_conditioning.experiments.processes.machine import device_name, git_revision, versions
@@ -50,12 +55,13 @@ class Run:
 
 
 def all_runs(config: TrainConfig) -> Iterator[Run]:
-    """Every run, the arms of a trial next to each other."""
-    options = config.optimisation
-    for trial in range(options.trials):
-        for lr in options.lr:
+    """Every run, the arms of a trial at a learning rate next to each other."""
+    rates = rates_by_arm(config)
+    for trial in range(config.optimisation.trials):
+        for lr in dict.fromkeys(lr for own in rates.values() for lr in own):
             for arm in config.network.arms:
-                yield Run(arm, lr, trial, derive_seed(options.seed, trial))
+                if lr in rates[arm]:
+                    yield Run(arm, lr, trial, derive_seed(config.optimisation.seed, trial))
 
 
 class RunFactory:
@@ -102,10 +108,15 @@ class RunFactory:
         )
         return network.to(self.device, memory_format=memory_format(self.config))  # type: ignore[call-overload]
 
-    def trainer(self, run: Run, directory: Path) -> Trainer:
-        """What trains a run, from its initialisation or its last checkpoint, and writes to its directory."""
+    def initial_network(self, run: Run) -> nn.Module:
+        """The network that a run begins with: as ``network``, its batch norms frozen if the options say so."""
         network = self.network(run)
         self._freeze(network, run)
+        return network
+
+    def trainer(self, run: Run, directory: Path) -> Trainer:
+        """What trains a run, from its initialisation or its last checkpoint, and writes to its directory."""
+        network = self.initial_network(run)
         if self.ranks.rank:  # each process drops other units of its own images
             seed_streams(derive_seed(run.seed, INITIALISATION, self.ranks.rank))
         return Trainer(

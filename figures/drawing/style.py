@@ -70,9 +70,12 @@ class ArmStyle:
 
 VERDICT_STYLES = {
     "supported": ArmStyle(PALETTE[0], "o", "-"),
-    "contradicted": ArmStyle(PALETTE[3], "X", "-"),
-    "inconclusive": ArmStyle("#767676", "s", "-"),
+    "supported, small": ArmStyle(PALETTE[9], "o", "-"),
+    "no effect": ArmStyle(PALETTE[2], "D", "-"),
+    "reversed": ArmStyle(PALETTE[3], "X", "-"),
+    "undecided": ArmStyle("#767676", "s", "-"),
     "vacuous": ArmStyle(PALETTE[4], "v", "-"),
+    "not tested": ArmStyle("#767676", "P", "-"),
 }
 
 

@@ -3,10 +3,11 @@ import re
 import shutil
 
 import numpy as np
+import pandas as pd
 import pytest
 
 from skip_conditioning.diagnostics.tables import METRICS, SPECTRA, TableWriter, read_experiment, write_json
-from skip_conditioning.experiments.paired_ratios import main, paired_ratios
+from skip_conditioning.experiments.paired_ratios import _ratio, main, paired_ratios
 
 GAIN = {"chain": 1.0, "residual": 2.0, "modified": 3.0}
 
@@ -46,13 +47,14 @@ def test_ratios_are_of_pairs_and_of_the_first_layer_and_steps(experiment):
         assert re.fullmatch(rf"{ratio}( \[{ratio}, {ratio}\])?, < 1 in {count}", measured[quantity])
 
 
-def test_interval_holds_the_ratio_and_repeats(experiment):
-    write_run(experiment, "residual", 0, [2.0, 1.9])
-    tables = read_experiment(experiment)
-    first, second = (paired_ratios(tables, ["chain", "residual"], [], 2, [1]) for _ in range(2))
-    assert first.equals(second)
-    ratio, low, high = map(float, re.match(r"([\d.]+) \[([\d.]+), ([\d.]+)\]", first.iloc[0, 2]).groups())
-    assert low < ratio < high < 1
+@pytest.mark.parametrize(("pairs", "covered"), [(5, True), (4, None)])
+def test_students_interval_covers_as_often_as_stated_and_few_pairs_have_none(pairs, covered):
+    rng, hits = np.random.default_rng(0), []
+    for _ in range(400):
+        match = re.match(r"[\d.]+ \[([\d.]+), ([\d.]+)\]", _ratio(pd.Series(rng.normal(2, 0.3, pairs))))
+        hits.append(match and float(match[1]) <= np.exp(2) <= float(match[2]))
+    assert hits == [None] * 400 if covered is None else 0.92 < np.mean(hits) < 0.98
+    assert _ratio(pd.Series([0.5] * pairs)) == f"1.65, < 1 in 0 of {pairs}"
 
 
 def test_command_line_prints_arms_in_the_order_they_were_asked_for(experiment, capsys):

@@ -17,9 +17,10 @@ from skip_conditioning.experiments import verify
 from skip_conditioning.experiments.claims.paper import registry
 from skip_conditioning.experiments.claims.paper.theory_claims import decide, decide_statement
 from skip_conditioning.experiments.claims.run import experiments, preregistration
-from skip_conditioning.experiments.claims.run.experiments import read_tables, shared_experiments
+from skip_conditioning.experiments.claims.run.experiments import claim_inputs, shared_experiments
 from skip_conditioning.experiments.claims.run.preregistration import FILE
-from skip_conditioning.experiments.claims.verdict.claim import ClaimInputs, Comparison, Plan
+from skip_conditioning.experiments.claims.verdict.claim import ClaimInputs, Plan
+from skip_conditioning.experiments.claims.verdict.outcome import Comparison, Verdict
 from skip_conditioning.experiments.claims.verdict.paired_claim import PairedClaim
 from skip_conditioning.experiments.config.presets import preset
 from skip_conditioning.experiments.processes.machine import one_thread
@@ -184,12 +185,12 @@ def test_a_deleted_run_is_refused_as_incomplete(copy):
     run_directory = copy / "experiments/digits/runs/residual-lr0.1-trial03"
     status = json.loads((run_directory / "status.json").read_text()) | {"status": "diverged"}
     (run_directory / "status.json").write_text(json.dumps(status))
-    tables = read_tables(shared)["speed", "digits"]  # a diverged run counts, as the slowest
-    numbers = CLAIMS["speed"].judge(ClaimInputs({"digits": tables}, copy), "demo").findings[0].numbers
-    assert numbers["infinite"] == 1
+    inputs = claim_inputs(CLAIMS["speed"], [shared], copy, "demo", None)  # a diverged run counts, as the slowest
+    numbers = CLAIMS["speed"].judge(inputs, "demo").findings[0].numbers
+    assert (numbers["diverged_arm"], numbers["pairs"]) == (1, 7)
     shutil.rmtree(run_directory)
     with pytest.raises(InputError, match=r"1 of 14 runs are not over: residual-lr0.1-trial03 \(missing\)"):
-        read_tables(shared)
+        claim_inputs(CLAIMS["speed"], [shared], copy, "demo", None)
 
 
 def test_a_deleted_run_is_refused_where_nothing_is_trained(copy, tmp_path, capsys):
@@ -205,8 +206,8 @@ def test_swapped_arms_change_the_verdicts(copy, done):
         content = json.loads(config.read_text())
         content["arm"] = {"chain": "residual", "residual": "chain"}[content["arm"]]
         config.write_text(json.dumps(content))
-    tables = read_tables(shared)["spectrum", "digits"]
-    swapped = CLAIMS["spectrum"].judge(ClaimInputs({"digits": tables}, copy), "demo").findings[0].numbers["ratio"]
+    inputs = claim_inputs(CLAIMS["spectrum"], [shared], copy, "demo", None)
+    swapped = CLAIMS["spectrum"].judge(inputs, "demo").findings[0].numbers["ratio"]
     table = verdicts(done)
     assert np.isclose(swapped, 1 / table.loc[table["claim"] == "spectrum", "ratio"].item())
 
@@ -253,6 +254,33 @@ def test_bad_input_is_one_line(tmp_path, capsys, args, words):
     assert not (tmp_path / "out").exists()
 
 
+def test_a_plan_is_printed_and_nothing_is_written(tmp_path, capsys):
+    assert run(tmp_path / "out", "--plan") == 0
+    printed = capsys.readouterr().out
+    assert "experiment digits: residual-mlp on digits, 5 steps each, seed 0" in printed
+    assert "7 trials at learning rates 0.1: 14 runs" in printed
+    assert "  training loss at step 5: residual below chain" in printed
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("comparison", "message"),
+    [
+        (Comparison("loss_at_step_6", "residual", "chain", "smaller"), "a run has 5 steps"),
+        (Comparison("final_los", "residual", "chain", "smaller"), "unknown measure 'final_los'"),
+        (Comparison("final_loss", "residual", "chian", "smaller"), "Did you mean 'chain'"),
+        (Comparison("sigma_min", "residual", "chain", "larger", map="kernel"), "the map 'kernel' is not measured"),
+        (Comparison("sigma_min", "residual", "chain", "larger", layer="head"), "the layer 'head' is not measured"),
+    ],
+)
+def test_what_cannot_be_compared_is_refused_before_anything_is_written(
+    tmp_path, capsys, monkeypatch, comparison, message
+):
+    monkeypatch.setitem(CLAIMS, "speed", claim("speed", comparison))
+    assert message in refusal(capsys, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
 def test_help_lists_the_claims(capsys):
     with pytest.raises(SystemExit):
         verify.main(["--help"])
@@ -263,7 +291,7 @@ def test_help_lists_the_claims(capsys):
 
 def test_a_size_that_trains_nothing_cannot_tell(tmp_path):
     judgement = CLAIMS["speed"].judge(ClaimInputs({}, tmp_path), "mnist")
-    assert judgement.verdict == "inconclusive"
+    assert judgement.verdict is Verdict.NOT_TESTED
     assert "--size demo" in judgement.change
 
 
@@ -271,9 +299,9 @@ def test_a_size_that_trains_nothing_cannot_tell(tmp_path):
     ("counts", "is_claim", "expected"),
     [
         ((5, 0, 0), False, "supported"),
-        ((5, 1, 0), False, "contradicted"),
-        ((5, 1, 0), True, "inconclusive"),
-        ((1, 1, 5), True, "contradicted"),
+        ((5, 1, 0), False, "reversed"),
+        ((5, 1, 0), True, "undecided"),
+        ((1, 1, 5), True, "reversed"),
         ((2, 0, 3), False, "vacuous"),
         ((0, 0, 0), True, "vacuous"),
     ],
@@ -283,7 +311,9 @@ def test_statements_are_decided_by_their_checks(counts, is_claim, expected):
 
 
 def test_theory_claims_are_decided_by_their_statements():
-    assert decide(["supported", "vacuous"]) == "supported"
-    assert decide(["supported", "vacuous", "vacuous"]) == "vacuous"
-    assert decide(["supported", "inconclusive"]) == "inconclusive"
-    assert decide(["supported", "inconclusive", "contradicted"]) == "contradicted"
+    held, nothing, open_part = Verdict.SUPPORTED, Verdict.VACUOUS, Verdict.UNDECIDED
+    assert decide([held, nothing]) is held
+    assert decide([held, nothing, nothing]) is nothing
+    assert decide([held, open_part]) is open_part
+    assert decide([held, open_part, Verdict.REVERSED]) is Verdict.REVERSED
+    assert decide([]) is Verdict.NOT_TESTED

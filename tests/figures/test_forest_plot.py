@@ -4,14 +4,18 @@ import pandas as pd
 import pytest
 from matplotlib.figure import Figure
 
-from skip_conditioning.figures.drawing.style import HOVER, VERDICT_STYLES
+from skip_conditioning.figures.drawing.style import HOVER
 from skip_conditioning.figures.forest_plot import forest_plot
 
 NAN, INF = math.nan, math.inf
 
 
 def rows(**changes: list) -> pd.DataFrame:
-    columns = {"what": ["a", "$b$", "c", "d"], "verdict": list(VERDICT_STYLES), "ratio": [0.5, INF, 1.0, NAN]}
+    columns = {
+        "what": ["a", "$b$", "c", "d"],
+        "verdict": ["supported", "reversed", "undecided", "vacuous"],
+        "ratio": [0.5, INF, 1.0, NAN],
+    }
     ends = {"low": [0.4, 1.2, NAN, NAN], "high": [0.7, INF, NAN, NAN], "label": ["0.5", "∞", "1", "–"]}
     return pd.DataFrame(columns | ends | changes)
 
@@ -35,9 +39,9 @@ def test_forest_plot_shows_ratios_intervals_and_the_band() -> None:
     labels = [text.get_text() for text in figure.legends[0].get_texts()]
     assert labels == [
         "supported",
-        "contradicted",
-        "inconclusive",
-        "no effect",
+        "reversed",
+        "undecided",
+        "equal",
         "counts as none: 0.8–1.25",
         "beyond any axis",
     ]

@@ -1,25 +1,45 @@
-"""The design of an experiment on the mechanism: its arms, what each is for, and what is measured of them."""
+"""The design of an experiment on the mechanism: its arms, what each is for, and the rival explanations."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Final, Literal
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Final
 
-Kind = Literal[
-    "the skip itself",
-    "better conditioning without a skip",
-    "skip without better conditioning",
-    "another skip",
-    "skip gain",
-    "skip and better conditioning",
-]
+from skip_conditioning.experiments.claims.verdict.outcome import Direction
 
-#: Possible mediators: measures of conditioning, names in ``run_measures.MEASURES``, and their direction when
-#: conditioning improves. None depends on the scale of the Jacobian. κ is about the worst direction alone; the others
-#: are about all directions, and say something also where some are lost for good, as behind batch norm in train mode.
-MEDIATORS: Final[Mapping[str, Literal["smaller", "larger"]]] = {
-    "condition_number": "smaller",
-    "effective_rank": "larger",
-    "isometry_cosine": "larger",
+
+class Kind(StrEnum):
+    """What an arm is for."""
+
+    SKIP = "the skip itself"
+    NO_SKIP = "better conditioning without a skip"
+    NO_CONDITIONING = "skip without better conditioning"
+    OTHER_SKIP = "another skip"
+    GAIN = "skip gain"
+    BOTH = "skip and better conditioning"
+
+
+class AtRate(StrEnum):
+    """The learning rates at which arms are compared."""
+
+    EQUAL = "equal"
+    BEST = "best"
+
+    @property
+    def words(self) -> str:
+        """For the report."""
+        return {"equal": "all at the base arm's best rate", "best": "each at its own best rate"}[self.value]
+
+
+#: Measures of conditioning of an initial state, and their direction when conditioning improves. None depends on the
+#: scale of the Jacobian.
+CONDITIONING: Final[Mapping[str, Direction]] = {
+    "effective_rank": Direction.LARGER,
+    "isometry_cosine": Direction.LARGER,
+    "condition_number": Direction.SMALLER,
+    "kernel_effective_rank": Direction.LARGER,
+    "kernel_condition_number": Direction.SMALLER,
+    "gauss_newton_condition_number": Direction.SMALLER,
 }
 
 
@@ -31,44 +51,34 @@ class Design:
         base: The arm without a skip.
         skip: The arm whose speed is to be explained.
         interventions: The other arms, with the purpose of each.
+        skips: The arms that have a skip: the rival explanation M2.
+        rivals: Columns of the initial states, each a rival explanation M3 by itself; ``stable_rate`` is the largest
+            rate of the pilot sweep at which no run diverged.
+        conditioning: The registered sense of conditioning, a name in ``CONDITIONING``; the others are reported.
         doses: Skip gain by arm, the base's 0 among them; empty without a dose–response test.
         factorial: For the mediation: pairs of arms without and with the skip that share an initialisation; empty
             without a mediation.
-        mediators: Measures of conditioning, names in ``MEDIATORS``, each tested by itself.
-        speed: The measure of speed, a name in ``run_measures.MEASURES`` of which less is faster.
-        alike: By mediator: its ratios between ``1 / alike`` and ``alike`` count as no change. κ ranges over many orders
-            of magnitude, the others over one or two.
-        share: The mediation supports the mechanism if more than this share of the skip's effect passes through the
-            mediator.
     """
 
     base: str
     skip: str
     interventions: Mapping[str, Kind]
-    doses: Mapping[str, float]
+    skips: tuple[str, ...]
+    rivals: tuple[str, ...] = ("grad_norm", "sharpness", "stable_rate")
+    conditioning: str = "effective_rank"
+    doses: Mapping[str, float] | None = None
     factorial: tuple[tuple[str, str], ...] = ()
-    mediators: tuple[str, ...] = tuple(MEDIATORS)
-    speed: str = "mean_log_loss"
-    alike: Mapping[str, float] = field(
-        default_factory=lambda: {"condition_number": 1.25, "effective_rank": 1.05, "isometry_cosine": 1.05}
-    )
-    share: float = 0.5
 
     @property
     def arms(self) -> tuple[str, ...]:
         """All arms, the base first."""
-        paired_arms = (arm for pair in self.factorial for arm in pair)
-        return tuple(dict.fromkeys((self.base, self.skip, *self.interventions, *self.doses, *paired_arms)))
+        return (self.base, self.skip, *self.interventions)
 
     @property
-    def shares(self) -> int:
-        """Number of equal shares of the level: mediators, times comparisons, dose–response and mediation."""
-        return len(self.mediators) * (1 + bool(self.doses) + bool(self.factorial))
+    def better(self) -> Direction:
+        """The direction of the registered sense when conditioning improves."""
+        return CONDITIONING[self.conditioning]
 
-    @property
-    def comparisons(self) -> tuple[tuple[str, str], ...]:
-        """The skip against the base, then each intervention against both."""
-        return (
-            (self.skip, self.base),
-            *((arm, other) for arm in self.interventions for other in (self.base, self.skip)),
-        )
+    def kind(self, arm: str) -> Kind:
+        """What an arm is for."""
+        return self.interventions.get(arm, Kind.SKIP)

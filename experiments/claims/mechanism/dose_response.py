@@ -1,69 +1,63 @@
-"""Do conditioning and speed go together over the doses of the skip?"""
-
-from collections.abc import Mapping
+"""Do conditioning and speed go together over the doses of the skip? Nothing here decides."""
 
 import numpy as np
 import pandas as pd
 from scipy import stats
 
-from skip_conditioning.diagnostics.tables import Experiment
-from skip_conditioning.experiments.claims.mechanism.design import MEDIATORS, Design
-from skip_conditioning.experiments.claims.mechanism.learning_rates import run_table
-from skip_conditioning.experiments.claims.statistics.median_intervals import exact_interval, median
-from skip_conditioning.experiments.claims.statistics.paired_tests import sign_test
-from skip_conditioning.experiments.claims.verdict.claim import Finding, Verdict
-from skip_conditioning.experiments.claims.verdict.run_measures import NAMES
+from skip_conditioning.experiments.claims.mechanism.design import AtRate, Design
+from skip_conditioning.experiments.claims.mechanism.run_table import matrix
+from skip_conditioning.experiments.claims.statistics.median_intervals import median, median_interval, sign_test
+from skip_conditioning.experiments.claims.verdict.outcome import Direction, Finding, Reason, Verdict
+from skip_conditioning.experiments.claims.verdict.wording import measure_name
 
 
-def dose_response(
-    tables: Experiment, design: Design, mediator: str, rates: Mapping[str, float], level: float
-) -> Finding:
+def dose_response(runs: pd.DataFrame, rate: AtRate, design: Design, level: float) -> Finding:
     """Whether conditioning and speed go together over the doses of the skip, trial by trial.
 
     In each trial Kendall's τ between conditioning and slowness over the doses; the sign test decides whether its median
     is positive.
 
     Args:
-        tables: The experiment, without its pilot trials.
+        runs: From ``run_table``.
+        rate: At which rates.
         design: Its doses.
-        mediator: The measure of conditioning.
-        rates: Learning rate of each arm.
         level: Of the test.
     """
-    doses = dose_table(tables, design, mediator, rates)
-    sign = 1 if MEDIATORS[mediator] == "smaller" else -1
-    taus = np.array(
-        [stats.kendalltau(sign * rows["mediator"], rows["speed"]).statistic for _, rows in doses.groupby("trial")]
-    )
+    doses = design.doses or {}
+    x = matrix(runs, rate, design.conditioning, log=True).reindex(list(doses))
+    y = matrix(runs, rate, "log_steps").reindex(list(doses))
+    sign = 1 if design.better is Direction.SMALLER else -1
+    taus = np.array([stats.kendalltau(sign * x[trial], y[trial]).statistic for trial in x.columns])
     missing, taus = int((~np.isfinite(taus)).sum()), taus[np.isfinite(taus)]
-    p, tau = sign_test(taus), median(taus)
-    verdict: Verdict = "inconclusive"
-    if not len(taus):
-        verdict = "vacuous"
-    elif p < level:
-        verdict = "supported" if tau > 0 else "contradicted"
-    low, high = exact_interval(taus, 1 - level)
-    numbers = {"kendall_tau": tau, "kendall_tau_low": low, "kendall_tau_high": high}
-    gains = ", ".join(f"{gain:g}" for gain in sorted(design.doses.values()))
+    low, high = median_interval(taus, taus, 1 - level)
+    verdict = Verdict.SUPPORTED if low > 0 else Verdict.REVERSED if high < 0 else Verdict.UNDECIDED
+    numbers = {"kendall_tau": median(taus), "kendall_tau_low": low, "kendall_tau_high": high, "level": 1 - level}
+    gains = ", ".join(f"{gain:g}" for gain in sorted(doses.values()))
     return Finding(
-        f"dose–response: over skip gains {gains} a better {NAMES[mediator]} goes with faster training",
-        verdict,
-        {**numbers, "p_sign": p, "pairs": float(len(taus)), "missing": float(missing)},
+        f"dose–response, {rate.words}: over skip gains {gains} a better {measure_name(design.conditioning)} goes with "
+        "faster training",
+        verdict if len(taus) else Verdict.VACUOUS,
+        {**numbers, "p_sign": sign_test(taus, taus), "pairs": float(len(taus)), "missing": float(missing)},
+        None if len(taus) else Reason.NOT_MEASURED,
+        decides=False,
     )
 
 
-def dose_table(tables: Experiment, design: Design, mediator: str, rates: Mapping[str, float]) -> pd.DataFrame:
-    """Conditioning and slowness by skip gain and trial: columns ``gain, trial, mediator, speed``.
+def dose_table(runs: pd.DataFrame, rate: AtRate, design: Design) -> pd.DataFrame:
+    """Conditioning and steps by skip gain and trial: columns ``gain, trial, mediator, speed``.
 
     Args:
-        tables: The experiment.
+        runs: From ``run_table``.
+        rate: At which rates.
         design: Its doses.
-        mediator: The measure of conditioning.
-        rates: Learning rate of each arm.
     """
-    rows = run_table(tables, design, mediator, rates)
-    rows = rows[rows["arm"].isin(design.doses)].assign(gain=lambda frame: frame["arm"].map(design.doses))
-    with np.errstate(over="ignore"):
-        return rows.assign(mediator=np.exp(rows["mediator"]), speed=np.exp(rows["speed"]))[
-            ["gain", "trial", "mediator", "speed"]
-        ]
+    doses = design.doses or {}
+    rows = runs[(runs["rate"] == rate.value) & runs["arm"].isin(doses)]
+    return pd.DataFrame(
+        {
+            "gain": rows["arm"].map(doses),
+            "trial": rows["trial"],
+            "mediator": rows[design.conditioning],
+            "speed": np.exp(rows["log_steps"]),
+        }
+    )

@@ -1,6 +1,7 @@
 """The claims by name, in the order of docs/paper.md §4. Another claim is one module and one line here."""
 
 from skip_conditioning.diagnostics.errors import InputError, near_matches
+from skip_conditioning.experiments.claims.paper.matched_conditioning import MATCHED_CONDITIONING
 from skip_conditioning.experiments.claims.paper.paired_claims import (
     MNIST_SPECTRUM_ORDER,
     MNIST_SPEED_ORDER,
@@ -11,6 +12,7 @@ from skip_conditioning.experiments.claims.paper.skip_shifts_spectrum import SKIP
 from skip_conditioning.experiments.claims.paper.spectrum_explains_speed import SPECTRUM_EXPLAINS_SPEED
 from skip_conditioning.experiments.claims.paper.theory_claims import (
     CONVERGES_AT_INFINITY,
+    LAST_LAYER_UNBOUNDS_CURVATURE,
     NORMALISATION_BOUNDS_CURVATURE,
     PL_ALONG_TRAINING,
     REGULARITY_BOUND,
@@ -25,12 +27,14 @@ CLAIMS: dict[str, Claim] = {
         REGULARITY_BOUND,
         PL_ALONG_TRAINING,
         NORMALISATION_BOUNDS_CURVATURE,
+        LAST_LAYER_UNBOUNDS_CURVATURE,
         CONVERGES_AT_INFINITY,
         MNIST_SPECTRUM_ORDER,
         MNIST_SPEED_ORDER,
         SHORTCUT_SPEEDS_CIFAR,
         SHORTCUT_SPEEDS_IMAGENET,
         SPECTRUM_EXPLAINS_SPEED,
+        MATCHED_CONDITIONING,
     )
 }
 

@@ -16,20 +16,18 @@ from torch import Tensor, nn
 from skip_conditioning.diagnostics.measure import spectra
 from skip_conditioning.diagnostics.spectrum import Spectrum
 from skip_conditioning.diagnostics.tables import Experiment, empty_frame, spectra_frame
-from skip_conditioning.experiments.claims.statistics.median_intervals import exact_interval
-from skip_conditioning.experiments.claims.verdict.claim import (
-    ClaimInputs,
+from skip_conditioning.experiments.claims.statistics.median_intervals import median_interval
+from skip_conditioning.experiments.claims.verdict.claim import ClaimInputs, DecisionRule, Plan, Size
+from skip_conditioning.experiments.claims.verdict.comparisons import judge_comparisons
+from skip_conditioning.experiments.claims.verdict.outcome import (
     Comparison,
-    DecisionRule,
+    Direction,
     Finding,
     Judgement,
-    Plan,
-    Size,
     Verdict,
+    combine,
 )
-from skip_conditioning.experiments.claims.verdict.comparisons import judge_comparisons
-from skip_conditioning.experiments.claims.verdict.decision import combine
-from skip_conditioning.experiments.claims.verdict.paired_claim import change, summary
+from skip_conditioning.experiments.claims.verdict.paired_claim import answer, change
 from skip_conditioning.experiments.data.datasets import load_data, to_float
 from skip_conditioning.experiments.processes.machine import one_thread
 from skip_conditioning.experiments.theory.experiment import write_table
@@ -39,7 +37,7 @@ from skip_conditioning.figures.drawing.saving import save_drawable
 from skip_conditioning.figures.random_matrices import random_matrices
 
 _ON, _OFF = "skip on", "skip off"
-_COMPARISON = Comparison("sigma_min", _ON, _OFF, "larger")
+_COMPARISON = Comparison("sigma_min", _ON, _OFF, Direction.LARGER)
 #: σ_min ~ n^p counts as bounded away from 0 if p is above this, and as tending to 0 if it is below.
 _BOUNDED = -0.25
 _TABLE = "smallest_singular_values.parquet"
@@ -109,11 +107,11 @@ class SkipShiftsSpectrum:
             "measured": asdict(_scale(size)),
             "comparison": asdict(_COMPARISON),
             "rule": asdict(self.rule),
-            "combined": "random matrices by size, and each network, get an equal share of the level; contradicted "
-            "where one is, supported where all are, vacuous where all are, inconclusive otherwise. A network's σ_min "
-            "is the geometric mean over its blocks",
+            "combined": "random matrices by size, and each network, get an equal share of the level; reversed where "
+            "any part is, no effect where any has none, supported where all are, undecided otherwise. A network's "
+            "σ_min is the geometric mean over its blocks",
             "sizes": f"p of σ_min ~ n^p is fitted to each draw; the interval of its median must lie above {_BOUNDED} "
-            f"for I + A and below for A; contradicted where either lies wholly on the other side",
+            f"for I + A and below for A; reversed where either lies wholly on the other side",
         }
 
     def judge(self, inputs: ClaimInputs, size: Size) -> Judgement:
@@ -127,16 +125,13 @@ class SkipShiftsSpectrum:
         networks = _scale(size).networks
         rule = replace(self.rule, level=self.rule.level / (1 + len(networks)))
         findings = [_growth(table[table["what"] == "random matrices"], rule)]
-        verdicts: list[Verdict] = [findings[0].verdict]
         for network in networks:
             tables = _as_experiment(table[table["what"] == network.name])
-            verdict, network_findings = judge_comparisons(tables, (_COMPARISON,), rule, inputs.seed)
-            verdicts.append(verdict)
-            findings += [replace(finding, what=f"{finding.what}, {network.name}") for finding in network_findings]
-        whole = combine(verdicts)
+            findings += judge_comparisons(tables, (_COMPARISON,), rule, experiment=network.name)
+        whole = combine([finding.verdict for finding in findings])
         largest = max(_scale(size).sizes)
         figures = save_drawable(inputs.directory, {"random_matrices": lambda: random_matrices(largest, inputs.seed)})
-        return Judgement(whole, tuple(findings), summary(findings), change(whole, findings, 0), figures)
+        return Judgement(whole, tuple(findings), answer(findings), change(whole, findings, 0), figures)
 
 
 SKIP_SHIFTS_SPECTRUM = SkipShiftsSpectrum()
@@ -231,16 +226,16 @@ def _growth(rows: pd.DataFrame, rule: DecisionRule) -> Finding:
     for name, arm in (("with_skip", _ON), ("without", _OFF)):
         values = rows[rows["arm"] == arm].pivot(index="trial", columns="index", values="sigma_min")
         slopes = np.polyfit(np.log(values.columns.to_numpy(float)), np.log(values.to_numpy().T), 1)[0]
-        low, high = exact_interval(slopes, 1 - rule.level)
+        low, high = median_interval(slopes, slopes, 1 - rule.level)
         largest = values.columns.max()
         numbers |= {f"exponent_{name}": float(np.median(slopes)), f"exponent_{name}_low": low}
         numbers |= {f"exponent_{name}_high": high, f"smallest_{name}": float(values[largest].min())}
         sides.append((low, high))
     (on_low, on_high), (off_low, off_high) = sides
-    verdict: Verdict = "inconclusive"
+    verdict = Verdict.UNDECIDED
     if on_low > _BOUNDED and off_high < _BOUNDED:
-        verdict = "supported"
+        verdict = Verdict.SUPPORTED
     elif on_high < _BOUNDED or off_low > _BOUNDED:
-        verdict = "contradicted"
+        verdict = Verdict.REVERSED
     note = f"σ_min ~ n^p at n from {rows['index'].min()} to {rows['index'].max()}, {rows['trial'].nunique()} draws"
-    return Finding("σ_min(I + A) and σ_min(A) of random matrices by size", verdict, numbers, note)
+    return Finding("σ_min(I + A) and σ_min(A) of random matrices by size", verdict, numbers, note=note)

@@ -1,19 +1,26 @@
 """Claims about the theory, decided by the statements that ``experiments.theory`` checks on training networks."""
 
-import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Final
 
 import pandas as pd
 
 from skip_conditioning.diagnostics.theory.statement import Statement
-from skip_conditioning.experiments.claims.verdict.claim import ClaimInputs, Finding, Judgement, Plan, Size, Verdict
-from skip_conditioning.experiments.claims.verdict.formatting import MISSING, some
+from skip_conditioning.experiments.claims.verdict.claim import ClaimInputs, Plan, Size
+from skip_conditioning.experiments.claims.verdict.outcome import Finding, Judgement, Reason, Verdict
+from skip_conditioning.experiments.claims.verdict.wording import number
 from skip_conditioning.experiments.processes.machine import one_thread
 from skip_conditioning.experiments.theory.along_training import check_pl_chain, check_regularity
-from skip_conditioning.experiments.theory.convergence import check_convergence
-from skip_conditioning.experiments.theory.curvature_growth import check_curvature
+from skip_conditioning.experiments.theory.convergence import check_convergence, kind_of
+from skip_conditioning.experiments.theory.curvature_growth import (
+    HIDDEN,
+    LAST,
+    NORMALISERS,
+    check_curvature,
+    statement_name,
+)
+from skip_conditioning.experiments.theory.curvature_growth import kind_of as normaliser_kind
 from skip_conditioning.experiments.theory.experiment import (
     FIGURES,
     CheckedStatement,
@@ -22,12 +29,13 @@ from skip_conditioning.experiments.theory.experiment import (
     statement_rows,
     write_table,
 )
+from skip_conditioning.experiments.theory.networks import SMOOTH
 from skip_conditioning.figures.drawing.saving import save_drawable
 
-#: A statement is vacuous if more than this share of its checks is vacuous. One that may come out either way is
-#: contradicted if at least this share of its other checks fails.
-_SHARE = 0.5
-_STATEMENTS = "statements.parquet"
+#: A statement is vacuous if more than this share of its checks is vacuous. One that may come out either way is reversed
+#: if at least this share of its other checks fails.
+_SHARE: Final = 0.5
+_STATEMENTS: Final = "statements.parquet"
 
 
 @dataclass
@@ -41,10 +49,9 @@ class TheoryClaim:
         predicted: What is expected if it is true.
         controls: What is varied.
         check: Checks the statements; an experiment of ``experiments.theory``.
-        counted: Pattern of the networks that the claim is about; findings on others are secondary.
-        decides: Pattern of the statements that the claim consists of; findings on others, such as steps of proofs, are
-            secondary.
-        part: Pattern of the part of a network's description that has its own findings.
+        kinds: Of the networks that the claim is about, all if empty; findings on others are secondary.
+        statements: Names of the statements that the claim consists of, all if empty; findings on others, such as steps
+            of proofs, are secondary.
         figure: The experiment of ``experiments.theory`` whose figure is shown; empty without one.
     """
 
@@ -54,9 +61,8 @@ class TheoryClaim:
     predicted: str
     controls: tuple[str, ...]
     check: TheoryExperiment
-    counted: str = ""
-    decides: str = ""
-    part: str = ".*"
+    kinds: tuple[str, ...] = ()
+    statements: tuple[str, ...] = ()
     figure: str = ""
 
     def plans(self, size: Size) -> dict[str, Plan]:
@@ -69,16 +75,16 @@ class TheoryClaim:
             "check": f"{self.check.__module__}.{self.check.__name__}",
             "quick": size == "demo",
             "seed": 0,
-            "networks that count": self.counted or "all",
-            "statements that count": self.decides or "all",
+            "networks that count": self.kinds or "all",
+            "statements that count": self.statements or "all",
             "rule": {
-                "a theorem": "contradicted where any check is violated",
-                "a statement that may come out either way": f"contradicted where at least {_SHARE:g} of the checks "
-                "that are not vacuous fail, supported where all hold, inconclusive otherwise",
+                "a theorem": "reversed where any check is violated",
+                "a statement that may come out either way": f"reversed where at least {_SHARE:g} of the checks that "
+                "are not vacuous fail, supported where all hold, undecided otherwise",
                 "either of them": f"vacuous where more than {_SHARE:g} of the checks are vacuous and none fails",
             },
-            "combined": "contradicted where a statement that counts is, or else inconclusive where one is; vacuous "
-            f"where more than {_SHARE:g} of the statements are; supported otherwise",
+            "combined": "reversed where a statement that counts is, or else undecided where one is; vacuous where more "
+            f"than {_SHARE:g} of the statements are; supported otherwise",
         }
 
     def judge(self, inputs: ClaimInputs, size: Size) -> Judgement:
@@ -89,17 +95,19 @@ class TheoryClaim:
         """
         table = self._checked(inputs, size)
         write_table(table, inputs.directory / _STATEMENTS)
-        counts = table["network"].str.contains(self.counted, regex=True)
-        counts &= table["statement"].str.contains(self.decides, regex=True)
-        findings = list(_findings(table[counts], self.part))
-        others = [replace(finding, decides=False) for finding in _findings(table[~counts], self.part)]
+        counts = pd.Series(True, index=table.index)
+        for column, wanted in (("kind", self.kinds), ("statement", self.statements)):
+            if wanted:
+                counts &= table[column].isin(wanted)
+        findings = list(_findings(table[counts]))
+        others = [replace(finding, decides=False) for finding in _findings(table[~counts])]
         verdict = decide([finding.verdict for finding in findings])
         makers = {}
         if self.figure:
             name, make = FIGURES[self.figure]
             makers[name] = lambda: make(inputs.directory)
         figures = save_drawable(inputs.directory, makers)
-        return Judgement(verdict, (*findings, *others), _summary(findings), _change(verdict, size), figures)
+        return Judgement(verdict, (*findings, *others), _answer(findings), _change(verdict, size), figures)
 
     def _checked(self, inputs: ClaimInputs, size: Size) -> pd.DataFrame:
         """A row for each check of a statement; at size demo on the bundled digits only."""
@@ -114,12 +122,14 @@ class TheoryClaim:
         return pd.DataFrame(rows).astype({"step": "Int64"})
 
 
-def decide(verdicts: list[Verdict]) -> Verdict:
+def decide(verdicts: Sequence[Verdict]) -> Verdict:
     """The verdict on a claim from those on its statements."""
-    for verdict in ("contradicted", "inconclusive"):
+    for verdict in (Verdict.REVERSED, Verdict.UNDECIDED):
         if verdict in verdicts:
             return verdict
-    return "vacuous" if verdicts.count("vacuous") > _SHARE * len(verdicts) or not verdicts else "supported"
+    if not verdicts:
+        return Verdict.NOT_TESTED
+    return Verdict.VACUOUS if list(verdicts).count(Verdict.VACUOUS) > _SHARE * len(verdicts) else Verdict.SUPPORTED
 
 
 def decide_statement(holds: int, violated: int, vacuous: int, *, is_claim: bool) -> Verdict:
@@ -133,41 +143,33 @@ def decide_statement(holds: int, violated: int, vacuous: int, *, is_claim: bool)
     """
     decided = holds + violated
     if violated and (not is_claim or violated >= _SHARE * decided):
-        return "contradicted"
+        return Verdict.REVERSED
     if violated:
-        return "inconclusive"
-    return "vacuous" if vacuous > _SHARE * (decided + vacuous) or not decided else "supported"
+        return Verdict.UNDECIDED
+    return Verdict.VACUOUS if vacuous > _SHARE * (decided + vacuous) or not decided else Verdict.SUPPORTED
 
 
-def _findings(table: pd.DataFrame, part: str) -> Iterator[Finding]:
+def _findings(table: pd.DataFrame) -> Iterator[Finding]:
     """One finding for each statement and kind of network."""
-    kinds = table["network"].map(lambda network: _part(part, network))
-    for (name, kind), rows in table.groupby([table["statement"], kinds], sort=False):
+    for (name, kind), rows in table.groupby(["statement", "kind"], sort=False):
         counts = {verdict: int((rows["verdict"] == verdict).sum()) for verdict in ("holds", "violated", "vacuous")}
         decided = counts["holds"] + counts["violated"]
         share = counts["holds"] / decided if decided else float("nan")
-        causes = [cause.split("; ")[0] for cause in rows["cause"] if cause]
+        is_claim = bool(rows["is_claim"].all())
+        verdict = decide_statement(**counts, is_claim=is_claim)
+        causes = [cause for cause in rows["cause"] if cause]
         failed = rows[rows["verdict"] == "violated"]
         note = rows["formula"].iloc[0]
         note += f"; vacuous: {causes[0]}" if causes else ""
         if len(failed):
-            note += f"; fails: {_side(failed['left'].iloc[0])} against {_side(failed['right'].iloc[0])}"
+            note += f"; fails: {number(failed['left'].iloc[0])} against {number(failed['right'].iloc[0])}"
         yield Finding(
-            what=f"{name}: {kind}",
-            verdict=decide_statement(**counts, is_claim=bool(rows["is_claim"].all())),
+            what=f"{name}: {kind}" if kind else str(name),
+            verdict=verdict,
             numbers={"share_holding": share, "checks": len(rows), **counts, "median_tightness": _tightness(rows)},
+            reason=Reason.VIOLATED if verdict is Verdict.REVERSED and not is_claim else None,
             note=note,
         )
-
-
-def _side(value: float) -> str:
-    """A side of a statement to four digits; ∞ if infinite, a dash if unknown."""
-    return f"{value:.4g}".replace("inf", "∞").replace("nan", MISSING)
-
-
-def _part(pattern: str, network: str) -> str:
-    match = re.search(pattern, network)
-    return match[0] if match else network
 
 
 def _tightness(rows: pd.DataFrame) -> float:
@@ -177,20 +179,25 @@ def _tightness(rows: pd.DataFrame) -> float:
     return float((sides.min(axis=1) / sides.max(axis=1)).median()) if len(positive) else float("nan")
 
 
-def _summary(findings: list[Finding]) -> str:
+def _answer(findings: Sequence[Finding]) -> str:
     total = {name: int(sum(each.numbers[name] for each in findings)) for name in ("holds", "violated", "vacuous")}
-    failing = [finding.what for finding in findings if finding.verdict == "contradicted"]
-    text = f"{total['holds']} checks hold, {total['violated']} fail, {total['vacuous']} are vacuous."
-    return text + (f" Failing: {some(failing, 3, '; ')}." if failing else "")
+    checked = sum(total.values())
+    text = f"It holds in {total['holds']} of {checked} checks"
+    text += f", and {total['vacuous']} say nothing" if total["vacuous"] else ""
+    failing = [finding.what for finding in findings if finding.numbers["violated"]]
+    return f"{text}; it fails in {total['violated']}: {'; '.join(failing[:3])}." if failing else f"{text}."
 
 
 def _change(verdict: Verdict, size: Size) -> str:
-    if verdict == "contradicted":
+    if verdict is Verdict.REVERSED:
         return (
             "Only an error in the check: a counterexample remains one. skip-conditioning theory prints all its digits."
         )
     more = "--size mnist checks larger networks for longer" if size == "demo" else "Other networks, or longer training"
-    return f"{more}; a single failing check of a theorem would contradict it."
+    return f"{more}; a single failing check of a theorem would reverse it."
+
+
+_LOSS_TENDS: Final = "loss tends to 0"
 
 
 def _convergence(options: TheoryOptions) -> Iterator[CheckedStatement]:
@@ -200,7 +207,7 @@ def _convergence(options: TheoryOptions) -> Iterator[CheckedStatement]:
     for fit in fits[fits["cost"] == "cross-entropy"].to_dict("records"):
         network = f"{fit['dataset']}, cross-entropy, {fit['arm']}, γ = {fit['gain']:.3g}"
         statement = Statement(
-            name="loss tends to 0",
+            name=_LOSS_TENDS,
             formula="p − 2 standard errors ≥ 0 where ℓ ~ t^−p over the last decade of steps",
             left=fit["exponent"] - 2 * fit["exponent_se"],
             relation=">=",
@@ -209,10 +216,9 @@ def _convergence(options: TheoryOptions) -> Iterator[CheckedStatement]:
             note=f"p = {fit['exponent']:.3g}, last loss {fit['loss']:.3g}",
             is_claim=True,
         )
-        yield CheckedStatement(network, statement, int(fit["last_step"]), str(fit["initialisation"]))
+        kind = kind_of("cross-entropy", str(fit["arm"]))
+        yield CheckedStatement(network, statement, int(fit["last_step"]), str(fit["initialisation"]), kind)
 
-
-_SMOOTH = "weight norm, tanh"
 
 REGULARITY_BOUND = TheoryClaim(
     id="regularity-bound",
@@ -221,7 +227,7 @@ REGULARITY_BOUND = TheoryClaim(
     predicted="holds at every step, and is not vacuous, on smooth, width-preserving, weight-normalised networks",
     controls=("with and without skips", "batch norm, weight norm and none", "restricted to the data's subspaces"),
     check=check_regularity,
-    counted=_SMOOTH,
+    kinds=(SMOOTH,),
     figure="regularity",
 )
 
@@ -232,25 +238,38 @@ PL_ALONG_TRAINING = TheoryClaim(
     predicted="holds at every step, and is not vacuous",
     controls=("with and without skips", "batch norm, weight norm and none"),
     check=check_pl_chain,
-    decides="^PŁ",
+    statements=("PŁ floor", "PŁ floor, centred", "PŁ ceiling"),
     figure="pl",
 )
 
+_NORMALISED = tuple(normaliser_kind(normaliser) for normaliser in NORMALISERS if normaliser is not None)
+
 NORMALISATION_BOUNDS_CURVATURE = TheoryClaim(
     id="normalisation-bounds-curvature",
-    statement="The curvature of the loss is bounded while the parameters grow with batch or weight norm, and grows "
-    "without bound with neither.",
+    statement="The curvature of the loss is bounded while the weights that batch or weight norm acts on grow, and "
+    "grows without bound with neither.",
     source="MacDonald et al. 2023, section 4; docs/paper.md §2.5",
-    predicted="exponent p of ‖∇²ℓ‖ ~ |θ|^p at most 0 with a normaliser, at least 0 without",
+    predicted="exponent p of ‖∇²ℓ‖ ~ |w|^p in the hidden weights at most 0 with a normaliser, at least 0 without",
     controls=(
-        "all parameters scaled, or the hidden weights only",
+        "the hidden weights alone are scaled; the last layer, and all parameters, beside it",
         "also with the length of scale-invariant weights divided out",
         "cross-entropy and mean square; tanh and (full size) ReLU",
     ),
     check=check_curvature,
-    # docs/paper.md §4 names the Hessian's own top eigenvalue.
-    decides="^curvature (?:bounded|grows)",
-    part=r"\w+ norm",
+    statements=(statement_name(HIDDEN, bounded=True), statement_name(HIDDEN, bounded=False)),
+    figure="curvature",
+)
+
+LAST_LAYER_UNBOUNDS_CURVATURE = TheoryClaim(
+    id="last-layer-unbounds-curvature",
+    statement="The last layer, which no normaliser acts on, leaves the curvature unbounded also with batch or weight "
+    "norm.",
+    source="MacDonald et al. 2023, section 5, whose class leaves the last layer free; docs/paper.md §2.7",
+    predicted="exponent p of ‖∇²ℓ‖ ~ |w|^p in the last layer at least 0 with a normaliser",
+    controls=NORMALISATION_BOUNDS_CURVATURE.controls,
+    check=check_curvature,
+    kinds=_NORMALISED,
+    statements=(statement_name(LAST, bounded=False),),
     figure="curvature",
 )
 
@@ -263,7 +282,10 @@ CONVERGES_AT_INFINITY = TheoryClaim(
     "path stays above 0, and every step lowers the loss by what is guaranteed",
     controls=("six initialisations, bad ones among them", "chain and unnormalised arms", "mean square cost"),
     check=_convergence,
-    counted="cross-entropy, residual",
-    decides="loss tends|optimum at infinity|along the path|decrease per step|cumulative",
+    kinds=(kind_of("cross-entropy", "residual"),),
+    statements=(
+        *(_LOSS_TENDS, "optimum at infinity", "regularity along the path"),
+        *("decrease per step", "cumulative guarantee"),
+    ),
     figure="convergence",
 )

@@ -1,28 +1,35 @@
 """Trains the experiments that claims plan, each once for all claims that share it, and reads their tables.
 
 An experiment is one of ``skip-conditioning train``, in ``DIR/experiments/NAME``. After an interruption it is continued:
-arms and trials that are missing are added, and finished runs are kept.
+arms and trials that are missing are added, and finished runs are kept. Where each arm's learning rate is chosen by a
+sweep, pilot runs at all rates are trained first, in ``DIR/experiments/NAME-pilots``.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
-from skip_conditioning.diagnostics import tables
+import pandas as pd
+
 from skip_conditioning.diagnostics.errors import InputError
-from skip_conditioning.experiments.claims.verdict.claim import Claim, Plan, Size
-from skip_conditioning.experiments.claims.verdict.formatting import some
-from skip_conditioning.experiments.claims.verdict.pairs import with_runs
+from skip_conditioning.diagnostics.tables import Experiment, read_experiment
+from skip_conditioning.experiments.claims.verdict.claim import Claim, ClaimInputs, Plan, RateSweep, Size
+from skip_conditioning.experiments.claims.verdict.rate_sweep import best_rates, by_arm, sweep_table, sweep_thresholds
+from skip_conditioning.experiments.claims.verdict.runs import with_runs
+from skip_conditioning.experiments.claims.verdict.wording import some
 from skip_conditioning.experiments.config.train_config import TrainConfig
 from skip_conditioning.experiments.processes.machine import git_revision, versions
 from skip_conditioning.experiments.records.directory import check_out, is_over, read_status
 from skip_conditioning.experiments.speed import SPEED, write_speed
 from skip_conditioning.experiments.sweeps.workers import run_in_processes
+from skip_conditioning.experiments.training.initial_states import measure_initial_states, read_initial_states
 from skip_conditioning.experiments.training.runner import Runner
 from skip_conditioning.experiments.training.runs import all_runs
 
 _FOLDER = "experiments"
+#: Added to the seed of an experiment for its pilot runs.
+_PILOT_SEED: Final = 1_000_003
 
 
 @dataclass(frozen=True)
@@ -41,6 +48,41 @@ class SharedExperiment:
     plans: Mapping[tuple[str, str], Plan]
     is_reused: bool = False
 
+    @property
+    def sweep(self) -> RateSweep | None:
+        """How each arm's learning rate is chosen; the same in all plans."""
+        return next(iter(self.plans.values())).sweep
+
+    @property
+    def pilots(self) -> "SharedExperiment | None":
+        """The pilot runs by which rates are chosen: every arm at every rate of the sweep."""
+        if self.sweep is None:
+            return None
+        out = self.config.output.out
+        config = self.config.changed(
+            lr=self.sweep.rates,
+            trials=self.sweep.trials,
+            seed=self.config.optimisation.seed + _PILOT_SEED,
+            diagnostics=False,
+            out=out.with_name(f"{out.name}-pilots"),
+        )
+        return SharedExperiment(f"{self.name}-pilots", config, {})
+
+    def at_best_rates(self) -> "SharedExperiment":
+        """The experiment with every arm at its own best rate, and at the base arm's; needs the pilot runs.
+
+        Raises:
+            InputError: Pilot runs are missing, or the base arm does not learn at any rate.
+        """
+        pilots = self.pilots
+        if self.sweep is None or pilots is None:
+            return self
+        tables = _read_whole(pilots)
+        rates = best_rates(sweep_table(tables, sweep_thresholds(tables, self.sweep)))
+        equal = rates[self.sweep.base]
+        own = tuple(dict.fromkeys(by_arm(rates) + by_arm(dict.fromkeys(rates, equal))))
+        return replace(self, config=self.config.changed(lr=(equal,), arm_lr=own))
+
 
 def shared_experiments(
     claims: Sequence[Claim], size: Size, trials: int | None, out: Path, **incidental: Any
@@ -54,22 +96,22 @@ def shared_experiments(
         out: The directory of the verdicts.
         **incidental: Options of the training command on which results do not depend, such as ``device``.
     """
-    groups: list[tuple[TrainConfig, dict[tuple[str, str], Plan]]] = []
+    groups: list[tuple[Plan, dict[tuple[str, str], Plan]]] = []
     for claim in claims:
         for name, plan in claim.plans(size).items():
-            shared = plan.config.changed(arms=(), trials=1)
-            plans = next((plans for config, plans in groups if config == shared), None)
+            shared = replace(plan, config=plan.config.changed(arms=(), trials=1))
+            plans = next((plans for other, plans in groups if other == shared), None)
             if plans is None:
                 plans = {}
                 groups.append((shared, plans))
-            plans[claim.id, name] = plan if trials is None else Plan(plan.config.changed(trials=trials))
+            plans[claim.id, name] = plan if trials is None else replace(plan, config=plan.config.changed(trials=trials))
     experiments: list[SharedExperiment] = []
     names: set[str] = set()
     for shared, plans in groups:
         wanted = next(iter(plans))[1]
         name = next(free for free in (wanted, *(f"{wanted}-{n}" for n in range(2, 99))) if free not in names)
         names.add(name)
-        config = shared.changed(
+        config = shared.config.changed(
             arms=tuple(dict.fromkeys(arm for plan in plans.values() for arm in plan.arms)),
             trials=max(plan.trials for plan in plans.values()),
             out=out / _FOLDER / name,
@@ -96,6 +138,9 @@ def with_reused(experiments: Sequence[SharedExperiment], directories: Iterable[P
             raise InputError(f"{directory} holds no experiment of skip-conditioning train; --reuse another directory")
         refusals = []
         for position, experiment in enumerate(replaced):
+            if experiment.sweep is not None:
+                refusals.append(f"{experiment.name}: its learning rates are chosen by pilot runs of its own")
+                continue
             config = experiment.config.changed(out=directory)
             try:
                 check_out(config)
@@ -114,7 +159,7 @@ def with_reused(experiments: Sequence[SharedExperiment], directories: Iterable[P
 
 
 def train(experiment: SharedExperiment, processes: int | None = None) -> None:
-    """Train the runs of an experiment that are not over.
+    """Train the runs of an experiment that are not over, its pilot runs before the others, and measure initial states.
 
     Args:
         experiment: From ``shared_experiments``.
@@ -123,9 +168,18 @@ def train(experiment: SharedExperiment, processes: int | None = None) -> None:
     Raises:
         InputError: Its options, data or directory are refused, or it was begun by other code.
     """
-    out = experiment.config.output.out
     if experiment.is_reused:
         return
+    if experiment.pilots is not None:
+        _train(experiment.pilots, processes)
+    final = experiment.at_best_rates()
+    _train(final, processes)
+    if any(plan.initial_states for plan in experiment.plans.values()):
+        measure_initial_states(final.config, final.config.output.out, processes)
+
+
+def _train(experiment: SharedExperiment, processes: int | None) -> None:
+    out = experiment.config.output.out
     _check_code(experiment, {"git_revision": git_revision(), "versions": versions()})
     check_out(experiment.config)
     if all(is_over(out / "runs" / run.run_id) for run in all_runs(experiment.config)):
@@ -135,20 +189,46 @@ def train(experiment: SharedExperiment, processes: int | None = None) -> None:
     run_in_processes(Runner(experiment.config), processes)
 
 
-def read_tables(experiment: SharedExperiment) -> dict[tuple[str, str], tables.Experiment]:
-    """The tables of an experiment for each plan that it serves: that plan's arms and trials, no others.
+def claim_inputs(
+    claim: Claim, experiments: Sequence[SharedExperiment], directory: Path, size: Size, data_dir: Path | None
+) -> ClaimInputs:
+    """What a claim is judged from: for each of its plans that plan's arms and trials, no others.
+
+    Args:
+        claim: The claim.
+        experiments: All experiments, trained.
+        directory: The claim's own folder.
+        size: Of the experiments.
+        data_dir: Folder of the data sets.
 
     Raises:
         InputError: Runs are missing, failed or not over, or were made by different code.
     """
+    tables: dict[str, Experiment] = {}
+    pilots: dict[str, Experiment] = {}
+    states: dict[str, pd.DataFrame] = {}
+    for experiment in experiments:
+        for (claim_id, name), plan in experiment.plans.items():
+            if claim_id != claim.id:
+                continue
+            tables[name] = _of_plan(_read_whole(experiment.at_best_rates()), plan.arms, plan.trials)
+            if experiment.pilots is not None and plan.sweep is not None:
+                pilots[name] = _of_plan(_read_whole(experiment.pilots), plan.arms, plan.sweep.trials)
+            if plan.initial_states:
+                rows = read_initial_states(experiment.config.output.out)
+                states[name] = rows[rows["arm"].isin(plan.arms) & (rows["trial"] < plan.trials)]
+    return ClaimInputs(tables, directory, data_dir=data_dir, pilots=pilots, initial_states=states)
+
+
+def _read_whole(experiment: SharedExperiment) -> Experiment:
     check_complete(experiment)
     _check_code(experiment)
-    whole = tables.read_experiment(experiment.config.output.out)
-    trials = whole.runs["trial"].astype(float)
-    return {
-        key: with_runs(whole, set(whole.runs.loc[whole.runs["arm"].isin(plan.arms) & (trials < plan.trials), "run_id"]))
-        for key, plan in experiment.plans.items()
-    }
+    return read_experiment(experiment.config.output.out)
+
+
+def _of_plan(whole: Experiment, arms: Sequence[str], trials: int) -> Experiment:
+    runs = whole.runs[whole.runs["arm"].isin(arms) & (whole.runs["trial"].astype(float) < trials)]
+    return with_runs(whole, set(runs["run_id"]))
 
 
 def check_complete(experiment: SharedExperiment) -> None:
@@ -175,7 +255,7 @@ def _check_code(experiment: SharedExperiment, now: Mapping[str, str] | None = No
     out = experiment.config.output.out
     if not any((out / "runs").glob("*/config.json")):
         return
-    runs = tables.read_experiment(out).runs
+    runs = read_experiment(out).runs
     for column in ("git_revision", "versions"):
         made = runs.groupby(column, sort=False)["run_id"].first().to_dict()
         if len(made) > 1:

@@ -16,7 +16,7 @@ from typing import Any
 from skip_conditioning.diagnostics.errors import InputError
 from skip_conditioning.diagnostics.tables import clear_disk_errors, write_json
 from skip_conditioning.experiments.claims.verdict.claim import Claim, Size
-from skip_conditioning.experiments.claims.verdict.formatting import some
+from skip_conditioning.experiments.claims.verdict.wording import some
 from skip_conditioning.experiments.processes.machine import git_revision, versions
 from skip_conditioning.experiments.records.directory import locked
 

@@ -16,7 +16,8 @@ from pathlib import Path
 from tqdm import tqdm
 
 from skip_conditioning.diagnostics.errors import InputError
-from skip_conditioning.experiments.claims.verdict.claim import Claim, ClaimInputs, Judgement, Size
+from skip_conditioning.experiments.claims.verdict.claim import Claim, ClaimInputs, Size
+from skip_conditioning.experiments.claims.verdict.outcome import Judgement
 from skip_conditioning.experiments.sweeps.workers import default_processes
 
 

@@ -7,11 +7,11 @@ from typing import Any
 
 import pyarrow as pa
 
-from skip_conditioning.experiments.claims.verdict.claim import Finding, Judgement, Size
-from skip_conditioning.experiments.claims.verdict.formatting import MISSING, SYMBOLS, effect
+from skip_conditioning.experiments.claims.verdict.claim import Size
+from skip_conditioning.experiments.claims.verdict.outcome import Judgement, Verdict
 
-#: First of the columns of numbers; the effect of a comparison, its p values and pairs (``verdict.comparisons``).
-NUMBERS = ("ratio", "ratio_low", "ratio_high", "p_sign_corrected", "p_not_equivalent", "pairs")
+#: First of the columns of numbers; the effect of a comparison, its interval and pairs (``verdict.comparisons``).
+NUMBERS = ("ratio", "ratio_low", "ratio_high", "level", "p_sign", "pairs", "smaller", "larger")
 
 
 @dataclass(frozen=True)
@@ -50,22 +50,13 @@ class ClaimResult:
     commit: str
     size: Size
 
-    @property
-    def main(self) -> Finding | None:
-        """The finding shown for the claim in the overview: the first with an effect and the claim's verdict.
-
-        Where no finding has the claim's verdict, it is the first with an effect.
-        """
-        candidates = [finding for finding in self.judgement.findings if effect(finding) != MISSING]
-        agreeing = (finding for finding in candidates if finding.verdict == self.judgement.verdict)
-        return next(agreeing, candidates[0] if candidates else None)
-
 
 def counts(results: Sequence[ClaimResult]) -> str:
     """The number of claims with each verdict, in words."""
     verdicts = [result.judgement.verdict for result in results]
     noun = "claim" if len(results) == 1 else "claims"
-    return f"{len(results)} {noun}: " + ", ".join(f"{verdicts.count(verdict)} {verdict}" for verdict in SYMBOLS)
+    seen = [f"{verdicts.count(verdict)} {verdict.value}" for verdict in Verdict if verdict in verdicts]
+    return f"{len(results)} {noun}: {'; '.join(seen)}" if results else "0 claims"
 
 
 def verdict_table(results: Sequence[ClaimResult]) -> pa.Table:
@@ -73,31 +64,38 @@ def verdict_table(results: Sequence[ClaimResult]) -> pa.Table:
 
     Each number of any finding has a column of its name, with ``_value`` added if there is another column of that name.
     """
-    text = ("claim", "statement", "claim_verdict", "what", "verdict", "note", "change", "size", "hash", "command")
-    kept = (*text, "decides", "is_main", "hardware", "versions", "commit")
+    text = ("claim", "statement", "claim_verdict", "answer", "experiment", "measure", "arm", "other", "predicted")
+    after = ("what", "verdict", "reason", "note", "change", "size", "hash", "command", "hardware", "versions", "commit")
+    kept = (*text, *after, "decides", "lr")
     names = list(dict.fromkeys((*NUMBERS, *_number_names(results))))
     columns = {name: f"{name}_value" if name in kept else name for name in names}
     schema = pa.schema(
-        [(name, pa.string()) for name in text[:5]]
-        + [("decides", pa.bool_()), ("is_main", pa.bool_())]
+        [(name, pa.string()) for name in text]
+        + [("lr", pa.float64()), ("decides", pa.bool_())]
         + [(column, pa.float64()) for column in columns.values()]
-        + [(name, pa.string()) for name in (*text[5:], "hardware", "versions", "commit")]
+        + [(name, pa.string()) for name in after]
     )
     rows = []
     for result in results:
-        shared = {
+        shared: dict[str, Any] = {
             "claim": result.id,
             "statement": result.statement,
-            "claim_verdict": result.judgement.verdict,
+            "claim_verdict": result.judgement.verdict.value,
+            "answer": result.judgement.answer,
             **{name: getattr(result, name) for name in ("size", "hash", "command", "hardware", "versions", "commit")},
             "change": result.judgement.change,
         }
         for finding in result.judgement.findings:
-            numbers = {columns[name]: float(value) for name, value in finding.numbers.items()}
-            own = {"what": finding.what, "verdict": finding.verdict, "note": finding.note, "decides": finding.decides}
-            rows.append(shared | own | {"is_main": finding is result.main} | numbers)
+            own: dict[str, Any] = {
+                name: getattr(finding, name) for name in ("what", "note", "decides", "lr", "experiment")
+            }
+            own |= {"verdict": finding.verdict.value, "reason": finding.reason.value if finding.reason else None}
+            if finding.comparison is not None:
+                own |= {name: getattr(finding.comparison, name) for name in ("measure", "arm", "other")}
+                own["predicted"] = finding.comparison.predicted.value
+            rows.append(shared | own | {columns[name]: float(value) for name, value in finding.numbers.items()})
         if not result.judgement.findings:
-            rows.append(shared | {"is_main": False})
+            rows.append(shared)
     return pa.Table.from_pylist([{name: row.get(name) for name in schema.names} for row in rows], schema=schema)
 
 

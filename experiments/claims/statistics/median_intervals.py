@@ -1,89 +1,62 @@
-"""Medians and means, with their intervals: of log-ratios, some of them infinite, and of right-censored times."""
+r"""Exact sign test and interval of a median whose values are known to lie between bounds; median of censored times.
+
+Each of n independent values lies somewhere in ``[low_i, high_i]``; the two are equal where it was measured. With
+``B ~ Binomial(n, 1/2)`` the sign test rejects a median of at most 0 at level α/2 if ``P(B ≥ #{low_i > 0}) ≤ α/2``. The
+interval between order statistics (the k-th smallest low and the k-th largest high) holds all medians that the test does
+not reject, so the two never disagree; its coverage is at least ``1 − α`` for any distribution (Gibbons & Chakraborti
+2011, §5.4), and what is unknown only widens it.
+"""
 
 import warnings
-from typing import Final
 
 import numpy as np
 from scipy import stats
 
-_RESAMPLES: Final = 9999
-# Stands for infinity where order statistics are averaged, which would make NaN of inf - inf; an average of it and any
-# log-ratio is beyond the second number, no log-ratio is.
-_INFINITE, _BEYOND = 1e300, 1e100
 
-
-def median(values: np.ndarray) -> float:
-    """Median of numbers, shape ``(n,)``, that may be infinite; NaN of none, 0 between -inf and inf."""
-    return _unclip(np.median(np.clip(values, -_INFINITE, _INFINITE))) if len(values) else np.nan
-
-
-def exact_interval(values: np.ndarray, confidence: float) -> tuple[float, float]:
-    """Interval of the median between two order statistics: the sign test inverted, so that its coverage is exact.
+def sign_test(low: np.ndarray, high: np.ndarray) -> float:
+    """Exact two-sided p value of the median being 0; pairs of unknown sign, and ties, count against either direction.
 
     Args:
-        values: Shape ``(n,)``; may be ±inf.
-        confidence: Of the interval.
+        low: Lower bound of each value, shape ``(n,)``; may be ±inf.
+        high: Upper bound of each, shape ``(n,)``; equal to ``low`` where the value is known.
+    """
+    n, positive, negative = len(low), int((low > 0).sum()), int((high < 0).sum())
+    return float(min(1.0, 2 * stats.binom.sf(max(positive, negative) - 1, n, 0.5))) if n else 1.0
+
+
+def median_interval(low: np.ndarray, high: np.ndarray, level: float) -> tuple[float, float]:
+    """The sign test inverted: interval of the median with coverage ``level`` or more.
+
+    Args:
+        low: Lower bound of each value, shape ``(n,)``; may be ±inf.
+        high: Upper bound of each.
+        level: Coverage, such as 0.95.
 
     Returns:
         Lower and upper end; ±inf where there are too few values for the coverage.
     """
-    if not len(values):
+    n = len(low)
+    k = int(stats.binom.ppf((1 - level) / 2, n, 0.5)) if n else 0  # the smallest k with P(B ≤ k) ≥ α/2
+    k += bool(n and stats.binom.cdf(k, n, 0.5) <= (1 - level) / 2)  # the largest with P(B ≤ k − 1) ≤ α/2
+    if k < 1:
         return -np.inf, np.inf
-    interval = stats.quantile_test(values, q=0.0, p=0.5).confidence_interval(confidence)
-    low, high = float(interval.low), float(interval.high)
-    return (-np.inf if np.isnan(low) else low), (np.inf if np.isnan(high) else high)
+    return float(np.sort(low)[k - 1]), float(np.sort(high)[n - k])
 
 
-def bootstrap_interval(values: np.ndarray, confidence: float, seed: int) -> tuple[float, float]:
-    """Percentile bootstrap interval of the median (Efron & Tibshirani 1993, §13).
+def fewest_values(level: float) -> int:
+    """The fewest values of which the median has an interval with coverage ``level``: ``2^(1 − n) ≤ 1 − level``."""
+    return int(np.ceil(1 - np.log2(1 - level) - 1e-9))
 
-    Percentiles depend on the order of the resampled medians alone, so an end is ±inf where the medians of so many
-    resamples are. (A correction for bias, as in BCa, would need finite influence values.)
 
-    Args:
-        values: Shape ``(n,)``; may be ±inf.
-        confidence: Of the interval.
-        seed: Of the resampling.
-
-    Returns:
-        Lower and upper end; NaN without values.
-    """
+def median(values: np.ndarray) -> float:
+    """Median of numbers that may be infinite: NaN of none; of two in the middle the mean, if that is finite."""
     if not len(values):
-        return np.nan, np.nan
-    if len(np.unique(values)) == 1:
-        return float(values[0]), float(values[0])
-    with np.errstate(over="ignore"):  # in its standard error, which is not used
-        interval = stats.bootstrap(
-            (np.clip(values, -_INFINITE, _INFINITE),),
-            np.median,
-            confidence_level=confidence,
-            n_resamples=_RESAMPLES,
-            method="percentile",
-            rng=np.random.default_rng(seed),
-        ).confidence_interval
-    return _unclip(interval.low), _unclip(interval.high)
-
-
-def mean_interval(values: np.ndarray, confidence: float, seed: int) -> tuple[float, float, float]:
-    """Mean and its bootstrap (BCa) interval.
-
-    Args:
-        values: Shape ``(n,)``.
-        confidence: Of the interval.
-        seed: Of the resampling.
-
-    Returns:
-        Mean, lower and upper end; NaN where a value is infinite or there is none.
-    """
-    if not len(values) or not np.isfinite(values).all():
-        return np.nan, np.nan, np.nan
-    mean = float(values.mean())
-    if np.ptp(values) <= 1e-12 * np.abs(values).max():
-        return mean, mean, mean
-    interval = stats.bootstrap(
-        (values,), np.mean, confidence_level=confidence, n_resamples=_RESAMPLES, rng=np.random.default_rng(seed)
-    ).confidence_interval
-    return mean, float(interval.low), float(interval.high)
+        return np.nan
+    ordered = np.sort(values)
+    below, above = float(ordered[(len(values) - 1) // 2]), float(ordered[len(values) // 2])
+    if np.isfinite(below) and np.isfinite(above):
+        return (below + above) / 2
+    return below if below == above else 0.0 if below == -above else above if np.isinf(above) else below
 
 
 def kaplan_meier_median(times: np.ndarray, censored: np.ndarray, confidence: float) -> tuple[float, float, float]:
@@ -113,7 +86,3 @@ def kaplan_meier_median(times: np.ndarray, censored: np.ndarray, confidence: flo
 def _falls_to_half(times: np.ndarray, probabilities: np.ndarray) -> float:
     below = np.flatnonzero(probabilities <= 0.5)
     return float(times[below[0]]) if len(below) else np.inf
-
-
-def _unclip(value: float) -> float:
-    return float(np.sign(value) * np.inf) if abs(value) > _BEYOND else float(value)

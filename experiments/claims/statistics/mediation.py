@@ -13,11 +13,12 @@ with and without the skip.
 *What identifies g.* M must vary apart from T for a reason that does not itself make a run fast or slow. In a factorial
 design, skip × initialisation, that reason is the initialisation (``block``); so it is in none of the equations, as with
 it held fixed only chance variation of M would be left. The assumption is that the initialisation acts on speed through
-M alone. Without blocks g is identified by chance variation alone, and a common cause of M and Y in a run counts as an
-effect of M. The assumption cannot be tested on these data; ``sensitivity`` says how far it may fail.
+M alone, and linearly. Without blocks g is identified by chance variation alone, and a common cause of M and Y in a run
+counts as an effect of M. Three initialisations or more can contradict the assumption: ``over_identification``.
 """
 
 import itertools
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -28,7 +29,9 @@ from scipy import stats
 from skip_conditioning.diagnostics.errors import InputError
 from skip_conditioning.experiments.claims.statistics.resampling import percentiles, resampled_counts
 
-_FEWEST_TRIALS = 6
+_FEWEST_TRIALS, _FEWEST_BLOCKS = 6, 3
+# Of the test that initialisations agree, and how far their shares may lie apart.
+_LEVEL, _MOST_APART = 0.05, 0.5
 # A smaller share of the mediator's variance within trials left by the treatment is rounding.
 _NOTHING_LEFT = 1e-10
 
@@ -51,7 +54,6 @@ class Mediation:
         share_low: Lower end; both ends are NaN where the total's interval contains 0, which leaves it undetermined.
         share_high: Upper end.
         p_indirect: Two-sided, of no indirect effect.
-        rho_zero: Correlation of the errors of mediator and slowness with which there would be no indirect effect.
         runs: Number of runs.
         diverged: Number of runs that diverged.
         note: Caveats.
@@ -70,10 +72,29 @@ class Mediation:
     share_low: float
     share_high: float
     p_indirect: float
-    rho_zero: float
     runs: int
     diverged: int
     note: str
+
+
+@dataclass(frozen=True)
+class OverIdentification:
+    """How far the initialisations agree on the share.
+
+    Attributes:
+        shares: By each initialisation against the first, by itself.
+        left_out: The share of ``mediation`` with each initialisation left out.
+        q: Cochran's Q.
+        p: Of shares as far apart if all were equal.
+        identified: Whether they agree: p is 5 % or more, all slopes have one sign, and leaving one out changes the
+            share by 0.5 at most.
+    """
+
+    shares: Mapping[str, float]
+    left_out: Mapping[str, float]
+    q: float
+    p: float
+    identified: bool
 
 
 def mediation(runs: pd.DataFrame, *, seed: int, resamples: int = 1000, confidence: float = 0.95) -> Mediation:
@@ -115,7 +136,6 @@ def mediation(runs: pd.DataFrame, *, seed: int, resamples: int = 1000, confidenc
         numbers |= {f"{name}_low": float(low), f"{name}_high": float(high)}
     return Mediation(
         p_indirect=_p_value(drawn.indirect, len(products)),
-        rho_zero=float(paths.rho),
         runs=len(runs),
         diverged=diverged,
         note="; ".join(note for note, applies in notes.items() if applies),
@@ -123,30 +143,70 @@ def mediation(runs: pd.DataFrame, *, seed: int, resamples: int = 1000, confidenc
     )
 
 
-def sensitivity(runs: pd.DataFrame, rho: np.ndarray) -> pd.DataFrame:
-    r"""Indirect effect if the errors of mediator and slowness, e2 and e3, were correlated.
+def over_identification(runs: pd.DataFrame, *, seed: int, resamples: int = 1000) -> OverIdentification:
+    """Whether the initialisations agree on the share of the skip's effect that passes through the mediator.
 
-    ``b2 (σ1/σ2) (r - rho sqrt((1 - r²) / (1 - rho²)))``, where r is the correlation of e1 and e2, and σ1 and σ2 are
-    their standard deviations (Imai, Keele & Yamamoto 2010, Statistical Science 25(1), Theorem 4). It is the estimate of
-    ``mediation`` at 0 and vanishes at r, which is ``rho_zero``: the closer to 0, the weaker the common cause of M and Y
-    that would explain the indirect effect away.
+    Initialisation b, against the first, changes the mediator by ``Δm_b`` and the slowness by ``Δy_b``, each a mean over
+    trials with and without the skip. If all initialisations act through the mediator alone, and linearly, then the
+    slopes ``Δy_b / Δm_b`` are equal, and so are the shares that follow from them. Cochran's Q tests it: the weighted
+    squares of the shares' distances from their mean, with the covariance of resampled trials, is χ² distributed.
 
     Args:
-        runs: As for ``mediation``.
-        rho: Correlations between -1 and 1, exclusively, shape ``(n,)``.
-
-    Returns:
-        Columns ``rho`` and ``indirect``, ``n`` rows.
+        runs: As for ``mediation``; blocks are initialisations, the first of which is the reference.
+        seed: Of the resampling.
+        resamples: Number of bootstrap resamples of trials.
 
     Raises:
-        InputError: As for ``mediation``, or a correlation is not between -1 and 1.
+        InputError: As for ``mediation``, or there are fewer than three blocks, so that there is nothing to compare.
     """
-    rho = np.asarray(rho, dtype=float)
-    if not (np.abs(rho) < 1).all():
-        raise InputError(f"correlations lie between -1 and 1, exclusively, not at {rho[~(np.abs(rho) < 1)][0]:g}")
-    paths = _paths(_cross_products(runs)[0].sum(axis=0))
-    bracket = paths.rho - rho * np.sqrt((1 - paths.rho**2) / (1 - rho**2))
-    return pd.DataFrame({"rho": rho, "indirect": paths.on_mediator * paths.spreads * bracket})
+    _check(runs)
+    blocks = sorted(runs["block"].unique()) if "block" in runs else []
+    if len(blocks) < _FEWEST_BLOCKS:
+        raise InputError(f"{len(blocks)} initialisations cannot disagree; the test needs {_FEWEST_BLOCKS}")
+    finite = runs.assign(
+        speed=_clipped(runs["speed"].to_numpy(float)), mediator=_clipped(runs["mediator"].to_numpy(float))
+    )
+    changes = _changes(finite, blocks)
+    counts = resampled_counts(changes.shape[-1], resamples, np.random.default_rng(seed)) / changes.shape[-1]
+    drawn = _shares(changes @ counts.T)
+    shares, slopes = _shares(changes.mean(axis=-1)), _slopes(changes.mean(axis=-1))
+    covariance = np.cov(drawn[:, np.isfinite(drawn).all(axis=0)])
+    weights = np.linalg.pinv(covariance, hermitian=True)
+    mean = float(weights.sum(axis=0) @ shares / weights.sum())
+    q = float((shares - mean) @ weights @ (shares - mean))
+    left_out = {
+        str(block): mediation(finite[finite["block"] != block], seed=seed, resamples=2).share for block in blocks
+    }
+    p = float(stats.chi2.sf(q, len(shares) - 1))
+    ends = [*left_out.values()]
+    agree = max(ends) - min(ends) <= _MOST_APART and len({bool(slope > 0) for slope in slopes}) == 1
+    names = [str(block) for block in blocks[1:]]
+    return OverIdentification(
+        dict(zip(names, map(float, shares), strict=True)), left_out, q, p, bool(p >= _LEVEL and agree)
+    )
+
+
+def _changes(runs: pd.DataFrame, blocks: Sequence[object]) -> np.ndarray:
+    """Changes by trial: of mediator and slowness by each block but the first, then by the skip in the first.
+
+    Shape ``(2, blocks, trials)``: mediator and slowness; the last of the blocks is the skip's own change.
+    """
+    rows = []
+    for column in ("mediator", "speed"):
+        table = runs.pivot_table(index=["block", "treated"], columns="trial", values=column)
+        by_block = [table.loc[block].mean(axis=0) - table.loc[blocks[0]].mean(axis=0) for block in blocks[1:]]
+        rows.append([*by_block, table.loc[(blocks[0], 1)] - table.loc[(blocks[0], 0)]])
+    return np.array(rows, dtype=float)
+
+
+def _slopes(changes: np.ndarray) -> np.ndarray:
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return np.asarray(changes[1, :-1] / changes[0, :-1])
+
+
+def _shares(changes: np.ndarray) -> np.ndarray:
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return np.asarray(_slopes(changes) * changes[0, -1] / changes[1, -1])
 
 
 class _Paths(NamedTuple):
@@ -156,9 +216,6 @@ class _Paths(NamedTuple):
     direct: np.ndarray  # b3
     indirect: np.ndarray  # b2 g
     share: np.ndarray  # of the indirect in the total effect
-    on_mediator: np.ndarray  # b2
-    spreads: np.ndarray  # ratio of the standard deviations of e1 and e2
-    rho: np.ndarray  # correlation of e1 and e2
 
 
 def _paths(products: np.ndarray) -> _Paths:
@@ -166,17 +223,15 @@ def _paths(products: np.ndarray) -> _Paths:
 
     A resample in which M does not vary apart from T gives NaN.
     """
-    (tt, tm, ty), (_, mm, my), (_, _, yy) = np.moveaxis(products, (-2, -1), (0, 1))
+    (tt, tm, ty), (_, mm, my), _ = np.moveaxis(products, (-2, -1), (0, 1))
     on_mediator, total = tm / tt, ty / tt
-    # Residuals on T: of M (e2), of Y (e1), and their product.
-    e22, e11, e12 = mm - on_mediator * tm, yy - total * ty, my - on_mediator * ty
+    # Residuals on T: of M (e2), and their product with those of Y (e1).
+    e22, e12 = mm - on_mediator * tm, my - on_mediator * ty
     e22 = np.where(e22 > _NOTHING_LEFT * mm, e22, np.nan)
-    e11 = np.where(e11 > _NOTHING_LEFT * yy, e11, np.nan)
     indirect = on_mediator * e12 / e22
     with np.errstate(divide="ignore", invalid="ignore"):
         share = np.where(total == 0, np.nan, indirect / total)
-    rho = (e12 / np.sqrt(e11 * e22)).clip(-1, 1)
-    return _Paths(total, total - indirect, indirect, share, on_mediator, np.sqrt(e11 / e22), rho)
+    return _Paths(total, total - indirect, indirect, share)
 
 
 def _p_value(drawn: np.ndarray, trials: int) -> float:

@@ -1,19 +1,21 @@
-"""What a claim is: a statement, the experiments that test it, and the rule that decides; and what a verdict is.
+"""What a claim is: a statement, the experiments that test it, and the rule that decides.
 
 A claim is written down whole before anything is trained (``run.preregistration``). Its verdict follows from the tables
 alone.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Final, Literal, Protocol, Self, runtime_checkable
 
+import pandas as pd
+
 from skip_conditioning.diagnostics.tables import Experiment
-from skip_conditioning.experiments.claims.statistics.paired_tests import FIRST_LOOK_SHARE
+from skip_conditioning.experiments.claims.statistics.looks import FIRST_LOOK_SHARE
+from skip_conditioning.experiments.claims.verdict.outcome import Judgement
 from skip_conditioning.experiments.config.train_config import TrainConfig, option_values
 
-Verdict = Literal["supported", "contradicted", "inconclusive", "vacuous"]
 Size = Literal["demo", "mnist", "reduced", "cifar"]
 
 #: What is registered of looking at a verdict again.
@@ -27,6 +29,25 @@ _INCIDENTAL: Final = ("data_dir", "device", "processes", "workers")
 
 
 @dataclass(frozen=True)
+class RateSweep:
+    """Each arm's learning rate is chosen on pilot runs, before the runs that are compared are trained.
+
+    The best rate of an arm is that at which its pilot runs take the fewest steps to the thresholds
+    (``rate_sweep.best_rates``); where it is an end of the grid for any arm, nothing is decided at best rates. The runs
+    that are compared are trained at their arm's best rate, and at the base arm's best, which is the same for all.
+
+    Attributes:
+        base: The arm from whose pilot runs the thresholds are taken.
+        rates: The grid.
+        trials: Number of pilot trials; their seeds are not those of the runs that are compared.
+    """
+
+    base: str
+    rates: tuple[float, ...]
+    trials: int = 3
+
+
+@dataclass(frozen=True)
 class Plan:
     """What is trained for a claim at one size: an experiment of ``skip-conditioning train``.
 
@@ -35,9 +56,13 @@ class Plan:
     Attributes:
         config: Its options, such as ``preset("demo", arms=("chain", "residual"), trials=8, lr=(0.1,))``; where it is
             written and on which device it is trained is decided by the command.
+        sweep: How each arm's learning rate is chosen; without it all are trained at those of the options.
+        initial_states: Whether each arm's network is measured at its initialisation, on its first training batch.
     """
 
     config: TrainConfig
+    sweep: RateSweep | None = None
+    initial_states: bool = False
 
     @property
     def arms(self) -> tuple[str, ...]:
@@ -57,6 +82,8 @@ class Plan:
         return {
             **{name: value for name, value in options.items() if name not in (*outputs, *_INCIDENTAL)},
             "measurements": measured,
+            "sweep": None if self.sweep is None else asdict(self.sweep),
+            "initial_states": self.initial_states,
         }
 
 
@@ -69,82 +96,29 @@ class ClaimInputs:
         directory: The claim's own folder, for figures and for tables of what it measures itself.
         seed: Of bootstrap samples and other random draws.
         data_dir: Folder of the data sets, for claims that measure by themselves; None without one.
+        pilots: The tables of the pilot runs of plans with a sweep, by the plan's name.
+        initial_states: What was measured at initialisation, a row for each arm and trial, by the plan's name.
     """
 
     experiments: Mapping[str, Experiment]
     directory: Path
     seed: int = 0
     data_dir: Path | None = None
+    pilots: Mapping[str, Experiment] = field(default_factory=dict)
+    initial_states: Mapping[str, pd.DataFrame] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class DecisionRule:
-    """How paired comparisons are decided; all numbers are fixed beforehand.
+    """How paired comparisons are decided; all numbers are fixed beforehand (``decision``).
 
     Attributes:
-        level: Family-wise error rate of all comparisons of a claim (Holm).
-        equivalence_margin: Ratios between ``1 / equivalence_margin`` and ``equivalence_margin`` count as no effect.
-        min_pairs: With fewer pairs than these nothing is decided.
+        level: Chance that any interval of the comparisons of a claim misses the true median.
+        margin: Ratios between ``1 / margin`` and ``margin`` count as no effect, or as a small one.
     """
 
     level: float = 0.05
-    equivalence_margin: float = 1.05
-    min_pairs: int = 6
-
-
-@dataclass(frozen=True)
-class Comparison:
-    """Two arms to be compared trial by trial: the ratio of a measure of one to that of the other.
-
-    Attributes:
-        measure: A name in ``run_measures.MEASURES``.
-        arm: The arm that the prediction is about.
-        other: The arm that it is compared with.
-        predicted: Whether the measure of ``arm`` is predicted to be the ``smaller`` or the ``larger`` of the two.
-    """
-
-    measure: str
-    arm: str
-    other: str
-    predicted: Literal["smaller", "larger"]
-
-
-@dataclass(frozen=True)
-class Finding:
-    """The outcome of one comparison or statement: one row of the table ``verdicts``.
-
-    Attributes:
-        what: The comparison or the statement, in words.
-        verdict: On this one alone, after the correction.
-        numbers: Effect sizes, intervals, p values, numbers of pairs and so on, by name.
-        note: Explanation, such as why it is vacuous.
-        decides: Whether the verdict on the claim rests on it; otherwise it is secondary, shown for information.
-    """
-
-    what: str
-    verdict: Verdict
-    numbers: Mapping[str, float] = field(default_factory=dict)
-    note: str = ""
-    decides: bool = True
-
-
-@dataclass(frozen=True)
-class Judgement:
-    """The verdict on a claim.
-
-    Attributes:
-        verdict: One of the four.
-        findings: Those that decide, then the secondary ones.
-        summary: One or two sentences for the top of the report; each line becomes a paragraph.
-        change: What would change the verdict: more trials (how many), other learning rates, and so on.
-        figures: SVG files in the claim's folder, in the order of the report.
-    """
-
-    verdict: Verdict
-    findings: tuple[Finding, ...]
-    summary: str
-    change: str
-    figures: tuple[Path, ...] = ()
+    margin: float = 1.10
 
 
 class Claim(Protocol):

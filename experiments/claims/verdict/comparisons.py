@@ -1,196 +1,158 @@
 """The comparisons of a claim judged on the tables of an experiment: a finding for each, with all its numbers."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
 
 from skip_conditioning.diagnostics.errors import InputError
 from skip_conditioning.diagnostics.tables import Experiment
-from skip_conditioning.experiments.claims.statistics.median_intervals import (
-    bootstrap_interval,
-    exact_interval,
-    kaplan_meier_median,
-    mean_interval,
-)
-from skip_conditioning.experiments.claims.statistics.paired_tests import (
-    MOST_PAIRS,
-    POWER,
-    fewest_pairs,
-    pairs_needed,
-    signed_rank_test,
-)
-from skip_conditioning.experiments.claims.verdict.claim import Comparison, DecisionRule, Finding, Verdict
-from skip_conditioning.experiments.claims.verdict.decision import Decision, combine, decide
-from skip_conditioning.experiments.claims.verdict.formatting import some
-from skip_conditioning.experiments.claims.verdict.pairs import (
-    Differences,
-    arm_runs,
-    check_complete,
-    paired_differences,
-)
-from skip_conditioning.experiments.claims.verdict.run_measures import NAMES
-from skip_conditioning.experiments.speed import speed_table
-
-_DIRECTIONS = {"smaller": "below", "larger": "above"}
+from skip_conditioning.experiments.claims.statistics.power import pairs_for_power, quartile_spread
+from skip_conditioning.experiments.claims.verdict.claim import DecisionRule
+from skip_conditioning.experiments.claims.verdict.decision import Decision, decide
+from skip_conditioning.experiments.claims.verdict.differences import Differences, paired_differences
+from skip_conditioning.experiments.claims.verdict.outcome import Comparison, Direction, Finding, Reason, Verdict
+from skip_conditioning.experiments.claims.verdict.run_measures import Reading
+from skip_conditioning.experiments.claims.verdict.runs import arm_runs, check_complete
+from skip_conditioning.experiments.claims.verdict.step_thresholds import Thresholds
+from skip_conditioning.experiments.claims.verdict.wording import in_words, some
 
 
 def judge_comparisons(
-    tables: Experiment, comparisons: Sequence[Comparison], rule: DecisionRule, seed: int
-) -> tuple[Verdict, tuple[Finding, ...]]:
-    """The verdict on a claim that predicts several comparisons, and a finding for each at every learning rate.
+    tables: Experiment,
+    comparisons: Sequence[Comparison],
+    rule: DecisionRule,
+    thresholds: Thresholds | None = None,
+    experiment: str = "",
+) -> tuple[Finding, ...]:
+    """A finding for each of several comparisons at every learning rate, all corrected for together.
 
     Args:
-        tables: The experiment, finished.
-        comparisons: All of them, at all learning rates, are corrected for together.
+        tables: The experiment, finished, with its pilot trials.
+        comparisons: What is compared.
         rule: Fixed beforehand.
-        seed: Of the bootstrap, which describes and does not decide.
+        thresholds: How the thresholds of ``steps`` are fixed; without them no trial is a pilot.
+        experiment: Its name, to be told from others.
 
     Raises:
-        InputError: An arm is missing, runs are missing or not over, or there are too few trials to decide anything.
+        InputError: An arm is missing, runs are missing or not over, or steps are compared without thresholds.
     """
     if not comparisons:
         raise InputError("a claim needs at least one comparison")
     arms = sorted({name for comparison in comparisons for name in (comparison.arm, comparison.other)})
     rates = _learning_rates(tables, arms)
     check_complete(tables, arms)
+    readings = {rate: reading_at(tables, thresholds, rate) for rate in rates}
     cases = [(comparison, rate) for comparison in comparisons for rate in rates]
-    differences = [paired_differences(tables, c.measure, c.arm, c.other, rate) for c, rate in cases]
-    _refuse_few(differences, rule)
+    pilots = thresholds.pilots if thresholds else 0
+    differences = [
+        paired_differences(readings[rate], comparison, rate, pilots=pilots)
+        if comparison.measure != "steps" or readings[rate].thresholds
+        else Differences(np.empty(0), np.empty(0))
+        for comparison, rate in cases
+    ]
+    decisions = decide(differences, [comparison.predicted for comparison, _ in cases], rule)
     findings = []
-    for (comparison, rate), logs, decision in zip(
-        cases, differences, decide(differences, [c for c, _ in cases], rule), strict=True
-    ):
-        what = in_words(comparison) + (f" at learning rate {rate:g}" if len(rates) > 1 else "")
-        numbers = describe(logs, decision, rule, seed, len(cases))
-        if comparison.measure == "steps_to_threshold":
-            for side, arm in (("arm", comparison.arm), ("other", comparison.other)):
-                ends = median_steps(tables, arm, rate, 1 - rule.level)
-                numbers |= dict(zip((f"median_steps_{side}{end}" for end in ("", "_low", "_high")), ends, strict=True))
-        findings.append(Finding(what, decision.verdict, numbers, _note(logs, decision, rule, numbers)))
-    return combine([finding.verdict for finding in findings]), tuple(findings)
+    for (comparison, rate), logs, decision in zip(cases, differences, decisions, strict=True):
+        shown = rate if len(rates) > 1 else None
+        if comparison.measure == "steps" and not readings[rate].thresholds:
+            decision = replace(decision, verdict=Verdict.NOT_TESTED, reason=Reason.NO_FALL)
+        findings.append(finding_of(comparison, logs, decision, rule, lr=shown, experiment=experiment))
+    return tuple(findings)
 
 
-def median_steps(tables: Experiment, arm: str, lr: float, confidence: float) -> tuple[float, float, float]:
-    """Kaplan-Meier median of an arm's steps to the threshold, and its interval, for the report; pairs decide.
+def reading_at(tables: Experiment, thresholds: Thresholds | None, rate: float | None) -> Reading:
+    """What measures are taken from at a learning rate, with the thresholds fixed there."""
+    if thresholds is None:
+        return Reading(tables)
+    return Reading(tables, thresholds.losses(tables, rate), thresholds.window)
 
-    A diverged run never reaches the threshold, so it is censored last, at the most steps of any run.
+
+def finding_of(
+    comparison: Comparison,
+    logs: Differences,
+    decision: Decision,
+    rule: DecisionRule,
+    *,
+    lr: float | None = None,
+    experiment: str = "",
+) -> Finding:
+    """The finding on one comparison.
 
     Args:
-        tables: The experiment.
-        arm: The arm.
-        lr: Its learning rate.
-        confidence: Of the interval.
-
-    Returns:
-        Median, lower and upper end; infinity where fewer than half of the runs reached it, NaN without runs.
+        comparison: What was compared.
+        logs: Log-ratios of the pairs.
+        decision: On the comparison.
+        rule: Fixed beforehand.
+        lr: The learning rate, to be told from others.
+        experiment: Its name, to be told from others.
     """
-    runs = arm_runs(tables, arm, lr)
-    metrics = tables.metrics[tables.metrics["run_id"].isin(runs["run_id"])]
-    speed = speed_table(runs, metrics)
-    logged = speed["run_id"].isin(metrics.loc[metrics["split"] == "train", "run_id"]) | speed["diverged"]
-    speed = speed[logged]
-    steps = speed["steps_to_threshold"].astype(float)
-    steps = steps.mask(speed["diverged"], steps.max())
-    return kaplan_meier_median(steps.to_numpy(), speed["censored"].to_numpy(dtype=bool), confidence)
+    missing = f"not measured in {some(logs.missing)}" if logs.missing else ""
+    return Finding(
+        in_words(comparison, lr, experiment),
+        decision.verdict,
+        describe(logs, decision, rule, comparison.predicted),
+        decision.reason,
+        missing,
+        comparison=comparison,
+        experiment=experiment,
+        lr=lr,
+    )
 
 
-def in_words(comparison: Comparison) -> str:
-    """What a comparison predicts, such as ``condition number: modified below residual``."""
-    side = _DIRECTIONS[comparison.predicted]
-    return f"{NAMES[comparison.measure]}: {comparison.arm} {side} {comparison.other}"
+def describe(logs: Differences, decision: Decision, rule: DecisionRule, predicted: Direction) -> dict[str, float]:
+    """Effect, interval, p value and counts of one comparison, by name; ratios are of the arm over the other.
 
-
-def describe(
-    logs: Differences, decision: Decision, rule: DecisionRule, seed: int, comparisons: int
-) -> dict[str, float]:
-    """Effect, intervals, p values and counts of one comparison, by name; ratios are of the arm over the other.
-
-    ``ratio`` is that of the median, with a bootstrap interval (``_low, _high``) and an exact one (``_exact_low,
-    _exact_high``) of coverage ``1 - 2 * level``; ``mean_ratio`` is the geometric mean. All are uncorrected. Where
-    bounds stand in place of values, intervals reach as far as the true values may; ``ratio_bound`` says that the ratio
-    is then a bound itself, 1 a lower and -1 an upper one.
+    ``ratio`` is that of the median, ``ratio_low`` and ``ratio_high`` are the ends of its interval at ``level``, which
+    decides. ``ratio_bound`` says that the ratio is a bound itself, 1 a lower and -1 an upper one. ``p_sign`` is the
+    sign test's, uncorrected. ``smaller`` and ``larger`` count pairs, ``open`` those of unknown order. ``trials_needed``
+    is the number of pairs that would find an effect of the margin with a power of 80 %.
 
     Args:
         logs: Log-ratios of the pairs.
         decision: On the comparison.
         rule: Fixed beforehand.
-        seed: Of the bootstrap.
-        comparisons: How many are corrected for.
+        predicted: The direction.
     """
-    lowest, highest = _extremes(logs)
-    low = bootstrap_interval(lowest.decided, 1 - rule.level, seed)[0]
-    high = bootstrap_interval(highest.decided, 1 - rule.level, seed)[1]
-    exact_low = exact_interval(lowest.decided, 1 - 2 * rule.level)[0]
-    exact_high = exact_interval(highest.decided, 1 - 2 * rule.level)[1]
-    mean, mean_low, mean_high = np.nan, np.nan, np.nan
-    if not logs.bounded.any():
-        mean, mean_low, mean_high = mean_interval(logs.decided, 1 - rule.level, seed)
-    log_ratios = {"ratio": logs.effect, "ratio_low": low, "ratio_high": high}
-    log_ratios |= {"ratio_exact_low": exact_low, "ratio_exact_high": exact_high}
-    log_ratios |= {"mean_ratio": mean, "mean_ratio_low": mean_low, "mean_ratio_high": mean_high}
-    counts = {
-        "pairs": len(logs.values),
-        "missing": len(logs.missing),
-        "smaller": (logs.values < 0).sum(),
-        "larger": (logs.values > 0).sum(),
-        "ties": (logs.decided == 0).sum(),
-        "undecided": logs.undecided.sum(),
-        "infinite": np.isinf(logs.values).sum(),
-        "bounded": logs.bounded.sum(),
-    }
-    numbers = {name: float(count) for name, count in counts.items()}
+    least, most = logs.effect
+    numbers: dict[str, float] = {}
     with np.errstate(over="ignore"):
-        numbers |= {name: float(np.exp(value)) for name, value in log_ratios.items()}
-    numbers |= {"p_sign": decision.p, "p_sign_corrected": decision.p_corrected}
-    numbers |= {"p_wilcoxon": signed_rank_test(logs.decided), "p_not_equivalent": decision.p_not_equivalent}
-    if (lowest.effect < logs.effect) != (highest.effect > logs.effect):
-        numbers["ratio_bound"] = 1.0 if highest.effect > logs.effect else -1.0
-    if decision.verdict == "inconclusive":
-        level = rule.level / comparisons
-        numbers["trials_needed"] = pairs_needed(logs.decided, logs.pairs, level, rule.equivalence_margin)
+        if least == most or not (np.isfinite(least) or np.isfinite(most)):
+            numbers["ratio"] = float(np.exp(least)) if least == most else np.nan
+        else:
+            is_lower = np.isfinite(least)
+            numbers["ratio"] = float(np.exp(least if is_lower else most))
+            numbers["ratio_bound"] = 1.0 if is_lower else -1.0
+        numbers |= {"ratio_low": float(np.exp(decision.low)), "ratio_high": float(np.exp(decision.high))}
+    smaller, larger, pairs = int((logs.high < 0).sum()), int((logs.low > 0).sum()), len(logs.low)
+    as_predicted = {Direction.SMALLER: smaller, Direction.LARGER: larger}.get(predicted)
+    numbers |= {"level": decision.level, "p_sign": decision.p, "pairs": float(pairs)}
+    if as_predicted is not None and pairs:
+        numbers["share_as_predicted"] = as_predicted / pairs
+    numbers |= {"smaller": float(smaller), "larger": float(larger), "open": float(logs.unknown.sum())}
+    numbers |= {"missing": float(len(logs.missing))}
+    numbers |= {"diverged_arm": float(logs.diverged[0]), "diverged_other": float(logs.diverged[1])}
+    if decision.verdict is Verdict.UNDECIDED:
+        numbers["trials_needed"] = _trials_needed(logs, decision.level, rule)
     return numbers
 
 
-def _extremes(logs: Differences) -> tuple[Differences, Differences]:
-    """The log-ratios with every bound moved as far down, and as far up, as the true value may lie."""
-    low = np.where(logs.bounded & (logs.values < 0), -np.inf, logs.values)
-    high = np.where(logs.bounded & (logs.values > 0), np.inf, logs.values)
-    return replace(logs, values=low), replace(logs, values=high)
-
-
-def _note(logs: Differences, decision: Decision, rule: DecisionRule, numbers: Mapping[str, float]) -> str:
-    notes = [decision.note] if decision.note else []
-    if decision.verdict == "inconclusive":
-        needed = numbers["trials_needed"]
-        about = f"about {needed:.0f}" if np.isfinite(needed) else f"more than {MOST_PAIRS}"
-        notes.append(f"{about} trials would give a power of {100 * POWER:.0f} %")
-    if decision.verdict != "vacuous":
-        if (decision.p < rule.level) != (numbers["p_wilcoxon"] < rule.level):
-            notes.append("the sign test, which decides, and Wilcoxon's disagree")
-        if logs.undecided.any():
-            notes.append(f"in {logs.undecided.sum()} pairs it is open which is larger")
-        if logs.bounded.any():
-            notes.append(
-                f"{logs.bounded.sum()} ratios are bounds: one side's smallest singular value is under its floor"
-            )
-    if logs.missing:
-        notes.append(f"not measured in {some(logs.missing)}")
-    return "; ".join(notes)
-
-
-def _refuse_few(differences: Sequence[Differences], rule: DecisionRule) -> None:
-    trials = min(logs.pairs for logs in differences)
-    fewest = max(rule.min_pairs, fewest_pairs(len(differences), rule.level))
-    if trials < fewest:
-        raise InputError(
-            f"{trials} trials are too few: {len(differences)} comparisons at level {rule.level:g} need "
-            f"{fewest} or more to decide anything (the rule asks for {rule.min_pairs}); "
-            f"run again with --trials {fewest}"
-        )
+def _trials_needed(logs: Differences, level: float, rule: DecisionRule) -> float:
+    known = logs.low[logs.low == logs.high]
+    if len(known) < 2:
+        return np.inf
+    spread, freedom = quartile_spread(known)
+    needed = pairs_for_power(spread, float(np.log(rule.margin)), 1 - level, freedom=freedom)
+    return float(needed) * logs.pairs / len(known)
 
 
 def _learning_rates(tables: Experiment, arms: Sequence[str]) -> list[float]:
+    """The learning rates at which all arms ran."""
+    rates = []
     for arm in arms:
         arm_runs(tables, arm, {arm: tables.runs.loc[tables.runs["arm"] == arm, "lr"].min()})
-    return [float(rate) for rate in sorted(tables.runs.loc[tables.runs["arm"].isin(arms), "lr"].unique())]
+        rates.append({float(rate) for rate in tables.runs.loc[tables.runs["arm"] == arm, "lr"].unique()})
+    common = set.intersection(*rates)
+    if not common:
+        raise InputError(f"there is no learning rate at which all of {', '.join(arms)} ran")
+    return sorted(common)

@@ -1,25 +1,27 @@
-"""From paired log-ratios to a verdict.
+"""From paired log-ratios to a verdict, which is read from one interval.
 
-Each comparison has two null hypotheses that exclude each other: the median ratio is 1, and it lies outside of the
-equivalence margin. Both are tested by the order of numbers alone (``statistics.paired_tests``), each with Holm's
-correction over all comparisons of the claim, at the rule's level. A comparison is
+The interval is that of the median log-ratio, between two order statistics, at level ``1 − level / k`` for a claim of k
+comparisons (Bonferroni): all of them contain the true medians at once with probability ``1 − level``. It is the exact
+sign test inverted, so that interval, test and verdict cannot disagree. With a margin m, of 10 %, a comparison is
 
-- *vacuous* if no pair can be compared, or most have bounds that leave their order open;
-- *contradicted* if the second is rejected ("no effect larger than 5 %", even one that is surely not 0), or the first
-  with the effect reversed;
-- *supported* if the first alone is rejected and the effect has the predicted direction;
-- *inconclusive* otherwise.
+- *supported* if the interval lies on the side of 0 that was predicted, *supported, small* if it also lies within ±m;
+- *reversed* if it lies on the other side;
+- *no effect* if it contains 0 and lies within ±m;
+- *undecided* otherwise.
 
-The claim is contradicted if any comparison is, supported or vacuous if all are, and inconclusive otherwise.
+Where the two are predicted to be equal it is *supported* if the interval lies within ±m, *reversed* if it lies wholly
+outside, and *undecided* otherwise.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from skip_conditioning.experiments.claims.statistics.paired_tests import equivalence_test, holm, sign_test
-from skip_conditioning.experiments.claims.verdict.claim import Comparison, DecisionRule, Verdict
-from skip_conditioning.experiments.claims.verdict.pairs import Differences
-from skip_conditioning.experiments.claims.verdict.run_measures import BOUNDS, NAMES
+import numpy as np
+
+from skip_conditioning.experiments.claims.statistics.median_intervals import fewest_values, median_interval, sign_test
+from skip_conditioning.experiments.claims.verdict.claim import DecisionRule
+from skip_conditioning.experiments.claims.verdict.differences import Differences
+from skip_conditioning.experiments.claims.verdict.outcome import Direction, Reason, Verdict
 
 
 @dataclass(frozen=True)
@@ -27,77 +29,69 @@ class Decision:
     """The verdict on one comparison, and what it follows from.
 
     Attributes:
-        verdict: After the correction.
-        p: Of the exact sign test, uncorrected.
-        p_corrected: The same after Holm's correction.
-        p_not_equivalent: Of the median ratio lying outside of the equivalence margin, after Holm's correction.
-        note: The reason, where the verdict alone does not say it.
+        verdict: Read from the interval.
+        low: Lower end of the interval of the median log-ratio; -inf if open.
+        high: Upper end.
+        level: Of the interval.
+        p: Of the exact two-sided sign test, uncorrected: below ``1 − level`` if and only if the interval excludes 0.
+        reason: Why it is vacuous or undecided, where the numbers do not say it.
     """
 
     verdict: Verdict
+    low: float
+    high: float
+    level: float
     p: float
-    p_corrected: float
-    p_not_equivalent: float
-    note: str = ""
+    reason: Reason | None = None
 
 
-def decide(differences: Sequence[Differences], comparisons: Sequence[Comparison], rule: DecisionRule) -> list[Decision]:
+def decide(differences: Sequence[Differences], predicted: Sequence[Direction], rule: DecisionRule) -> list[Decision]:
     """The decision on each of several comparisons, corrected for their number, vacuous ones among them.
 
     Args:
         differences: Log-ratios, one for each comparison.
-        comparisons: What is predicted.
+        predicted: The direction of each.
         rule: Fixed beforehand.
     """
-    p_values = [sign_test(logs.decided) for logs in differences]
-    corrected = holm(p_values)
-    outside = holm([equivalence_test(logs.values, logs.unknown, rule.equivalence_margin) for logs in differences])
-    decisions = []
-    for logs, comparison, p, p_corrected, p_outside in zip(
-        differences, comparisons, p_values, corrected, outside, strict=True
-    ):
-        verdict, note = _verdict(logs, comparison, rule, p_corrected < rule.level, p_outside < rule.level)
-        decisions.append(Decision(verdict, p, float(p_corrected), float(p_outside), note))
-    return decisions
+    level = 1 - rule.level / max(len(differences), 1)
+    return [_decide(logs, direction, level, rule) for logs, direction in zip(differences, predicted, strict=True)]
 
 
-def combine(verdicts: Sequence[Verdict]) -> Verdict:
-    """The verdict on a claim from those on its comparisons."""
-    if "contradicted" in verdicts:
-        return "contradicted"
-    for verdict in ("supported", "vacuous"):
-        if verdicts and all(each == verdict for each in verdicts):
-            return verdict
-    return "inconclusive"
+def verdict_of(low: float, high: float, predicted: Direction, margin: float) -> Verdict:
+    """The verdict that an interval of a log-ratio gives.
+
+    Args:
+        low: Lower end.
+        high: Upper end.
+        predicted: The direction.
+        margin: Logarithm of the smallest ratio above 1 that counts.
+    """
+    within = low > -margin and high < margin
+    if predicted is Direction.EQUAL:
+        if within:
+            return Verdict.SUPPORTED
+        return Verdict.REVERSED if low > margin or high < -margin else Verdict.UNDECIDED
+    below, above = high < 0, low > 0
+    if (below and predicted is Direction.SMALLER) or (above and predicted is Direction.LARGER):
+        return Verdict.SUPPORTED_SMALL if within else Verdict.SUPPORTED
+    if below or above:
+        return Verdict.REVERSED
+    return Verdict.NO_EFFECT if within else Verdict.UNDECIDED
 
 
-def _verdict(
-    logs: Differences, comparison: Comparison, rule: DecisionRule, significant: bool, is_equivalent: bool
-) -> tuple[Verdict, str]:
-    reason = _why_vacuous(logs, comparison)
-    if reason:
-        return "vacuous", reason
-    if len(logs.decided) < rule.min_pairs:
-        return "inconclusive", f"only {len(logs.decided)} pairs can be compared"
-    as_predicted = logs.effect < 0 if comparison.predicted == "smaller" else logs.effect > 0
-    is_reversed = significant and logs.effect != 0 and not as_predicted
-    if is_equivalent:
-        size = f"no effect larger than {100 * (rule.equivalence_margin - 1):.3g} %"
-        if significant and as_predicted:
-            return "contradicted", f"{size}, though in the direction predicted"
-        return "contradicted", f"{size}, reversed" if is_reversed else size
-    if is_reversed:
-        return "contradicted", "reversed"
-    return ("supported", "") if significant and as_predicted else ("inconclusive", "")
+def _decide(logs: Differences, predicted: Direction, level: float, rule: DecisionRule) -> Decision:
+    low, high = median_interval(logs.low, logs.high, level)
+    p = sign_test(logs.low, logs.high)
+    reason = _why_open(logs, level)
+    if reason in (Reason.NOT_MEASURED, Reason.UNKNOWN_ORDER):
+        return Decision(Verdict.VACUOUS, low, high, level, p, reason)
+    verdict = verdict_of(low, high, predicted, float(np.log(rule.margin)))
+    return Decision(verdict, low, high, level, p, reason if verdict is Verdict.UNDECIDED else None)
 
 
-def _why_vacuous(logs: Differences, comparison: Comparison) -> str:
-    """The reason why no pair can be compared; empty if some can."""
-    if not len(logs.values):
-        return f"the {NAMES[comparison.measure]} was measured in no pair"
-    if comparison.measure in BOUNDS and 2 * logs.undecided.sum() > logs.pairs:
-        return "the smallest singular value is unresolved in most pairs"
-    if not len(logs.decided):
-        reached = ", or never reached the threshold" if comparison.measure == "steps_to_threshold" else ""
-        return f"in every pair both runs diverged{reached}"
-    return ""
+def _why_open(logs: Differences, level: float) -> Reason | None:
+    if not len(logs.low):
+        return Reason.NOT_MEASURED
+    if 2 * logs.unknown.sum() > logs.pairs:
+        return Reason.UNKNOWN_ORDER
+    return Reason.TOO_FEW_PAIRS if len(logs.low) < fewest_values(level) else None

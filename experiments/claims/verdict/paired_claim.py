@@ -1,31 +1,29 @@
 """Claims that arms differ: decided by paired comparisons of the runs of an experiment, trial by trial."""
 
-import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from typing import Any, Final
 
+import numpy as np
 from matplotlib.figure import Figure
 
 from skip_conditioning.diagnostics.errors import InputError
 from skip_conditioning.diagnostics.tables import Experiment
-from skip_conditioning.experiments.claims.statistics.paired_tests import fewest_pairs, level_at
-from skip_conditioning.experiments.claims.verdict.claim import (
-    LOOKS,
-    Claim,
-    ClaimInputs,
+from skip_conditioning.experiments.claims.statistics.looks import level_at
+from skip_conditioning.experiments.claims.statistics.median_intervals import fewest_values
+from skip_conditioning.experiments.claims.verdict.claim import LOOKS, Claim, ClaimInputs, DecisionRule, Plan, Size
+from skip_conditioning.experiments.claims.verdict.comparisons import judge_comparisons
+from skip_conditioning.experiments.claims.verdict.outcome import (
     Comparison,
-    DecisionRule,
     Finding,
     Judgement,
-    Plan,
-    Size,
     Verdict,
+    combine,
 )
-from skip_conditioning.experiments.claims.verdict.comparisons import judge_comparisons
-from skip_conditioning.experiments.claims.verdict.decision import combine
-from skip_conditioning.experiments.claims.verdict.formatting import some
+from skip_conditioning.experiments.claims.verdict.plan_check import check_comparisons
+from skip_conditioning.experiments.claims.verdict.step_thresholds import Thresholds
+from skip_conditioning.experiments.claims.verdict.wording import sentence, some
 from skip_conditioning.figures.drawing.saving import save_drawable
 from skip_conditioning.figures.drawing.selection import in_order_of
 from skip_conditioning.figures.loss_curves import loss_curves
@@ -43,7 +41,7 @@ class PairedClaim:
     """A claim decided by paired comparisons.
 
     The claim is that they hold at every learning rate of every planned experiment. Each experiment is judged by itself,
-    at its share of the level, and ``decision.combine`` combines the verdicts.
+    at its share of the level, and ``outcome.combine`` combines the verdicts on all parts.
 
     Attributes:
         id: Its name on the command line.
@@ -54,8 +52,8 @@ class PairedClaim:
         by_size: The experiments to train at each size, by name; at any other size the claim cannot be tested.
         comparisons: Those that decide.
         rule: How they are decided.
-        secondary: Comparisons for information, which do not decide and are corrected by themselves; a note takes their
-            place where there are too few trials for their number.
+        thresholds: How the losses are fixed to which steps are counted; its pilot trials are not compared.
+        secondary: Comparisons for information, which do not decide and are corrected by themselves.
         look: Number of the look at the verdict: 1, and one more each time that trials were added.
         figures: Names in ``EXPERIMENT_FIGURES`` of what is drawn of each experiment.
     """
@@ -68,9 +66,16 @@ class PairedClaim:
     by_size: Mapping[Size, Mapping[str, Plan]]
     comparisons: tuple[Comparison, ...]
     rule: DecisionRule = field(default_factory=DecisionRule)
+    thresholds: Thresholds | None = None
     secondary: tuple[Comparison, ...] = ()
     look: int = 1
     figures: tuple[str, ...] = tuple(EXPERIMENT_FIGURES)
+
+    def __post_init__(self) -> None:
+        if self.thresholds is None and any(each.measure == "steps" for each in (*self.comparisons, *self.secondary)):
+            raise InputError(
+                f"{self.id} compares steps to thresholds; say how they are fixed: thresholds=Thresholds(…)"
+            )
 
     def plans(self, size: Size) -> Mapping[str, Plan]:
         """The experiments to train for it; empty if the claim cannot be tested at this size."""
@@ -83,10 +88,20 @@ class PairedClaim:
             "comparisons": [asdict(comparison) for comparison in self.comparisons],
             "secondary": [asdict(comparison) for comparison in self.secondary],
             "rule": asdict(self.rule),
+            "thresholds": None if self.thresholds is None else asdict(self.thresholds),
             "combined": "each experiment gets an equal share of the level, for comparisons at all its learning rates; "
-            "contradicted where one is, supported where all are, vacuous where all are, inconclusive otherwise",
+            "reversed where any part is, no effect where any has none, supported where all are, undecided otherwise",
             "looks": LOOKS,
         }
+
+    def check(self, size: Size) -> None:
+        """Check that everything that is compared is trained and measured.
+
+        Raises:
+            InputError: A measure, an arm, a map, a layer or a step is not there.
+        """
+        for plan in self.plans(size).values():
+            check_comparisons(self.id, plan, (*self.comparisons, *self.secondary), self.thresholds)
 
     def at_look(self, look: int) -> "PairedClaim":
         """The same claim at a later look."""
@@ -97,8 +112,13 @@ class PairedClaim:
         """The family-wise error rate that this look may spend."""
         return level_at(self.rule.level, self.look)
 
+    @property
+    def pilots(self) -> int:
+        """Number of trials that are not compared."""
+        return self.thresholds.pilots if self.thresholds else 0
+
     def fewest_trials(self, name: str, size: Size, rates: int) -> int:
-        """The fewest trials with which every deciding comparison in one of its experiments could be significant.
+        """The fewest trials, pilots among them, with which every deciding comparison of an experiment has an interval.
 
         Args:
             name: Of the plan.
@@ -106,7 +126,7 @@ class PairedClaim:
             rates: Number of learning rates in it.
         """
         level = self.level / len(self.plans(size))
-        return max(self.rule.min_pairs, fewest_pairs(len(self.comparisons) * rates, level))
+        return self.pilots + fewest_values(1 - level / (len(self.comparisons) * rates))
 
     def judge(self, inputs: ClaimInputs, size: Size) -> Judgement:
         """The verdict from the tables of the plans.
@@ -118,36 +138,23 @@ class PairedClaim:
             return untestable(size, self.by_size)
         check_tables(self, inputs, size)
         rule = replace(self.rule, level=self.level / len(self.plans(size)))
-        verdicts: list[Verdict] = []
         deciding: list[Finding] = []
         secondary: list[Finding] = []
         for name in self.plans(size):
             tables = inputs.experiments[name]
-            where = f", {name}" if len(self.plans(size)) > 1 else ""
-            verdict, findings = judge_comparisons(tables, self.comparisons, rule, inputs.seed)
-            verdicts.append(verdict)
-            deciding += [replace(finding, what=finding.what + where) for finding in findings]
-            secondary += [
-                replace(finding, what=finding.what + where, decides=False)
-                for finding in self._secondary_findings(tables, rule, inputs.seed)
-            ]
-        verdict = combine(verdicts)
+            where = name if len(self.plans(size)) > 1 else ""
+            deciding += judge_comparisons(tables, self.comparisons, rule, self.thresholds, where)
+            if self.secondary:
+                findings = judge_comparisons(tables, self.secondary, rule, self.thresholds, where)
+                secondary += [replace(finding, decides=False) for finding in findings]
+        verdict = combine([finding.verdict for finding in deciding])
         return Judgement(
             verdict,
             (*deciding, *secondary),
-            summary(deciding),
+            answer(deciding),
             change(verdict, deciding, self.look),
             save_drawable(inputs.directory, self._makers(inputs, size)),
         )
-
-    def _secondary_findings(self, tables: Experiment, rule: DecisionRule, seed: int) -> tuple[Finding, ...]:
-        """Findings on the secondary comparisons, or one that says why there are none: they never prevent a verdict."""
-        if not self.secondary:
-            return ()
-        try:
-            return judge_comparisons(tables, self.secondary, rule, seed)[1]
-        except InputError as reason:
-            return (Finding("the secondary comparisons", "inconclusive", note=f"not made: {reason}"),)
 
     def _makers(self, inputs: ClaimInputs, size: Size) -> dict[str, Callable[[], Figure]]:
         """What draws each figure of each experiment, by the name of its file."""
@@ -162,8 +169,7 @@ class PairedClaim:
 def untestable(size: Size, sizes: Iterable[Size]) -> Judgement:
     """The judgement of a claim for which nothing is trained at a size, but at others."""
     others = ", ".join(f"--size {other}" for other in sizes)
-    reason = f"Not testable at size {size}, at which nothing is trained for it."
-    return Judgement("inconclusive", (), reason, f"Another size: {others}.")
+    return Judgement(Verdict.NOT_TESTED, (), f"At size {size} nothing is trained for it.", f"Another size: {others}.")
 
 
 def check_tables(claim: Claim, inputs: ClaimInputs, size: Size) -> None:
@@ -177,25 +183,15 @@ def check_tables(claim: Claim, inputs: ClaimInputs, size: Size) -> None:
         raise InputError(f"{claim.id} needs the tables of {', '.join(missing)}; repeat the command to train them")
 
 
-def summary(findings: list[Finding]) -> str:
-    """The numbers of comparisons with each verdict, in a sentence, and those against the prediction."""
-    counts = {name: sum(finding.verdict == name for finding in findings) for name in _PHRASES}
-    parts = [f"{count} {_PHRASES[name]}" for name, count in counts.items() if count]
-    noun = "comparison" if len(findings) == 1 else "comparisons"
-    against = [f"{finding.what} ({finding.note})" for finding in findings if finding.verdict == "contradicted"]
-    named = f" Against the prediction: {some(against, 3, '; ')}." if against else ""
-    return f"Of {len(findings)} {noun} {', '.join(parts)}.{named}"
+def answer(findings: Sequence[Finding]) -> str:
+    """What was seen, in a sentence or two: the first parts, those against the prediction before the others."""
+    against = [finding for finding in findings if finding.verdict in (Verdict.REVERSED, Verdict.NO_EFFECT)]
+    others = [finding for finding in findings if finding not in against]
+    text = some([sentence(finding) for finding in (*against, *others)], 3, "; ")
+    return f"{text[:1].upper()}{text[1:]}."
 
 
-_PHRASES: dict[Verdict, str] = {
-    "supported": "as predicted",
-    "contradicted": "not as predicted",
-    "inconclusive": "undecided",
-    "vacuous": "without anything to compare",
-}
-
-
-def change(verdict: Verdict, findings: list[Finding], look: int = 1) -> str:
+def change(verdict: Verdict, findings: Sequence[Finding], look: int = 1) -> str:
     """What would change a verdict: how many trials, if any number would.
 
     Args:
@@ -203,12 +199,15 @@ def change(verdict: Verdict, findings: list[Finding], look: int = 1) -> str:
         findings: Those that decide.
         look: Number of the look at the verdict; 0 for a claim that is not looked at again.
     """
-    open_ones = [finding for finding in findings if finding.verdict == "inconclusive"]
-    if verdict in ("supported", "contradicted") or not open_ones:
+    needed = [
+        float(finding.numbers["trials_needed"])
+        for finding in findings
+        if finding.verdict is Verdict.UNDECIDED and "trials_needed" in finding.numbers
+    ]
+    if verdict is not Verdict.UNDECIDED or not needed:
         return "Other settings: networks, learning rates, data. More trials are unlikely to."
-    known = [finding.numbers.get("trials_needed", math.nan) for finding in open_ones]
-    needed = max((trials for trials in known if not math.isnan(trials)), default=math.inf)
-    if math.isinf(needed):
-        return "The undecided effects are too small or too rarely measured for any affordable number of trials."
+    if not np.isfinite(max(needed)):
+        return "The undecided effects vary too much, or were too rarely measured, for any affordable number of trials."
+    count = int(np.ceil(max(needed)))
     later = " (somewhat more at the stricter level of a later look)" if look else ""
-    return f"About {math.ceil(needed)} trials in all{later}: --trials {math.ceil(needed)} adds those that are missing."
+    return f"About {count} trials would find an effect of the margin with a power of 80 %{later}: --trials {count}."

@@ -1,82 +1,183 @@
-"""Measures that claims compare: the logarithm of one positive number per run, its speed or its conditioning.
+"""Measures that claims compare: the logarithm of a positive number of each run, its speed or its conditioning.
 
-In every measure of speed less is faster, and a run that diverged is slower than all others: its logarithm is +inf at
-every step, even one before it diverged, so that it is never dropped. In ``steps_to_threshold`` a run that never reached
-the threshold is +inf too: it is right-censored, and all that is known is that it comes after those that did. NaN means
-that nothing was measured.
+Each is known to lie between two bounds, which are equal where it was measured. In every measure of speed less is
+faster, and a run that diverged is slower than all others: both bounds are +inf. NaN means that nothing was measured.
 """
 
+import re
 from collections.abc import Callable, Mapping
-from functools import partial
+from dataclasses import dataclass
+from functools import cached_property, partial
 from typing import Final
 
 import numpy as np
 import pandas as pd
 
+from skip_conditioning.diagnostics.errors import InputError, near_matches
 from skip_conditioning.diagnostics.tables import STATISTICS, Experiment
-from skip_conditioning.experiments.speed import AT_STEPS, speed_table
+from skip_conditioning.experiments.claims.verdict.step_thresholds import is_finite, log_steps, training_losses
 
 #: Conditioning is the geometric mean over so many of a run's first measured steps, as in ``paired_ratios``.
 SPECTRA_STEPS: Final = 10
 #: Measures that are bounds where the spectrum is unresolved; the true value is then larger (1) or smaller (-1).
 BOUNDS: Final[Mapping[str, int]] = {"condition_number": 1, "sigma_min": -1}
 #: Measures of a run as a whole, which compare only runs that were trained for equally many steps.
-OF_WHOLE_RUN: Final = frozenset({"steps_to_threshold", "mean_log_loss", "final_loss"})
+OF_WHOLE_RUN: Final = frozenset({"steps", "mean_log_loss", "final_loss"})
 
 _SMALLEST_LOSS = float(np.finfo(np.float32).tiny)
+_AT_STEP = re.compile(r"loss_at_step_(\d+)")
 
 
-def speed_log(tables: Experiment, name: str, *, is_log: bool = False) -> pd.Series:
-    """Logarithm of a column of the speed table by ``run_id``, +inf for diverged runs.
+@dataclass(frozen=True)
+class Reading:
+    """What a measure is taken from.
+
+    Attributes:
+        tables: The runs to be measured.
+        thresholds: Losses to reach, for ``steps``.
+        window: Steps over which losses are averaged.
+        map: Of the spectrum; empty for each run's first.
+        layer: Of the spectrum; empty for each run's first.
+    """
+
+    tables: Experiment
+    thresholds: tuple[float, ...] = ()
+    window: int = 1
+    map: str = ""
+    layer: str = ""
+
+    @cached_property
+    def losses(self) -> dict[str, pd.Series]:
+        """The training losses of each run by step, by ``run_id``."""
+        return training_losses(self.tables, self.tables.runs)
+
+    @cached_property
+    def diverged(self) -> pd.Series:
+        """Whether each run diverged, by its status or by a loss that is not finite; by ``run_id``."""
+        runs = self.tables.runs
+        flags = [
+            status == "diverged" or (len(self.losses[run_id]) > 0 and not is_finite(self.losses[run_id]))
+            for run_id, status in zip(runs["run_id"].astype(str), runs["status"], strict=True)
+        ]
+        return pd.Series(flags, index=pd.Index(runs["run_id"], name="run_id"), dtype=bool)
+
+
+@dataclass(frozen=True)
+class Logs:
+    """Logarithms of a measure, by run.
+
+    Attributes:
+        low: Lower bounds, a row for each ``run_id``; several columns, one for each threshold, are averaged by pairs.
+        high: Upper bounds, shape as ``low``.
+    """
+
+    low: pd.DataFrame
+    high: pd.DataFrame
+
+
+def measure(name: str, reading: Reading) -> Logs:
+    """A measure of every run.
 
     Args:
-        tables: The experiment.
-        name: A column of ``experiments.speed.speed_table`` other than ``steps_to_threshold``.
-        is_log: Whether the column is a logarithm already.
-    """
-    # No loss at a step depends on the threshold, so runs without one can be compared as well.
-    speed = speed_table(tables.runs, tables.metrics, loss_threshold=0.0).set_index("run_id")
-    values = speed[name].astype(float)
-    logs = values if is_log else pd.Series(np.log(values.clip(lower=_SMALLEST_LOSS)), index=values.index)
-    return logs.mask(speed["diverged"], np.inf).rename(name)
-
-
-def steps_to_threshold_log(tables: Experiment) -> pd.Series:
-    """Logarithm of the steps to the threshold by ``run_id``.
-
-    +inf for censored and diverged runs, -inf where the loss was under the threshold before the first step.
+        name: In ``MEASURES``, or ``loss_at_step_N``.
+        reading: What it is taken from.
 
     Raises:
-        InputError: A run was configured without a threshold.
+        InputError: There is no such measure, or the map or layer was not measured in any run.
     """
-    speed = speed_table(tables.runs, tables.metrics).set_index("run_id")
-    logged = tables.metrics.loc[tables.metrics["split"] == "train", "run_id"]
-    with np.errstate(divide="ignore"):
-        logs = pd.Series(np.log(speed["steps_to_threshold"].astype(float)), index=speed.index)
-    unmeasured = ~speed.index.isin(logged) & ~speed["diverged"]
-    return logs.mask(speed["censored"], np.inf).mask(unmeasured, np.nan).rename("steps_to_threshold")
+    step = step_of(name)
+    if step is not None:
+        return _loss(reading, step)
+    if name not in MEASURES:
+        raise InputError(
+            f"unknown measure {name!r}; there are {', '.join(MEASURES)} and loss_at_step_N."
+            f"{near_matches(name, MEASURES)}"
+        )
+    return MEASURES[name](reading)
 
 
-def conditioning_log(tables: Experiment, name: str) -> pd.Series:
-    """Mean logarithm of a statistic over a run's first measured steps, by ``run_id``; NaN where it was not measured.
-
-    Args:
-        tables: The experiment; each run's first measured map and layer count.
-        name: One of ``STATISTICS``; zeros and infinities are left out.
-    """
-    rows = _first_rows(tables.spectra)
-    return mean_logs(rows[name], rows["run_id"], tables).rename(name)
+def step_of(name: str) -> int | None:
+    """The step N of a measure ``loss_at_step_N``; None for other measures."""
+    match = _AT_STEP.fullmatch(name)
+    return int(match[1]) if match else None
 
 
-def isometry_cosine_log(tables: Experiment) -> pd.Series:
-    """Mean logarithm of the cosine between J and its nearest isometry, as ``conditioning_log``.
+def train_steps(tables: Experiment) -> pd.Series:
+    """The last step at which the training loss of each run was logged, by ``run_id``."""
+    return tables.metrics[tables.metrics["split"] == "train"].groupby("run_id")["step"].max()
+
+
+def _steps(reading: Reading) -> Logs:
+    bounds = [
+        log_steps(losses, reading.thresholds, window=reading.window, diverged=bool(reading.diverged[run_id]))
+        for run_id, losses in reading.losses.items()
+    ]
+    low, high = np.stack(bounds, axis=1) if bounds else np.empty((2, 0, len(reading.thresholds)))
+    return Logs(pd.DataFrame(low, index=reading.diverged.index), pd.DataFrame(high, index=reading.diverged.index))
+
+
+def _of_losses(reading: Reading, number: Callable[[pd.Series], float]) -> Logs:
+    """A number of each run's losses as it is, +inf for those that diverged."""
+    values = {run_id: number(losses) if len(losses) else np.nan for run_id, losses in reading.losses.items()}
+    logs = pd.Series(values, index=reading.diverged.index, dtype=float).mask(reading.diverged, np.inf).to_frame()
+    return Logs(logs, logs)
+
+
+def _log(loss: float) -> float:
+    return float(np.log(max(loss, _SMALLEST_LOSS)))
+
+
+def _loss(reading: Reading, step: int) -> Logs:
+    """Logarithm of the mean loss of the steps around one; NaN where the run did not reach it."""
+    reach = reading.window // 2
+    return _of_losses(
+        reading,
+        lambda losses: _log(losses.loc[step - reach : step + reach].mean()) if step in losses.index else np.nan,
+    )
+
+
+def _final_loss(reading: Reading) -> Logs:
+    return _of_losses(reading, lambda losses: _log(losses.iloc[-reading.window :].mean()))
+
+
+def _mean_log_loss(reading: Reading) -> Logs:
+    """The mean logarithm of the loss over the run: the area under it, by the number of steps."""
+
+    def area(losses: pd.Series) -> float:
+        steps, logs = losses.index.to_numpy(float), np.log(losses.to_numpy().clip(min=_SMALLEST_LOSS))
+        return float(np.trapezoid(logs, steps) / (steps[-1] - steps[0])) if len(losses) > 1 else float(logs[0])
+
+    return _of_losses(reading, area)
+
+
+def _gradient_norm(reading: Reading) -> Logs:
+    """Logarithm of the gradient's norm at the first step."""
+    metrics = reading.tables.metrics
+    start = metrics[(metrics["split"] == "train") & (metrics["step"] == 0)].drop_duplicates("run_id", keep="last")
+    return _exact(np.log(start.set_index("run_id")["grad_norm"].astype(float)), reading.tables)
+
+
+def _conditioning(reading: Reading, name: str) -> Logs:
+    """Mean logarithm of a statistic over a run's first measured steps; zeros and infinities are left out."""
+    rows = _spectra(reading)
+    logs = _exact(mean_logs(rows[name], rows["run_id"], reading.tables), reading.tables)
+    if name not in BOUNDS:
+        return logs
+    is_bound = rows["resolved"].eq(False).groupby(rows["run_id"]).any().reindex(logs.low.index).eq(True)
+    low = logs.low.mask(is_bound & logs.low[0].notna(), -np.inf) if BOUNDS[name] < 0 else logs.low
+    high = logs.high.mask(is_bound & logs.high[0].notna(), np.inf) if BOUNDS[name] > 0 else logs.high
+    return Logs(low, high)
+
+
+def _isometry_cosine(reading: Reading) -> Logs:
+    """Mean logarithm of the cosine between J and its nearest isometry.
 
     ``mean(σ) / √mean(σ²) = ‖J‖_* / (√k ‖J‖_F)``, whatever the scale of J: 1 where all k singular values are equal, 1/√k
     where one is all there is. Dynamical isometry (Pennington et al. 2017) without its scale.
     """
-    rows = _first_rows(tables.spectra)
+    rows = _spectra(reading)
     cosine = rows["sigma_mean"].astype(float) / rows["sigma_rms"].astype(float)
-    return mean_logs(cosine, rows["run_id"], tables).rename("isometry_cosine")
+    return _exact(mean_logs(cosine, rows["run_id"], reading.tables), reading.tables)
 
 
 def mean_logs(values: pd.Series, run_ids: pd.Series, tables: Experiment) -> pd.Series:
@@ -93,57 +194,31 @@ def mean_logs(values: pd.Series, run_ids: pd.Series, tables: Experiment) -> pd.S
     return pd.Series(logs, index=values.index).groupby(run_ids).mean().reindex(index).astype(float)
 
 
-def unresolved(tables: Experiment) -> pd.Series:
-    """Whether the smallest singular value of a run is under its floor at any of its first steps, by ``run_id``.
-
-    The condition number of such a run is a lower bound and its ``sigma_min`` an upper one; ``sigma_gmean`` is that of
-    ``max(σ, floor)`` by definition and compared as it is (see ``diagnostics.spectrum``).
-    """
-    rows = _first_rows(tables.spectra)
-    flags = rows["resolved"].eq(False).groupby(rows["run_id"]).any()
-    return flags.reindex(pd.Index(tables.runs["run_id"], name="run_id")).eq(True).rename("unresolved")
+def _exact(logs: pd.Series, tables: Experiment) -> Logs:
+    frame = logs.reindex(pd.Index(tables.runs["run_id"], name="run_id")).astype(float).to_frame().set_axis([0], axis=1)
+    return Logs(frame, frame)
 
 
-def train_steps(tables: Experiment) -> pd.Series:
-    """The last step at which the training loss of each run was logged, by ``run_id``."""
-    return tables.metrics[tables.metrics["split"] == "train"].groupby("run_id")["step"].max()
+def _spectra(reading: Reading) -> pd.DataFrame:
+    """The rows of the map and layer, each run's first by default, at the first ``SPECTRA_STEPS`` measured steps."""
+    spectra = reading.tables.spectra
+    for column, wanted in (("map", reading.map), ("layer", reading.layer)):
+        if spectra.empty:
+            return spectra
+        names = sorted(spectra[column].unique())
+        if wanted and wanted not in names:
+            raise InputError(f"no {column} {wanted!r} was measured; there are {', '.join(names)}")
+        chosen = wanted or spectra.groupby("run_id")[column].transform("first")
+        spectra = spectra[spectra[column] == chosen]
+    return spectra[spectra.groupby("run_id")["step"].rank(method="dense") <= SPECTRA_STEPS]
 
 
-def _first_rows(spectra: pd.DataFrame) -> pd.DataFrame:
-    """The rows of each run's first measured map and layer, at the first ``SPECTRA_STEPS`` measured steps."""
-    if spectra.empty:
-        return spectra
-    keys = ["map", "layer"]
-    first = spectra.groupby("run_id")[keys].transform("first")
-    rows = spectra[(spectra[keys] == first).all(axis=1)]
-    return rows[rows.groupby("run_id")["step"].rank(method="dense") <= SPECTRA_STEPS]
-
-
-#: Every measure by name: from the tables of an experiment to one logarithm per run.
-MEASURES: Final[Mapping[str, Callable[[Experiment], pd.Series]]] = {
-    **{f"loss_at_step_{step}": partial(speed_log, name=f"loss_at_step_{step}") for step in AT_STEPS},
-    "final_loss": partial(speed_log, name="final_loss"),
-    "mean_log_loss": partial(speed_log, name="auc_log_loss", is_log=True),
-    "steps_to_threshold": steps_to_threshold_log,
-    **{name: partial(conditioning_log, name=name) for name in STATISTICS},
-    "isometry_cosine": isometry_cosine_log,
-}
-
-#: What texts call each measure.
-NAMES: Final[Mapping[str, str]] = {
-    **{f"loss_at_step_{step}": f"training loss at step {step}" for step in AT_STEPS},
-    "final_loss": "training loss at the end",
-    "mean_log_loss": "mean log loss over the run",
-    "steps_to_threshold": "steps to the threshold",
-    "sigma_max": "largest singular value",
-    "sigma_min": "smallest singular value",
-    "sigma_mean": "mean singular value",
-    "sigma_gmean": "geometric mean of the singular values",
-    "sigma_median": "median singular value",
-    "sigma_rms": "root mean square of the singular values",
-    "condition_number": "condition number",
-    "rank": "numerical rank",
-    "effective_rank": "effective rank",
-    "stable_rank": "stable rank",
-    "isometry_cosine": "nearness to isometry",
+#: Every measure by name.
+MEASURES: Final[Mapping[str, Callable[[Reading], Logs]]] = {
+    "steps": _steps,
+    "mean_log_loss": _mean_log_loss,
+    "final_loss": _final_loss,
+    "gradient_norm": _gradient_norm,
+    **{name: partial(_conditioning, name=name) for name in STATISTICS},
+    "isometry_cosine": _isometry_cosine,
 }

@@ -57,8 +57,8 @@ def test_the_tables_hold_every_curve(quick):
     out, _ = quick
     table = pd.read_parquet(out / "curvature_growth.parquet")
     fits = pd.read_parquet(out / "curvature_growth_fits.parquet")
-    assert len(table) == 3 * 1 * 2 * 2 * 5
-    assert len(fits) == 3 * 1 * 2 * 2
+    assert len(table) == 3 * 1 * 2 * 3 * 5
+    assert len(fits) == 3 * 1 * 2 * 3
     resolved = table[table["converged"]]
     assert len(resolved) >= 0.9 * len(table)
     assert (resolved["residual"] <= 1e-5 * resolved["norm"]).all()
@@ -84,10 +84,12 @@ def test_every_claim_is_checked(quick):
         "curvature": 6,
         **{f"{kind}curvature bounded in {what}": 4 for kind in ("", "effective ") for what in scaled},
         **{f"curvature grows in {what}": 2 for what in scaled},
+        "curvature grows in last layer": 6,
     }
     assert all(check.statement.is_claim == (check.statement.name != "curvature") for check in checks)
     assert all(check.statement.verdict == "holds" for check in checks if check.statement.name == "curvature")
-    assert {check.network for check in checks if check.statement.name.startswith("curvature grows")} == {
+    grows = [f"curvature grows in {what}" for what in scaled]
+    assert {check.network for check in checks if check.statement.name in grows} == {
         "residual-mlp 16×2, no norm, tanh, cross-entropy", "residual-mlp 16×2, no norm, tanh, mean square"
     }  # fmt: skip
 

@@ -12,7 +12,8 @@ from skip_conditioning.diagnostics.theory.statement import Statement
 from skip_conditioning.experiments.claims.paper import skip_shifts_spectrum
 from skip_conditioning.experiments.claims.paper.skip_shifts_spectrum import SKIP_SHIFTS_SPECTRUM
 from skip_conditioning.experiments.claims.paper.theory_claims import TheoryClaim
-from skip_conditioning.experiments.claims.verdict.claim import ClaimInputs, Comparison, Finding, Plan
+from skip_conditioning.experiments.claims.verdict.claim import ClaimInputs, Plan
+from skip_conditioning.experiments.claims.verdict.outcome import Comparison, Finding, Reason, Verdict
 from skip_conditioning.experiments.claims.verdict.paired_claim import PairedClaim, change
 from skip_conditioning.experiments.config.presets import preset
 from skip_conditioning.experiments.theory.experiment import CheckedStatement, write_table
@@ -75,37 +76,50 @@ def test_figures_of_several_experiments_are_told_apart(tmp_path):
     assert [path.name for path in measured.figures] == ["loss_curves_one.svg", "loss_curves_two.svg"]
 
 
-def test_too_few_trials_for_the_secondary_comparisons_are_a_note_and_for_the_others_a_refusal(tmp_path):
-    many = (SPEED,) * 20
-    claim = replace(CLAIM, secondary=many)
+def test_secondary_comparisons_are_corrected_by_themselves_and_many_leave_theirs_open(tmp_path):
+    claim = replace(CLAIM, secondary=(SPEED,) * 20)
     measured = judged(claim, tmp_path)
-    assert measured.verdict == "supported"
-    first, note = measured.findings
+    assert measured.verdict is Verdict.SUPPORTED
+    first, second = measured.findings[:2]
     assert first.what == "training loss at step 2: residual below chain"
-    assert (note.what, note.verdict, note.decides) == ("the secondary comparisons", "inconclusive", False)
-    assert "7 trials are too few: 20 comparisons" in note.note
+    assert (second.verdict, second.reason, second.decides) == (Verdict.UNDECIDED, Reason.TOO_FEW_PAIRS, False)
     assert claim.fewest_trials("digits", "demo", 1) == CLAIM.fewest_trials("digits", "demo", 1) <= TRIALS
-    with pytest.raises(InputError, match="7 trials are too few"):
-        judged(replace(CLAIM, comparisons=many), tmp_path)
 
 
 def test_trials_that_are_not_known_to_be_needed_do_not_hide_those_that_are():
-    findings = [Finding("a", "inconclusive", numbers) for numbers in ({}, {"trials_needed": 31.0})]
-    assert change("inconclusive", findings) == change("inconclusive", findings[::-1])
-    assert "--trials 31" in change("inconclusive", findings)
-    assert "any affordable" in change(
-        "inconclusive", [*findings, Finding("b", "inconclusive", {"trials_needed": np.inf})]
-    )
+    findings = [Finding("a", Verdict.UNDECIDED, numbers) for numbers in ({}, {"trials_needed": 31.0})]
+    assert change(Verdict.UNDECIDED, findings) == change(Verdict.UNDECIDED, findings[::-1])
+    assert "--trials 31" in change(Verdict.UNDECIDED, findings)
+    more = Finding("b", Verdict.UNDECIDED, {"trials_needed": np.inf})
+    assert "any affordable" in change(Verdict.UNDECIDED, [*findings, more])
+
+
+def test_a_claim_on_steps_says_how_thresholds_are_fixed():
+    with pytest.raises(InputError, match="thresholds=Thresholds"):
+        replace(CLAIM, comparisons=(Comparison("steps", "residual", "chain", "smaller"),))
 
 
 def check_stub(setting):
     """One statement that holds, on the data that the setting names."""
     write_table(pd.DataFrame({"x": [1]}), setting.out / "regularity.parquet")
-    yield CheckedStatement(f"net on {setting.data_dir}", Statement("s", "a ≥ b", 2.0, ">=", 1.0, 0.0), 0)
+    held = Statement("s", "a ≥ b", 2.0, ">=", 1.0, 0.0)
+    yield CheckedStatement("net", held, 0, kind=f"on {setting.data_dir}")
     yield CheckedStatement("another", Statement("t", "a ≥ b", np.inf, "<=", np.nan, 0.0), 0)
 
 
 THEORY = TheoryClaim("theory", "So it is.", "nowhere", "so", (), check_stub)
+
+
+def test_a_claim_counts_networks_of_its_kinds_and_its_own_statements(tmp_path):
+    measured = THEORY.judge(ClaimInputs({}, tmp_path), "demo")
+    assert (measured.verdict, measured.findings[1].reason) == (Verdict.REVERSED, Reason.VIOLATED)
+    for choice in ({"kinds": ("on None",)}, {"statements": ("s",)}):
+        chosen = replace(THEORY, **choice).judge(ClaimInputs({}, tmp_path), "demo")
+        assert chosen.verdict is Verdict.SUPPORTED
+        assert [finding.decides for finding in chosen.findings] == [True, False]
+        assert chosen.answer == "It holds in 1 of 1 checks."
+    nothing = replace(THEORY, kinds=("none of them",)).judge(ClaimInputs({}, tmp_path), "demo")
+    assert nothing.verdict is Verdict.NOT_TESTED
 
 
 def test_theory_runs_on_the_data_given_beyond_the_demo(tmp_path):
@@ -134,7 +148,7 @@ def test_skip_shifts_says_that_its_ratios_are_bounds(tmp_path, monkeypatch):
     assert [path.name for path in measured.figures] == ["random_matrices.svg"]
     network = measured.findings[1]
     assert network.what == "smallest singular value: skip on above skip off, residual MLP, batch norm, ReLU"
-    assert (network.numbers["bounded"], network.numbers["ratio_bound"], network.numbers["ratio_high"]) == (7, 1, np.inf)
+    assert (network.numbers["ratio_bound"], network.numbers["ratio_high"]) == (1, np.inf)
     table = pd.read_parquet(tmp_path / "smallest_singular_values.parquet")
     assert table.groupby(["what", "arm"], sort=False).size().tolist() == [14, 14, 28, 28]
 

@@ -9,6 +9,7 @@ import pytest
 from skip_conditioning.experiments.claims.paper.registry import CLAIMS, chosen_claims
 from skip_conditioning.experiments.claims.run.experiments import shared_experiments
 from skip_conditioning.experiments.claims.verdict.claim import ClaimInputs
+from skip_conditioning.experiments.claims.verdict.outcome import Verdict
 from skip_conditioning.experiments.config.train_config import option_values
 from skip_conditioning.experiments.data.image_index import open_images
 from skip_conditioning.experiments.training.networks import build_network, check_arms
@@ -101,8 +102,8 @@ def test_a_size_without_plans_is_not_testable(name, size, tmp_path):
     claim = CLAIMS[name]
     assert not claim.plans(size)
     judgement = claim.judge(ClaimInputs({}, tmp_path), size)
-    assert judgement.verdict == "inconclusive"
-    assert "Not testable" in judgement.summary
+    assert judgement.verdict is Verdict.NOT_TESTED
+    assert "nothing is trained for it" in judgement.answer
     assert "--size reduced" in judgement.change
 
 

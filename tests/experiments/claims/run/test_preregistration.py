@@ -11,8 +11,9 @@ from skip_conditioning.experiments.claims.paper.registry import CLAIMS, chosen_c
 from skip_conditioning.experiments.claims.run import preregistration
 from skip_conditioning.experiments.claims.run.experiments import shared_experiments
 from skip_conditioning.experiments.claims.run.preregistration import FILE, Request, read, register
-from skip_conditioning.experiments.claims.statistics.paired_tests import FIRST_LOOK_SHARE
-from skip_conditioning.experiments.claims.verdict.claim import Comparison, Plan
+from skip_conditioning.experiments.claims.statistics.looks import FIRST_LOOK_SHARE
+from skip_conditioning.experiments.claims.verdict.claim import Plan
+from skip_conditioning.experiments.claims.verdict.outcome import Comparison
 from skip_conditioning.experiments.claims.verdict.paired_claim import PairedClaim
 from skip_conditioning.experiments.config.presets import preset
 
@@ -46,7 +47,7 @@ def test_writes_all_that_decides_and_its_hash(tmp_path):
     assert (content["size"], content["trials"], content["git_revision"]) == ("demo", None, "a1b2c3")
     claim = content["claims"]["bigger-is-faster"]
     assert claim["predicted"] == "smaller loss"
-    assert claim["registered"]["rule"] == {"level": 0.05, "equivalence_margin": 1.05, "min_pairs": 6}
+    assert claim["registered"]["rule"] == {"level": 0.05, "margin": 1.1}
     assert claim["registered"]["plans"]["digits"]["arms"] == ["chain", "residual"]
 
 

@@ -15,13 +15,14 @@ from skip_conditioning.diagnostics.errors import InputError
 from skip_conditioning.experiments.claims.run.inline_svg import inline_svg
 from skip_conditioning.experiments.claims.run.report import write_report
 from skip_conditioning.experiments.claims.run.verdict_table import NUMBERS, ClaimResult
-from skip_conditioning.experiments.claims.verdict.claim import Finding, Judgement
-from skip_conditioning.experiments.claims.verdict.formatting import (
+from skip_conditioning.experiments.claims.verdict.outcome import Comparison, Finding, Judgement, Reason, Verdict
+from skip_conditioning.experiments.claims.verdict.wording import (
     SYMBOLS,
     effect,
     number,
-    other_numbers,
     p_value,
+    parts_in_words,
+    sentence,
 )
 from skip_conditioning.experiments.verify import print_verdicts
 from skip_conditioning.figures.drawing.saving import save
@@ -80,7 +81,7 @@ def result(name: str, judgement: Judgement, figures: tuple[Path, ...] = ()) -> C
         predicted="fewer steps with the skip",
         controls=("the learning rate: best of a sweep per arm", HOSTILE),
         registered={
-            "rule": {"level": 0.05, "equivalence_margin": 1.1, "min_pairs": 6},
+            "rule": {"level": 0.05, "margin": 1.1},
             "plans": {"main": {"preset": "paper-mnist", "arms": ["chain", "residual"], "options": []}},
             "comparisons": [{"measure": "steps", "arm": "residual", "other": "chain"}],
         },
@@ -95,8 +96,8 @@ def result(name: str, judgement: Judgement, figures: tuple[Path, ...] = ()) -> C
     )
 
 
-def ratio(what: str, verdict: str, *numbers: float, note: str = "", **others: float) -> Finding:
-    return Finding(what, verdict, dict(zip(NUMBERS, numbers, strict=False)) | others, note)
+def ratio(what: str, verdict: Verdict, *numbers: float, note: str = "", **others: float) -> Finding:
+    return Finding(what, verdict, dict(zip(NUMBERS, numbers, strict=False)) | others, note=note)
 
 
 @pytest.fixture(scope="module")
@@ -109,27 +110,27 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> list[ClaimResult]:
         figures += [path for path in save(figure, folder / "mnist-speed-order" / name) if path.suffix == ".svg"]
         plt.close(figure)
     speed = (
-        ratio("steps to loss 0.5, residual over chain", "supported", 0.62, 0.51, 0.74, 2e-5, 1.0, 30, trials_needed=12),
-        ratio("steps to loss 0.5, modified over residual", "inconclusive", 0.97, 0.88, 1.07, 0.41, 0.2, 30),
-        ratio("log-loss at step 5, modified over residual, at the best learning rate of each arm", "contradicted",
-              1.31, 1.22, 1.42, 0.003, 1.0, 30, note="The other direction is as clear at every learning rate."),
-        ratio("log-loss at step 10, scaled over chain", "contradicted", 1.01, 0.98, 1.03, 1.0, 0.012, 30,
-              p_sign=0.52, mean_ratio=1.02, mean_ratio_low=0.97, mean_ratio_high=1.05, ties=0, infinite=0),
+        ratio("steps to loss 0.5, residual over chain", Verdict.SUPPORTED, 0.62, 0.51, 0.74, 0.99, 2e-5, 30,
+              trials_needed=12),
+        ratio("steps to loss 0.5, modified over residual", Verdict.UNDECIDED, 0.97, 0.88, 1.07, 0.99, 0.2, 30),
+        ratio("log-loss at step 5, modified over residual, at the best learning rate of each arm", Verdict.REVERSED,
+              1.31, 1.22, 1.42, 0.99, 0.003, 30, note="The other direction is as clear at every learning rate."),
+        ratio("log-loss at step 10, scaled over chain", Verdict.NO_EFFECT, 1.01, 0.98, 1.03, 0.99, 0.52, 30),
     )  # fmt: skip
     extreme = (
-        ratio(HOSTILE, "contradicted", INF, 1.2, INF, 1e-9, 1.0, 8, note=HOSTILE),
-        ratio(LONG, "vacuous", 0.0, 0.0, 2.0, NAN, NAN, NAN, note="κ → ∞, ‖J‖_F"),
-        ratio("σ of naught", "inconclusive", NAN, NAN, NAN, NAN, NAN, 0, trials_needed=INF, rate=-3.2e-7),
+        ratio(HOSTILE, Verdict.REVERSED, INF, 1.2, INF, 0.99, 1e-9, 8, note=HOSTILE),
+        ratio(LONG, Verdict.VACUOUS, 0.0, 0.0, 2.0, NAN, NAN, NAN, note="κ → ∞, ‖J‖_F"),
+        ratio("σ of naught", Verdict.UNDECIDED, NAN, NAN, NAN, NAN, NAN, 0, trials_needed=INF, rate=-3.2e-7),
     )
     mediated = Finding(
-        "share through κ", "inconclusive", {"share": 0.31, "share_low": -0.2, "share_high": 0.8, "runs": 240.0}
+        "share through κ", Verdict.UNDECIDED, {"share": 0.31, "share_low": -0.2, "share_high": 0.8, "runs": 240.0}
     )
     measured = [
-        result("mnist-speed-order", Judgement("supported", speed, "The order is as said.", "30 trials more"),
+        result("mnist-speed-order", Judgement(Verdict.SUPPORTED, speed, "The order is as said.", "30 trials more"),
                tuple(figures)),
-        result("spectrum-explains-speed", Judgement("inconclusive", (mediated,), "Cannot tell.", "60 trials")),
-        result("extreme", Judgement("contradicted", extreme, HOSTILE, HOSTILE)),
-        replace(result("empty", Judgement("vacuous", (), "", "")), statement=HOSTILE, registered={}, controls=()),
+        result("spectrum-explains-speed", Judgement(Verdict.UNDECIDED, (mediated,), "Cannot tell.", "60 trials")),
+        result("extreme", Judgement(Verdict.REVERSED, extreme, HOSTILE, HOSTILE)),
+        replace(result("empty", Judgement(Verdict.VACUOUS, (), "", "")), statement=HOSTILE, registered={}, controls=()),
     ]  # fmt: skip
     return measured
 
@@ -172,23 +173,24 @@ def test_text_is_escaped_and_no_path_of_this_machine_is_told(written: Path, name
 
 
 def test_all_outputs_agree_on_the_verdicts(written: Path, results: list[ClaimResult], capsys) -> None:
-    expected = {one.id: one.judgement.verdict for one in results}
+    expected = {one.id: one.judgement.verdict.value for one in results}
     table = pd.read_parquet(written / "verdicts")
     assert dict(zip(table["claim"], table["claim_verdict"], strict=True)) == expected
     assert len(table) == sum(max(1, len(one.judgement.findings)) for one in results)
     html, markdown = (written / "report.html").read_text(), (written / "report.md").read_text()
     print_verdicts(results)
     printed = capsys.readouterr().out
-    for claim, verdict in expected.items():
-        (row,) = re.findall(rf'<tr><th scope="row" class="claim"><a href="#{claim}">.*?</tr>', html)
-        assert re.sub("<[^>]+>", "", row).startswith(f"{claim}{SYMBOLS[verdict]} {verdict}")
-        assert f"| [{claim}](#{claim}) | {SYMBOLS[verdict]} {verdict} |" in markdown
-        assert f"## {claim}: {verdict} {SYMBOLS[verdict]}" in markdown
-        assert re.search(rf"^{claim} +{re.escape(SYMBOLS[verdict])} {verdict}", printed, re.MULTILINE)
+    for result_of in results:
+        claim, verdict = result_of.id, result_of.judgement.verdict
+        (row,) = re.findall(rf'<li>(?:(?!<li>).)*?<a href="#{claim}">', html)
+        assert re.sub("<[^>]+>", "", row).startswith(f"{SYMBOLS[verdict]} {verdict.value}")
+        assert f"| [{claim}](#{claim}) | {SYMBOLS[verdict]} {verdict.value} |" in markdown
+        assert f"## {claim}: {parts_in_words(result_of.judgement)} {SYMBOLS[verdict]}" in markdown
+        assert re.search(rf"^{claim} +{re.escape(SYMBOLS[verdict])} {verdict.value}", printed, re.MULTILINE)
     own = [finding for one in results for finding in one.judgement.findings]
-    assert table["verdict"].dropna().tolist() == [finding.verdict for finding in own]
+    assert table["verdict"].dropna().tolist() == [finding.verdict.value for finding in own]
     assert "\x07" not in printed
-    assert "4 claims: 1 supported, 1 contradicted, 1 inconclusive, 1 vacuous" in printed
+    assert "4 claims: 1 supported; 1 reversed; 1 undecided; 1 vacuous" in printed
 
 
 def test_table_has_the_numbers(written: Path) -> None:
@@ -197,14 +199,13 @@ def test_table_has_the_numbers(written: Path) -> None:
     assert (first["ratio"], first["ratio_low"], first["pairs"], first["trials_needed"]) == (0.62, 0.51, 30, 12)
     assert first["hash"] == "ab" * 32
     assert first["command"].startswith("skip-conditioning verify mnist-speed-order")
-    assert table["is_main"].tolist() == [True, False, False, False, True, True, False, False, False]
     assert table.query("claim == 'extreme'")["ratio"].tolist()[:2] == [INF, 0]
 
 
 def test_markdown_tables_have_as_many_cells_as_heads(written: Path) -> None:
     rows = [line for line in (written / "report.md").read_text().splitlines() if line.startswith("|")]
     widths = {len(re.findall(r"(?<!\\)\|", row)) - 1 for row in rows}
-    assert widths == {2, 5, 9}
+    assert widths == {3, 7}
 
 
 def test_markdown_links_figures_beside_it(written: Path) -> None:
@@ -263,7 +264,7 @@ def test_inlined_figures_show_values_and_run_nothing() -> None:
 
 @pytest.mark.parametrize(
     ("value", "text"),
-    [(NAN, "–"), (None, "–"), (INF, "∞ (never)"), (-INF, "−∞"), (0.0, "0"), (30.0, "30"), (0.61728, "0.617"),
+    [(NAN, "–"), (None, "–"), (INF, "∞"), (-INF, "−∞"), (0.0, "0"), (30.0, "30"), (0.61728, "0.617"),
      (1234.5, "1234"), (-0.5, "−0.500"), (3.21e-7, "3.21×10⁻⁷"), (2e6, "2.00×10⁶"), (0.99999, "1.00")],
 )  # fmt: skip
 def test_numbers_have_sensible_digits(value: float, text: str) -> None:
@@ -275,20 +276,26 @@ def test_p_values_go_no_lower_than_makes_sense() -> None:
         ["0.043", "< 0.001", "< 0.001", "1", "–", "–"]  # fmt: skip
 
 
-def test_main_finding_is_one_that_explains_the_verdict(results: list[ClaimResult]) -> None:
-    for verdict, place in (("supported", 0), ("inconclusive", 1), ("contradicted", 2), ("vacuous", 0)):
-        judgement = replace(results[0].judgement, verdict=verdict)
-        assert replace(results[0], judgement=judgement).main is judgement.findings[place]
+def test_effects_that_are_no_ratios_carry_their_name_and_few_pairs_have_no_interval() -> None:
+    numbers = {"pairs": 9, "p_sign": 0.01, "rank": 0.5, "rank_low": 0.1, "rank_high": 0.9}
+    assert effect(Finding("ρ", Verdict.UNDECIDED, numbers)) == "rank 0.500 [0.100, 0.900]"
+    assert effect(Finding("ρ", Verdict.UNDECIDED, numbers | {"pairs": 4})) == "rank 0.500"
 
 
-def test_effects_that_are_no_ratios_carry_their_name() -> None:
-    finding = Finding(
-        "ρ",
-        "inconclusive",
-        {"pairs": 9, "p_sign": 0.01, "rank": 0.5, "rank_low": 0.1, "rank_high": 0.9, "mean_low": 0, "mean_high": INF},
-    )
-    assert effect(finding) == "rank 0.500 [0.100, 0.900]"
-    assert other_numbers(finding) == "p sign 0.01, mean [0, ∞]"
+@pytest.mark.parametrize(
+    ("numbers", "text"),
+    [
+        ({"ratio": 0.59, "ratio_low": 0.53, "ratio_high": 0.7, "smaller": 30, "pairs": 30},
+         "skip takes 41 % fewer steps than chain (ratio 0.530 to 0.700), in 30 of 30 pairs"),
+        ({"ratio": 3.0, "ratio_low": 2.0, "ratio_high": INF, "ratio_bound": 1.0, "larger": 9, "pairs": 10},
+         "skip takes at least 3 times more steps than chain, in 9 of 10 pairs"),
+        ({"ratio": NAN}, "steps to the thresholds: skip below chain: in most pairs it is open which run is larger"),
+    ],
+)  # fmt: skip
+def test_a_comparison_is_a_sentence(numbers: dict[str, float], text: str) -> None:
+    comparison = Comparison("steps", "skip", "chain", "smaller")
+    finding = Finding("steps to the thresholds: skip below chain", Verdict.SUPPORTED, numbers, Reason.UNKNOWN_ORDER)
+    assert sentence(replace(finding, comparison=comparison)) == text
 
 
 def test_numbers_that_are_none_or_infinite_survive_everywhere(
@@ -296,17 +303,17 @@ def test_numbers_that_are_none_or_infinite_survive_everywhere(
 ) -> None:
     """Whatever a rule could not compute is a dash or a sign in every output, and itself in the table."""
     values = (INF, -INF, NAN)
-    names = (*NUMBERS, "trials_needed", "p_wilcoxon", "p_sign", "share", "share_low", "share_high", "ratio_bound")
-    findings = tuple(Finding(f"all {value}", "inconclusive", dict.fromkeys(names, value)) for value in values)
-    findings += tuple(Finding(f"share {value}", "inconclusive", {"share": value}) for value in values)
-    write_report(tmp_path, [replace(results[1], judgement=Judgement("inconclusive", findings, "", ""))])
-    print_verdicts([replace(results[1], judgement=Judgement("inconclusive", findings, "", ""))])
+    names = (*NUMBERS, "trials_needed", "share", "share_low", "share_high", "ratio_bound")
+    findings = tuple(Finding(f"all {value}", Verdict.UNDECIDED, dict.fromkeys(names, value)) for value in values)
+    findings += tuple(Finding(f"share {value}", Verdict.UNDECIDED, {"share": value}) for value in values)
+    write_report(tmp_path, [replace(results[1], judgement=Judgement(Verdict.UNDECIDED, findings, "", ""))])
+    print_verdicts([replace(results[1], judgement=Judgement(Verdict.UNDECIDED, findings, "", ""))])
     table = pd.read_parquet(tmp_path / "verdicts")
     for name in names:
         assert table[name].tolist()[:2] == [INF, -INF]
         assert table[name].isna().tolist()[:3] == [False, False, True]
     outputs = [(tmp_path / name).read_text() for name in ("report.html", "report.md")] + [capsys.readouterr().out]
-    for text in outputs:
+    for text in outputs[:2]:
         shown = re.sub(r"<svg.*?</svg>", "", re.sub(r"(all|share) −?-?(inf|nan)", "", text), flags=re.DOTALL)
         assert not {"nan", "inf"} & set(re.split(r"\W+", shown))
         assert "∞" in text
@@ -314,19 +321,17 @@ def test_numbers_that_are_none_or_infinite_survive_everywhere(
 
 def test_bounds_are_shown_as_such_in_every_output(tmp_path: Path, results: list[ClaimResult], capsys) -> None:
     findings = (
-        ratio("σ_min, skip above none", "supported", 1.8e11, 1.2e11, INF, 1e-9, 1.0, 10, ratio_bound=1.0, bounded=10),
-        ratio("κ, skip below none", "supported", 5.0e-9, 0.0, 6.0e-9, 1e-9, 1.0, 10, ratio_bound=-1.0, bounded=10),
+        ratio("σ_min, skip above none", Verdict.SUPPORTED, 1.8e11, 1.2e11, INF, 0.99, 1e-9, 10, ratio_bound=1.0),
+        ratio("κ, skip below none", Verdict.SUPPORTED, 5.0e-9, 0.0, 6.0e-9, 0.99, 1e-9, 10, ratio_bound=-1.0),
     )
     assert [effect(one) for one in findings] == ["≥ 1.80×10¹¹ [1.20×10¹¹, ∞]", "≤ 5.00×10⁻⁹ [0, 6.00×10⁻⁹]"]
-    assert other_numbers(findings[0]) == "bounded 10"
-    measured = [replace(results[1], judgement=Judgement("supported", findings, "", ""))]
+    measured = [replace(results[1], judgement=Judgement(Verdict.SUPPORTED, findings, "", ""))]
     write_report(tmp_path, measured)
     print_verdicts(measured)
     plot = (tmp_path / "spectrum-explains-speed" / "forest_plot.svg").read_text()
     for text in ((tmp_path / "report.html").read_text(), (tmp_path / "report.md").read_text(), plot):
         assert "≥ 1.80×10¹¹" in text
         assert "≤ 5.00×10⁻⁹" in text
-    assert "≥ 1.80×10¹¹ [1.20×10¹¹, ∞], 10 pairs" in capsys.readouterr().out
     assert pd.read_parquet(tmp_path / "verdicts")["ratio_bound"].tolist() == [1, -1]
 
 
@@ -335,18 +340,17 @@ def test_the_rule_is_said_in_sentences_and_secondary_findings_are_folded(
 ) -> None:
     findings = (
         *results[0].judgement.findings[:1],
-        Finding("steps to the threshold: a below b", "supported", decides=False),
+        Finding("steps to the threshold: a below b", Verdict.SUPPORTED, decides=False),
     )
-    one = replace(results[1], judgement=Judgement("supported", findings, "", ""))
+    one = replace(results[1], judgement=Judgement(Verdict.SUPPORTED, findings, "", ""))
     one = replace(one, registered={**one.registered, "combined": "supported where all are"})
     write_report(tmp_path, [one])
     for name in ("report.html", "report.md"):
         text = (tmp_path / name).read_text()
-        assert "is held to 5 % (Holm&#39;s correction)" in text.replace("'", "&#39;")
-        assert "ratios from 0.909 to 1.1 count as no effect, and with fewer than 6 pairs nothing is decided." in text
+        assert "is held to 5 % (Bonferroni); ratios from 0.909 to 1.1 count as no effect, or a small one." in text
         assert "The claim as a whole: supported where all are." in text
     html = (tmp_path / "report.html").read_text()
-    summary = r"<summary>Secondary findings, which do not decide \(1\)</summary>"
+    summary = r"<summary>Beside it \(1\)</summary>"
     (folded,) = re.findall(rf"<details>\s*{summary}(.*?)</details>", html, re.DOTALL)
     assert '<th scope="row" class="long">steps to the threshold: a below b</th>' in folded
 

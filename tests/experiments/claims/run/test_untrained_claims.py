@@ -12,7 +12,7 @@ import pytest
 from skip_conditioning.diagnostics.errors import InputError
 from skip_conditioning.experiments.claims.paper.registry import CLAIMS, chosen_claims
 from skip_conditioning.experiments.claims.run.untrained_claims import untrained_judgements
-from skip_conditioning.experiments.claims.verdict.claim import Finding, Judgement
+from skip_conditioning.experiments.claims.verdict.outcome import Finding, Judgement, Verdict
 
 
 @dataclass
@@ -32,7 +32,9 @@ class Alone:
         if self.fails:
             raise InputError(self.fails)
         numbers = {"pid": float(os.getpid()), "there": float(inputs.directory.is_dir())}
-        return Judgement("supported", (Finding(self.id, "supported", numbers),), size, str(inputs.directory.name))
+        return Judgement(
+            Verdict.SUPPORTED, (Finding(self.id, Verdict.SUPPORTED, numbers),), size, str(inputs.directory.name)
+        )
 
 
 def judged(tmp_path, *claims, processes=2):

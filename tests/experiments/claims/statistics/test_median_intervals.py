@@ -1,38 +1,70 @@
+"""The sign test, its interval, and medians: against scipy, and as to coverage."""
+
 import numpy as np
 import pytest
 from scipy import stats
 
 from skip_conditioning.experiments.claims.statistics.median_intervals import (
-    bootstrap_interval,
-    exact_interval,
-    mean_interval,
+    fewest_values,
+    kaplan_meier_median,
     median,
+    median_interval,
+    sign_test,
 )
 
 INF = np.inf
 
 
-def test_exact_interval_keeps_its_coverage_where_tails_are_heavy():
-    rng = np.random.default_rng(1)
-    intervals = [exact_interval(rng.standard_cauchy(12), 0.9) for _ in range(400)]
-    covered = sum(low <= 0 <= high for low, high in intervals)
-    assert stats.binomtest(covered, 400, 0.9, alternative="less").pvalue > 1e-3
-    assert covered < 400
+@pytest.mark.parametrize("n", [1, 5, 6, 20, 31])
+def test_sign_test_and_interval_are_those_of_scipy(n):
+    values = np.random.default_rng(n).normal(0.4, 1, n)
+    expected = stats.binomtest(int((values > 0).sum()), n).pvalue
+    assert sign_test(values, values) == pytest.approx(expected)
+    reference = stats.quantile_test(values, q=0.0, p=0.5).confidence_interval(0.95)
+    ends = np.nan_to_num([reference.low, reference.high], nan=INF) * [np.nan_to_num(-np.sign(-1), nan=1), 1]
+    low, high = median_interval(values, values, 0.95)
+    if n < fewest_values(0.95):
+        assert (low, high) == (-INF, INF)
+    else:
+        assert [low, high] == pytest.approx(list(ends))
 
 
-def test_bootstrap_carries_infinities_to_the_ends_they_reach():
-    low, high = bootstrap_interval(np.array([-1.0, 0.0, 1.0, 2.0, 3.0, INF, INF, INF]), 0.95, 0)
-    assert -1.0 <= low < 3.0
-    assert high == INF
-    assert median(np.array([1.0, 2.0, INF, INF])) == INF
-    assert median(np.array([-INF, 2.0, 3.0, INF])) == 2.5
+def test_ties_and_unknown_values_count_against_either_direction():
+    ones = np.ones(8)
+    assert sign_test(ones, ones) == 2 / 2**8
+    tied = np.array([0.0, 0.0, *ones[:6]])
+    assert sign_test(tied, tied) == pytest.approx(2 * stats.binom.sf(5, 8, 0.5))
+    low, high = np.array([-INF, -INF, *ones[:6]]), np.array([INF, INF, *ones[:6]])
+    assert sign_test(low, high) == sign_test(tied, tied)
+    assert sign_test(np.empty(0), np.empty(0)) == 1.0
 
 
-def test_intervals_of_finite_values_hold_the_effect_shrink_with_confidence_and_repeat():
-    values = np.random.default_rng(2).normal(0.5, 1, size=25)
-    for interval in (bootstrap_interval, lambda *options: mean_interval(*options)[1:]):
-        (low, high), (inner_low, inner_high) = interval(values, 0.95, 0), interval(values, 0.5, 0)
-        assert low < inner_low < inner_high < high
-        assert interval(values, 0.95, 0) == (low, high)
-    assert mean_interval(values, 0.95, 0)[0] == pytest.approx(values.mean())
-    assert np.isnan(mean_interval(np.array([1.0, INF]), 0.95, 0)).all()
+def test_the_interval_covers_as_often_as_stated_for_skewed_values():
+    rng = np.random.default_rng(0)
+    missed = 0
+    for _ in range(3000):
+        values = rng.exponential(size=12) - np.log(2)
+        low, high = median_interval(values, values, 0.95)
+        missed += not low <= 0 <= high
+    assert missed / 3000 < 0.055
+
+
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [([3, 1, 2], 2), ([1, 2], 1.5), ([-INF, INF], 0), ([1, INF], INF), ([-INF, 1], -INF), ([INF], INF)],
+)
+def test_median_of_infinite_numbers(values, expected):
+    assert median(np.array(values, float)) == expected
+
+
+def test_fewest_values_is_the_first_number_with_an_interval():
+    for level in (0.9, 0.95, 1 - 0.05 / 24):
+        n = fewest_values(level)
+        assert np.isfinite(median_interval(np.ones(n), np.ones(n), level)).all()
+        assert not np.isfinite(median_interval(np.ones(n - 1), np.ones(n - 1), level)).any()
+
+
+def test_median_of_times_counts_those_that_never_ended():
+    times, censored = np.array([3.0, 5.0, 8.0, 9.0, 9.0]), np.array([False, False, False, True, True])
+    assert kaplan_meier_median(times, censored, 0.95)[0] == 8.0
+    assert kaplan_meier_median(times, np.ones(5, bool), 0.95)[0] == INF

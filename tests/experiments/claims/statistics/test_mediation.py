@@ -11,7 +11,7 @@ from scipy import stats
 from statsmodels.stats.mediation import Mediation as PeerMediation
 
 from skip_conditioning.diagnostics.errors import InputError
-from skip_conditioning.experiments.claims.statistics.mediation import mediation, sensitivity
+from skip_conditioning.experiments.claims.statistics.mediation import mediation, over_identification
 from skip_conditioning.experiments.claims.statistics.partial_correlation import partial_correlation
 
 LEVEL = 0.05
@@ -67,7 +67,6 @@ def test_effects_equal_those_of_regressions_with_trial_dummies(rng):
     assert effects.indirect == pytest.approx(on_mediator.params["treated"] * both.params["mediator"])
     assert effects.total == pytest.approx(effects.direct + effects.indirect)
     assert effects.share == pytest.approx(effects.indirect / effects.total)
-    assert effects.rho_zero == pytest.approx(np.corrcoef(total.resid, on_mediator.resid)[0, 1])
 
 
 def test_effects_and_intervals_agree_with_statsmodels(rng):
@@ -161,30 +160,29 @@ def test_diverged_runs_are_as_slow_as_the_slowest_and_never_dropped(rng):
     assert np.mean(np.array(dropped) > 0) > 0.95
 
 
-def test_sensitivity_is_the_estimate_at_0_and_vanishes_at_rho_zero(rng):
-    runs = world(rng, direct=-0.3)
-    effects = quick(runs)
-    table = sensitivity(runs, np.array([0.0, effects.rho_zero, -0.5, 0.5]))
-    assert table["indirect"].tolist()[:2] == pytest.approx([effects.indirect, 0.0])
-    assert table["indirect"][2] < table["indirect"][0] < table["indirect"][3]  # as the skip lowers the mediator
-    with pytest.raises(InputError, match="not at 1"):
-        sensitivity(runs, np.array([0.0, 1.0]))
+@pytest.mark.parametrize(
+    ("response", "identified"),
+    [(lambda m: 0.5 * m, True), (lambda m: 2.0 * (m > 0.8), False), (lambda m: np.tanh(2 * m), False)],
+    ids=["linear", "threshold", "saturating"],
+)
+def test_initialisations_agree_on_the_share_only_if_the_response_is_linear(response, identified, rng):
+    agreed = []
+    for draw in range(20):
+        runs = world(rng, shifts=(0, 0.7, 1.5, 2.5), on_mediator=-0.7)
+        runs["mediator"] -= runs.groupby("trial")["mediator"].transform("mean") - 0.6
+        runs["speed"] = response(runs["mediator"]) + 0.05 * rng.normal(size=len(runs))
+        agreed.append(over_identification(runs, seed=draw, resamples=200).identified)
+    assert np.mean(agreed) >= 0.75 if identified else np.mean(agreed) <= 0.25
 
 
-@pytest.mark.parametrize("rho", [-0.6, 0.6])
-def test_sensitivity_undoes_a_common_cause_of_known_strength(rho, rng):
-    # Without blocks chance alone moves the mediator, and its common cause with speed passes for its effect.
-    def indirect(worlds, **settings):
-        return np.mean(
-            [sensitivity(world(rng, rho=rho, **settings), np.array([0, rho]))["indirect"] for _ in range(worlds)],
-            axis=0,
-        )
-
-    plain, corrected = indirect(60, shifts=(0,), trials=60)
-    assert corrected == pytest.approx(-0.5, abs=0.05)
-    assert abs(plain + 0.5) > 0.4
-    # Initialisations that move the mediator by more than chance does leave less of it.
-    assert abs(indirect(20)[0] + 0.5) < 0.5 * abs(plain + 0.5)
+def test_leaving_one_initialisation_out_is_the_mediation_of_the_others(rng):
+    runs = world(rng)
+    result = over_identification(runs, seed=0, resamples=100)
+    others = mediation(runs[runs["block"] != 2], seed=0, resamples=2)
+    assert result.left_out["2"] == pytest.approx(others.share)
+    assert set(result.shares) == {"1", "2"}
+    with pytest.raises(InputError, match="cannot disagree"):
+        over_identification(world(rng, shifts=(0, 1)), seed=0)
 
 
 def test_order_labels_and_units_change_nothing(rng):
@@ -193,7 +191,7 @@ def test_order_labels_and_units_change_nothing(rng):
     assert quick(runs.iloc[rng.permutation(len(runs))]).share == pytest.approx(effects.share)
     assert quick(runs.iloc[rng.permutation(len(runs))]).share_low == pytest.approx(effects.share_low)
     relabelled = quick(runs.assign(trial=(7 * runs["trial"] + 3) % 30, block=2 - runs["block"]))
-    assert (relabelled.indirect, relabelled.rho_zero) == pytest.approx((effects.indirect, effects.rho_zero))
+    assert relabelled.indirect == pytest.approx(effects.indirect)
     scaled = quick(runs.assign(mediator=5 * runs["mediator"] - 3, speed=2 * runs["speed"] + 1))
     assert (scaled.indirect, scaled.share_low) == pytest.approx((2 * effects.indirect, effects.share_low))
     swapped = quick(runs.assign(treated=1 - runs["treated"]))

@@ -1,214 +1,105 @@
-"""Comparisons judged on the tables of an experiment: findings, notes, and what is refused."""
+"""Comparisons judged on the tables of an experiment: findings with their numbers, and claims as a whole."""
+
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
 import pytest
 
 from skip_conditioning.diagnostics.errors import InputError
-from skip_conditioning.diagnostics.tables import Experiment, empty_frame, spectra_frame
-from skip_conditioning.experiments.claims.verdict.claim import Comparison, DecisionRule
-from skip_conditioning.experiments.claims.verdict.comparisons import in_words, judge_comparisons
-from skip_conditioning.experiments.claims.verdict.formatting import effect
-from skip_conditioning.experiments.claims.verdict.run_measures import MEASURES, NAMES
+from skip_conditioning.diagnostics.tables import Experiment
+from skip_conditioning.experiments.claims.verdict.claim import DecisionRule
+from skip_conditioning.experiments.claims.verdict.comparisons import judge_comparisons
+from skip_conditioning.experiments.claims.verdict.outcome import Comparison, Reason, Verdict
+from skip_conditioning.experiments.claims.verdict.step_thresholds import Thresholds
+from skip_conditioning.experiments.claims.verdict.wording import effect
+from tests.experiments.claims.worlds import World, tables_of
 
 RULE = DecisionRule()
-TRIALS = 20
-LOSS = Comparison("final_loss", "skip", "chain", "smaller")
-KAPPA = Comparison("condition_number", "skip", "chain", "smaller")
+PILOTS = 2
+STEPS = Comparison("steps", "skip", "chain", "smaller")
 
 
-@pytest.fixture
-def rng():
-    return np.random.default_rng(7)
+def judge(tables, *comparisons, rule=RULE):
+    return judge_comparisons(tables, comparisons or (STEPS,), rule, Thresholds("chain", PILOTS))
 
 
-def experiment(losses, *, kappa=None, resolved=True, threshold=1.0):
-    """An experiment whose final losses, and condition numbers, are given by arm and trial; a NaN diverged."""
-    runs, metrics, spectra = [], [], []
-    for arm, trials in losses.items():
-        for trial, loss in enumerate(trials):
-            run_id, status = f"{arm}-lr0.1-trial{trial:02d}", "diverged" if np.isnan(loss) else "finished"
-            runs.append({"run_id": run_id, "arm": arm, "trial": trial, "lr": 0.1, "status": status})
-            curve = np.geomspace(4.0, loss, 21) if status == "finished" else [4.0, np.nan]
-            metrics += [{"run_id": run_id, "step": k, "split": "train", "loss": x} for k, x in enumerate(curve)]
-            if kappa:
-                own = resolved if isinstance(resolved, bool) else np.broadcast_to(resolved[arm], len(trials))[trial]
-                row = {"run_id": run_id, "step": 0, "map": "tail", "layer": "stem", "resolved": bool(own)}
-                spectra.append(row | {"condition_number": kappa[arm][trial]})
-    return Experiment(
-        pd.DataFrame(runs).assign(loss_threshold=threshold),
-        pd.DataFrame(metrics),
-        spectra_frame(spectra),
-        empty_frame("skipped"),
-    )
-
-
-def world(rng, effect=-0.5, trials=TRIALS):
-    luck = rng.normal(size=trials)
-    return {arm: np.exp(luck + rng.normal(shift, 0.1, trials)) for arm, shift in (("skip", effect), ("chain", 0))}
-
-
-def without(tables, keep):
-    return Experiment(tables.runs[keep], tables.metrics, tables.spectra, tables.skipped)
-
-
-def judge(tables, *comparisons):
-    return judge_comparisons(tables, comparisons or (LOSS,), RULE, 0)
-
-
-def test_a_real_effect_is_supported_with_its_size(rng):
-    verdict, (finding,) = judge(experiment(world(rng)))
-    assert (verdict, finding.verdict) == ("supported", "supported")
-    assert finding.what == "training loss at the end: skip below chain"
-    numbers = finding.numbers
-    assert numbers["ratio_low"] < np.exp(-0.5) < numbers["ratio_high"] < 1
-    assert numbers["ratio_exact_low"] <= numbers["ratio"] <= numbers["ratio_exact_high"]
-    assert (numbers["pairs"], numbers["smaller"], numbers["missing"]) == (TRIALS, TRIALS, 0)
-    assert judge(experiment(world(np.random.default_rng(7)))) == (verdict, (finding,))
-
-
-def test_swapped_arms_contradict_and_shuffled_ones_decide_nothing(rng):
-    losses = world(rng)
-    swapped, (finding,) = judge(experiment({"skip": losses["chain"], "chain": losses["skip"]}))
-    assert (swapped, finding.note) == ("contradicted", "reversed")
-    heads = np.arange(TRIALS) % 2 == 0
-    pairs = losses["skip"], losses["chain"]
-    shuffled = {"skip": np.where(heads, *pairs), "chain": np.where(heads, *pairs[::-1])}
-    verdict, (finding,) = judge(experiment(shuffled))
-    assert verdict == "inconclusive"
-    assert "trials would give a power of 80 %" in finding.note
-    assert finding.numbers["trials_needed"] > TRIALS
+def world(effect, trials=22, **options):
+    return World({"chain": 0.0, "skip": effect}, **options).tables(trials, 0)
 
 
 @pytest.mark.parametrize(
-    ("ratio", "direction"), [(1.001, ", though in the direction predicted"), (0.999, ", reversed")]
-)
-def test_equal_arms_are_a_finding(rng, ratio, direction):
-    losses = world(rng)
-    verdict, (finding,) = judge(experiment({"skip": losses["skip"], "chain": losses["skip"] * ratio}))
-    assert (verdict, finding.note.split(";")[0]) == ("contradicted", f"no effect larger than 5 %{direction}")
-
-
-def test_dropping_diverged_runs_is_refused_and_would_turn_the_verdict(rng):
-    losses = world(rng, trials=24)
-    losses["skip"] = np.where(np.arange(24) < 6, losses["skip"], np.nan)
-    tables = experiment(losses)
-    assert judge(tables)[0] == "contradicted"
-    kept = (tables.runs["status"] != "diverged").to_numpy()
-    assert judge(experiment({arm: values[:6] for arm, values in losses.items()}))[0] == "supported"
-    with pytest.raises(InputError, match=r"18 of 48 runs .*skip at 0.1, trial 6 \(missing\).* and 10 more; finish"):
-        judge(without(tables, kept))
-    # Whole pairs of them too, as long as a later trial is there.
-    pair = ~tables.runs["trial"].isin([7])
-    with pytest.raises(InputError, match=r"2 of 48 runs .*chain at 0.1, trial 7 \(missing\), skip at 0.1, trial 7"):
-        judge(without(tables, pair))
-
-
-def test_an_experiment_that_is_not_over_is_refused_by_name(rng):
-    tables = experiment(world(rng))
-    tables.runs.loc[[3, 25], "status"] = ["running", "failed"]
-    with pytest.raises(InputError, match=r"2 of 40 runs .*chain at 0.1, trial 5 \(failed\), .*trial 3 \(running\)"):
-        judge(tables)
-
-
-def test_a_missing_arm_is_named_with_what_is_near(rng):
-    with pytest.raises(InputError, match=r"no runs of arm 'chian'.*Did you mean 'chain'"):
-        judge(experiment(world(rng)), Comparison("final_loss", "skip", "chian", "smaller"))
-
-
-@pytest.mark.parametrize(("trials", "comparisons", "needed"), [(5, 1, 6), (6, 2, 7), (8, 8, 9)])
-def test_too_few_trials_are_refused_with_how_many_it_takes(trials, comparisons, needed, rng):
-    with pytest.raises(InputError, match=rf"{trials} trials are too few.*--trials {needed}"):
-        judge(experiment(world(rng, trials=trials)), *[LOSS] * comparisons)
-    assert judge(experiment(world(rng, trials=needed)), *[LOSS] * comparisons)[0] == "supported"
-
-
-def test_nothing_to_compare_is_vacuous(rng):
-    high = {arm: np.full(TRIALS, loss) for arm, loss in (("skip", 2.0), ("chain", 3.0))}
-    steps = Comparison("steps_to_threshold", "skip", "chain", "smaller")
-    unresolved = experiment(high, kappa={"skip": [1e6] * TRIALS, "chain": [1e8] * TRIALS}, resolved=False)
-    for tables, comparison, note in (
-        (experiment(high), steps, "never reached the threshold"),
-        (experiment(high), KAPPA, "measured in no pair"),
-        (unresolved, KAPPA, "unresolved in most pairs"),
-        (experiment({arm: np.full(TRIALS, np.nan) for arm in high}), LOSS, "both runs diverged"),
-    ):
-        verdict, (finding,) = judge(tables, comparison)
-        assert verdict == "vacuous"
-        assert note in finding.note
-    assert judge(experiment(high), steps, LOSS)[0] == "inconclusive"
-    resolved = experiment(high, kappa={"skip": [1e6] * TRIALS, "chain": [1e8] * TRIALS})
-    assert judge(resolved, KAPPA)[0] == "supported"
-
-
-@pytest.mark.parametrize(("bounded", "side"), [("chain", 1), ("skip", -1)])
-def test_a_ratio_of_bounds_is_one_and_its_interval_reaches_as_far_as_the_truth_may(bounded, side, rng):
-    exact, bounds = np.exp(rng.normal(size=TRIALS)), np.exp(20 + rng.normal(size=TRIALS))
-    kappa = {arm: bounds if arm == bounded else exact for arm in ("skip", "chain")}
-    tables = experiment(world(rng), kappa=kappa, resolved={arm: arm != bounded for arm in kappa})
-    comparison = Comparison("condition_number", "chain", "skip", "larger")
-    _, (finding,) = judge(tables, comparison)
-    assert finding.verdict == ("supported" if side == 1 else "contradicted")
+    ("effect_size", "noise", "verdict"),
+    [(-0.5, 0.1, Verdict.SUPPORTED), (np.log(0.8), 0.05, Verdict.SUPPORTED), (-0.04, 0.02, Verdict.SUPPORTED_SMALL),
+     (0.0, 0.03, Verdict.NO_EFFECT), (0.3, 0.1, Verdict.REVERSED), (0.0, 0.4, Verdict.UNDECIDED)],
+)  # fmt: skip
+def test_an_effect_on_the_time_axis_gets_its_verdict_and_size(effect_size, noise, verdict):
+    (finding,) = judge(world(effect_size, noise=noise))
+    assert finding.verdict is verdict
     numbers = finding.numbers
-    assert (numbers["bounded"], numbers["ratio_bound"]) == (TRIALS, side)
-    assert effect(finding).startswith("≥ " if side == 1 else "≤ ")
-    assert numbers["ratio_high" if side == 1 else "ratio_low"] == (np.inf if side == 1 else 0)
-    assert np.isfinite(np.log(numbers["ratio_low" if side == 1 else "ratio_high"]))
-    assert "20 ratios are bounds" in finding.note
-    _, (whole,) = judge(experiment(world(rng), kappa=kappa), comparison)
-    assert "ratio_bound" not in whole.numbers
-    assert whole.numbers["ratio"] == pytest.approx(numbers["ratio"])
+    assert numbers["ratio_low"] <= np.exp(effect_size) <= numbers["ratio_high"]
+    assert (numbers["pairs"], numbers["level"]) == (20, 0.95)
+    assert ("trials_needed" in numbers) == (verdict is Verdict.UNDECIDED)
 
 
-def test_bounds_beyond_the_median_leave_it_exact(rng):
-    kappa = {"skip": np.ones(TRIALS), "chain": np.exp(np.linspace(1, 3, TRIALS))}
-    tables = experiment(world(rng), kappa=kappa, resolved={"skip": True, "chain": kappa["chain"] < 10})
-    _, (finding,) = judge(tables, Comparison("condition_number", "chain", "skip", "larger"))
-    assert finding.numbers["bounded"] > 0
+def test_a_faster_decay_counts_by_its_time_and_not_by_the_loss_that_a_short_run_can_gain():
+    """A quarter faster is a fifth of the steps, and less of the mean log loss the shorter the run."""
+    tables = world(np.log(0.8), noise=0.02, length=12)
+    steps, mean = judge(tables, STEPS, Comparison("mean_log_loss", "skip", "chain", "smaller"))
+    assert steps.verdict is Verdict.SUPPORTED
+    assert steps.numbers["ratio"] == pytest.approx(0.8, abs=0.02)
+    assert steps.numbers["ratio"] + 0.03 < mean.numbers["ratio"] < 1
+
+
+def test_one_run_that_never_learns_makes_a_bound_of_its_pair_alone():
+    slowness = {"chain": np.zeros(12), "skip": np.full(12, 0.7)}
+    slowness["skip"][5:9] = 3.0
+    (finding,) = judge(tables_of(slowness))
+    assert finding.verdict is Verdict.REVERSED
     assert "ratio_bound" not in finding.numbers
-    assert effect(finding)[0].isdigit()
+    slowness["skip"][2:] = 3.0
+    (finding,) = judge(tables_of(slowness))
+    assert finding.numbers["ratio_bound"] == 1
+    assert effect(finding).startswith("≥ ")
+    assert finding.numbers["ratio_high"] == np.inf
 
 
-def test_every_measure_has_a_name():
-    assert set(MEASURES) <= set(NAMES)
-    comparison = Comparison("loss_at_step_2", "residual", "chain", "smaller")
-    assert in_words(comparison) == "training loss at step 2: residual below chain"
-    assert in_words(Comparison("sigma_min", "a", "b", "larger")) == "smallest singular value: a above b"
+def test_diverged_runs_stay_and_turn_the_verdict():
+    (finding,) = judge(world(-0.5, diverging={"skip": 0.9}))
+    assert finding.verdict is Verdict.REVERSED
+    assert finding.numbers["diverged_arm"] > 14
 
 
-def test_runs_that_never_reach_the_threshold_are_slower_than_those_that_do(rng):
-    verdict, (finding,) = judge(
-        experiment({"skip": np.full(TRIALS, 0.5), "chain": np.full(TRIALS, 2.0)}),
-        Comparison("steps_to_threshold", "skip", "chain", "smaller"),
-    )
-    assert verdict == "supported"
-    assert finding.numbers["median_steps_arm"] == 14
-    assert finding.numbers["median_steps_other"] == np.inf
-    assert finding.numbers["ratio"] == 0
+def test_a_base_arm_that_does_not_learn_leaves_it_untested():
+    (finding,) = judge(tables_of({"chain": np.full(10, 9.0), "skip": np.zeros(10)}))
+    assert (finding.verdict, finding.reason) == (Verdict.NOT_TESTED, Reason.NO_FALL)
 
 
-def test_every_learning_rate_is_judged_and_corrected_for(rng):
-    slow, quick = experiment(world(rng)), experiment(world(rng, effect=0.5))
-    for name in ("runs", "metrics"):
-        frame = getattr(quick, name)
-        frame["run_id"] = frame["run_id"].str.replace("0.1", "0.5")
-    quick.runs["lr"] = 0.5
+def test_every_learning_rate_is_judged_by_its_own_thresholds_and_corrected_for():
+    slow, quick = world(-0.5), World({"chain": 0.0, "skip": 0.5}).tables(22, 1, lr=0.5)
     both = Experiment(
-        *(pd.concat([getattr(slow, n), getattr(quick, n)], ignore_index=True) for n in ("runs", "metrics")),
-        spectra_frame([]),
-        empty_frame("skipped"),
+        *(pd.concat([getattr(slow, n), getattr(quick, n)]) for n in ("runs", "metrics", "spectra", "skipped"))
     )
-    verdict, findings = judge(both)
-    assert [f.verdict for f in findings] == ["supported", "contradicted"]
-    assert verdict == "contradicted"
+    findings = judge(both)
+    assert [finding.verdict for finding in findings] == [Verdict.SUPPORTED, Verdict.REVERSED]
+    assert [finding.lr for finding in findings] == [0.1, 0.5]
     assert findings[0].what.endswith("at learning rate 0.1")
-    assert findings[0].numbers["p_sign_corrected"] == pytest.approx(2 * findings[0].numbers["p_sign"])
+    assert findings[0].numbers["level"] == 0.975
 
 
-def test_missing_measurements_are_counted_and_too_few_left_decide_nothing(rng):
-    kappa = {"skip": [1.0] * TRIALS, "chain": [2.0] * 5 + [np.nan] * 15}
-    verdict, (finding,) = judge(experiment(world(rng), kappa=kappa), KAPPA)
-    assert verdict == "inconclusive"
-    assert finding.numbers["missing"] == 15
-    assert "only 5 pairs can be compared" in finding.note
-    assert "trial 5 (chain)" in finding.note
+def test_swapped_arms_reverse_and_shuffled_ones_decide_nothing():
+    losses = World({"chain": 0.0, "skip": -0.5}).draw(22, np.random.default_rng(0))
+    (swapped,) = judge(tables_of({"chain": losses["skip"], "skip": losses["chain"]}))
+    assert swapped.verdict is Verdict.REVERSED
+    heads = np.arange(22) % 2 == 0
+    pairs = losses["skip"], losses["chain"]
+    (shuffled,) = judge(tables_of({"skip": np.where(heads, *pairs), "chain": np.where(heads, *pairs[::-1])}))
+    assert shuffled.verdict is Verdict.UNDECIDED
+    assert shuffled.numbers["trials_needed"] > 22
+
+
+def test_what_cannot_be_compared_is_refused():
+    with pytest.raises(InputError, match="at least one comparison"):
+        judge_comparisons(world(0.0), (), RULE)
+    with pytest.raises(InputError, match="no runs of arm 'chian'"):
+        judge(world(0.0), replace(STEPS, other="chian"))
