@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 DEMO ?= runs/demo
 
-.PHONY: demo peers test slow check lint types rooms pytest clean
+.PHONY: demo peers fuzz test slow check lint types rooms pytest clean
 
 # One environment for everything, made on first use and renewed when what it is made from changes.
 .venv/installed: setup.cfg pyproject.toml constraints.txt
@@ -66,6 +66,10 @@ pytest: .venv/installed
 # subcommand in a fresh environment, the theory's quick check.
 slow: .venv/installed
 	OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist worksteal -m slow
+
+# Some thousand damaged files and odd inputs, counted; other seeds: python -m tests.fuzz --seed N.
+fuzz: .venv/installed
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.fuzz
 
 clean:
 	rm -rf .venv runs build *.egg-info .*_cache .hypothesis

@@ -1,11 +1,23 @@
 """The errors a user can meet; each message is a line that names what is wrong and the way out."""
 
 import difflib
+import re
 from collections.abc import Iterable
+
+#: A word longer than any name of a file is a file's content, of which a message quotes the beginning.
+_LONG = re.compile(r"[^\s/]{256,}")
+_QUOTED = 60
 
 
 class InputError(ValueError):
-    """Bad input by the user; command lines print the message and exit with code 2."""
+    """Bad input by the user; command lines print the message and exit with code 2.
+
+    Args:
+        message: One line; what is quoted in it is cut short where it is longer than any name of a file.
+    """
+
+    def __init__(self, message: object = "") -> None:
+        super().__init__(_LONG.sub(lambda match: f"{match[0][:_QUOTED]}…", str(message)))
 
 
 class UnknownLayerError(InputError):
@@ -34,5 +46,5 @@ class MemoryBudgetError(InputError):
 
 def near_matches(name: object, candidates: Iterable[str]) -> str:
     """A hint such as ``" Did you mean 'block1'?"``, or the empty string when nothing is close."""
-    close = difflib.get_close_matches(str(name), list(candidates), n=3, cutoff=0.5)
+    close = difflib.get_close_matches(str(name)[:_QUOTED], list(candidates), n=3, cutoff=0.5)
     return f" Did you mean {' or '.join(map(repr, close))}?" if close else ""

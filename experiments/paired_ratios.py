@@ -142,9 +142,10 @@ def _listed_arms(directory: Path, tables: Experiment) -> list[str]:
     """The arms in the order of the option ``--arms``."""
     known = list(tables.runs["arm"].dropna().unique())
     try:
-        listed = read_options(directory)["arms"]
-    except (InputError, KeyError):
+        listed = read_options(directory).get("arms")
+    except InputError:
         return known
+    listed = listed if isinstance(listed, list) else []
     return [arm for arm in listed if arm in known] + [arm for arm in known if arm not in listed]
 
 

@@ -12,6 +12,8 @@ import tyro
 
 from skip_conditioning.diagnostics.errors import InputError
 from skip_conditioning.diagnostics.tables import Experiment, read_experiment
+from skip_conditioning.diagnostics.tables.files import read_parquet, shortened
+from skip_conditioning.diagnostics.tables.schemas import SPEED as SPEED_TABLE
 from skip_conditioning.experiments.config.command_line import parse_options, run_command
 from skip_conditioning.experiments.speed import SPEED, speed_table
 
@@ -86,13 +88,10 @@ def _speed(directory: Path, tables: Experiment) -> pd.DataFrame:
     remedy = f"write it again with: skip-conditioning speed {directory}"
     if not path.exists():
         return speed_table(tables.runs, tables.metrics)
-    try:
-        speed = pd.read_parquet(path)
-        missing = set(tables.runs["run_id"]) - set(speed["run_id"])
-    except (OSError, ValueError, KeyError) as error:
-        raise InputError(f"{path} cannot be read ({error}); {remedy}") from error
+    speed = read_parquet(path, SPEED_TABLE, remedy)
+    missing = set(tables.runs["run_id"]) - set(speed["run_id"])
     if missing:
-        raise InputError(f"{path} lacks run {min(missing)!r}; {remedy}")
+        raise InputError(f"{path} lacks run {shortened(min(missing))!r}; {remedy}")
     return speed
 
 

@@ -2,14 +2,25 @@
 
 import difflib
 import math
+import re
 from collections.abc import Iterable
+
+#: Of a longer name or value a message quotes the beginning.
+_LONG = re.compile(r"[^\s/]{256,}")
+_QUOTED = 60
+#: More units, layers or classes are a slip.
+_MOST = 10**9
 
 
 class ModelOptionError(ValueError):
     """A model, an arm, an option or an option's value that does not exist.
 
-    The message is one line: the culprit, its near matches, and what is valid.
+    Args:
+        message: One line: the culprit, its near matches, and what is valid; long names are cut short.
     """
+
+    def __init__(self, message: object = "") -> None:
+        super().__init__(_LONG.sub(lambda match: f"{match[0][:_QUOTED]}…", str(message)))
 
 
 def check_choice(kind: str, value: object, valid: Iterable[object]) -> None:
@@ -33,18 +44,20 @@ def check_choice(kind: str, value: object, valid: Iterable[object]) -> None:
 
 def near_matches(name: str, choices: Iterable[str]) -> str:
     """The closest choices as `` (did you mean a or b?)``, or nothing if none is close."""
-    near = difflib.get_close_matches(name, list(choices))
+    near = difflib.get_close_matches(name[:_QUOTED], list(choices))
     return f" (did you mean {' or '.join(near)}?)" if near else ""
 
 
 def check_count(option: str, value: object) -> None:
-    """Reject an option that is not a positive whole number.
+    """Reject an option that is not a positive whole number, or more than anybody builds.
 
     Raises:
-        ModelOptionError: ``value`` is not an ``int`` of at least 1.
+        ModelOptionError: ``value`` is not an ``int`` of at least 1, or above 10⁹.
     """
     if not isinstance(value, int) or isinstance(value, bool) or value < 1:
         raise ModelOptionError(f"option {option}: {value!r} is not a whole number of at least 1")
+    if value > _MOST:
+        raise ModelOptionError(f"option {option} must be at most {_MOST:,}")
 
 
 def check_real(option: str, value: object, *, positive: bool = False) -> None:

@@ -26,6 +26,10 @@ _TYPES: dict[str, tuple[type | tuple[type, ...], str]] = {
     "arm": (str, "text"),
     "trial": (int, "a whole number"),
     "lr": ((int, float), "a number"),
+    "loss_threshold": ((int, float), "a number"),
+    "loss_window": (int, "a whole number"),
+    "seconds": ((int, float), "a number"),
+    "diagnostics_share": ((int, float), "a number"),
     "status": (str, "text"),
 }
 

@@ -90,6 +90,20 @@ SKIPPED = pa.schema(
     ]
 )
 
+#: How fast each run trained (``skip-conditioning speed``); it also has columns ``loss_at_step_…``.
+SPEED = pa.schema(
+    [
+        ("run_id", _TEXT),
+        ("loss_threshold", _REAL),
+        ("steps_to_threshold", _INT),
+        ("censored", pa.bool_()),
+        ("diverged", pa.bool_()),
+        ("auc_log_loss", _REAL),
+        ("final_loss", _REAL),
+        ("speed_rank", _REAL),
+    ]
+)
+
 RUN_COLUMNS = (
     "run_id", "experiment", "dataset", "model", "arm", "trial", "seed", "lr",
     "status", "device", "versions", "git_revision",

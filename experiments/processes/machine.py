@@ -12,6 +12,9 @@ import torch
 
 from skip_conditioning.diagnostics.errors import InputError
 
+#: How torch's CPU allocator, which raises a plain RuntimeError, words it.
+_NO_MEMORY = ("DefaultCPUAllocator: can't allocate memory", "DefaultCPUAllocator: not enough memory")
+
 
 def choose_device(name: str) -> torch.device:
     """A device by name; ``auto`` is a GPU if there is one, under ``torchrun`` the GPU of this process.
@@ -84,3 +87,24 @@ def git_revision() -> str:
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
     except (OSError, subprocess.CalledProcessError):
         return "unknown"
+
+
+@contextlib.contextmanager
+def clear_memory_errors(
+    advice: str = "give a smaller --batch-size, or more processes (torchrun)",
+) -> Iterator[None]:
+    """Turn an error for want of memory, on a GPU or not, into one line.
+
+    Args:
+        advice: The way out.
+
+    Raises:
+        InputError: There was not enough memory.
+    """
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        known = isinstance(error, MemoryError | torch.OutOfMemoryError)
+        if not known and not any(words in str(error) for words in _NO_MEMORY):
+            raise
+        raise InputError(f"out of memory; {advice}") from error

@@ -210,7 +210,10 @@ def _check_same(config: TrainConfig, processes: int, before: dict[str, Any]) -> 
     now = _flat(json.loads(json.dumps(_options(config, processes))))
     changed = [name for name in now if name not in _MAY_CHANGE and now[name] != before.get(name)]
     if changed:
-        differences = ", ".join(f"{name.replace('_', '-')} {before.get(name)} → {now[name]}" for name in changed)
+        differences = ", ".join(
+            f"{name.replace('_', '-')} {shortened(before.get(name), 40)} → {shortened(now[name], 40)}"
+            for name in changed
+        )
         raise InputError(
             f"--resume needs the options that {config.output.out} was started with, and these have changed: "
             f"{differences}; give the former, or start anew with another --out"

@@ -22,9 +22,10 @@ from skip_conditioning.diagnostics.errors import InputError
 from skip_conditioning.diagnostics.monitoring.run_tables import longest_wait
 from skip_conditioning.experiments.config.train_config import TrainConfig
 from skip_conditioning.experiments.processes.group import processes
+from skip_conditioning.experiments.processes.machine import clear_memory_errors
 from skip_conditioning.experiments.records.checkpoints import checkpoint_path, last_whole_step, training_state_path
 from skip_conditioning.experiments.records.directory import check_out
-from skip_conditioning.experiments.training.runner import Runner, clear_memory_errors
+from skip_conditioning.experiments.training.runner import Runner
 from skip_conditioning.experiments.training.runs import Run
 from skip_conditioning.experiments.training.timing import (
     MeasurementCost,

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from skip_conditioning.diagnostics.errors import InputError, NonFiniteError, near_matches
 from skip_conditioning.experiments.config.train_config import ONLY_ARM
+from skip_conditioning.experiments.processes.machine import clear_memory_errors
 from skip_conditioning.models import arms, build_model, has_arm, model_options
 
 #: Images wider than this get the ImageNet stem.
@@ -53,7 +54,8 @@ def build_network(
     # A user's factory knows its own sizes; a network of the registry gets those among its options.
     known = () if ":" in name else model_options(name)
     sizes = {key: value for key, value in wanted.items() if key in known}
-    model = build_model(name, arm=None if arm == ONLY_ARM else arm, **{**sizes, **parse_model_options(options)})
+    with clear_memory_errors("give the model smaller --model-options"):
+        model = build_model(name, arm=None if arm == ONLY_ARM else arm, **{**sizes, **parse_model_options(options)})
     if any(torch.nn.parameter.is_lazy(parameter) for parameter in model.parameters()):
         raise InputError(f"{name} has lazy layers without a size; call the network once in its factory")
     if not any(parameter.requires_grad for parameter in model.parameters()):

@@ -1,16 +1,13 @@
 """Trains an experiment: every arm at every learning rate in every trial, each a run in a directory of its own."""
 
 import contextlib
-from collections.abc import Iterator
 
-import torch
 from tqdm import tqdm
 
-from skip_conditioning.diagnostics.errors import InputError
 from skip_conditioning.experiments.config.train_config import TrainConfig
 from skip_conditioning.experiments.data.batches import PROBE
 from skip_conditioning.experiments.data.training_data import draw_indices, open_data
-from skip_conditioning.experiments.processes.machine import check_compiler, choose_device
+from skip_conditioning.experiments.processes.machine import check_compiler, choose_device, clear_memory_errors
 from skip_conditioning.experiments.processes.ranks import Ranks
 from skip_conditioning.experiments.records.directory import is_over
 from skip_conditioning.experiments.records.loggers import check_loggers
@@ -19,9 +16,6 @@ from skip_conditioning.experiments.training.experiment_directory import Experime
 from skip_conditioning.experiments.training.networks import check_arms
 from skip_conditioning.experiments.training.runs import Run, RunFactory, all_runs
 from skip_conditioning.experiments.training.step_log import Progress, ProgressBar, StepRecord
-
-#: How torch's CPU allocator, which raises a plain RuntimeError, words it.
-_NO_MEMORY = ("DefaultCPUAllocator: can't allocate memory", "DefaultCPUAllocator: not enough memory")
 
 
 class Runner:
@@ -99,15 +93,3 @@ class Runner:
     def _train(self, run: Run, progress: Progress) -> None:
         with clear_memory_errors(), self.directory.recorded(run, self.factory.description(run)) as directory:
             self.factory.trainer(run, directory).run(progress)
-
-
-@contextlib.contextmanager
-def clear_memory_errors() -> Iterator[None]:
-    """Turn an error for want of memory, on a GPU or not, into one line that names the way out."""
-    try:
-        yield
-    except (MemoryError, RuntimeError) as error:
-        known = isinstance(error, MemoryError | torch.OutOfMemoryError)
-        if not known and not any(words in str(error) for words in _NO_MEMORY):
-            raise
-        raise InputError("out of memory; give a smaller --batch-size, or more processes (torchrun)") from error

@@ -11,6 +11,8 @@ import pandas as pd
 
 from skip_conditioning.diagnostics.errors import InputError, UnknownLayerError, near_matches
 from skip_conditioning.diagnostics.tables import STATISTICS, Experiment, run_directories
+from skip_conditioning.diagnostics.tables.files import read_parquet
+from skip_conditioning.diagnostics.tables.schemas import SPEED
 from skip_conditioning.figures.drawing.saving import NothingToDrawError
 from skip_conditioning.figures.drawing.singular_values import weighted_quantile, with_points
 
@@ -221,7 +223,4 @@ def read_speed(directory: Path) -> pd.DataFrame:
     remedy = f"make it with: skip-conditioning speed {directory}"
     if not path.exists():
         raise NothingToDrawError(f"{path} is missing; {remedy}")
-    try:
-        return pd.read_parquet(path)
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path} cannot be read ({error}); {remedy}") from error
+    return read_parquet(path, SPEED, remedy)

@@ -12,9 +12,9 @@ from PIL import Image
 
 from skip_conditioning.diagnostics.errors import InputError
 from skip_conditioning.diagnostics.tables import read_experiment
+from skip_conditioning.experiments.processes.machine import clear_memory_errors
 from skip_conditioning.experiments.records.directory import LOCK, check_unlocked, locked
 from skip_conditioning.experiments.train import main, parse
-from skip_conditioning.experiments.training.runner import clear_memory_errors
 
 ALONE = ("--model", "nets:greedy", "--arms", "default", "--layers", "1")
 

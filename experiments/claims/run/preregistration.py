@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from skip_conditioning.diagnostics.errors import InputError
-from skip_conditioning.diagnostics.tables import clear_disk_errors, write_json
+from skip_conditioning.diagnostics.tables import clear_disk_errors, read_json, write_json
+from skip_conditioning.diagnostics.tables.files import shortened
 from skip_conditioning.experiments.claims.verdict.claim import Claim, Size
 from skip_conditioning.experiments.claims.verdict.wording import some
 from skip_conditioning.experiments.processes.machine import git_revision, versions
@@ -149,11 +150,10 @@ def read(directory: Path) -> Registration:
     """
     path = directory / FILE
     try:
-        entries = [
-            Entry(dict(entry["content"]), str(entry["sha256"])) for entry in json.loads(path.read_text())["entries"]
-        ]
-    except (OSError, ValueError, TypeError, KeyError) as error:
-        raise InputError(f"{path} cannot be read ({error}); restore it, or choose another --out") from error
+        entries = [Entry(dict(entry["content"]), str(entry["sha256"])) for entry in read_json(path)["entries"]]
+    except (InputError, ValueError, TypeError, KeyError) as error:
+        why = shortened(str(error).removeprefix(f"{path} "))
+        raise InputError(f"{path} cannot be read ({why}); restore it, or choose another --out") from error
     if not entries:
         raise InputError(f"{path} has no entries; restore it, or choose another --out")
     before = ""
@@ -182,9 +182,12 @@ def _hash(content: Mapping[str, Any], before: str) -> str:
 
 def _check_same(directory: Path, registered: Mapping[str, Any], content: Mapping[str, Any]) -> None:
     claims, now = registered.get("claims", {}), content["claims"]
+    if not isinstance(claims, Mapping):
+        raise InputError(f"{directory / FILE} names no claims; restore it, or choose another --out")
     if set(claims) != set(now):
         raise InputError(
-            f"{directory} is registered for {' '.join(claims)}, not for {' '.join(now)}; name the same claims "
+            f"{directory} is registered for {shortened(' '.join(claims))}, not for {' '.join(now)}; name the same "
+            "claims "
             "(none may be added or left out once there are results), or choose another --out"
         )
     before, after = (
@@ -193,7 +196,8 @@ def _check_same(directory: Path, registered: Mapping[str, Any], content: Mapping
     )
     changed = [name for name in dict.fromkeys((*before, *after)) if before.get(name) != after.get(name)]
     if changed:
-        differences = [f"{name} {before.get(name, 'none')} → {after.get(name, 'none')}" for name in changed]
+        ends = {name: [shortened(side.get(name, "none"), 40) for side in (before, after)] for name in changed}
+        differences = [f"{shortened(name, 80)} {' → '.join(own)}" for name, own in ends.items()]
         raise InputError(
             f"{directory / FILE} differs from what this command would register ({some(differences, 3)}); give the "
             "options and use the code registered there, or choose another --out"
