@@ -8,12 +8,15 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import ExifTags, Image, ImageOps
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
 from skip_conditioning.diagnostics.errors import InputError
 
 # JPEG's decoder may halve images, but only to twice the size wanted; resizing, which is better, does the rest.
 _REDUCING_GAP = 2
+
+#: Formats whose images have sixteen bits where Pillow says 32.
+_SIXTEEN_BITS = ("PNG", "PPM")
 
 #: Left, top, right, bottom, in pixels.
 Box = tuple[float, float, float, float]
@@ -60,16 +63,14 @@ def as_displayed(image: Image.Image) -> Image.Image:
     Turned as the camera noted (EXIF), sixteen bits scaled to eight, transparent parts on white.
 
     Raises:
-        ValueError: Its pixels are real numbers, or integers of more than sixteen bits.
+        ValueError: Its pixels are real numbers or integers of 32 bits, of which none is known to be white.
     """
+    if image.mode == "F" or (image.mode == "I" and image.format not in _SIXTEEN_BITS):
+        kind = "real numbers" if image.mode == "F" else "integers of 32 bits"
+        raise ValueError(f"its pixels are {kind}; save it with eight or sixteen bits")
     image = ImageOps.exif_transpose(image)
     if image.mode.startswith("I"):
-        values = np.asarray(image).astype(np.int64)
-        if values.min() < 0 or values.max() > 65535:
-            raise ValueError(f"its pixels go from {values.min()} to {values.max()}, beyond sixteen bits")
-        return Image.fromarray((values / 257).round().astype(np.uint8))
-    if image.mode == "F":
-        raise ValueError("its pixels are real numbers; save it with eight or sixteen bits")
+        return Image.fromarray((np.asarray(image) / 257).round().astype(np.uint8))
     if image.mode in ("LA", "PA", "RGBA", "La", "RGBa") or "transparency" in image.info:
         layer = image.convert("RGBA")
         on_white = Image.new("RGBA", layer.size, "white")
@@ -80,7 +81,8 @@ def as_displayed(image: Image.Image) -> Image.Image:
 
 def unreadable(where: str, error: Exception) -> UnreadableImageError:
     """What a decoder raised, as an error that names the image and the way out."""
-    return UnreadableImageError(f"{where}: not a readable image ({one_line(error)}); replace or remove it")
+    reason = "its format is unknown" if isinstance(error, UnidentifiedImageError) else one_line(error)
+    return UnreadableImageError(f"{where}: not a readable image ({reason}); replace or remove it")
 
 
 def one_line(error: BaseException) -> str:
@@ -131,7 +133,7 @@ def decode_centre(file: str | BytesIO, size: int) -> np.ndarray:
 
 def _upright(image: Image.Image) -> Image.Image:
     """An image that is not yet decoded, turned as the camera noted; decoded if it has to be turned."""
-    return image if image.getexif().get(ExifTags.Base.Orientation, 1) == 1 else ImageOps.exif_transpose(image)
+    return image if image.getexif().get(ExifTags.Base.Orientation, 1) == 1 else as_displayed(image)
 
 
 def _centre(width: int, height: int, size: int) -> Box:

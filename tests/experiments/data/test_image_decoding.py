@@ -142,9 +142,9 @@ def test_sixteen_bits_and_transparent_parts_are_as_a_viewer_shows_them(mode):
         (3, "the row holds a int"),
         ([1, 2], "the row holds a list"),
         ({"bytes": None, "path": None}, "the row holds a dict"),
-        (b"no image", "cannot identify"),
+        (b"no image", "its format is unknown"),
         (content(Image.fromarray(np.ones((4, 4), np.float32)), "TIFF").getvalue(), "its pixels are real numbers"),
-        (content(Image.fromarray(np.full((4, 4), 70_000, np.int32)), "TIFF").getvalue(), "beyond sixteen bits"),
+        (content(Image.fromarray(np.full((4, 4), 255, np.int32)), "TIFF").getvalue(), "integers of 32 bits"),
     ],
 )
 def test_what_is_no_image_of_eight_or_sixteen_bits_is_named(encoded, message):
