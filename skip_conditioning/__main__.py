@@ -53,6 +53,15 @@ def main(args: Sequence[str] | None = None) -> int:
     Raises:
         SystemExit: After ``COMMAND --help``, code 0.
     """
+    # Before torch is imported, which ends the process where it cannot find its own files.
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:  # closed by whoever started this
+            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115 (open until the end)
+    try:
+        os.getcwd()
+    except OSError as error:
+        print(f"error: the current folder cannot be used ({error.strerror}); change to another", file=sys.stderr)
+        return 2
     from skip_conditioning.command_line import with_plain_ends
 
     words = [*(sys.argv[1:] if args is None else args)] or ["--help"]

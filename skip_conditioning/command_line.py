@@ -71,8 +71,8 @@ def with_plain_ends(run: Callable[[], int]) -> int:
         raise  # of a signal
     except OSError as error:
         _drop_output()
-        where = f" ({error.filename})" if error.filename else ""
-        print(f"error: {error.strerror or error}{where}", file=sys.stderr)
+        where = error.filename or "the output"
+        print(f"error: cannot read or write {where} ({error.strerror or error})", file=sys.stderr)
     return 2
 
 

@@ -30,6 +30,8 @@ _PROBE = "probe.safetensors"
 _PROCESSES = "torchrun_processes"
 #: The file that is locked. It exists while a process writes the directory, and after one was killed.
 LOCK = ".lock"
+#: Options in a message at most.
+_MOST_NAMED = 5
 
 #: Options that may change on resuming: where things are, what is logged beside the tables, how many runs there are.
 _MAY_CHANGE = frozenset(
@@ -210,13 +212,12 @@ def _check_same(config: TrainConfig, processes: int, before: dict[str, Any]) -> 
     now = _flat(json.loads(json.dumps(_options(config, processes))))
     changed = [name for name in now if name not in _MAY_CHANGE and now[name] != before.get(name)]
     if changed:
-        differences = ", ".join(
-            f"{name.replace('_', '-')} {shortened(before.get(name), 40)} → {shortened(now[name], 40)}"
-            for name in changed
-        )
+        sides = {name: [shortened(side.get(name), 40) for side in (before, now)] for name in changed}
+        differences = [f"{name.replace('_', '-')} {' → '.join(own)}" for name, own in sides.items()]
+        more = f" and {len(changed) - _MOST_NAMED} more" if len(changed) > _MOST_NAMED else ""
         raise InputError(
             f"--resume needs the options that {config.output.out} was started with, and these have changed: "
-            f"{differences}; give the former, or start anew with another --out"
+            f"{', '.join(differences[:_MOST_NAMED])}{more}; give the former, or start anew with another --out"
         )
 
 
