@@ -1,4 +1,4 @@
-"""Kills commands at random moments, half of them at file operations, continues them, and compares: ``python benchmarks/kills.py``.
+"""Kills commands at random moments, half of them at file operations, and compares: ``python benchmarks/kills.py``.
 
 Every command is run once without a kill. Then it is killed, with all its processes, after a random time or at a random
 renaming of a file; it is continued by the same command, and its tables have to hold the same rows, each once, to the bit
@@ -29,9 +29,14 @@ _SMALL = (
 )
 _CLAIM = """
 from skip_conditioning.experiments.claims import Comparison, PairedClaim, Plan, preset
-CLAIM = PairedClaim("tiny", "t.", "nowhere", "so", (), {"demo": {"tiny": Plan(preset("demo",
-    arms=("chain", "residual"), trials=6, lr=(0.1,), steps=3, subset=40, probe_size=2, layers=("blocks.0",), model_options=("depth=2", "width=8")))}},
-    (Comparison("loss_at_step_2", "residual", "chain", "smaller"),), figures=())
+CONFIG = preset(
+    "demo", arms=("chain", "residual"), trials=6, lr=(0.1,), steps=3, subset=40, probe_size=2, layers=("blocks.0",),
+    model_options=("depth=2", "width=8"),
+)
+CLAIM = PairedClaim(
+    "tiny", "t.", "nowhere", "so", (), {"demo": {"tiny": Plan(CONFIG)}},
+    (Comparison("loss_at_step_2", "residual", "chain", "smaller"),), figures=(),
+)
 """
 _LOOP = """
 import sys, torch
