@@ -1,8 +1,8 @@
 """Kills commands at random moments, half of them at file operations, and compares: ``python benchmarks/kills.py``.
 
 Every command is run once without a kill. Then it is killed, with all its processes, after a random time or at a random
-renaming of a file; it is continued by the same command, and its tables have to hold the same rows, each once, to the bit
-but for times. Prints a table of what was tried.
+renaming of a file; it is continued by the same command, and its tables have to hold the same rows, each once, to the
+bit but for times. Prints a table of what was tried.
 """
 
 import argparse
