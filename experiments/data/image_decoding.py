@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from io import BytesIO
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,7 @@ import torch
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
 from skip_conditioning.diagnostics.errors import InputError
+from skip_conditioning.diagnostics.tables.files import regular
 
 # JPEG's decoder may halve images, but only to twice the size wanted; resizing, which is better, does the rest.
 _REDUCING_GAP = 2
@@ -46,6 +48,7 @@ def encoded_file(encoded: Any) -> str | BytesIO:
     """What Pillow opens, of a row as Hugging Face keeps it (content or path), or of the content alone.
 
     Raises:
+        OSError: The path is not that of a file.
         ValueError: It is neither.
     """
     content = encoded.get("bytes") if isinstance(encoded, dict) else encoded
@@ -53,7 +56,7 @@ def encoded_file(encoded: Any) -> str | BytesIO:
         return BytesIO(content)
     path = encoded.get("path") if isinstance(encoded, dict) else None
     if isinstance(path, str) and content is None:
-        return path
+        return str(regular(Path(path)))
     raise ValueError("the row holds no image" if encoded is None else f"the row holds a {type(encoded).__name__}")
 
 

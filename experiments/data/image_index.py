@@ -80,11 +80,11 @@ class FolderImages:
 
     def where(self, index: int) -> str:
         """The image's path."""
-        return self.encoded(index)
-
-    def encoded(self, index: int) -> str:
-        """The image's path."""
         return str(self.folders[int(self.labels[index])] / os.fsdecode(self.files[index]))
+
+    def encoded(self, index: int) -> str | BytesIO:
+        """The image's path, that of a file."""
+        return encoded_file({"path": self.where(index)})
 
     def taking(self, chosen: Tensor) -> FolderImages:
         """Some of the images, by their indices, in that order."""
@@ -219,7 +219,7 @@ def _open_split(paths: Sequence[Path], source: Source, limit: int | None) -> _Op
 
 def _open_folders(folders: Sequence[Path], limit: int | None) -> _Opened:
     """One image of each class in turn, as ``image_records`` reads them."""
-    names = [np.array([os.fsencode(image) for image in list_images(folder)]) for folder in folders]
+    names = [np.array([os.fsencode(image) for image in images]) for images in list_images(folders)]
     labels = np.repeat(np.arange(len(folders)), [len(part) for part in names])
     turns = np.concatenate([np.arange(len(part)) for part in names])
     order = np.lexsort((labels, turns))[:limit]

@@ -14,6 +14,7 @@ import pyarrow as pa
 from pyarrow import parquet
 
 from skip_conditioning.diagnostics.errors import InputError, near_matches
+from skip_conditioning.diagnostics.tables.files import regular
 from skip_conditioning.experiments.data.image_decoding import one_line
 from skip_conditioning.experiments.data.sources import DATASETS, Source, find_folder, find_split, list_images
 
@@ -140,7 +141,7 @@ def _read_folder(folder: Path, source: Source, splits: Sequence[str]) -> Records
 
 def _read_class_folders(folders: Sequence[Path]) -> Records:
     """One image of each class in turn, so that every prefix represents the classes evenly."""
-    rows = zip_longest(*map(list_images, folders))
+    rows = zip_longest(*list_images(folders))
     in_turn = (
         (path, {"bytes": None, "path": path}, label)
         for row in rows
@@ -154,7 +155,7 @@ def _read_class_folders(folders: Sequence[Path]) -> Records:
 def open_parquet(path: Path) -> parquet.ParquetFile:
     """A Parquet file, of which only the footer is read yet."""
     try:
-        return parquet.ParquetFile(path)
+        return parquet.ParquetFile(regular(path))
     except (pa.ArrowException, OSError) as error:
         raise InputError(f"{path} is not a readable Parquet file ({one_line(error)}); copy it again") from error
 

@@ -163,14 +163,25 @@ def _shards(split: str, files: Sequence[Path]) -> list[Path]:
     return parts
 
 
-def list_images(folder: Path) -> list[str]:
-    """Names of the image files in a class folder, sorted.
+def list_images(folders: Sequence[Path]) -> list[list[str]]:
+    """Names of the image files in each class folder of a split, sorted; warns of others that are there.
 
     Raises:
-        InputError: There are none.
+        InputError: A folder holds none.
     """
-    with os.scandir(folder) as entries:
-        images = sorted(e.name for e in entries if e.name.lower().endswith(_IMAGE_SUFFIXES) and e.name[0] != ".")
-    if not images:
-        raise InputError(f"class folder {folder} holds no images; fill it or remove it from every split")
+    images, others = [], []
+    for folder in folders:
+        with os.scandir(folder) as entries:
+            names = sorted(entry.name for entry in entries if entry.name[0] != ".")
+        images.append([name for name in names if name.lower().endswith(_IMAGE_SUFFIXES)])
+        others += [folder / name for name in names if not name.lower().endswith(_IMAGE_SUFFIXES)]
+        if not images[-1]:
+            raise InputError(f"class folder {folder} holds no images; fill it or remove it from every split")
+    others += [entry for entry in folders[0].parent.glob("[!.]*") if not entry.is_dir()]
+    if others:
+        warnings.warn(
+            f"{folders[0].parent}: {len(others)} files or folders are not taken for images of a class, the first of "
+            f"them {others[0].relative_to(folders[0].parent)}; images end in {', '.join(_IMAGE_SUFFIXES)}",
+            stacklevel=2,
+        )
     return images

@@ -110,12 +110,14 @@ def initial_state(model: nn.Module, x: Tensor, y: Tensor, *, kernels: bool = Tru
     (spectrum,) = spectra(model, (x, y), map="tail", layers=[layer], method="exact", dtype=torch.float64).values()
     loss, norms = _gradients(model, x, y)
     third = -(-len(norms) // 3)
-    parts = [float(norms[first : first + third].norm()) for first in (0, third, 2 * third)]
+    first, middle, last = (float(norms[start : start + third].norm()) for start in (0, third, 2 * third))
     kernel = _kernel_columns(tangent_kernel(model, x, dtype=torch.float64), model, x) if kernels else _NO_KERNEL
     return StateColumns(
-        loss,
-        float(norms.norm()),
-        *parts,
+        loss=loss,
+        grad_norm=float(norms.norm()),
+        grad_norm_first=first,
+        grad_norm_middle=middle,
+        grad_norm_last=last,
         sharpness=float(spectral_norm(HessianOperator(model, x, y)).value),
         effective_rank=float(spectrum.effective_rank),
         condition_number=float(spectrum.condition_number),
@@ -149,7 +151,8 @@ def measure_initial_states(config: TrainConfig, out: Path, processes: int | None
         InputError: A network cannot be measured, or the table cannot be read or written.
     """
     path = out / INITIAL_STATES
-    rows = read_initial_states(out).to_dict("records") if path.exists() else []
+    kept = read_initial_states(out).to_dict("records") if path.exists() else []
+    rows = [{str(name): value for name, value in row.items()} for row in kept]
     there = {(row["arm"], row["trial"]) for row in rows}
     first = {(run.arm, run.trial): run for run in reversed(list(all_runs(config)))}
     runs = [run for key, run in sorted(first.items(), key=lambda item: item[0][1]) if key not in there]

@@ -121,7 +121,13 @@ def curve_table(runs: pd.DataFrame, matched: Matched) -> pd.DataFrame:
                 for level, arm in enumerate(arms):
                     logs = steps.loc[arm].to_numpy()
                     ends = np.exp([median(logs), *median_interval(logs, logs, _SHOWN_LEVEL)])
-                    place = {"rate": rate.value, "family": family, "is_copy": is_copy, "level": level, "arm": arm}
+                    place: dict[str, object] = {
+                        "rate": rate.value,
+                        "family": family,
+                        "is_copy": is_copy,
+                        "level": level,
+                        "arm": arm,
+                    }
                     place["conditioning"] = float(np.exp(states.loc[arm].mean()))
                     rows.append(place | dict(zip(("steps", "steps_low", "steps_high"), map(float, ends), strict=True)))
     return pd.DataFrame(rows)

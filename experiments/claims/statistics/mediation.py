@@ -193,9 +193,15 @@ def _changes(runs: pd.DataFrame, blocks: Sequence[object]) -> np.ndarray:
     """
     rows = []
     for column in ("mediator", "speed"):
-        table = runs.pivot_table(index=["block", "treated"], columns="trial", values=column)
-        by_block = [table.loc[block].mean(axis=0) - table.loc[blocks[0]].mean(axis=0) for block in blocks[1:]]
-        rows.append([*by_block, table.loc[(blocks[0], 1)] - table.loc[(blocks[0], 0)]])
+        without, with_skip = (
+            runs[runs["treated"] == side]
+            .pivot(index="block", columns="trial", values=column)
+            .loc[list(blocks)]
+            .to_numpy()
+            for side in (0, 1)
+        )
+        means = (without + with_skip) / 2
+        rows.append([*(means[1:] - means[0]), with_skip[0] - without[0]])
     return np.array(rows, dtype=float)
 
 

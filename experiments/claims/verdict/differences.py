@@ -76,7 +76,7 @@ def paired_differences(
     chosen = replace(reading, tables=both, map=comparison.map, layer=comparison.layer)
     logs = measure(comparison.measure, chosen)
     # Of conditioning, which a run has before it diverges, no bound is infinite from below.
-    is_diverged = chosen.diverged & np.isposinf(logs.low.to_numpy()).any()
+    is_diverged = chosen.diverged & bool(np.isposinf(logs.low.to_numpy()).any())
     trials = sorted(set(sides[0]["trial"]) | set(sides[1]["trial"]))
     ids = [side.set_index("trial")["run_id"].reindex(trials) for side in sides]
     bounds = [(logs.low.reindex(names).to_numpy(float), logs.high.reindex(names).to_numpy(float)) for names in ids]

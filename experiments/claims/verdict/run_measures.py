@@ -154,7 +154,8 @@ def _gradient_norm(reading: Reading) -> Logs:
     """Logarithm of the gradient's norm at the first step."""
     metrics = reading.tables.metrics
     start = metrics[(metrics["split"] == "train") & (metrics["step"] == 0)].drop_duplicates("run_id", keep="last")
-    return _exact(np.log(start.set_index("run_id")["grad_norm"].astype(float)), reading.tables)
+    norms = start.set_index("run_id")["grad_norm"].astype(float)
+    return _exact(pd.Series(np.log(norms), index=norms.index), reading.tables)
 
 
 def _conditioning(reading: Reading, name: str) -> Logs:
