@@ -30,6 +30,7 @@ from skip_conditioning.experiments.data.sources import Source, Statistics, find_
 
 _CHUNK = 256
 _NAMED = 20  # of the images left out
+_MOST_CLASSES = 10**6  # more are no numbers of classes
 
 
 @dataclass(frozen=True, eq=False)
@@ -230,8 +231,13 @@ def count_classes(name: str, labels: Tensor) -> int:
     Args:
         name: The data set's.
         labels: Those of the training images, shape ``(N,)``.
+
+    Raises:
+        InputError: A label is no number of a class.
     """
     count = int(labels.max()) + 1
+    if count > _MOST_CLASSES:
+        raise InputError(f"{name}: a label is {count - 1}; number the classes from 0")
     empty = sorted({*range(count)} - {*labels.unique().tolist()})
     if empty:
         warnings.warn(

@@ -57,7 +57,8 @@ def encoded_file(encoded: Any) -> str | BytesIO:
     path = encoded.get("path") if isinstance(encoded, dict) else None
     if isinstance(path, str) and content is None:
         return str(regular(Path(path)))
-    raise ValueError("the row holds no image" if encoded is None else f"the row holds a {type(encoded).__name__}")
+    nothing = encoded is None or (isinstance(encoded, dict) and content is None and path is None)
+    raise ValueError("the row holds no image" if nothing else f"the row holds a {type(encoded).__name__}")
 
 
 def as_displayed(image: Image.Image) -> Image.Image:

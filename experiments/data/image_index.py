@@ -25,13 +25,13 @@ from skip_conditioning.experiments.data.image_decoding import encoded_file, one_
 from skip_conditioning.experiments.data.image_records import (
     check_classes,
     class_names,
+    described_columns,
     find_columns,
     hub_splits,
     label_problem,
     load_hub,
     names_of_files,
     open_parquet,
-    parquet_features,
 )
 from skip_conditioning.experiments.data.sources import (
     SOURCES,
@@ -235,45 +235,51 @@ def _open_parquet(paths: Sequence[Path], source: Source, limit: int | None) -> _
     for path in paths:
         if limit is None or not ends or ends[-1] < limit:
             file = open_parquet(path)
-            features.append(parquet_features(file.schema_arrow, path))
-            find_columns(features[-1], source, str(path))
+            described, columns = described_columns(file.schema_arrow, source, path)
+            features.append(described)
             ends.append((ends[-1] if ends else 0) + file.metadata.num_rows)
-    names_of_files(features, source, paths[: len(ends)])
+    names = names_of_files(features, source, paths[: len(ends)])
     files = [str(path) for path in paths[: len(ends)]]
     if not ends[-1]:
         raise InputError(f"{files[0]} holds no images, nor does any other file of its split")
+    kinds = datasets.Features({columns[0]: datasets.Image(decode=False), columns[1]: datasets.Value("int64")})
+    escaped = {"train": [*map(glob.escape, files)]}
     try:
-        table = datasets.load_dataset("parquet", data_files={"train": [*map(glob.escape, files)]}, split="train")
+        table = datasets.load_dataset("parquet", data_files=escaped, split="train", columns=[*columns], features=kinds)
     except Exception as error:  # whatever goes wrong is wrapped, with the reason as its cause
         raise InputError(
             f"{paths[0].parent}: the Parquet files cannot be read into Hugging Face's cache"
             f" ({one_line(error.__cause__ or error)}); copy them again, or set HF_HOME to a folder with space"
         ) from error
-    return _open_table(table, source, tuple(zip(files, ends, strict=True)), limit)
+    return _open_table(table, columns, _with_classes(source, names), tuple(zip(files, ends, strict=True)), limit), names
 
 
 def _hub_table(table: Any, source: Source, split: str, limit: int | None) -> _Opened:
-    return _open_table(table, source, ((f"{source.hub}, {split} split", len(table)),), limit)
-
-
-def _open_table(table: Any, source: Source, parts: tuple[tuple[str, int], ...], limit: int | None) -> _Opened:
     import datasets
 
+    where = f"{source.hub}, {split} split"
+    columns = find_columns(table.features, table.features.arrow_schema, source, where)
+    names = class_names(table.features, source, where)
+    table = table.cast_column(columns[0], datasets.Image(decode=False))
+    return _open_table(table, columns, _with_classes(source, names), ((where, len(table)),), limit), names
+
+
+def _with_classes(source: Source, names: Sequence[str] | None) -> Source:
+    return replace(source, num_classes=len(names)) if names else source
+
+
+def _open_table(
+    table: Any, columns: tuple[str, str], source: Source, parts: tuple[tuple[str, int], ...], limit: int | None
+) -> TableImages:
     if not len(table):
         raise InputError(f"{parts[0][0]} holds no images")
-    column, label_column = find_columns(table.features, source, parts[0][0])
+    column, label_column = columns
     labels = table.data.column(label_column).slice(0, limit).to_pylist()
     for row, label in enumerate(labels):
         if problem := label_problem(label, source.num_classes):
             raise InputError(f"{_row_name(parts, row)}: {problem}")
-    try:
-        encoded = table.select_columns([column]).cast_column(column, datasets.Image(decode=False))
-    except Exception as error:  # whatever a cast of another type leads to
-        raise InputError(
-            f"{parts[0][0]}: the column {column!r} holds {table.features[column]}, no images ({one_line(error)})"
-        ) from error
-    names = class_names(table.features, source, parts[0][0])
-    return TableImages(encoded, column, parts, torch.arange(len(labels)), torch.tensor(labels)), names
+    encoded = table.select_columns([column])
+    return TableImages(encoded, column, parts, torch.arange(len(labels)), torch.tensor(labels))
 
 
 def _row_name(parts: Sequence[tuple[str, int]], row: int) -> str:

@@ -5,6 +5,7 @@ Reading is lazy: of a data set that is limited to its first images no more is re
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import chain, zip_longest
 from pathlib import Path
@@ -51,7 +52,7 @@ def read_hub(name: str, source: Source, *, streaming: bool) -> tuple[Records, Re
     halves = []
     for split in hub_splits(dataset, source):
         features = dataset[split].features or {}
-        columns = find_columns(features, source, source.hub)
+        columns = find_columns(features, features and features.arrow_schema, source, source.hub)
         batches = dataset[split].select_columns(list(columns)).with_format("arrow").iter(_BATCH)
         rows = _rows(batches, columns, f"{source.hub}, {split} split")
         halves.append((rows, class_names(features, source, source.hub)))
@@ -99,13 +100,20 @@ def check_classes(name: str, train: Sequence[str] | None, test: Sequence[str] | 
         )
     if train and test:
         _check_order(train, test, f"{name}: the test split", "the training split")
+    elif train or test:
+        warnings.warn(
+            f"{name}: only the {'training' if train else 'test'} split names its classes; the other one is taken to "
+            "number them alike",
+            stacklevel=3,
+        )
 
 
 def _check_order(first: Sequence[str], second: Sequence[str], where: str, other: str) -> None:
     """Refuse class names that are not those of another file or split, in its order: labels are numbers."""
     if [*first] == [*second]:
         return
-    number = next((k for k, pair in enumerate(zip(first, second, strict=False)) if pair[0] != pair[1]), len(second))
+    number = next((k for k, pair in enumerate(zip(first, second, strict=False)) if pair[0] != pair[1]), None)
+    number = min(len(first), len(second)) if number is None else number
     names = [repr(names[number]) if number < len(names) else "missing" for names in (second, first)]
     raise InputError(
         f"{where} numbers its classes differently: class {number} is {names[0]}, in {other} {names[1]}; save both with "
@@ -130,8 +138,10 @@ def _read_folder(folder: Path, source: Source, splits: Sequence[str]) -> Records
     if paths[0].is_dir():
         return _read_class_folders(paths)
     files = [open_parquet(path) for path in paths]
-    features = [parquet_features(file.schema_arrow, path) for file, path in zip(files, paths, strict=True)]
-    names_by_file = [find_columns(columns, source, str(path)) for columns, path in zip(features, paths, strict=True)]
+    features, names_by_file = zip(
+        *(described_columns(file.schema_arrow, source, path) for file, path in zip(files, paths, strict=True)),
+        strict=True,
+    )
     records = chain.from_iterable(
         _rows(file.iter_batches(_BATCH, columns=names), names, str(path))
         for file, path, names in zip(files, paths, names_by_file, strict=True)
@@ -160,41 +170,54 @@ def open_parquet(path: Path) -> parquet.ParquetFile:
         raise InputError(f"{path} is not a readable Parquet file ({one_line(error)}); copy it again") from error
 
 
-def parquet_features(schema: pa.Schema, path: Path) -> Mapping[str, Any]:
-    """Columns and their types as Hugging Face's ``datasets`` sees them.
+def described_columns(schema: pa.Schema, source: Source, path: Path) -> tuple[Mapping[str, Any], tuple[str, str]]:
+    """Columns as Hugging Face's ``datasets`` describes them, and the names of those of the images and the labels.
 
     Raises:
-        InputError: Its description of the columns is damaged.
+        InputError: The description of the columns is damaged, or they do not hold images and labels.
     """
     import datasets
 
     try:
-        return datasets.Features.from_arrow_schema(schema)
+        features = datasets.Features.from_arrow_schema(schema)
     except Exception as error:  # whatever a damaged description leads to
         raise InputError(
             f"{path}: the description of its columns (the metadata 'huggingface') is damaged ({one_line(error)}); copy "
             "it again, or save it anew"
         ) from error
+    return features, find_columns(features, schema, source, str(path))
 
 
-def find_columns(features: Mapping[str, Any], source: Source, where: str) -> tuple[str, str]:
-    """Names of the image and the label column."""
+def find_columns(features: Mapping[str, Any], schema: pa.Schema, source: Source, where: str) -> tuple[str, str]:
+    """Names of the image and the label column; what these hold counts, and not how they are described."""
     image = next((column for column in ("image", "img") if column in features), None)
     if image is None or source.label_column not in features:
         raise InputError(
             f"{where} has the columns {', '.join(features) or 'none'}; needed are 'image' or 'img', and"
             f" {source.label_column!r}"
         )
-    kind = features[image]
-    is_image = type(kind).__name__ == "Image" or (isinstance(kind, Mapping) and "bytes" in kind)
-    if not is_image and getattr(kind, "dtype", None) not in ("binary", "large_binary", "string", "large_string"):
-        raise InputError(f"{where}: the column {image!r} holds no images but {kind}; save them encoded, as PNG or JPEG")
+    kinds = []
+    for column in (image, source.label_column):
+        if schema.get_field_index(column) < 0:
+            raise InputError(f"{where} has two columns {column!r}; remove one")
+        kinds.append(schema.field(column).type)
+    content = kinds[0].field("bytes").type if pa.types.is_struct(kinds[0]) and "bytes" in kinds[0].names else kinds[0]
+    if str(content).removeprefix("large_") not in ("binary", "string"):
+        raise InputError(
+            f"{where}: the column {image!r} holds no images but {kinds[0]}; save them encoded, as PNG or JPEG"
+        )
+    if not pa.types.is_integer(kinds[1]):
+        raise InputError(
+            f"{where}: the column {source.label_column!r} holds {kinds[1]}; save the classes as integers from 0"
+        )
     return image, source.label_column
 
 
 def class_names(features: Mapping[str, Any], source: Source, where: str) -> tuple[str, ...] | None:
     """Names of the classes, where the label column has them."""
     names = getattr(features[source.label_column], "names", None)
+    if names and not all(isinstance(name, str) for name in names):
+        raise InputError(f"{where}: a name of a class is no text; save the names of the classes anew")
     if names and source.num_classes and len(names) != source.num_classes:
         raise InputError(f"{where} has {len(names)} classes, not {source.num_classes}: it is another data set")
     return tuple(names) if names else None

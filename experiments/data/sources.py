@@ -1,9 +1,10 @@
 """Known data sets, before they are read: name on the Hub, folders, classes and statistics."""
 
+import itertools
 import os
 import re
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -142,25 +143,53 @@ def _shards(split: str, files: Sequence[Path]) -> list[Path]:
     """Those of the files that make up a split: itself, or its numbered parts, of which none may be missing.
 
     Raises:
-        InputError: A part is missing, or there twice.
+        InputError: A part is missing, or may be there twice: by its name, or beside parts that are named otherwise.
     """
-    parts = [file for file in files if re.fullmatch(rf"{split}([-_.]?\d.*)?\.parquet", file.name)]
+    parts = sorted(file for file in files if re.fullmatch(rf"{split}([-_.]?\d.*)?\.parquet", file.name))
     copies = [file for file in files if re.search(r"\(\d+\)\.parquet$|copy", file.name)]
     if copies:
         raise InputError(f"{copies[0]} looks like a second copy of a part of the {split} split; remove or rename it")
     if parts and len(parts) < len(files):
         others = ", ".join(sorted(file.name for file in {*files} - {*parts}))
         warnings.warn(f"not taken for parts of the {split} split: {others}", stacklevel=2)
-    of = {file: match for file in parts if (match := re.search(r"(\d+)-of-(\d+)", file.name))}
-    for count in {match[2] for match in of.values()}:
-        there = {int(match[1]) for match in of.values() if match[2] == count}
-        missing = sorted({*range(int(count))} - there)
-        if missing:
-            raise InputError(
-                f"{files[0].parent}: {len(missing)} of the {int(count)} parts of the {split} split are missing, the "
-                f"first of them {missing[0]:0{len(count)}d}-of-{count}; copy all of them"
-            )
+    first: dict[tuple[int, ...], Path] = {}
+    for file in parts:
+        style, numbers = _numbered(file)
+        same = first.setdefault(numbers, file)
+        if style != _numbered(parts[0])[0] or same is not file:
+            other = same if same is not file else parts[0]
+            raise InputError(f"{other} and {file.name} may hold the same images of the {split} split; remove one")
+    _check_complete(split, first)
     return parts
+
+
+def _numbered(part: Path) -> tuple[str, tuple[int, ...]]:
+    """How a part is named, its number left open, and the numbers in its name; without the hash of the Hub's."""
+    name = re.sub(r"(-of-\d+)-[0-9a-f]{8,}\.", r"\1.", part.name)
+    numbers = tuple(map(int, re.findall(r"\d+", name)))
+    style = re.sub(r"\d+", "#", name)
+    return (f"{style} {numbers[1:]}" if "-of-" in name else style), numbers
+
+
+def _check_complete(split: str, parts: Mapping[tuple[int, ...], Path]) -> None:
+    """Refuse parts of which one is missing, by their numbers; of parts that do not say how many there are, warn."""
+    there = {numbers[0] for numbers in parts if numbers}
+    if not there:
+        return
+    file = next(iter(parts.values()))
+    counted = re.search(r"-of-(\d+)", file.name)
+    if not counted and any(len(numbers) > 1 for numbers in parts):  # dates, and what not
+        return
+    count = int(counted[1]) if counted else max(there) - min(there) + 1
+    start = min(there) if not counted else int(0 not in there and count in there)
+    first = next(number for number in itertools.count(start) if number not in there)
+    if counted and first < start + count:
+        raise InputError(
+            f"{file.parent}: {count - len(there)} of the {count} parts of the {split} split are missing, the first of "
+            f"them {first:0{len(counted[1])}d}-of-{counted[1]}; copy all of them"
+        )
+    if first < start + count:
+        warnings.warn(f"{file.parent}: there is no part {first} of the {split} split, but later ones", stacklevel=3)
 
 
 def list_images(folders: Sequence[Path]) -> list[list[str]]:

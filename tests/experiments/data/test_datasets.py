@@ -392,6 +392,9 @@ def test_classes_in_another_order_are_refused_by_file(load, other, tmp_path):
             "1 of the 3 parts .* missing, .*00001-of-00003",
         ),
         (["train.parquet", "train (1).parquet"], r"train \(1\)\.parquet looks like a second copy"),
+        (["train-0.parquet", "train-00000-of-00001.parquet"], "train-0.* and train-.* may hold the same images"),
+        (["train.parquet", "train-0.parquet"], "may hold the same images of the train split"),
+        (["train-0.parquet", "train-00.parquet"], "may hold the same images of the train split"),
     ],
 )
 def test_parts_that_are_missing_or_there_twice_are_named(load, names, message, tmp_path):
@@ -399,6 +402,43 @@ def test_parts_that_are_missing_or_there_twice_are_named(load, names, message, t
         write_named(tmp_path / name, ("cat", "dog"))
     with pytest.raises(InputError, match=message):
         load("mine", tmp_path)
+
+
+@pytest.mark.parametrize("load", [load_data, open_images], ids=["held", "streamed"])
+def test_labels_have_to_be_integers_among_the_names(load, tmp_path):
+    for name in ("train.parquet", "test.parquet"):
+        write_parquet(tmp_path / name, pixels(2), [0, 3], classes=3)
+    with pytest.raises(InputError, match=r"train.parquet, row 1: label 3 is out of range, it must be 0 to 2"):
+        load("mine", tmp_path)
+    table = pa.table({"img": [encoded(image) for image in pixels(2)], "label": [0.0, 1.0]})
+    parquet.write_table(table, tmp_path / "train.parquet")
+    with pytest.raises(InputError, match="the column 'label' holds double; save the classes as integers from 0"):
+        load("mine", tmp_path)
+
+
+def test_what_cannot_be_told_is_said(tmp_path):
+    write_parquet(tmp_path / "train-0.parquet", pixels(2), [0, 1], classes=2)
+    write_parquet(tmp_path / "train-2.parquet", pixels(2), [0, 1], classes=2)
+    write_parquet(tmp_path / "test.parquet", pixels(2), [0, 1], classes=None)
+    with (
+        pytest.warns(UserWarning, match="there is no part 1 of the train split, but later ones"),
+        pytest.warns(UserWarning, match="only the training split names its classes"),
+    ):
+        assert len(load_data("mine", tmp_path).train) == 4
+
+
+def test_files_of_a_class_folder_that_are_no_images_are_said(tmp_path):
+    write_class_folders(tmp_path, sizes=((8, 8), (8, 8)))
+    (tmp_path / "train/cat/more").mkdir()
+    with pytest.warns(UserWarning, match="train: 1 files or folders are not taken for images .* cat/more"):
+        assert len(load_data("mine", tmp_path).train) == 6
+
+
+def test_a_pipe_is_no_image(tmp_path):
+    write_class_folders(tmp_path, sizes=((8, 8), (8, 8)))
+    (tmp_path / "train/cat/1.JPEG").unlink()
+    os.mkfifo(tmp_path / "train/cat/1.JPEG")
+    assert "cat/1.JPEG: not a readable image (it is no file)" in error_of("mine", tmp_path)
 
 
 def test_other_files_are_no_training_data(tmp_path):

@@ -141,7 +141,7 @@ def test_sixteen_bits_and_transparent_parts_are_as_a_viewer_shows_them(mode):
         (None, "the row holds no image"),
         (3, "the row holds a int"),
         ([1, 2], "the row holds a list"),
-        ({"bytes": None, "path": None}, "the row holds a dict"),
+        ({"bytes": None, "path": None}, "the row holds no image"),
         (b"no image", "its format is unknown"),
         (content(Image.fromarray(np.ones((4, 4), np.float32)), "TIFF").getvalue(), "its pixels are real numbers"),
         (content(Image.fromarray(np.full((4, 4), 255, np.int32)), "TIFF").getvalue(), "integers of 32 bits"),
