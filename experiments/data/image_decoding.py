@@ -12,7 +12,7 @@ import torch
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
 from skip_conditioning.diagnostics.errors import InputError
-from skip_conditioning.diagnostics.tables.files import regular
+from skip_conditioning.diagnostics.tables.files import regular, shortened
 
 # JPEG's decoder may halve images, but only to twice the size wanted; resizing, which is better, does the rest.
 _REDUCING_GAP = 2
@@ -90,8 +90,8 @@ def unreadable(where: str, error: Exception) -> UnreadableImageError:
 
 
 def one_line(error: BaseException) -> str:
-    """The first line of an error's message, or what kind it is."""
-    return str(error).partition("\n")[0] or type(error).__name__
+    """The first line of an error's message, cut short, or what kind it is."""
+    return shortened(str(error).partition("\n")[0]) or type(error).__name__
 
 
 def random_part(width: int, height: int, random: torch.Generator) -> tuple[Box, bool]:

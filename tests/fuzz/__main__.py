@@ -1,11 +1,10 @@
-"""Gives the readers some thousand damaged files and counts what they do: ``make fuzz``, or ``python -m tests.fuzz``."""
+"""Counts what becomes of some thousand damaged files and odd inputs: ``make fuzz``, or ``python -m tests.fuzz``."""
 
 import argparse
 import contextlib
 import faulthandler
 import io
 import random
-import shutil
 import signal
 import sys
 import tempfile
@@ -18,38 +17,29 @@ from pathlib import Path
 
 from skip_conditioning.diagnostics.errors import InputError
 from skip_conditioning.models import ModelOptionError
-from tests.fuzz.kinds import Kind, make_kinds
-from tests.fuzz.mutations import PLACES
+from tests.fuzz.kind import Kind
+from tests.fuzz.kinds import make_kinds
 
 #: What a message may have beside the paths in it, and a reader's time.
 _LONGEST_MESSAGE, _SECONDS = 400, 10
 REFUSED, SURVIVED, FAILED = "refused in one line", "survived", "failed"
 
 
-def outcome(kind: Kind, seed: int) -> tuple[str, str]:
-    """What a reader does with one damaged file, and its message or traceback; the file is put back."""
-    source = random.Random(f"{kind.name} {seed}")
-    path = kind.files[seed % len(kind.files)]
-    content = path.read_bytes()
-    try:
-        path.unlink()
-        if seed % 25 == 24:
-            source.choice(PLACES)(path)
-        else:
-            path.write_bytes(kind.mutate(content, source))
-        with _limited(), _quiet(), warnings.catch_warnings(action="ignore"):
-            kind.read(path)
-    except (InputError, ModelOptionError) as error:
-        message = " ".join(str(error).splitlines())
-        is_short = len(message.replace(str(path.parent), "")) <= _LONGEST_MESSAGE and _is_printable(message)
-        return REFUSED if is_short else FAILED, message
-    except BaseException:
-        return FAILED, traceback.format_exc()
-    else:
-        return SURVIVED, ""
-    finally:
-        shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink(missing_ok=True)
-        path.write_bytes(content)
+def outcome(kind: Kind, number: int) -> tuple[str, str]:
+    """What a reader does with an input, by its number, and its message or traceback."""
+    source = random.Random(f"{kind.name} {number}")
+    with kind.prepared(source, number) as given:
+        home = str(given.parent) if isinstance(given, Path) else "\0"
+        try:
+            with _limited(), _quiet(), warnings.catch_warnings(action="ignore"):
+                kind.read(given)
+        except (InputError, ModelOptionError) as error:
+            message = " ".join(str(error).splitlines())
+            is_short = len(message.replace(home, "")) <= _LONGEST_MESSAGE and _is_printable(message)
+            return REFUSED if is_short else FAILED, message
+        except BaseException:
+            return FAILED, traceback.format_exc()
+    return SURVIVED, ""
 
 
 def _is_printable(message: str) -> bool:
@@ -116,7 +106,7 @@ def table(counts: dict[str, Counter[str]]) -> str:
 def main() -> int:
     """Print the table, and the failures to stderr; the exit code is 1 if there are any."""
     parser = argparse.ArgumentParser(prog="python -m tests.fuzz", description=__doc__)
-    parser.add_argument("--inputs", type=int, default=150, help="damaged files of each kind")
+    parser.add_argument("--inputs", type=int, default=150, help="inputs of each kind")
     parser.add_argument("--seed", type=int, default=0, help="number of the first of them")
     parser.add_argument("--only", default="", help="kinds whose names contain this")
     options = parser.parse_args()

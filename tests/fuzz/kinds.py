@@ -2,8 +2,6 @@
 
 import io
 import random
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -31,7 +29,8 @@ from skip_conditioning.experiments.train import parse
 from skip_conditioning.figures.__main__ import Options as FigureOptions
 from skip_conditioning.figures.__main__ import draw
 from skip_conditioning.models import build_model
-from tests.fuzz import mutations
+from tests.fuzz import image_sets, mutations
+from tests.fuzz.kind import Damaged, Kind, Made
 
 _OPTIONS = (
     *("demo", "--arms", "chain", "residual", "--trials", "2", "--steps", "2", "--subset", "40", "--probe-size", "2"),
@@ -39,27 +38,6 @@ _OPTIONS = (
     *("--processes", "1", "--device", "cpu"),
 )
 _CLAIMS = ("mnist-speed-order",)
-
-Mutate = Callable[[bytes, random.Random], bytes]
-
-
-@dataclass(frozen=True)
-class Kind:
-    """A kind of file.
-
-    Attributes:
-        name: In the table.
-        files: Of these one is damaged at a time.
-        mutate: How it is.
-        read: Reads it, given its path.
-        share: How many inputs of this kind there are for each of the fastest.
-    """
-
-    name: str
-    files: Sequence[Path]
-    mutate: Mutate
-    read: Callable[[Path], object]
-    share: float = 1.0
 
 
 def make_kinds(root: Path) -> list[Kind]:
@@ -102,43 +80,45 @@ def make_kinds(root: Path) -> list[Kind]:
     parts = sorted(path for table in ("metrics", "spectra") for path in (run / table).glob("*.parquet"))
     journal = _journal(run)
     return [
-        Kind("a run's config.json", [run / "config.json"], json_of, description),
-        Kind("a run's status.json", [run / "status.json"], json_of, status),
-        Kind("experiment.json", [experiment / "experiment.json"], json_of, options),
-        Kind(
+        Damaged("a run's config.json", [run / "config.json"], json_of, description),
+        Damaged("a run's status.json", [run / "status.json"], json_of, status),
+        Damaged("experiment.json", [experiment / "experiment.json"], json_of, options),
+        Damaged(
             "registration",
             [root / "verify" / preregistration.FILE],
             registration_of,
             lambda path: register(path.parent, Request(claims, "demo")),
         ),
-        Kind("parts of tables", parts, parquet_of, tables),
-        Kind("journals of tables", [journal], mutations.lines_of, tables),
-        Kind("speed.parquet", [experiment / "speed.parquet"], parquet_of, tables),
-        Kind(
+        Damaged("parts of tables", parts, parquet_of, tables),
+        Damaged("journals of tables", [journal], mutations.lines_of, tables),
+        Damaged("speed.parquet", [experiment / "speed.parquet"], parquet_of, tables),
+        Damaged(
             "training states",
             sorted((run / "checkpoints").glob("state_*")),
             mutations.safetensors_of,
             lambda _: load_run(run, 2, network, optimizer),
         ),
-        Kind("checkpoints", checkpoints, mutations.safetensors_of, lambda path: load_into(network, path)),
-        Kind("weights of torch", _weights(root, network), mutations.bytes_of, lambda path: load_into(network, path)),
-        Kind("indices of shards", [_index(root, network)], json_of, lambda path: load_into(network, path)),
-        Kind("probes of NumPy", _probes(root), _numpy_of, probe),
-        Kind("probes of torch", [root / "probe.pt"], mutations.bytes_of, read_probe_file),
-        Kind(
+        Damaged("checkpoints", checkpoints, mutations.safetensors_of, lambda path: load_into(network, path)),
+        Damaged("weights of torch", _weights(root, network), mutations.bytes_of, lambda path: load_into(network, path)),
+        Damaged("indices of shards", [_index(root, network)], json_of, lambda path: load_into(network, path)),
+        Damaged("probes of NumPy", _probes(root), _numpy_of, probe),
+        Damaged("probes of torch", [root / "probe.pt"], mutations.bytes_of, read_probe_file),
+        Damaged(
             "the experiment's probe",
             [experiment / "probe.safetensors"],
             mutations.safetensors_of,
             lambda path: check_out(config) or load_probe(None, find_targets([experiment], [])[0], None),
         ),
-        Kind("images", _images(root), mutations.bytes_of, _decode),
-        Kind(
+        Damaged("images", _images(root), mutations.bytes_of, _decode),
+        Damaged(
             "figures of damaged tables",
             [*parts, run / "config.json", experiment / "speed.parquet"],
             _any_of,
             figures,
             0.1,
         ),
+        Made("image data in tables", image_sets.write_tables, image_sets.read),
+        Made("image data in folders", image_sets.write_folders, image_sets.read),
     ]
 
 
