@@ -8,6 +8,8 @@ from collections.abc import Iterable
 #: Of a longer name or value a message quotes the beginning.
 _LONG = re.compile(r"[^\s/]{256,}")
 _QUOTED = 60
+#: What a terminal obeys or cannot show: control characters, marks of direction, halves of surrogate pairs.
+_UNPRINTABLE = re.compile("[\\x00-\\x08\\x0b\\x0c\\x0e-\\x1f\\x7f-\\x9f\\u202a-\\u202e\\u2066-\\u2069\\ud800-\\udfff]")
 #: More units, layers or classes are a slip.
 _MOST = 10**9
 
@@ -20,7 +22,8 @@ class ModelOptionError(ValueError):
     """
 
     def __init__(self, message: object = "") -> None:
-        super().__init__(_LONG.sub(lambda match: f"{match[0][:_QUOTED]}…", str(message)))
+        short = _LONG.sub(lambda match: f"{match[0][:_QUOTED]}…", str(message))
+        super().__init__(_UNPRINTABLE.sub(lambda match: ascii(match[0])[1:-1], short))
 
 
 def check_choice(kind: str, value: object, valid: Iterable[object]) -> None:

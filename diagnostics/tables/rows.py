@@ -38,9 +38,10 @@ class RowCheck:
         Raises:
             InputError: A column that the table does not have, no ``step``, or a value that does not fit its column.
         """
-        unknown = row.keys() - self._columns.keys()
-        if unknown:
-            raise InputError(f"unknown column {min(unknown)!r}; the table has {', '.join(self._columns)}")
+        unknown = next((name for name in row if name not in self._columns), row)
+        if unknown is not row:
+            columns = shortened(", ".join(self._columns), 200)
+            raise InputError(f"unknown column {shortened(repr(unknown), 40)}; the table has {columns}")
         row = {name: value for name, value in row.items() if value is not None or name == "step"}
         return {name: _checked(name, self._columns[name], value) for name, value in {"step": None, **row}.items()}
 
@@ -71,7 +72,7 @@ def _checked(name: str, conversion: Conversion, value: Any) -> Any:
     convert, kind = conversion
     try:
         return convert(value)
-    except (TypeError, ValueError, OverflowError, RuntimeError):  # the last is torch's, of a tensor with several values
+    except Exception:  # whatever the conversions of foreign objects raise
         raise InputError(f"column {name!r} must be {kind}; it is {_shown(value)}") from None
 
 
@@ -79,7 +80,7 @@ def _real(value: Any) -> Any:
     if type(value) is float:
         return value
     if is_on_device(value):
-        if value.numel() != 1 or value.is_complex():
+        if value.numel() != 1 or value.is_complex() or value.is_meta:
             raise TypeError
         return value.detach().clone()
     value = _scalar(value)

@@ -2,6 +2,8 @@
 
 import pytest
 
+from skip_conditioning.diagnostics.errors import InputError
+from skip_conditioning.models import ModelOptionError
 from tests.fuzz.__main__ import FAILED, REFUSED, count, table
 from tests.fuzz.kinds import make_kinds
 
@@ -20,3 +22,9 @@ def test_no_damaged_file_is_a_traceback_or_takes_long(kinds):
     assert sum(row[REFUSED] for row in counts.values()) > 15
     assert sum(row[FAILED] for row in counts.values()) == 0
     assert table(counts).splitlines()[-1].startswith("| **all** |")
+
+
+@pytest.mark.parametrize("error", [InputError, ModelOptionError])
+def test_a_message_is_short_and_obeyed_by_no_terminal(error):
+    message = str(error(f"cannot read {'x' * 1000} or \x1b[31mred\ud800\u202e"))
+    assert message == f"cannot read {'x' * 60}… or \\x1b[31mred\\ud800\\u202e"

@@ -31,10 +31,12 @@ ROW = {"run_id": "one", "step": 7, "split": "train"}
         ("loss", [0.1], "single number"),
         ("loss", torch.ones(3), r"single number; it is a Tensor of shape \(3,\)"),
         ("loss", torch.ones(2, device="meta"), r"single number; it is a Tensor of shape \(2,\)"),
+        ("loss", torch.ones((), device="meta"), "single number; it is tensor"),
         ("loss", np.ones((1, 2)), r"single number; it is a ndarray of shape \(1, 2\)"),
         ("split", 3, "column 'split' must be text"),
         ("split", "\ud800", "column 'split' must be text"),
         ("los", 1.0, "unknown column 'los'; the table has run_id, step, epoch"),
+        (None, 1.0, "unknown column None"),
     ],
 )
 def test_a_bad_value_is_named_and_its_row_alone_is_refused(tmp_path, column, value, message):
