@@ -177,7 +177,7 @@ class SpectrumExplainsSpeed:
             "models": "M1 monotone in the registered sense of conditioning, M2 the skip, M3 monotone in each rival, M4 "
             "= M1 + M2; squared errors on arms left out with all their trials; supported where M1 beats the mean, M2 "
             "and every M3 by more than the 97.5 % quantile of Student's t in standard errors over arms, and M4 does "
-            "not beat M1; reversed where any of M2, M3, M4 beats M1; undecided otherwise",
+            "not beat M1; reversed where M2 or any M3 beats M1; undecided otherwise",
             "combined": "each experiment at both rates is a part; reversed where any part is, supported where all are, "
             "undecided otherwise, vacuous or not tested where all are",
             "looks": LOOKS,

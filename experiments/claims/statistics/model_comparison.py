@@ -36,7 +36,7 @@ class Outcome(StrEnum):
 
     BETTER = "conditioning predicts better than the skip and than every rival, and the skip adds nothing to it"
     PARTLY = "conditioning predicts better than the skip, and no rival better than conditioning"
-    A_RIVAL_BETTER = "the skip, a rival, or the skip besides conditioning predicts better"
+    A_RIVAL_BETTER = "the skip or a rival predicts better"
     OPEN = "the models are not told apart"
 
 
@@ -65,7 +65,8 @@ class ModelComparison:
 
     Attributes:
         outcome: Of the rule.
-        better: The models that predict better than M1, the best first; M4 among them only if it adds something.
+        better: The models that predict better than M1, the best first. M4 among them means that the skip adds
+            something to conditioning, which rules out ``BETTER`` and is no rival.
         skills: By model, ``1 − Σ error / Σ error of M0`` over arms left out.
         errors: By model, the squared error of each arm, shape ``(arms,)``.
         differences: Of each model from M1.
@@ -134,12 +135,12 @@ def _outcome(differences: Mapping[str, Difference], rivals: Sequence[str]) -> tu
     others = [M2, *rivals]
     better = [name for name in (*others, M4) if differences[name].high < 0]
     better.sort(key=lambda name: differences[name].mean)
-    if better:
+    if set(better) - {M4}:
         return Outcome.A_RIVAL_BETTER, tuple(better)
     beaten = [name for name in (M0, *others) if differences[name].low > 0]
-    if len(beaten) == 1 + len(others):
+    if len(beaten) == 1 + len(others) and not better:
         return Outcome.BETTER, ()
-    return (Outcome.PARTLY if {M0, M2} <= set(beaten) else Outcome.OPEN), ()
+    return (Outcome.PARTLY if {M0, M2} <= set(beaten) else Outcome.OPEN), tuple(better)
 
 
 def _difference(name: str, values: np.ndarray) -> Difference:
