@@ -19,7 +19,10 @@ class InputError(ValueError):
     """
 
     def __init__(self, message: object = "") -> None:
-        short = _LONG.sub(lambda match: f"{match[0][:_QUOTED]}…", str(message))
+        if not isinstance(message, str):
+            super().__init__(message)
+            return
+        short = _LONG.sub(lambda match: f"{match[0][:_QUOTED]}…", message)
         super().__init__(_UNPRINTABLE.sub(lambda match: ascii(match[0])[1:-1], short))
 
 

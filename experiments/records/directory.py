@@ -31,7 +31,7 @@ _PROCESSES = "torchrun_processes"
 #: The file that is locked. It exists while a process writes the directory, and after one was killed.
 LOCK = ".lock"
 #: Options in a message at most.
-_MOST_NAMED = 5
+_MOST_NAMED = 12
 
 #: Options that may change on resuming: where things are, what is logged beside the tables, how many runs there are.
 _MAY_CHANGE = frozenset(
