@@ -85,6 +85,7 @@ def verify(options: VerifyOptions) -> list[ClaimResult]:
         InputError: The options, the registration, the data or the tables are wrong.
     """
     claims = chosen_claims(options.names)
+    choose_device(options.device)  # refused now, and not when the first run begins
     if options.trials is not None and not 1 <= options.trials <= _MOST_TRIALS:
         demand = f"at most {_MOST_TRIALS:,}" if options.trials > 0 else "at least 1"
         raise InputError(f"--trials is {options.trials}; it must be {demand}")

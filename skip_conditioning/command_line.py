@@ -33,9 +33,7 @@ def in_one_line(parse: Callable[[], Options], args: Sequence[str] | None) -> Opt
     for before, word in zip(["", *words], words, strict=False):
         if not word.strip():
             raise InputError(f"the value after {before or 'the command'} is empty; give one, such as . for this folder")
-        longest = max(map(len, map(os.fsencode, word.split("/"))))
-        if "\0" in word or longest > _LONGEST_NAME:
-            reason = "a NUL character" if "\0" in word else f"a name of {longest} bytes"
+        if reason := _no_name(word):
             raise InputError(f"the value after {before or 'the command'} has {reason}, which no file can have")
     stderr = io.StringIO()
     try:
@@ -45,9 +43,21 @@ def in_one_line(parse: Callable[[], Options], args: Sequence[str] | None) -> Opt
         if stop.code in (0, None):
             raise
         after_title = stderr.getvalue().partition("\n")[2]
-        first_part = re.split(r"─{5,}|For full helptext", after_title)[0]
-        refusal = re.sub(r"[│╭╮╰╯\s]+", " ", first_part).strip().rstrip(".")
+        # The rules of the box; of hyphens where the terminal has no others.
+        parts = (
+            re.sub(r"[│╭╮╰╯\s]+", " ", part).strip() for part in re.split(r"─{5,}|-{20,}|For full help", after_title)
+        )
+        refusal = next(filter(None, parts), "").partition(" Got errors:")[0].rstrip(".")
         raise InputError(f"{refusal or 'the options cannot be read'}; see --help") from None
+
+
+def _no_name(word: str) -> str | None:
+    """What a word has that no name of a file can have."""
+    try:
+        longest = max(map(len, map(os.fsencode, word.split("/"))))
+    except UnicodeEncodeError:
+        return "half a surrogate pair"
+    return "a NUL character" if "\0" in word else f"a name of {longest} bytes" if longest > _LONGEST_NAME else None
 
 
 def with_plain_ends(run: Callable[[], int]) -> int:

@@ -29,7 +29,7 @@ from skip_conditioning.experiments.train import parse
 from skip_conditioning.figures.__main__ import Options as FigureOptions
 from skip_conditioning.figures.__main__ import draw
 from skip_conditioning.models import build_model
-from tests.fuzz import image_sets, mutations, table_rows
+from tests.fuzz import command_lines, image_sets, mutations, table_rows
 from tests.fuzz.kind import Damaged, Kind, Made
 
 _OPTIONS = (
@@ -120,6 +120,7 @@ def make_kinds(root: Path) -> list[Kind]:
         Made("image data in tables", image_sets.write_tables, image_sets.read),
         Made("image data in folders", image_sets.write_folders, image_sets.read),
         Made("rows of a table", table_rows.make, table_rows.read),
+        command_lines.kind(experiment),
     ]
 
 

@@ -1,3 +1,5 @@
+import contextlib
+import io
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
@@ -53,6 +55,12 @@ def test_options():
 def test_bad_options_are_told_in_one_line(args, words):
     message = refusal(lambda: parse_options(Options, "prog", args))
     assert all(word in message for word in words), message
+
+
+def test_a_terminal_without_box_characters_gets_one_line_too(capsys):
+    with contextlib.redirect_stdout(io.TextIOWrapper(io.BytesIO(), encoding="ascii")):
+        message = refusal(lambda: parse_options(Options, "prog", ["here", "--count", "four"]))
+    assert message == "Error parsing --count: invalid literal for int() with base 10: 'four'; see --help"
 
 
 def test_presets():
