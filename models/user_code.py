@@ -11,6 +11,9 @@ from typing import Any
 
 from skip_conditioning.models.errors import near_matches
 
+#: Of what a user's code raises a message quotes the beginning.
+_QUOTED = 200
+
 
 def load_attribute(name: str) -> Any:
     """Import a module of the user's and get one of its names.
@@ -100,7 +103,8 @@ def raised(error: BaseException) -> str:
     """What a user's code raised and where, in a line to be read after the code's name."""
     where = traceback.extract_tb(error.__traceback__)[-1]
     location = "" if isinstance(error, SyntaxError) else f" ({where.filename}, line {where.lineno})"
-    reason = " ".join(f": {error}".split()) if str(error) else ""
+    first_line = str(error).strip().partition("\n")[0]
+    reason = f": {first_line[:_QUOTED]}{'…' if len(first_line) > _QUOTED else ''}" if first_line else ""
     return f"raised {type(error).__name__}{reason}{location}"
 
 

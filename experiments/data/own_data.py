@@ -12,7 +12,6 @@ import torch
 from torch import Tensor
 
 from skip_conditioning.diagnostics.errors import InputError
-from skip_conditioning.diagnostics.networks.isolation import require_finite
 from skip_conditioning.experiments.data.datasets import ImageData, Split, count_classes
 from skip_conditioning.models.user_code import load_attribute, raised
 
@@ -42,11 +41,14 @@ def load_own(name: str) -> ImageData:
         splits = {part: _split(parts[part], f"--data {name}, {part}") for part in ("train", "test") if part in parts}
     except InputError:
         raise
-    except Exception as error:  # whatever the user's code raises
+    except (Exception, SystemExit) as error:  # whatever the user's code raises
         raise InputError(f"--data {name} {raised(error)}") from error
     train = splits["train"]
-    empty = Split(train.images[:0], train.labels[:0])
-    return ImageData(name, train, splits.get("test", empty), count_classes(name, train.labels), (), ())
+    classes = count_classes(name, train.labels)
+    test = splits.get("test", Split(train.images[:0], train.labels[:0]))
+    if len(test) and int(test.labels.max()) >= classes:
+        raise InputError(f"--data {name}, test holds class {int(test.labels.max())}; train has 0 to {classes - 1}")
+    return ImageData(name, train, test, classes, (), ())
 
 
 def _split(part: Any, where: str) -> Split:
@@ -55,17 +57,30 @@ def _split(part: Any, where: str) -> Split:
     elif hasattr(part, "__getitem__") and hasattr(part, "__len__") and not isinstance(part, list | tuple | Mapping):
         pairs = [_pair(part[index], f"{where}, sample {index}") for index in range(len(part))]
         inputs, labels = _stacked([(x[None], y.reshape(1)) for x, y in pairs], where)
-    elif isinstance(part, Iterable) and hasattr(part, "__len__") and not isinstance(part, Mapping | str):
+    elif isinstance(part, Iterable) and _is_counted(part) and not isinstance(part, Mapping | str):
         inputs, labels = _stacked([_pair(batch, f"{where}, batch {k}") for k, batch in enumerate(part)], where)
     else:
         raise InputError(f"{where} is a {type(part).__name__}; return {_CONTRACT}")
-    if labels.is_floating_point() or labels.shape != inputs.shape[:1]:
+    if inputs.is_sparse or inputs.is_quantized or inputs.is_nested or inputs.is_complex():
+        raise InputError(f"{where} holds inputs that are sparse, quantised, nested or complex; give plain real tensors")
+    if labels.is_floating_point() or labels.is_complex() or labels.shape != inputs.shape[:1]:
         shapes = f"inputs {tuple(inputs.shape)} and targets {tuple(labels.shape)} of {labels.dtype}"
         raise InputError(f"{where} holds {shapes}; a class index is needed for each sample")
+    if inputs.is_meta or labels.is_meta:
+        raise InputError(f"{where} holds tensors without values, of the device meta; give them on the CPU")
     if not len(labels) or int(labels.min()) < 0:
         raise InputError(f"{where} holds {'no samples' if not len(labels) else 'a negative class index'}")
-    require_finite(inputs, where)
-    return Split(inputs, labels.long())
+    if not inputs.isfinite().all():
+        raise InputError(f"{where} holds NaN or infinity in sample {int((~inputs.isfinite()).nonzero()[0, 0])}")
+    return Split(inputs.detach(), labels.long())
+
+
+def _is_counted(batches: Any) -> bool:
+    """Whether batches come to an end; a loader has a length that it may not know."""
+    try:
+        return len(batches) >= 0
+    except TypeError:
+        return False
 
 
 def _is_pair(value: Any) -> bool:

@@ -62,6 +62,33 @@ def failing():
     return 1 / 0
 
 
+def leaving():
+    raise SystemExit(0)
+
+
+class Endless(torch.utils.data.IterableDataset):
+    def __iter__(self):
+        while True:
+            yield torch.zeros(4), 0
+
+
+def endless():
+    return torch.utils.data.DataLoader(Endless(), 4)
+
+
+def more_classes():
+    inputs, labels = tensors()
+    return {"train": (inputs, labels), "test": (inputs, labels + 1)}
+
+
+def meta():
+    return torch.zeros(2, 4, device="meta"), torch.tensor([0, 1])
+
+
+def infinite():
+    return torch.tensor([[1.0], [torch.inf]]), torch.tensor([0, 1])
+
+
 number = 3
 """
 
@@ -89,6 +116,11 @@ def test_every_form_gives_the_same_data(form: str) -> None:
         ("ragged", r"samples of shapes \(4,\) and \(5,\); all have to have the same"),
         ("real", "a class index is needed for each sample"),
         ("failing", r"own.py:failing raised ZeroDivisionError: division by zero \(.*own.py, line \d+\)"),
+        ("leaving", "own.py:leaving raised SystemExit"),
+        ("endless", "train is a DataLoader; return a pair of tensors"),
+        ("more_classes", "test holds class 3; train has 0 to 2"),
+        ("meta", "train holds tensors without values, of the device meta"),
+        ("infinite", "train holds NaN or infinity in sample 1"),
         ("number", "is a int; name a function"),
         ("splitt", "has no 'splitt'.*split"),
     ],
