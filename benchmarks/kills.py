@@ -1,8 +1,8 @@
 """Kills commands at random moments, half of them at file operations, and compares: ``python benchmarks/kills.py``.
 
 Every command is run once without a kill. Then it is killed, with all its processes, after a random time or at a random
-renaming of a file; it is continued by the same command, and its tables have to hold the same rows, each once, to the
-bit but for times. Prints a table of what was tried.
+renaming of a file, and continued by the same command, which is killed too; after three kills it may end, and its tables
+have to hold the same rows, each once, to the bit but for times. Prints a table of what was tried.
 """
 
 import argparse
@@ -17,12 +17,15 @@ import tempfile
 import time
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
 from skip_conditioning.diagnostics.errors import InputError
 from skip_conditioning.diagnostics.tables import KEYS, read_experiment
 
+#: Kills between two comparisons.
+_IN_A_ROW = 3
 _SMALL = (
     *("--arms", "chain", "residual", "--trials", "2", "--steps", "6", "--subset", "40", "--probe-size", "2"),
     *("--limit-test", "20", "--layers", "blocks.0", "--model-options", "depth=2", "width=8", "--lr", "0.1"),
@@ -54,6 +57,19 @@ with SpectrumMonitor(model, (x, y), sys.argv[1], maps="tail", layers=["0"], resu
         print(step, flush=True)
         optimizer.step()
 """
+#: A sweep whose jobs are processes of this machine instead of a cluster's.
+_SWEEP = """
+import sys
+from submitit import LocalExecutor
+from skip_conditioning.experiments.sweep import main
+from skip_conditioning.experiments.sweeps import jobs
+def local(options, folder, gpus):
+    executor = LocalExecutor(folder)
+    executor.update_parameters(timeout_min=30)
+    return executor
+jobs._slurm_executor, jobs._CHECK_EVERY = local, 0.2
+sys.exit(main(sys.argv[1:]))
+"""
 #: Kills its process group at the n-th renaming of a file.
 _SITE = """
 import os, signal
@@ -74,6 +90,9 @@ def commands(folder: Path) -> dict[str, list[str]]:
     python = sys.executable
     (folder / "tiny_claim.py").write_text(_CLAIM)
     (folder / "loop.py").write_text(_LOOP)
+    (folder / "sweep.py").write_text(_SWEEP)
+    (folder / "srun").write_text("#!/bin/sh\n")
+    (folder / "srun").chmod(0o755)
     train = [python, "-m", "skip_conditioning", "train", "demo", *_SMALL, "--device", "cpu", "--resume", "--out", "OUT"]
     verify = [python, "-m", "skip_conditioning", "verify", "tiny_claim:CLAIM", "--out", "OUT", "--device", "cpu"]
     torchrun = [python, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m"]
@@ -81,6 +100,7 @@ def commands(folder: Path) -> dict[str, list[str]]:
         "train": [*train, "--processes", "1"],
         "train, two processes": [*train, "--processes", "2"],
         "verify --processes 2": [*verify, "--processes", "2"],
+        "sweep, jobs of this machine": [python, str(folder / "sweep.py"), *train[4:], "--jobs", "2"],
         "torchrun, two ranks": [*torchrun, *train[2:]],
         "a loop with SpectrumMonitor": [python, str(folder / "loop.py"), "OUT"],
     }
@@ -96,7 +116,9 @@ def run(command: list[str], out: Path, folder: Path, *, kill_at: int = 0, after:
         kill_at: The renaming at which it kills itself; 0 for none.
         after: Seconds after which it is killed; None for never.
     """
-    environment = {**os.environ, "PYTHONPATH": str(folder), "KILL_AT": str(kill_at), "OMP_NUM_THREADS": "1"}
+    paths = os.pathsep.join(filter(None, (str(folder), os.environ.get("PYTHONPATH"))))
+    environment = {**os.environ, "PYTHONPATH": paths, "KILL_AT": str(kill_at), "OMP_NUM_THREADS": "1"}
+    environment["PATH"] = f"{folder}{os.pathsep}{environment.get('PATH', os.defpath)}"
     words = [str(out) if word == "OUT" else word for word in command]
     process = subprocess.Popen(
         words, cwd=folder, env=environment, start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
@@ -140,33 +162,39 @@ def difference(out: Path, whole: dict[str, pd.DataFrame]) -> str:
     return ""
 
 
+def _kill(source: random.Random, number: int, seconds: float) -> dict[str, Any]:
+    """When to kill: every other time at a renaming, else within the time that the command takes."""
+    return {"kill_at": source.randrange(1, 25)} if number % 2 else {"after": source.uniform(0.3, 1) * seconds}
+
+
 def main() -> int:
     """Print the table; the exit code is 1 if a run did not come out the same."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--kills", type=int, default=40, help="of each command")
+    parser.add_argument("--kills", type=int, default=36, help="of each command")
+    parser.add_argument("--only", default="", help="commands whose names contain this")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     source, failures, started = random.Random(options.seed), [], time.monotonic()
-    print("| command | kills | too late | continued to the same rows | not |\n|---|--:|--:|--:|--:|", flush=True)
+    print("| command | kills | over before | ended with the same rows | not |\n|---|--:|--:|--:|--:|", flush=True)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         (folder / "sitecustomize.py").write_text(_SITE)
         for title, command in commands(folder).items():
+            if options.only not in title:
+                continue
             before = time.monotonic()
             assert run(command, folder / "whole", folder) == 0, title
             seconds, whole, counts = time.monotonic() - before, rows(folder / "whole"), Counter[str]()
-            for number in range(options.kills):
-                out = folder / "killed"
-                choice = (
-                    {"kill_at": source.randrange(1, 40)} if number % 2 else {"after": source.uniform(0.3, 1) * seconds}
-                )
-                result = run(command, out, folder, **choice)  # type: ignore[arg-type]
+            out = folder / "killed"
+            for number in range(0, options.kills, _IN_A_ROW):
+                kills = [_kill(source, n, seconds) for n in range(number, min(number + _IN_A_ROW, options.kills))]
+                for kill in kills:
+                    counts["late" if run(command, out, folder, **kill) == 0 else "kills"] += 1
                 again = run(command, out, folder)
                 problem = f"exit code {again}" if again else difference(out, whole)
-                counts["late" if result == 0 else "kills"] += 1
                 counts["not" if problem else "same"] += 1
                 if problem:
-                    failures.append(f"{title}, {choice}: {problem}")
+                    failures.append(f"{title}, {kills}: {problem}")
                 shutil.rmtree(out, ignore_errors=True)
             shutil.rmtree(folder / "whole")
             print(

@@ -51,8 +51,8 @@ def read_hub(name: str, source: Source, *, streaming: bool) -> tuple[Records, Re
     dataset = load_hub(name, source, streaming=streaming)
     halves = []
     for split in hub_splits(dataset, source):
-        features = dataset[split].features or {}
-        columns = find_columns(features, features and features.arrow_schema, source, source.hub)
+        features = dataset[split].features
+        columns = find_columns(features or {}, features and features.arrow_schema, source, source.hub)
         batches = dataset[split].select_columns(list(columns)).with_format("arrow").iter(_BATCH)
         rows = _rows(batches, columns, f"{source.hub}, {split} split")
         halves.append((rows, class_names(features, source, source.hub)))

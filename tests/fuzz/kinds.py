@@ -29,7 +29,7 @@ from skip_conditioning.experiments.train import parse
 from skip_conditioning.figures.__main__ import Options as FigureOptions
 from skip_conditioning.figures.__main__ import draw
 from skip_conditioning.models import build_model
-from tests.fuzz import command_lines, image_sets, mutations, own_data, table_rows
+from tests.fuzz import command_lines, image_sets, mutations, own_data, report_names, table_rows
 from tests.fuzz.kind import Damaged, Kind, Made
 
 _OPTIONS = (
@@ -122,6 +122,7 @@ def make_kinds(root: Path) -> list[Kind]:
         Made("rows of a table", table_rows.make, table_rows.read),
         command_lines.kind(experiment),
         own_data.kind(),
+        report_names.kind(),
     ]
 
 

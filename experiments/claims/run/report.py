@@ -137,7 +137,7 @@ def _section(out: Path, result: ClaimResult, anchor: str, number: int) -> _Secti
         try:
             # Anchors have no dots, so no identifier within a figure is that of a claim.
             prefix = f"figure{number}.{position}."
-            svg = inline_svg(path.read_text(encoding="utf-8"), prefix, f"{name}: {result.id}")
+            svg = inline_svg(path.read_text(encoding="utf-8"), prefix, wording.printable(f"{name}: {result.id}"))
         except (OSError, ValueError, ElementTree.ParseError) as error:
             raise InputError(f"{path} cannot be read as an SVG ({error}); draw it again") from error
         link = Path(os.path.relpath(path.resolve(), out.resolve())).as_posix()
@@ -259,7 +259,9 @@ def _shown(value: Any) -> Any:
 
 def _markdown(text: str) -> str:
     """Text escaped for Markdown, in one line, also inside a table."""
-    return re.sub(r"([\\`*_{}\[\]|#~$])", r"\\\1", escape(" ".join(wording.printable(str(text)).split()), quote=False))
+    line = escape(" ".join(wording.printable(str(text)).split()), quote=False)
+    escaped = re.sub(r"([\\`*_{}\[\]|#~$])", r"\\\1", line)
+    return re.sub(r"^(\d*)([-+=.)])", r"\1\\\2", escaped)  # or it begins an item of a list, or a rule
 
 
 def _fenced(text: str) -> str:
