@@ -105,7 +105,7 @@ class Regularity:
 
     def _statement(self, name: str, terms: Sequence[Term]) -> Statement:
         positive = sum(not term.cause for term in terms)
-        cause = "" if positive else "; ".join(f"{term.layer}: {term.cause}" for term in terms)
+        cause = "" if positive else _first_cause(terms)
         if positive and self.whole.cause:
             cause = f"λ(DF) cannot be told from zero: {self.whole.cause}"
         right, error = sum(term.value for term in terms), sum(term.error for term in terms)
@@ -115,6 +115,12 @@ class Regularity:
             summary += f", {largest.layer} gives {largest.value / right:.0%}"
         note = summary if self.subspace == "all" else f"on the outputs '{self.subspace}'; {summary}"
         return Statement(name, _BOUND, self.whole.value, ">=", right, self.whole.error + error, cause=cause, note=note)
+
+
+def _first_cause(terms: Sequence[Term]) -> str:
+    """Why no term is positive: the cause of the first, and how many others there are."""
+    more = f" ({len(terms) - 1} more layers add nothing either)" if len(terms) > 1 else ""
+    return f"{terms[0].layer}: {terms[0].cause}{more}" if terms else "no layer was measured"
 
 
 def regularity(

@@ -73,7 +73,7 @@ def check_skips(options: TheoryOptions) -> list[CheckedStatement]:
     networks = networks_to_check(options)
     layers: tuple[str, ...] | str | None = options.layers
     if options.model is None:
-        networks = [network for network in networks if network.name.startswith("skip")]
+        networks = [network for network in networks if network.has_skips]
         networks.append(contractive_network(options))
         layers = "blocks.*"  # the stem and the head are no blocks, whatever their shapes
     return _along_training(

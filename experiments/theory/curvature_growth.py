@@ -62,8 +62,9 @@ class Fit:
 def check_curvature(options: TheoryOptions) -> list[CheckedStatement]:
     """Measure and fit, write ``curvature_growth.parquet`` and ``curvature_growth_fits.parquet``, check the statements.
 
-    Where a normaliser acts on what is scaled the claim is ``p ≤ 0``, elsewhere, as of the last layer, ``p ≥ 0``; it
-    fails by more than two standard errors of p, 0.02 at least.
+    Where a normaliser acts on what is scaled the claim is that the curvature is bounded: it fails where p is above 0 by
+    more than two standard errors, 0.02 at least. Elsewhere, as of the last layer, it is that the curvature grows: it
+    holds only where p is above 0 by more than that.
     """
     activations = ACTIVATIONS[: 1 if options.quick else None]
     factors = np.logspace(0, math.log10(_LARGEST), 5 if options.quick else 10)
@@ -184,9 +185,9 @@ def statement_name(scaled: str, *, bounded: bool, effective: bool = False) -> st
     return f"{'effective ' if effective else ''}curvature {'bounded' if bounded else 'grows'} in {scaled}"
 
 
-def kind_of(normaliser: str) -> str:
+def kind_of(normaliser: str, activation: str) -> str:
     """The kind of a network, by which claims choose."""
-    return f"{'no' if normaliser == 'none' else normaliser} norm"
+    return f"{'no' if normaliser == 'none' else normaliser} norm, {activation}"
 
 
 def _growth_checks(fit: dict[Any, Any]) -> Iterator[CheckedStatement]:
@@ -199,11 +200,11 @@ def _growth_checks(fit: dict[Any, Any]) -> Iterator[CheckedStatement]:
         chance = max(2 * error, _FLAT)
         statement = Statement(
             name=statement_name(fit["scaled"], bounded=bounded, effective=bool(kind)),
-            formula=f"p {'≤' if bounded else '≥'} 0 where {norm} ~ r^p, {fit['scaled']} scaled by r",
+            formula=f"p {'≤ 0' if bounded else '> 0 beyond chance'} where {norm} ~ r^p, {fit['scaled']} scaled by r",
             left=exponent,
             relation="<=" if bounded else ">=",
-            right=0.0,
-            error=chance,
+            right=0.0 if bounded else chance,
+            error=chance if bounded else 0.0,
             cause=_inconclusive(exponent, chance),
             note=f"p = {exponent:.3g} ± {error:.1g} on r from {fit['r_low']:.3g} to {fit['r_high']:.3g}, two standard "
             f"errors being chance; norms from {fit[f'{kind}norm_min']:.3g} to {fit[f'{kind}norm_max']:.3g} over all r"
@@ -211,7 +212,7 @@ def _growth_checks(fit: dict[Any, Any]) -> Iterator[CheckedStatement]:
             is_claim=True,
         )
         network = _described(fit["network"], fit["normaliser"], fit["activation"], fit["cost"])
-        yield CheckedStatement(network, statement, kind=kind_of(fit["normaliser"]))
+        yield CheckedStatement(network, statement, kind=kind_of(fit["normaliser"], fit["activation"]))
 
 
 def _inconclusive(exponent: float, chance: float) -> str:
@@ -230,7 +231,7 @@ def _pointwise_checks(
     for cost in COSTS:
         network = _described(f"residual-mlp {_TINY_WIDTH}×{_TINY_DEPTH}", normaliser or "none", activation, cost)
         statement = curvature(model, x, _targets(cost, labels)).statement
-        yield CheckedStatement(network, statement, kind=kind_of(normaliser or "none"))
+        yield CheckedStatement(network, statement, kind=kind_of(normaliser or "none", activation))
 
 
 def _digits(count: int, side: int, options: TheoryOptions) -> tuple[Tensor, Tensor]:
@@ -259,4 +260,4 @@ def _network(
 
 
 def _described(network: str, normaliser: str, activation: str, cost: str) -> str:
-    return f"{network}, {kind_of(normaliser)}, {activation}, {cost}"
+    return f"{network}, {kind_of(normaliser, activation)}, {cost}"

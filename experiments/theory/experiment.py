@@ -194,7 +194,7 @@ def _causes(checks: Sequence[CheckedStatement]) -> list[str]:
     causes: dict[str, str] = {}
     for check in checks:
         if check.statement.verdict == "vacuous":
-            line = f"{check.statement.name}, {check.network}: {check.statement.cause.split('; ')[0]}"
+            line = f"{check.statement.name}, {check.network}: {check.statement.cause}"
             causes.setdefault(re.sub(r"\d[\d.e+-]*", "", line), line)
     return list(causes.values())
 

@@ -30,6 +30,7 @@ class CheckedNetwork:
         x: Images, float64, shape ``(N, C, H, W)``.
         y: Their classes, shape ``(N,)``.
         kind: Normaliser and activation, whether it has skips or not.
+        has_skips: Whether its blocks have identity skips.
     """
 
     name: str
@@ -37,6 +38,7 @@ class CheckedNetwork:
     x: Tensor
     y: Tensor
     kind: str = ""
+    has_skips: bool = False
 
 
 def networks_to_check(options: TheoryOptions) -> list[CheckedNetwork]:
@@ -58,7 +60,7 @@ def networks_to_check(options: TheoryOptions) -> list[CheckedNetwork]:
     def mlp(kind: str, arm: str, *arguments: str) -> CheckedNetwork:
         build = _builder(options, "residual-mlp", arm, images, *size, *arguments)
         name = f"{'skip' if arm == 'residual' else arm}, {kind}"
-        return CheckedNetwork(name, build, images, y[: len(images)], kind)
+        return CheckedNetwork(name, build, images, y[: len(images)], kind, has_skips=arm == "residual")
 
     smooth = ("normaliser=weight", "activation=tanh", "eps=0.1")
     return [

@@ -139,13 +139,16 @@ _NO_KERNEL: Final = {
 }
 
 
-def measure_initial_states(config: TrainConfig, out: Path, processes: int | None = None) -> None:
+def measure_initial_states(
+    config: TrainConfig, out: Path, processes: int | None = None, *, kernels: bool = True
+) -> None:
     """Measure every arm in every trial of an experiment, and write the table; rows that are there are kept.
 
     Args:
         config: The experiment's options.
         out: Its directory.
         processes: Processes that measure at once; None for one a core.
+        kernels: Whether to measure tangent kernels, which cost the most; otherwise their columns are NaN.
 
     Raises:
         InputError: A network cannot be measured, or the table cannot be read or written.
@@ -157,7 +160,9 @@ def measure_initial_states(config: TrainConfig, out: Path, processes: int | None
     first = {(run.arm, run.trial): run for run in reversed(list(all_runs(config)))}
     runs = [run for key, run in sorted(first.items(), key=lambda item: item[0][1]) if key not in there]
     written = time.monotonic()
-    with tqdm(_measured(config, runs, processes), total=len(runs), desc="initial states", unit="network") as bar:
+    with tqdm(
+        _measured(config, runs, processes, kernels), total=len(runs), desc="initial states", unit="network"
+    ) as bar:
         for row in bar:
             rows.append(row)
             if time.monotonic() > written + _WRITE_EVERY:
@@ -176,16 +181,18 @@ def read_initial_states(out: Path) -> pd.DataFrame:
     return read_parquet(out / INITIAL_STATES, _SCHEMA, _REMEDY)
 
 
-def _measured(config: TrainConfig, runs: list[Run], processes: int | None) -> Iterator[dict[str, object]]:
+def _measured(
+    config: TrainConfig, runs: list[Run], processes: int | None, kernels: bool
+) -> Iterator[dict[str, object]]:
     count = min(min(usable_cores(), _MOST) if processes is None else processes, len(runs))
     if count < 2 or choose_device(config.optimisation.device).type != "cpu":
         with one_thread():
             factory, data = _factory(config)
-            yield from (_row(factory, data, run) for run in runs)
+            yield from (_row(factory, data, run, kernels) for run in runs)
         return
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(count, mp_context=context, initializer=_start, initargs=(config,)) as pool:
-        for future in as_completed([pool.submit(_row_in_process, run) for run in runs]):
+        for future in as_completed([pool.submit(_row_in_process, run, kernels) for run in runs]):
             yield future.result()
 
 
@@ -200,8 +207,8 @@ def _start(config: TrainConfig) -> None:
 _SHARED: Final[list[tuple[RunFactory, TrainingData]]] = []
 
 
-def _row_in_process(run: Run) -> dict[str, object]:
-    return _row(*_SHARED[0], run)
+def _row_in_process(run: Run, kernels: bool) -> dict[str, object]:
+    return _row(*_SHARED[0], run, kernels)
 
 
 def _factory(config: TrainConfig) -> tuple[RunFactory, TrainingData]:
@@ -211,11 +218,11 @@ def _factory(config: TrainConfig) -> tuple[RunFactory, TrainingData]:
     return RunFactory(config, data, probe, device, Ranks()), data
 
 
-def _row(factory: RunFactory, data: TrainingData, run: Run) -> dict[str, object]:
+def _row(factory: RunFactory, data: TrainingData, run: Run, kernels: bool) -> dict[str, object]:
     network = factory.initial_network(run)
     x, y = data.batches(run.seed).at(0)
     try:
-        return {"arm": run.arm, "trial": run.trial, **asdict(initial_state(network, x, y))}
+        return {"arm": run.arm, "trial": run.trial, **asdict(initial_state(network, x, y, kernels=kernels))}
     except InputError as error:
         raise InputError(f"the initial state of arm {run.arm!r}, trial {run.trial}: {error}") from error
 

@@ -13,9 +13,10 @@ import pandas as pd
 import pytest
 
 from skip_conditioning.diagnostics.errors import InputError
+from skip_conditioning.diagnostics.theory.statement import Statement
 from skip_conditioning.experiments import verify
 from skip_conditioning.experiments.claims.paper import registry
-from skip_conditioning.experiments.claims.paper.theory_claims import decide, decide_statement
+from skip_conditioning.experiments.claims.paper.theory_claims import TheoryClaim, decide_statement
 from skip_conditioning.experiments.claims.run import experiments, preregistration
 from skip_conditioning.experiments.claims.run.experiments import claim_inputs, shared_experiments
 from skip_conditioning.experiments.claims.run.preregistration import FILE
@@ -24,6 +25,7 @@ from skip_conditioning.experiments.claims.verdict.outcome import Comparison, Ver
 from skip_conditioning.experiments.claims.verdict.paired_claim import PairedClaim
 from skip_conditioning.experiments.config.presets import preset
 from skip_conditioning.experiments.processes.machine import one_thread
+from skip_conditioning.experiments.theory.experiment import CheckedStatement
 from skip_conditioning.experiments.train import main as train
 from skip_conditioning.experiments.training import runs
 
@@ -310,10 +312,14 @@ def test_statements_are_decided_by_their_checks(counts, is_claim, expected):
     assert decide_statement(*counts, is_claim=is_claim) == expected
 
 
-def test_theory_claims_are_decided_by_their_statements():
-    held, nothing, open_part = Verdict.SUPPORTED, Verdict.VACUOUS, Verdict.UNDECIDED
-    assert decide([held, nothing]) is held
-    assert decide([held, nothing, nothing]) is nothing
-    assert decide([held, open_part]) is open_part
-    assert decide([held, open_part, Verdict.REVERSED]) is Verdict.REVERSED
-    assert decide([]) is Verdict.NOT_TESTED
+def test_a_named_statement_that_was_not_checked_is_not_tested(tmp_path):
+    def check(options):
+        yield CheckedStatement("net", Statement("seen", "p > 0", 0.5, ">=", 0.1, 0.0, is_claim=True), kind="plain")
+
+    claim = TheoryClaim(
+        "toy", "s", "nowhere", "so", (), check, statements=("seen", "never seen"), quantity="Exponents p"
+    )
+    judgement = claim.judge(ClaimInputs(directory=tmp_path), "demo")
+    assert [finding.verdict for finding in judgement.findings] == [Verdict.SUPPORTED, Verdict.NOT_TESTED]
+    assert judgement.verdict is Verdict.UNDECIDED
+    assert judgement.answer == "It holds in 1 of 1 checks. Exponents p: 0.500 to 0.500 (seen: plain)."

@@ -75,7 +75,7 @@ def _matched() -> Matched:
 def _plan(matched: Matched) -> Plan:
     config = tuning(arms=matched.arms, trials=20, steps=60, diagnostics=False)
     base = matched.families["gain"][0]
-    return Plan(config, RateSweep(base, root_two_grid(0.1, 9.1), 2), initial_states=True)
+    return Plan(config, RateSweep(base, root_two_grid(0.1, 9.1), 2), initial_states="without kernel")
 
 
 @dataclass

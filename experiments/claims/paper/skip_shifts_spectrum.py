@@ -224,12 +224,15 @@ def _growth(rows: pd.DataFrame, rule: DecisionRule) -> Finding:
     numbers: dict[str, float] = {}
     sides: list[tuple[float, float]] = []
     for name, arm in (("with_skip", _ON), ("without", _OFF)):
-        values = rows[rows["arm"] == arm].pivot(index="trial", columns="index", values="sigma_min")
+        own = rows[rows["arm"] == arm]
+        values = own.pivot(index="trial", columns="index", values="sigma_min")
         slopes = np.polyfit(np.log(values.columns.to_numpy(float)), np.log(values.to_numpy().T), 1)[0]
         low, high = median_interval(slopes, slopes, 1 - rule.level)
-        largest = values.columns.max()
+        smallest = own[own["index"] == own["index"].max()].nsmallest(1, "sigma_min").iloc[0]
         numbers |= {f"exponent_{name}": float(np.median(slopes)), f"exponent_{name}_low": low}
-        numbers |= {f"exponent_{name}_high": high, f"smallest_{name}": float(values[largest].min())}
+        numbers |= {f"exponent_{name}_high": high, f"smallest_{name}": float(smallest["sigma_min"])}
+        if not smallest["resolved"]:
+            numbers[f"smallest_{name}_bound"] = -1.0
         sides.append((low, high))
     (on_low, on_high), (off_low, off_high) = sides
     verdict = Verdict.UNDECIDED

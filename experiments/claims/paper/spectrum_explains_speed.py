@@ -112,7 +112,7 @@ def _experiment(
     design: Design, rates: tuple[float, ...], pilots: int, name: str, **options: Any
 ) -> MechanismExperiment:
     config = preset(name, arms=design.arms, diagnostics=False, **options)
-    return MechanismExperiment(Plan(config, RateSweep(design.base, rates, pilots), initial_states=True), design)
+    return MechanismExperiment(Plan(config, RateSweep(design.base, rates, pilots), initial_states="everything"), design)
 
 
 _EXPERIMENTS: Final[dict[Size, dict[str, MechanismExperiment]]] = {

@@ -8,12 +8,13 @@ import pandas as pd
 
 from skip_conditioning.diagnostics.theory.statement import Statement
 from skip_conditioning.experiments.claims.verdict.claim import ClaimInputs, Plan, Size
-from skip_conditioning.experiments.claims.verdict.outcome import Finding, Judgement, Reason, Verdict
+from skip_conditioning.experiments.claims.verdict.outcome import Finding, Judgement, Reason, Verdict, combine
 from skip_conditioning.experiments.claims.verdict.wording import number
 from skip_conditioning.experiments.processes.machine import one_thread
 from skip_conditioning.experiments.theory.along_training import check_pl_chain, check_regularity
 from skip_conditioning.experiments.theory.convergence import check_convergence, kind_of
 from skip_conditioning.experiments.theory.curvature_growth import (
+    ACTIVATIONS,
     HIDDEN,
     LAST,
     NORMALISERS,
@@ -32,8 +33,8 @@ from skip_conditioning.experiments.theory.experiment import (
 from skip_conditioning.experiments.theory.networks import SMOOTH
 from skip_conditioning.figures.drawing.saving import save_drawable
 
-#: A statement is vacuous if more than this share of its checks is vacuous. One that may come out either way is reversed
-#: if at least this share of its other checks fails.
+#: A statement is vacuous on networks of a kind if more than this share of its checks is. One that may come out either
+#: way is reversed if at least this share of its other checks fails.
 _SHARE: Final = 0.5
 _STATEMENTS: Final = "statements.parquet"
 
@@ -52,6 +53,7 @@ class TheoryClaim:
         kinds: Of the networks that the claim is about, all if empty; findings on others are secondary.
         statements: Names of the statements that the claim consists of, all if empty; findings on others, such as steps
             of proofs, are secondary.
+        quantity: What the left sides of the statements are, whose range the answer tells; empty if they differ in kind.
         figure: The experiment of ``experiments.theory`` whose figure is shown; empty without one.
     """
 
@@ -63,6 +65,7 @@ class TheoryClaim:
     check: TheoryExperiment
     kinds: tuple[str, ...] = ()
     statements: tuple[str, ...] = ()
+    quantity: str = ""
     figure: str = ""
 
     def plans(self, size: Size) -> dict[str, Plan]:
@@ -83,8 +86,8 @@ class TheoryClaim:
                 "are not vacuous fail, supported where all hold, undecided otherwise",
                 "either of them": f"vacuous where more than {_SHARE:g} of the checks are vacuous and none fails",
             },
-            "combined": "reversed where a statement that counts is, or else undecided where one is; vacuous where more "
-            f"than {_SHARE:g} of the statements are; supported otherwise",
+            "combined": "reversed where a statement that counts is on networks of any kind, supported where all are; "
+            "vacuous or not tested where all are; undecided otherwise",
         }
 
     def judge(self, inputs: ClaimInputs, size: Size) -> Judgement:
@@ -99,15 +102,23 @@ class TheoryClaim:
         for column, wanted in (("kind", self.kinds), ("statement", self.statements)):
             if wanted:
                 counts &= table[column].isin(wanted)
-        findings = list(_findings(table[counts]))
+        findings = [*_findings(table[counts]), *self._missing(table[counts])]
         others = [replace(finding, decides=False) for finding in _findings(table[~counts])]
-        verdict = decide([finding.verdict for finding in findings])
+        verdict = combine([finding.verdict for finding in findings])
         makers = {}
         if self.figure:
             name, make = FIGURES[self.figure]
             makers[name] = lambda: make(inputs.directory)
         figures = save_drawable(inputs.directory, makers)
-        return Judgement(verdict, (*findings, *others), _answer(findings), _change(verdict, size), figures)
+        return Judgement(
+            verdict, (*findings, *others), _answer(findings, self.quantity), _change(verdict, size), figures
+        )
+
+    def _missing(self, table: pd.DataFrame) -> Iterator[Finding]:
+        """The statements that were checked on no network that counts."""
+        for name in self.statements:
+            if name not in set(table["statement"]):
+                yield Finding(name, Verdict.NOT_TESTED, dict.fromkeys(("holds", "violated", "vacuous"), 0))
 
     def _checked(self, inputs: ClaimInputs, size: Size) -> pd.DataFrame:
         """A row for each check of a statement; at size demo on the bundled digits only."""
@@ -120,16 +131,6 @@ class TheoryClaim:
         with one_thread():
             rows = statement_rows({self.id: list(self.check(options))})
         return pd.DataFrame(rows).astype({"step": "Int64"})
-
-
-def decide(verdicts: Sequence[Verdict]) -> Verdict:
-    """The verdict on a claim from those on its statements."""
-    for verdict in (Verdict.REVERSED, Verdict.UNDECIDED):
-        if verdict in verdicts:
-            return verdict
-    if not verdicts:
-        return Verdict.NOT_TESTED
-    return Verdict.VACUOUS if list(verdicts).count(Verdict.VACUOUS) > _SHARE * len(verdicts) else Verdict.SUPPORTED
 
 
 def decide_statement(holds: int, violated: int, vacuous: int, *, is_claim: bool) -> Verdict:
@@ -163,10 +164,12 @@ def _findings(table: pd.DataFrame) -> Iterator[Finding]:
         note += f"; vacuous: {causes[0]}" if causes else ""
         if len(failed):
             note += f"; fails: {number(failed['left'].iloc[0])} against {number(failed['right'].iloc[0])}"
+        telling = rows.loc[rows["verdict"] != "vacuous", "left"]
+        numbers = {"share_holding": share, "checks": len(rows), **counts, "median_tightness": _tightness(rows)}
         yield Finding(
             what=f"{name}: {kind}" if kind else str(name),
             verdict=verdict,
-            numbers={"share_holding": share, "checks": len(rows), **counts, "median_tightness": _tightness(rows)},
+            numbers=numbers | {"smallest_left": telling.min(), "largest_left": telling.max()},
             reason=Reason.VIOLATED if verdict is Verdict.REVERSED and not is_claim else None,
             note=note,
         )
@@ -179,13 +182,19 @@ def _tightness(rows: pd.DataFrame) -> float:
     return float((sides.min(axis=1) / sides.max(axis=1)).median()) if len(positive) else float("nan")
 
 
-def _answer(findings: Sequence[Finding]) -> str:
+def _answer(findings: Sequence[Finding], quantity: str) -> str:
     total = {name: int(sum(each.numbers[name] for each in findings)) for name in ("holds", "violated", "vacuous")}
     checked = sum(total.values())
     text = f"It holds in {total['holds']} of {checked} checks"
     text += f", and {total['vacuous']} say nothing" if total["vacuous"] else ""
     failing = [finding.what for finding in findings if finding.numbers["violated"]]
-    return f"{text}; it fails in {total['violated']}: {'; '.join(failing[:3])}." if failing else f"{text}."
+    text += f"; it fails in {total['violated']}: {'; '.join(failing[:3])}" if failing else ""
+    ranges = [
+        f"{number(finding.numbers['smallest_left'])} to {number(finding.numbers['largest_left'])} ({finding.what})"
+        for finding in findings
+        if finding.numbers["holds"] + finding.numbers["violated"]
+    ]
+    return f"{text}. {quantity}: {'; '.join(ranges)}." if quantity and ranges else f"{text}."
 
 
 def _change(verdict: Verdict, size: Size) -> str:
@@ -242,14 +251,19 @@ PL_ALONG_TRAINING = TheoryClaim(
     figure="pl",
 )
 
-_NORMALISED = tuple(normaliser_kind(normaliser) for normaliser in NORMALISERS if normaliser is not None)
+_NORMALISED = tuple(
+    normaliser_kind(normaliser, activation)
+    for normaliser in NORMALISERS
+    for activation in ACTIVATIONS
+    if normaliser is not None
+)
 
 NORMALISATION_BOUNDS_CURVATURE = TheoryClaim(
     id="normalisation-bounds-curvature",
     statement="The curvature of the loss is bounded while the weights that batch or weight norm acts on grow, and "
     "grows without bound with neither.",
     source="MacDonald et al. 2023, section 4; docs/paper.md §2.5",
-    predicted="exponent p of ‖∇²ℓ‖ ~ |w|^p in the hidden weights at most 0 with a normaliser, at least 0 without",
+    predicted="exponent p of ‖∇²ℓ‖ ~ |w|^p in the hidden weights at most 0 with a normaliser, above 0 without",
     controls=(
         "the hidden weights alone are scaled; the last layer, and all parameters, beside it",
         "also with the length of scale-invariant weights divided out",
@@ -257,6 +271,7 @@ NORMALISATION_BOUNDS_CURVATURE = TheoryClaim(
     ),
     check=check_curvature,
     statements=(statement_name(HIDDEN, bounded=True), statement_name(HIDDEN, bounded=False)),
+    quantity="Exponents p",
     figure="curvature",
 )
 
@@ -265,11 +280,12 @@ LAST_LAYER_UNBOUNDS_CURVATURE = TheoryClaim(
     statement="The last layer, which no normaliser acts on, leaves the curvature unbounded also with batch or weight "
     "norm.",
     source="MacDonald et al. 2023, section 5, whose class leaves the last layer free; docs/paper.md §2.7",
-    predicted="exponent p of ‖∇²ℓ‖ ~ |w|^p in the last layer at least 0 with a normaliser",
+    predicted="exponent p of ‖∇²ℓ‖ ~ |w|^p in the last layer above 0 with a normaliser",
     controls=NORMALISATION_BOUNDS_CURVATURE.controls,
     check=check_curvature,
     kinds=_NORMALISED,
     statements=(statement_name(LAST, bounded=False),),
+    quantity="Exponents p",
     figure="curvature",
 )
 

@@ -174,8 +174,9 @@ def train(experiment: SharedExperiment, processes: int | None = None) -> None:
         _train(experiment.pilots, processes)
     final = experiment.at_best_rates()
     _train(final, processes)
-    if any(plan.initial_states for plan in experiment.plans.values()):
-        measure_initial_states(final.config, final.config.output.out, processes)
+    if wanted := {plan.initial_states for plan in experiment.plans.values()} - {None}:
+        kernels = "everything" in wanted
+        measure_initial_states(final.config, final.config.output.out, processes, kernels=kernels)
 
 
 def _train(experiment: SharedExperiment, processes: int | None) -> None:

@@ -86,8 +86,8 @@ class OverIdentification:
         left_out: The share of ``mediation`` with each initialisation left out.
         q: Cochran's Q.
         p: Of shares as far apart if all were equal.
-        identified: Whether they agree: p is 5 % or more, all slopes have one sign, and leaving one out changes the
-            share by 0.5 at most.
+        identified: Whether they agree: p is 5 % or more, all slopes have one sign, and shares without one
+            initialisation have one sign and lie within 0.5 of each other.
     """
 
     shares: Mapping[str, float]
@@ -149,7 +149,8 @@ def over_identification(runs: pd.DataFrame, *, seed: int, resamples: int = 1000)
     Initialisation b, against the first, changes the mediator by ``Δm_b`` and the slowness by ``Δy_b``, each a mean over
     trials with and without the skip. If all initialisations act through the mediator alone, and linearly, then the
     slopes ``Δy_b / Δm_b`` are equal, and so are the shares that follow from them. Cochran's Q tests it: the weighted
-    squares of the shares' distances from their mean, with the covariance of resampled trials, is χ² distributed.
+    squares of the shares' distances from their mean, with the covariance of resampled trials. As that is estimated from
+    few trials, Q is referred to Hotelling's T² and not to χ², which rejects too often.
 
     Args:
         runs: As for ``mediation``; blocks are initialisations, the first of which is the reference.
@@ -177,9 +178,11 @@ def over_identification(runs: pd.DataFrame, *, seed: int, resamples: int = 1000)
     left_out = {
         str(block): mediation(finite[finite["block"] != block], seed=seed, resamples=2).share for block in blocks
     }
-    p = float(stats.chi2.sf(q, len(shares) - 1))
+    freedom, trials = len(shares) - 1, changes.shape[-1]
+    p = float(stats.f.sf(q * (trials - freedom) / (trials * freedom), freedom, trials - freedom))
     ends = [*left_out.values()]
-    agree = max(ends) - min(ends) <= _MOST_APART and len({bool(slope > 0) for slope in slopes}) == 1
+    one_sign = all(len({bool(value > 0) for value in values}) == 1 for values in (slopes, ends))
+    agree = max(ends) - min(ends) <= _MOST_APART and one_sign
     names = [str(block) for block in blocks[1:]]
     return OverIdentification(
         dict(zip(names, map(float, shares), strict=True)), left_out, q, p, bool(p >= _LEVEL and agree)

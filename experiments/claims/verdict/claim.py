@@ -57,12 +57,13 @@ class Plan:
         config: Its options, such as ``preset("demo", arms=("chain", "residual"), trials=8, lr=(0.1,))``; where it is
             written and on which device it is trained is decided by the command.
         sweep: How each arm's learning rate is chosen; without it all are trained at those of the options.
-        initial_states: Whether each arm's network is measured at its initialisation, on its first training batch.
+        initial_states: What is measured of each arm's network at its initialisation, on its first training batch:
+            everything, or all but the tangent kernel, which costs the most; None for nothing.
     """
 
     config: TrainConfig
     sweep: RateSweep | None = None
-    initial_states: bool = False
+    initial_states: Literal["everything", "without kernel"] | None = None
 
     @property
     def arms(self) -> tuple[str, ...]:

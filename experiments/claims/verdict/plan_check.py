@@ -103,7 +103,7 @@ def plan_lines(name: str, plan: Plan) -> Iterator[str]:
     if measured:
         yield f"  measured: {'; '.join(measured)}"
     if plan.initial_states:
-        yield "  measured at initialisation on the whole first batch: initial_states.parquet"
+        yield f"  measured at initialisation on the whole first batch: {plan.initial_states}, in initial_states.parquet"
 
 
 def _listed(names: Sequence[str]) -> str:

@@ -67,7 +67,7 @@ def paired_verdicts(world: World, draws: int) -> Counter[Verdict]:
 
 def mechanism_claim() -> SpectrumExplainsSpeed:
     """The claim on the mechanism with the worlds' arms."""
-    plan = Plan(preset("demo", arms=DESIGN.arms, trials=20), SWEEP, initial_states=True)
+    plan = Plan(preset("demo", arms=DESIGN.arms, trials=20), SWEEP, initial_states="everything")
     return SpectrumExplainsSpeed(by_size={"demo": {NAME: MechanismExperiment(plan, DESIGN)}}, draws=False)
 
 

@@ -12,7 +12,6 @@ from statsmodels.stats.mediation import Mediation as PeerMediation
 
 from skip_conditioning.diagnostics.errors import InputError
 from skip_conditioning.experiments.claims.statistics.mediation import mediation, over_identification
-from skip_conditioning.experiments.claims.statistics.partial_correlation import partial_correlation
 
 LEVEL = 0.05
 NOISES = {
@@ -228,67 +227,3 @@ def test_infinite_mediators_count_as_the_most_extreme_finite_one_and_pairs_alone
 def test_bad_input_is_named(spoil, message, rng):
     with pytest.raises(InputError, match=message):
         mediation(spoil(world(rng)), seed=0)
-
-
-def table(rng, *, confounded=1.0, trials=20, noise="normal"):
-    """Two quantities of 4 runs a trial which a third moves, and the trial too."""
-    trial = np.repeat(np.arange(trials), 4)
-    z, luck = rng.normal(size=4 * trials), rng.normal(size=trials)[trial]
-    x, y = (confounded * z + luck * sign + NOISES[noise](rng, 4 * trials) for sign in (0.7, 0.0))
-    return pd.DataFrame({"trial": trial, "x": x, "y": y, "z": z, "w": rng.normal(size=4 * trials)})
-
-
-@pytest.mark.parametrize("given", [[], ["z"], ["z", "w"]])
-def test_partial_correlation_is_that_of_the_inverse_correlation_matrix(given, rng):
-    runs = table(rng)
-    runs.loc[3, "x"], runs.loc[5, "z"], runs.loc[9, "y"] = np.inf, -np.inf, runs["y"][8]
-    effects, low, high = partial_correlation(runs, "x", "y", given, seed=0)
-    inverse = np.linalg.inv(np.corrcoef(runs[["x", "y", *given]].rank().T))
-    assert effects == pytest.approx(-inverse[0, 1] / np.sqrt(inverse[0, 0] * inverse[1, 1]))
-    assert low < effects < high
-    ranks = runs.rank()
-    residuals = [smf.ols(f"{name} ~ {' + '.join(['1', *given])}", ranks).fit().resid for name in "xy"]
-    assert effects == pytest.approx(np.corrcoef(residuals)[0, 1])
-    if not given:
-        assert effects == pytest.approx(stats.spearmanr(runs["x"], runs["y"]).statistic)
-
-
-@pytest.mark.parametrize("noise", ["normal", "heavy tails"])
-def test_interval_of_partial_correlation_holds_the_truth_as_often_as_it_says(noise, rng):
-    for given, confounded in (["z"], 0.0), ([], 1.0):
-        truth = 0.0 if given else partial_correlation(
-            table(rng, trials=20_000, noise=noise), "x", "y", [], seed=0, resamples=1
-        )[0]  # fmt: skip
-        ends = [
-            partial_correlation(table(rng, confounded=confounded, noise=noise), "x", "y", given, seed=i, resamples=200)
-            for i in range(120)
-        ]
-        assert 0.88 < np.mean([low <= truth <= high for _, low, high in ends]) < 0.99
-
-
-def test_partial_correlation_is_of_ranks_and_deaf_to_order_and_labels(rng):
-    runs = table(rng)
-    effects = partial_correlation(runs, "x", "y", ["z"], seed=0)
-    assert partial_correlation(runs.assign(x=np.exp(runs["x"])), "x", "y", ["z"], seed=0) == pytest.approx(effects)
-    assert partial_correlation(runs.iloc[::-1], "x", "y", ["z"], seed=0) == pytest.approx(effects)
-    assert partial_correlation(runs, "y", "x", ["z", "z"], seed=0) == pytest.approx(effects)
-    relabelled = runs.assign(fold=(7 * runs["trial"]) % 20)
-    again = partial_correlation(relabelled, "x", "y", ["z"], cluster="fold", seed=0, resamples=4000)
-    assert again == pytest.approx(partial_correlation(runs, "x", "y", ["z"], seed=0, resamples=4000), abs=0.03)
-    assert np.isnan(partial_correlation(runs, "x", "y", ["x"], seed=0)).all()
-
-
-@pytest.mark.parametrize(
-    ("x", "cluster", "message"),
-    [
-        ("xx", "trial", "no column 'xx'.*'x'"),
-        ("hole", "trial", "hole is NaN in 1 of 80"),
-        ("flat", "trial", "flat is the same"),
-        ("x", "flat", "all runs are of one flat"),
-    ],
-)
-def test_partial_correlation_names_bad_input(x, cluster, message, rng):
-    runs = table(rng).assign(flat=1.0)
-    runs["hole"] = runs["w"].mask(runs.index == 4)
-    with pytest.raises(InputError, match=message):
-        partial_correlation(runs, x, "y", ["z"], cluster=cluster, seed=0)

@@ -4,8 +4,11 @@ import numpy as np
 import pytest
 from scipy import stats
 
+from skip_conditioning.experiments.claims.statistics.median_intervals import median_interval
 from skip_conditioning.experiments.claims.statistics.power import (
     MOST_PAIRS,
+    equivalence_power,
+    pairs_for_equivalence,
     pairs_for_power,
     quartile_spread,
     sign_test_power,
@@ -25,13 +28,26 @@ def test_power_is_that_of_simulated_sign_tests():
 
 
 @pytest.mark.parametrize("spread", [0.06, 0.12, 0.3])
-def test_the_number_named_is_the_first_that_is_enough(spread):
+def test_from_the_number_named_on_the_power_is_enough(spread):
     needed = int(pairs_for_power(spread, EFFECT, 0.05))
     share = stats.norm.cdf(EFFECT / spread)
-    powers = sign_test_power(np.arange(1, needed + 1), share, 0.05)
-    assert powers[-1] >= 0.8
-    assert (powers[:-1] < 0.8).all()
+    powers = sign_test_power(np.arange(1, 4 * needed), share, 0.05)
+    assert (powers[needed - 1 :] >= 0.8).all()
+    assert powers[needed - 2] < 0.8
     assert pairs_for_power(spread, EFFECT, 0.05 / 8) > needed
+
+
+@pytest.mark.parametrize("spread", [0.06, 0.12])
+def test_the_number_named_for_equivalence_gives_its_power(spread):
+    needed = int(pairs_for_equivalence(spread, EFFECT, 0.05))
+    rng = np.random.default_rng(1)
+    ends = [median_interval(x, x, 0.95) for x in rng.normal(0, spread, (2000, needed))]
+    inside = np.mean([low > -EFFECT and high < EFFECT for low, high in ends])
+    assert inside == pytest.approx(
+        float(equivalence_power(np.array([needed]), stats.norm.sf(EFFECT / spread), 0.05)[0]), abs=0.03
+    )
+    assert inside > 0.77
+    assert pairs_for_equivalence(spread, EFFECT, 0.05, freedom=4) > needed
 
 
 @pytest.mark.parametrize("pairs", [6, 10, 30])
