@@ -111,3 +111,19 @@ def test_a_pipe_that_is_closed_ends_quietly():
     command = f"{sys.executable} -m skip_conditioning models | head -1"
     ended = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=True)
     assert ended.stderr == ""
+
+
+@pytest.mark.parametrize("streams", ["2>&-", ">&- 2>&-", "<&- >&- 2>&-"])
+def test_closed_streams_are_no_reason_to_fail(streams, tmp_path):
+    command = f'"{sys.executable}" -m skip_conditioning summary nowhere {streams}'
+    assert subprocess.run(["sh", "-c", command], cwd=tmp_path, capture_output=True, check=False).returncode == 2
+    command = f'"{sys.executable}" -m skip_conditioning models {streams}'
+    assert subprocess.run(["sh", "-c", command], cwd=tmp_path, capture_output=True, check=False).returncode == 0
+
+
+def test_a_current_folder_that_is_gone_is_named(tmp_path):
+    script = f'mkdir gone; cd gone; rmdir ../gone; "{sys.executable}" -m skip_conditioning models'
+    result = subprocess.run(["sh", "-c", script], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert result.returncode == 2
+    assert result.stderr.startswith("error: the current folder cannot be used")
+    assert len(result.stderr.splitlines()) == 1
