@@ -6,10 +6,15 @@ from skip_conditioning.experiments.claims.statistics.model_comparison import M2,
 from skip_conditioning.experiments.claims.verdict.outcome import Finding, Verdict
 from skip_conditioning.experiments.claims.verdict.wording import words
 
+_EXPLANATION = (
+    "How much of the differences in speed between arms can be predicted for arms that were left out of the fit:"
+)
+
 
 def mechanism_answer(findings: Sequence[Finding]) -> str:
-    """A sentence for each part of the claim: how well conditioning, the skip and the best rival predict speed."""
-    return "\n".join(_sentence(finding) for finding in findings)
+    """What conditioning, the skip and the best rival predict of the speed of arms, a line for each part of the claim."""
+    lines = [_sentence(finding) for finding in findings]
+    return "\n".join([_EXPLANATION, *lines] if any("skill" in finding.numbers for finding in findings) else lines)
 
 
 def _sentence(finding: Finding) -> str:
@@ -20,10 +25,14 @@ def _sentence(finding: Finding) -> str:
     }
     rivals = {name: value for name, value in skills.items() if name not in ("the mean", M2, M4)}
     best = max(rivals, key=lambda name: rivals[name], default="")
-    rival = f", the {words(best)} {rivals[best]:.2f}" if best else ""
+    rival = f", from the best rival, the {words(best)}, {_share(rivals[best])}" if best else ""
     text = (
-        f"{finding.what}: of the differences between arms left out conditioning explains "
-        f"{finding.numbers['skill']:.2f}, the skip as such {skills[M2]:.2f}{rival}, conditioning and the skip "
-        f"{skills[M4]:.2f} (R²)"
+        f"{finding.what}: from conditioning {_share(finding.numbers['skill'])}, from whether they have a skip "
+        f"{_share(skills[M2])}{rival}, from conditioning and the skip {_share(skills[M4])}"
     )
     return f"{text}: {finding.reason}." if finding.reason and finding.verdict is not Verdict.SUPPORTED else f"{text}."
+
+
+def _share(skill: float) -> str:
+    """A share of the squared differences; nothing where the mean of the other arms predicts better."""
+    return f"{100 * skill:.0f} %" if skill > 0 else "nothing"

@@ -7,7 +7,11 @@ import numpy as np
 
 from skip_conditioning.diagnostics.errors import InputError
 from skip_conditioning.diagnostics.tables import Experiment
-from skip_conditioning.experiments.claims.statistics.power import pairs_for_power, quartile_spread
+from skip_conditioning.experiments.claims.statistics.power import (
+    pairs_for_equivalence,
+    pairs_for_power,
+    quartile_spread,
+)
 from skip_conditioning.experiments.claims.verdict.claim import DecisionRule
 from skip_conditioning.experiments.claims.verdict.decision import Decision, decide
 from skip_conditioning.experiments.claims.verdict.differences import Differences, paired_differences
@@ -106,7 +110,8 @@ def describe(logs: Differences, decision: Decision, rule: DecisionRule, predicte
     ``ratio`` is that of the median, ``ratio_low`` and ``ratio_high`` are the ends of its interval at ``level``, which
     decides. ``ratio_bound`` says that the ratio is a bound itself, 1 a lower and -1 an upper one. ``p_sign`` is the
     sign test's, uncorrected. ``smaller`` and ``larger`` count pairs, ``open`` those of unknown order. ``trials_needed``
-    is the number of pairs that would find an effect of the margin with a power of 80 %.
+    is the number of pairs that would find an effect of the margin with a power of 80 %, or none as large, if that is
+    what is predicted.
 
     Args:
         logs: Log-ratios of the pairs.
@@ -133,16 +138,17 @@ def describe(logs: Differences, decision: Decision, rule: DecisionRule, predicte
     numbers |= {"missing": float(len(logs.missing))}
     numbers |= {"diverged_arm": float(logs.diverged[0]), "diverged_other": float(logs.diverged[1])}
     if decision.verdict is Verdict.UNDECIDED:
-        numbers["trials_needed"] = _trials_needed(logs, decision.level, rule)
+        numbers["trials_needed"] = _trials_needed(logs, decision.level, rule, predicted)
     return numbers
 
 
-def _trials_needed(logs: Differences, level: float, rule: DecisionRule) -> float:
+def _trials_needed(logs: Differences, level: float, rule: DecisionRule, predicted: Direction) -> float:
     known = logs.low[logs.low == logs.high]
     if len(known) < 2:
         return np.inf
     spread, freedom = quartile_spread(known)
-    needed = pairs_for_power(spread, float(np.log(rule.margin)), 1 - level, freedom=freedom)
+    pairs_for = pairs_for_equivalence if predicted is Direction.EQUAL else pairs_for_power
+    needed = pairs_for(spread, float(np.log(rule.margin)), 1 - level, freedom=freedom)
     return float(needed) * logs.pairs / len(known)
 
 

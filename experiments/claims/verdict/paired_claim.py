@@ -210,4 +210,4 @@ def change(verdict: Verdict, findings: Sequence[Finding], look: int = 1) -> str:
         return "The undecided effects vary too much, or were too rarely measured, for any affordable number of trials."
     count = int(np.ceil(max(needed)))
     later = " (somewhat more at the stricter level of a later look)" if look else ""
-    return f"About {count} trials would find an effect of the margin with a power of 80 %{later}: --trials {count}."
+    return f"About {count} trials would find an effect of the margin, or none as large, with a power of 80 %{later}: --trials {count}."
