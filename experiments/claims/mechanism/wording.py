@@ -12,7 +12,7 @@ _EXPLANATION = (
 
 
 def mechanism_answer(findings: Sequence[Finding]) -> str:
-    """What conditioning, the skip and the best rival predict of the speed of arms, a line for each part of the claim."""
+    """What conditioning, the skip and the best rival predict of the speed of arms, a line for each part."""
     lines = [_sentence(finding) for finding in findings]
     return "\n".join([_EXPLANATION, *lines] if any("skill" in finding.numbers for finding in findings) else lines)
 

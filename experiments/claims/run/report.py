@@ -33,7 +33,8 @@ _MOST_SECONDARY: Final = 12
 _CAPTIONS: Final[Mapping[str, str]] = {
     "forest_plot": "Ratio of the first arm to the second in each comparison that decides, with its interval; the band "
     "counts as no effect.",
-    "loss_curves": "Training loss by step: the mean over trials of its logarithm, with a standard deviation to either side.",
+    "loss_curves": "Training loss by step: the mean over trials of its logarithm, and a standard deviation to "
+    "either side.",
     "singular_value_histograms": "How the singular values of each arm's Jacobian are distributed over the first steps.",
     "interventions": "Each arm against the one without a skip: to the right or left better conditioned, below faster. "
     "If conditioning drives speed, arms lie along a falling or rising line through the cross.",

@@ -210,4 +210,5 @@ def change(verdict: Verdict, findings: Sequence[Finding], look: int = 1) -> str:
         return "The undecided effects vary too much, or were too rarely measured, for any affordable number of trials."
     count = int(np.ceil(max(needed)))
     later = " (somewhat more at the stricter level of a later look)" if look else ""
-    return f"About {count} trials would find an effect of the margin, or none as large, with a power of 80 %{later}: --trials {count}."
+    found = "an effect of the margin, or that there is none as large,"
+    return f"About {count} trials would find {found} with a power of 80 %{later}: --trials {count}."
