@@ -183,9 +183,9 @@ def main() -> int:
             if options.only not in title:
                 continue
             before = time.monotonic()
-            assert run(command, folder / "whole", folder) == 0, title
-            seconds, whole, counts = time.monotonic() - before, rows(folder / "whole"), Counter[str]()
-            out = folder / "killed"
+            assert run(command, folder / "whole" / "run", folder) == 0, title
+            seconds, whole, counts = time.monotonic() - before, rows(folder / "whole" / "run"), Counter[str]()
+            out = folder / "killed" / "run"  # rows hold the name of a loop's directory
             for number in range(0, options.kills, _IN_A_ROW):
                 kills = [_kill(source, n, seconds) for n in range(number, min(number + _IN_A_ROW, options.kills))]
                 for kill in kills:
@@ -200,7 +200,7 @@ def main() -> int:
             print(
                 f"| {title} | {counts['kills']} | {counts['late']} | {counts['same']} | {counts['not']} |", flush=True
             )
-    print(f"\nseed {options.seed}, {time.monotonic() - started:.0f} s")
+    print(f"\nseed {options.seed}, {time.monotonic() - started:.0f} s", flush=True)
     print("\n".join(failures), file=sys.stderr)
     return 1 if failures else 0
 

@@ -319,7 +319,7 @@ def test_a_named_statement_that_was_not_checked_is_not_tested(tmp_path):
     claim = TheoryClaim(
         "toy", "s", "nowhere", "so", (), check, statements=("seen", "never seen"), quantity="Exponents p"
     )
-    judgement = claim.judge(ClaimInputs(directory=tmp_path), "demo")
+    judgement = claim.judge(ClaimInputs({}, tmp_path), "demo")
     assert [finding.verdict for finding in judgement.findings] == [Verdict.SUPPORTED, Verdict.NOT_TESTED]
     assert judgement.verdict is Verdict.UNDECIDED
     assert judgement.answer == "It holds in 1 of 1 checks. Exponents p: 0.500 to 0.500 (seen: plain)."
