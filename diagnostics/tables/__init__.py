@@ -17,6 +17,7 @@ from skip_conditioning.diagnostics.tables.files import clear_disk_errors as clea
 from skip_conditioning.diagnostics.tables.files import read_json as read_json
 from skip_conditioning.diagnostics.tables.files import write_json as write_json
 from skip_conditioning.diagnostics.tables.files import write_parquet as write_parquet
+from skip_conditioning.diagnostics.tables.files import write_table as write_table
 from skip_conditioning.diagnostics.tables.schemas import BOUNDS as BOUNDS
 from skip_conditioning.diagnostics.tables.schemas import KEYS as KEYS
 from skip_conditioning.diagnostics.tables.schemas import METRICS as METRICS

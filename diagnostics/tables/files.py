@@ -35,6 +35,17 @@ def write_parquet(table: pa.Table, path: Path) -> None:
         os.fsync(file.fileno())
 
 
+def write_table(frame: pd.DataFrame, path: Path) -> None:
+    """Write a table as one Parquet file, whole or not at all; its folder is made if missing.
+
+    Raises:
+        InputError: It cannot be written, or the disk is full.
+    """
+    with clear_disk_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+    write_parquet(pa.Table.from_pandas(frame, preserve_index=False), path)
+
+
 def write_json(content: Mapping[str, Any], path: Path) -> None:
     """Write a JSON file whole or not at all."""
     with _written_whole(path) as temporary:

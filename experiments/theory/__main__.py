@@ -12,7 +12,7 @@ from pathlib import Path
 import pandas as pd
 
 from skip_conditioning.diagnostics.errors import InputError, LayerCallError, UnsupportedModelError, near_matches
-from skip_conditioning.diagnostics.tables import clear_disk_errors
+from skip_conditioning.diagnostics.tables import clear_disk_errors, write_table
 from skip_conditioning.experiments.config.command_line import parse_options, run_command
 from skip_conditioning.experiments.processes.machine import one_thread
 from skip_conditioning.experiments.theory.along_training import (
@@ -31,7 +31,6 @@ from skip_conditioning.experiments.theory.experiment import (
     print_checks,
     print_conclusion,
     statement_rows,
-    write_table,
 )
 from skip_conditioning.experiments.theory.random_matrices import check_random_matrices
 from skip_conditioning.figures.drawing.saving import save

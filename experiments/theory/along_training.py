@@ -13,13 +13,13 @@ from skip_conditioning.diagnostics.loss.losses import loss_metrics
 from skip_conditioning.diagnostics.loss.probe_loss import loss_gradient
 from skip_conditioning.diagnostics.monitoring.monitor import SpectrumMonitor
 from skip_conditioning.diagnostics.networks.measuring import measuring
-from skip_conditioning.diagnostics.tables import write_json
+from skip_conditioning.diagnostics.tables import write_json, write_table
 from skip_conditioning.diagnostics.theory.chain_rule import chain_rule
 from skip_conditioning.diagnostics.theory.pl_inequality import pl_chain
 from skip_conditioning.diagnostics.theory.regularity import regularity
 from skip_conditioning.diagnostics.theory.skip_bound import skip_bound
 from skip_conditioning.diagnostics.theory.statement import Statement
-from skip_conditioning.experiments.theory.experiment import CheckedStatement, TheoryOptions, write_table
+from skip_conditioning.experiments.theory.experiment import CheckedStatement, TheoryOptions
 from skip_conditioning.experiments.theory.networks import (
     LR,
     CheckedNetwork,

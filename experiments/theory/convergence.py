@@ -22,11 +22,12 @@ from torch.nn import functional
 
 from skip_conditioning.diagnostics.kernel.tangent_kernel import tangent_kernel
 from skip_conditioning.diagnostics.loss.hessian import HessianOperator, spectral_norm
+from skip_conditioning.diagnostics.tables import write_table
 from skip_conditioning.diagnostics.theory.statement import Statement
 from skip_conditioning.experiments.data.datasets import load_data
 from skip_conditioning.experiments.theory.contractive_constants import ContractiveClass, gain_with_floor
 from skip_conditioning.experiments.theory.convergence_training import Problem, Trajectory, Weights, train
-from skip_conditioning.experiments.theory.experiment import CheckedStatement, TheoryOptions, write_table
+from skip_conditioning.experiments.theory.experiment import CheckedStatement, TheoryOptions
 from skip_conditioning.models import build_model
 
 SAMPLES, DEPTH, CLASSES = 16, 2, 10

@@ -21,10 +21,11 @@ from torch import Tensor, nn
 
 from skip_conditioning.diagnostics.loss.hessian import HessianOperator, spectral_norm
 from skip_conditioning.diagnostics.loss.scale_invariance import INVARIANT, Rescaled, effective_scales, scale_invariance
+from skip_conditioning.diagnostics.tables import write_table
 from skip_conditioning.diagnostics.theory.curvature import curvature
 from skip_conditioning.diagnostics.theory.statement import Statement
 from skip_conditioning.experiments.data.datasets import load_data, to_float
-from skip_conditioning.experiments.theory.experiment import CheckedStatement, TheoryOptions, write_table
+from skip_conditioning.experiments.theory.experiment import CheckedStatement, TheoryOptions
 from skip_conditioning.models.residual_mlp import ActivationName, NormaliserName, build_residual_mlp
 
 NORMALISERS: tuple[NormaliserName | None, ...] = ("weight", "batch", None)

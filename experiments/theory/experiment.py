@@ -8,11 +8,10 @@ from pathlib import Path
 from typing import Any, Final
 
 import pandas as pd
-import pyarrow as pa
 import tyro
 from matplotlib.figure import Figure
 
-from skip_conditioning.diagnostics.tables import clear_disk_errors, read_experiment, write_parquet
+from skip_conditioning.diagnostics.tables import read_experiment
 from skip_conditioning.diagnostics.theory.statement import Statement, Verdict
 from skip_conditioning.experiments.config.options import default_data_dir
 from skip_conditioning.figures.bounds_along_training import bounds_along_training
@@ -102,17 +101,6 @@ FIGURES: Final[Mapping[str, tuple[str, Callable[[Path], Figure]]]] = {
     "random-matrices": ("random_matrices", lambda out: random_matrices()),
     "regularity": ("regularity_terms", lambda out: regularity_terms(_read(out / "regularity"))),
 }
-
-
-def write_table(frame: pd.DataFrame, path: Path) -> None:
-    """Write a table as one Parquet file, whole or not at all.
-
-    Raises:
-        InputError: It cannot be written, or the disk is full.
-    """
-    with clear_disk_errors(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-    write_parquet(pa.Table.from_pandas(frame, preserve_index=False), path)
 
 
 def statement_rows(checks: Mapping[str, Sequence[CheckedStatement]]) -> list[dict[str, Any]]:

@@ -14,7 +14,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from skip_conditioning.diagnostics.errors import InputError
-from skip_conditioning.diagnostics.tables import clear_disk_errors
+from skip_conditioning.diagnostics.tables import clear_disk_errors, write_table
 from skip_conditioning.experiments.claims.mechanism.design import CONDITIONING, AtRate, Design
 from skip_conditioning.experiments.claims.mechanism.dose_response import dose_response, dose_table
 from skip_conditioning.experiments.claims.mechanism.interventions import effect_table, premise
@@ -31,7 +31,6 @@ from skip_conditioning.experiments.claims.verdict.claim import ClaimInputs, Deci
 from skip_conditioning.experiments.claims.verdict.outcome import Direction, Finding, Reason, Verdict
 from skip_conditioning.experiments.claims.verdict.rate_sweep import at_ends, best_rates, sweep_table, sweep_thresholds
 from skip_conditioning.experiments.claims.verdict.wording import measure_name, words
-from skip_conditioning.experiments.theory.experiment import write_table
 from skip_conditioning.figures.dose_response import dose_response as draw_doses
 from skip_conditioning.figures.drawing.saving import save_drawable
 from skip_conditioning.figures.intervention_effects import intervention_effects

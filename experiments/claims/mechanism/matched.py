@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from skip_conditioning.diagnostics.tables import clear_disk_errors
+from skip_conditioning.diagnostics.tables import clear_disk_errors, write_table
 from skip_conditioning.experiments.claims.mechanism.design import AtRate
 from skip_conditioning.experiments.claims.mechanism.run_table import matrix, run_table
 from skip_conditioning.experiments.claims.statistics.median_intervals import median, median_interval
@@ -19,7 +19,6 @@ from skip_conditioning.experiments.claims.verdict.differences import Differences
 from skip_conditioning.experiments.claims.verdict.outcome import Comparison, Direction, Finding, Reason, Verdict
 from skip_conditioning.experiments.claims.verdict.rate_sweep import at_ends, best_rates, sweep_table, sweep_thresholds
 from skip_conditioning.experiments.claims.verdict.wording import measure_name
-from skip_conditioning.experiments.theory.experiment import write_table
 from skip_conditioning.figures.drawing.saving import save_drawable
 from skip_conditioning.figures.matched_conditioning import matched_conditioning
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from skip_conditioning.diagnostics.measure import spectra
 from skip_conditioning.diagnostics.spectrum import Spectrum
-from skip_conditioning.diagnostics.tables import Experiment, empty_frame, spectra_frame
+from skip_conditioning.diagnostics.tables import Experiment, empty_frame, spectra_frame, write_table
 from skip_conditioning.experiments.claims.statistics.median_intervals import median_interval
 from skip_conditioning.experiments.claims.verdict.claim import ClaimInputs, DecisionRule, Plan, Size
 from skip_conditioning.experiments.claims.verdict.comparisons import judge_comparisons
@@ -30,7 +30,6 @@ from skip_conditioning.experiments.claims.verdict.outcome import (
 from skip_conditioning.experiments.claims.verdict.paired_claim import answer, change
 from skip_conditioning.experiments.data.datasets import load_data, to_float
 from skip_conditioning.experiments.processes.machine import one_thread
-from skip_conditioning.experiments.theory.experiment import write_table
 from skip_conditioning.experiments.theory.random_matrices import uniform_matrix
 from skip_conditioning.experiments.training.networks import build_network
 from skip_conditioning.figures.drawing.saving import save_drawable

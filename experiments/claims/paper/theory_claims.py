@@ -6,6 +6,7 @@ from typing import Any, Final
 
 import pandas as pd
 
+from skip_conditioning.diagnostics.tables import write_table
 from skip_conditioning.diagnostics.theory.statement import Statement
 from skip_conditioning.experiments.claims.verdict.claim import ClaimInputs, Plan, Size
 from skip_conditioning.experiments.claims.verdict.outcome import Finding, Judgement, Reason, Verdict, combine
@@ -28,7 +29,6 @@ from skip_conditioning.experiments.theory.experiment import (
     TheoryExperiment,
     TheoryOptions,
     statement_rows,
-    write_table,
 )
 from skip_conditioning.experiments.theory.networks import SMOOTH
 from skip_conditioning.figures.drawing.saving import save_drawable

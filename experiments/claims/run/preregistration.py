@@ -196,8 +196,10 @@ def _check_same(directory: Path, registered: Mapping[str, Any], content: Mapping
     )
     changed = [name for name in dict.fromkeys((*before, *after)) if before.get(name) != after.get(name)]
     if changed:
-        ends = {name: [shortened(side.get(name, "none"), 30) for side in (before, after)] for name in changed}
-        differences = [f"{shortened(name, 70)} {' → '.join(own)}" for name, own in ends.items()]
+        ends = {name: [shortened(side.get(name, "none"), 20) for side in (before, after)] for name in changed}
+        differences = [
+            f"{name if len(name) < 50 else f'…{name[-48:]}'} {' → '.join(own)}" for name, own in ends.items()
+        ]
         raise InputError(
             f"{directory / FILE} differs from what this command would register ({some(differences, 3)}); give the "
             "options and use the code registered there, or choose another --out"

@@ -44,7 +44,7 @@ def judge_comparisons(
     if not comparisons:
         raise InputError("a claim needs at least one comparison")
     arms = sorted({name for comparison in comparisons for name in (comparison.arm, comparison.other)})
-    rates = _learning_rates(tables, arms)
+    rates = learning_rates(tables, arms)
     check_complete(tables, arms)
     readings = {rate: reading_at(tables, thresholds, rate) for rate in rates}
     cases = [(comparison, rate) for comparison in comparisons for rate in rates]
@@ -152,7 +152,7 @@ def _trials_needed(logs: Differences, level: float, rule: DecisionRule, predicte
     return float(needed) * logs.pairs / len(known)
 
 
-def _learning_rates(tables: Experiment, arms: Sequence[str]) -> list[float]:
+def learning_rates(tables: Experiment, arms: Sequence[str]) -> list[float]:
     """The learning rates at which all arms ran."""
     rates = []
     for arm in arms:

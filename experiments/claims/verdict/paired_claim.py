@@ -6,10 +6,11 @@ from functools import partial
 from typing import Any, Final
 
 import numpy as np
+import pandas as pd
 from matplotlib.figure import Figure
 
 from skip_conditioning.diagnostics.errors import InputError
-from skip_conditioning.diagnostics.tables import Experiment
+from skip_conditioning.diagnostics.tables import Experiment, write_table
 from skip_conditioning.experiments.claims.statistics.looks import level_at
 from skip_conditioning.experiments.claims.statistics.median_intervals import fewest_values
 from skip_conditioning.experiments.claims.verdict.claim import LOOKS, Claim, ClaimInputs, DecisionRule, Plan, Size
@@ -22,6 +23,7 @@ from skip_conditioning.experiments.claims.verdict.outcome import (
     combine,
 )
 from skip_conditioning.experiments.claims.verdict.plan_check import check_comparisons
+from skip_conditioning.experiments.claims.verdict.run_values import run_values
 from skip_conditioning.experiments.claims.verdict.step_thresholds import Thresholds
 from skip_conditioning.experiments.claims.verdict.wording import sentence, some
 from skip_conditioning.figures.drawing.saving import save_drawable
@@ -29,6 +31,7 @@ from skip_conditioning.figures.drawing.selection import in_order_of
 from skip_conditioning.figures.loss_curves import loss_curves
 from skip_conditioning.figures.singular_value_histograms import singular_value_histograms
 
+_RUNS: Final = "runs.parquet"
 #: What draws each figure of an experiment, by name.
 EXPERIMENT_FIGURES: Final[Mapping[str, Callable[[Experiment], Figure]]] = {
     "loss_curves": loss_curves,
@@ -129,10 +132,10 @@ class PairedClaim:
         return self.pilots + fewest_values(1 - level / (len(self.comparisons) * rates))
 
     def judge(self, inputs: ClaimInputs, size: Size) -> Judgement:
-        """The verdict from the tables of the plans.
+        """The verdict from the tables of the plans; what was read of each run is written into the claim's folder.
 
         Raises:
-            InputError: Tables are missing, or the rule refuses them.
+            InputError: Tables are missing, the rule refuses them, or the folder cannot be written.
         """
         if not self.plans(size):
             return untestable(size, self.by_size)
@@ -140,13 +143,16 @@ class PairedClaim:
         rule = replace(self.rule, level=self.level / len(self.plans(size)))
         deciding: list[Finding] = []
         secondary: list[Finding] = []
+        values: list[pd.DataFrame] = []
         for name in self.plans(size):
             tables = inputs.experiments[name]
             where = name if len(self.plans(size)) > 1 else ""
+            values.append(run_values(tables, (*self.comparisons, *self.secondary), self.thresholds, name))
             deciding += judge_comparisons(tables, self.comparisons, rule, self.thresholds, where)
             if self.secondary:
                 findings = judge_comparisons(tables, self.secondary, rule, self.thresholds, where)
                 secondary += [replace(finding, decides=False) for finding in findings]
+        write_table(pd.concat(values), inputs.directory / _RUNS)
         verdict = combine([finding.verdict for finding in deciding])
         return Judgement(
             verdict,

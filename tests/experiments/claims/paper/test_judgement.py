@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 
 from skip_conditioning.diagnostics.errors import InputError
-from skip_conditioning.diagnostics.tables import Experiment, empty_frame, spectra_frame
+from skip_conditioning.diagnostics.tables import Experiment, empty_frame, spectra_frame, write_table
 from skip_conditioning.diagnostics.theory.statement import Statement
 from skip_conditioning.experiments.claims.paper import skip_shifts_spectrum
 from skip_conditioning.experiments.claims.paper.skip_shifts_spectrum import SKIP_SHIFTS_SPECTRUM
@@ -16,7 +16,7 @@ from skip_conditioning.experiments.claims.verdict.claim import ClaimInputs, Plan
 from skip_conditioning.experiments.claims.verdict.outcome import Comparison, Finding, Reason, Verdict
 from skip_conditioning.experiments.claims.verdict.paired_claim import PairedClaim, change
 from skip_conditioning.experiments.config.presets import preset
-from skip_conditioning.experiments.theory.experiment import CheckedStatement, write_table
+from skip_conditioning.experiments.theory.experiment import CheckedStatement
 
 ARMS, TRIALS = ("chain", "residual"), 7
 SPEED = Comparison("loss_at_step_2", "residual", "chain", "smaller")
