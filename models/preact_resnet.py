@@ -2,6 +2,7 @@
 
 from collections import OrderedDict
 from collections.abc import Callable
+from functools import partial
 from typing import Literal, get_args
 
 from torch import nn
@@ -14,7 +15,9 @@ from skip_conditioning.models.arms import (
     keeps_shape,
     modified_shortcut,
     orthogonal_convolution_shortcut,
+    pooled_convolution_shortcut,
     rank_deficient_shortcut,
+    rescaled_convolution_shortcut,
     residual_shortcut,
 )
 from skip_conditioning.models.errors import check_choice, check_count
@@ -26,6 +29,9 @@ StemName = Literal["cifar", "imagenet"]
 ARMS: dict[str, Arm] = {
     "original": Arm(residual_shortcut),
     "modified": Arm(modified_shortcut),
+    "pooled-1x1": Arm(pooled_convolution_shortcut),
+    "plain-pooled-1x1": Arm(partial(pooled_convolution_shortcut, scaled=False)),
+    "rescaled": Arm(rescaled_convolution_shortcut),
     "isometry": Arm(isometry_shortcut),
     "rank-deficient": Arm(rank_deficient_shortcut),
     "orthogonal-conv": Arm(orthogonal_convolution_shortcut),
@@ -35,6 +41,9 @@ ARMS: dict[str, Arm] = {
 
 - ``original``: identity and 1×1 convolution shortcuts; ``modified``: the same, the down-sampling ones plus
   ``s·AvgPool_s``.
+- ``pooled-1x1``: as ``original``, the down-sampling convolutions on ``s·AvgPool_s`` of their input: exactly the
+  original's singular values, but no pixel is thrown away; ``plain-pooled-1x1``: the same without the factor s;
+  ``rescaled``: as ``original``, the down-sampling convolutions at the scale of ``modified``.
 - ``isometry``, ``rank-deficient``: as ``modified``, with a fixed random partial isometry of the pool's rank, or of an
   eighth of it, in place of the pool.
 - ``orthogonal-conv``: as ``original``, the weights of all shortcut convolutions initially semi-orthogonal.

@@ -75,6 +75,12 @@ def _check_sides(x: Tensor, stride: int) -> None:
         raise ValueError(f"a shortcut of stride {stride} needs sides that are multiples of {stride}, not {sides}")
 
 
+def _scaled_pool(x: Tensor, stride: int) -> Tensor:
+    """``s · AvgPool_s``, whose singular values are all 1."""
+    _check_sides(x, stride)
+    return stride * nn.functional.avg_pool2d(x, stride)
+
+
 class NoShortcut(nn.Module):
     """The zero map: what a chain has in place of a skip.
 
@@ -122,7 +128,8 @@ class ConvolutionShortcut(nn.Conv2d):
     """A trainable 1×1 convolution of stride ``s``, times a fixed gain.
 
     Where ``s > 1`` it reads one pixel in ``s²`` and is blind to the others, so its Jacobian has a large
-    kernel.
+    kernel. Pooled, it reads ``s`` times the mean of each patch of ``s × s`` pixels instead: as picking and
+    pooling both have orthonormal rows, the singular values are the same, but no pixel is thrown away.
 
     Args:
         in_channels: Channels of the input.
@@ -131,26 +138,39 @@ class ConvolutionShortcut(nn.Conv2d):
         bias: Whether the convolution has a bias.
         gain: α. At 0 the convolution exists and is not used: the output is zero and its parameters get no
             gradient. A chain thus has the parameters of the network with skips.
+        pooled: Whether it reads patches instead of pixels.
     """
 
     def __init__(
-        self, in_channels: int, out_channels: int, stride: int = 1, *, bias: bool = False, gain: float = 1.0
+        self,
+        in_channels: int,
+        out_channels: int,
+        stride: int = 1,
+        *,
+        bias: bool = False,
+        gain: float = 1.0,
+        pooled: bool = False,
     ) -> None:
         super().__init__(in_channels, out_channels, kernel_size=1, stride=stride, bias=bias)
-        self.gain = gain
+        self.gain, self.pooled = gain, pooled
 
     def forward(self, x: Tensor) -> Tensor:
-        """The scaled convolution, shape ``(N, C_out, ⌈H / s⌉, ⌈W / s⌉)``."""
+        """The scaled convolution, shape ``(N, C_out, ⌈H / s⌉, ⌈W / s⌉)``.
+
+        Raises:
+            ValueError: It is pooled, and ``H`` or ``W`` is not a multiple of the stride.
+        """
         if self.gain == 0:
             return _zeros(x, self.out_channels, self.stride[0])
         # Picking the pixels first is the same map; its backward pass is several times faster on a CPU.
         stride = self.stride[0]
-        y = nn.functional.conv2d(x[..., ::stride, ::stride], self.weight, self.bias)
+        read = _scaled_pool(x, stride) if self.pooled else x[..., ::stride, ::stride]
+        y = nn.functional.conv2d(read, self.weight, self.bias)
         return y if self.gain == 1 else self.gain * y
 
     def extra_repr(self) -> str:
-        """The convolution's description and the gain, for ``print(model)``."""
-        return f"{super().extra_repr()}, gain={self.gain}"
+        """The convolution's description, the gain and whether it is pooled, for ``print(model)``."""
+        return f"{super().extra_repr()}, gain={self.gain}" + (", pooled=True" if self.pooled else "")
 
 
 class PooledIdentityShortcut(nn.Module):
@@ -191,9 +211,7 @@ class PooledIdentityShortcut(nn.Module):
         Raises:
             ValueError: ``H`` or ``W`` is not a multiple of the stride.
         """
-        _check_sides(x, self.stride)
-        pooled = self.stride * nn.functional.avg_pool2d(x, self.stride)
-        return nn.functional.pad(pooled, (0, 0, 0, 0, *self.padding))
+        return nn.functional.pad(_scaled_pool(x, self.stride), (0, 0, 0, 0, *self.padding))
 
     def extra_repr(self) -> str:
         """Stride and padding, for ``print(model)``."""

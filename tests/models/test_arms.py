@@ -17,6 +17,7 @@ from skip_conditioning.models import (
 )
 from skip_conditioning.models.arms import (
     RESCALED_GAIN,
+    RESCALED_SHORTCUT_GAIN,
     gain_shortcut,
     isometry_shortcut,
     low_rank_shortcut,
@@ -24,6 +25,7 @@ from skip_conditioning.models.arms import (
     orthogonal_shortcut,
     rank_deficient_shortcut,
 )
+from skip_conditioning.models.preact_resnet import ARMS, build_preact_resnet
 
 
 def singular_values(shortcut: nn.Module, *shape: int) -> Tensor:
@@ -193,3 +195,38 @@ def test_the_mnist_networks_dirac_arms_change_what_keeps_its_channels_and_no_mor
         changed = {key for key in plain if not torch.equal(plain[key], dirac[key])}
         branches = ("block1.branch.0", "block1.branch.3", "block2.branch.3")
         assert changed == {f"{name}.{kind}" for name in branches for kind in ("weight", "bias")}
+
+
+def _of_shortcut(arm: str) -> torch.Tensor:
+    """All singular values of the down-sampling shortcut of one draw of weights."""
+    torch.manual_seed(0)
+    shortcut = ARMS[arm].shortcut(3, 6, 2).double()
+    J = torch.autograd.functional.jacobian(shortcut, torch.randn(1, 3, 4, 4, dtype=torch.float64))
+    return torch.linalg.svdvals(J.reshape(24, 48))
+
+
+def test_pooling_before_a_convolution_keeps_its_singular_values_and_throws_no_pixel_away() -> None:
+    plain = _of_shortcut("original")
+    torch.testing.assert_close(_of_shortcut("pooled-1x1"), plain)
+    torch.testing.assert_close(_of_shortcut("plain-pooled-1x1"), plain / 2)
+    torch.testing.assert_close(_of_shortcut("rescaled"), RESCALED_SHORTCUT_GAIN * plain)
+    x = torch.randn(1, 3, 4, 4, requires_grad=True)
+    (gradient,) = torch.autograd.grad(ARMS["pooled-1x1"].shortcut(3, 6, 2)(x).sum(), x)
+    assert (gradient != 0).all()
+
+
+def test_the_rescaled_shortcuts_have_about_the_scale_of_the_modified_ones() -> None:
+    # Neighbouring pixels are alike, as in photographs; of white noise the pool would leave half.
+    coarse = torch.randn(32, 3, 4, 4, generator=torch.Generator().manual_seed(0))
+    images = torch.nn.functional.interpolate(coarse, size=(32, 32), mode="bilinear")
+    stds = {}
+    for arm in ("original", "modified", "rescaled"):
+        torch.manual_seed(1)
+        network = build_preact_resnet(18, arm, width=16)
+        features = network.stem(images)
+        block = network.get_submodule("layer2.0")
+        assert isinstance(block, PreActivationBlock)
+        with torch.no_grad():
+            stds[arm] = float(block.shortcut(block.preactivation(network.layer1(features))).std())
+    assert stds["rescaled"] == pytest.approx(2.25 * stds["original"])
+    assert stds["rescaled"] == pytest.approx(stds["modified"], rel=0.1)
