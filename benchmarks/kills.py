@@ -70,9 +70,9 @@ def local(options, folder, gpus):
 jobs._slurm_executor, jobs._CHECK_EVERY = local, 0.2
 sys.exit(main(sys.argv[1:]))
 """
-#: Kills its process group at the n-th renaming of a file.
+#: Kills its process group at the n-th renaming of a file; a process that ends writes down how many there were.
 _SITE = """
-import os, signal
+import atexit, os, signal
 _at, _count, _replace = int(os.environ.get("KILL_AT", "0")), 0, os.replace
 def replace(*args, **kwargs):
     global _count
@@ -80,8 +80,11 @@ def replace(*args, **kwargs):
     if _count == _at:
         os.killpg(0, signal.SIGKILL)
     return _replace(*args, **kwargs)
-if _at:
-    os.replace = replace
+os.replace = replace
+@atexit.register
+def write_down():
+    with open(os.path.join(os.path.dirname(__file__), "renamings"), "a") as file:
+        print(_count, file=file)
 """
 
 
@@ -162,9 +165,9 @@ def difference(out: Path, whole: dict[str, pd.DataFrame]) -> str:
     return ""
 
 
-def _kill(source: random.Random, number: int, seconds: float) -> dict[str, Any]:
+def _kill(source: random.Random, number: int, seconds: float, renamings: int) -> dict[str, Any]:
     """When to kill: every other time at a renaming, else within the time that the command takes."""
-    return {"kill_at": source.randrange(1, 25)} if number % 2 else {"after": source.uniform(0.3, 1) * seconds}
+    return {"kill_at": source.randint(1, renamings)} if number % 2 else {"after": source.uniform(0.3, 1) * seconds}
 
 
 def main() -> int:
@@ -183,11 +186,15 @@ def main() -> int:
             if options.only not in title:
                 continue
             before = time.monotonic()
+            (folder / "renamings").unlink(missing_ok=True)
             assert run(command, folder / "whole" / "run", folder) == 0, title
+            # A later process finds some of the work done.
+            renamings = max(1, max(map(int, (folder / "renamings").read_text().split())) * 2 // 3)
             seconds, whole, counts = time.monotonic() - before, rows(folder / "whole" / "run"), Counter[str]()
             out = folder / "killed" / "run"  # rows hold the name of a loop's directory
             for number in range(0, options.kills, _IN_A_ROW):
-                kills = [_kill(source, n, seconds) for n in range(number, min(number + _IN_A_ROW, options.kills))]
+                numbers = range(number, min(number + _IN_A_ROW, options.kills))
+                kills = [_kill(source, n, seconds, renamings) for n in numbers]
                 for kill in kills:
                     counts["late" if run(command, out, folder, **kill) == 0 else "kills"] += 1
                 again = run(command, out, folder)

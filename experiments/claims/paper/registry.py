@@ -1,11 +1,11 @@
 """The claims by name, in the order of docs/paper.md §4. Another claim is one module and one line here."""
 
 from skip_conditioning.diagnostics.errors import InputError, near_matches
+from skip_conditioning.experiments.claims.paper.cifar_claims import CONDITIONING_SPEEDS_CIFAR, SHORTCUT_SPEEDS_CIFAR
 from skip_conditioning.experiments.claims.paper.matched_conditioning import MATCHED_CONDITIONING
 from skip_conditioning.experiments.claims.paper.paired_claims import (
     MNIST_SPECTRUM_ORDER,
     MNIST_SPEED_ORDER,
-    SHORTCUT_SPEEDS_CIFAR,
     SHORTCUT_SPEEDS_IMAGENET,
 )
 from skip_conditioning.experiments.claims.paper.skip_shifts_spectrum import SKIP_SHIFTS_SPECTRUM
@@ -32,6 +32,7 @@ CLAIMS: dict[str, Claim] = {
         MNIST_SPECTRUM_ORDER,
         MNIST_SPEED_ORDER,
         SHORTCUT_SPEEDS_CIFAR,
+        CONDITIONING_SPEEDS_CIFAR,
         SHORTCUT_SPEEDS_IMAGENET,
         SPECTRUM_EXPLAINS_SPEED,
         MATCHED_CONDITIONING,

@@ -37,6 +37,7 @@ class Reason(StrEnum):
     RATE_AT_END = "the best learning rate of an arm is an end of the grid, so a better one may lie outside"
     OTHER_SIZE = "nothing is trained for it at this size"
     NO_PREMISE = "the skip is not both better conditioned and faster, so there is nothing to explain"
+    NO_GAIN = "the arm is not faster, so there is no gain to share"
     NOT_ALL_BEATEN = "conditioning predicts better than the skip as such, but not than every rival"
     RIVAL_BETTER = "the skip as such, or a rival, predicts the speed of arms left out better than conditioning does"
     NOT_IDENTIFIED = "the initialisations disagree, so the share is not identified"

@@ -15,6 +15,7 @@ from skip_conditioning.experiments.data.image_index import open_images
 from skip_conditioning.experiments.training.networks import build_network, check_arms
 
 NAMES = ("shortcut-speeds-cifar", "shortcut-speeds-imagenet")
+ARMS = {NAMES[0]: ("original", "modified", "pooled-1x1"), NAMES[1]: ("original", "modified")}
 CASES = [(name, size) for name in NAMES for size in ("reduced", "cifar")]
 #: Images that a data set has for training.
 IMAGES = {"cifar10": 50_000, "cifar100": 50_000, "imagenet": 1_281_167}
@@ -27,16 +28,18 @@ def planned(name, size):
 
 def length(config):
     """Steps of a run."""
-    return config.optimisation.epochs * math.ceil(
-        (config.data.subset or IMAGES[config.data.dataset]) / config.optimisation.batch_size
-    )
+    return config.optimisation.steps or config.optimisation.epochs * steps_of_an_epoch(config)
+
+
+def steps_of_an_epoch(config):
+    return math.ceil((config.data.subset or IMAGES[config.data.dataset]) / config.optimisation.batch_size)
 
 
 @pytest.mark.parametrize(("name", "size"), CASES)
 def test_every_plan_can_be_trained(name, size):
     for experiment in planned(name, size):
         experiment.config.check()
-        assert experiment.config.network.arms == ("original", "modified")
+        assert experiment.config.network.arms == ARMS[name]
         check_arms(experiment.config.network.model, experiment.config.network.arms)
 
 
@@ -58,7 +61,7 @@ def test_the_window_of_the_loss_is_a_small_part_of_a_run(name, size):
 @pytest.mark.parametrize("name", NAMES)
 def test_no_rate_decays_in_a_reduced_run(name):
     assert all(
-        experiment.config.optimisation.epochs <= experiment.config.optimisation.decay_epochs
+        length(experiment.config) <= experiment.config.optimisation.decay_epochs * steps_of_an_epoch(experiment.config)
         for experiment in planned(name, "reduced")
     )
 
