@@ -20,13 +20,13 @@ def curvature_growth(table: pd.DataFrame, fits: pd.DataFrame) -> Figure:
     """``‖∇²ℓ(rθ)‖`` against r, log-log; a row for each cost and activation, a column for each choice of what is scaled.
 
     One colour per normaliser; dashed, where it differs, the effective norm, in units of the weights' length. Exponents
-    of both, with standard errors, stand in each panel. Norms that have not converged are not drawn, but counted.
+    of both stand in each panel, the effective one in parentheses. Norms that have not converged are not drawn, but counted.
 
     Args:
         table: ``curvature_growth.parquet``: columns ``normaliser, activation, cost, scaled, r, norm, effective_norm,
             converged``.
-        fits: ``curvature_growth_fits.parquet``: a row for each curve, with ``exponent``, ``effective_exponent``, the
-            error of each, and ``unresolved``.
+        fits: ``curvature_growth_fits.parquet``: a row for each curve, with ``exponent``, ``effective_exponent`` and
+            ``unresolved``.
 
     Raises:
         NothingToDrawError: The table has no positive norm that has converged.
@@ -48,7 +48,7 @@ def curvature_growth(table: pd.DataFrame, fits: pd.DataFrame) -> Figure:
             _draw(axis, curves, fitted, styles)
             unresolved = fitted["unresolved"].sum()
             note = f" ({unresolved} unresolved)" if unresolved else ""
-            axis.set_title(f"{cost}, {activation}, {scaled} × r{note}")
+            axis.set_title(f"{scaled} × r\n{cost}, {activation}{note}", fontsize=9)
     low, high = float(fits["r_low"].min()), float(fits["r_high"].max())
     figure.supxlabel(
         f"r (exponents p of the norm ~ r^p: least squares on {number(round(low, 1))} ≤ r ≤ {number(high)})", fontsize=10
@@ -56,7 +56,14 @@ def curvature_growth(table: pd.DataFrame, fits: pd.DataFrame) -> Figure:
     figure.supylabel("norm of the Hessian", fontsize=10)
     handles = [
         Line2D([], [], color=GREY, linewidth=1.8, label="‖∇²ℓ‖, by normaliser"),
-        Line2D([], [], color=GREY, linewidth=1.4, linestyle=_DASHED, label="effective: in units of |w|"),
+        Line2D(
+            [],
+            [],
+            color=GREY,
+            linewidth=1.4,
+            linestyle=_DASHED,
+            label="effective: in units of |w| (exponents in parentheses)",
+        ),
     ]
     figure.legend(handles=handles, loc="outside upper center", ncols=len(handles))
     return figure
@@ -67,9 +74,9 @@ def _draw(axis: Axes, curves: pd.DataFrame, fits: pd.DataFrame, styles: dict[str
     for normaliser, curve in curves.groupby("normaliser"):
         style = styles[str(normaliser)]
         fit = fits[fits["normaliser"] == normaliser].iloc[0]
-        label = f"{normaliser}: p = {_with_error(fit['exponent'], fit['exponent_error'])}"
+        label = f"{normaliser}: p = {_exponent(fit['exponent'])}"
         if not np.array_equal(curve["norm"], curve["effective_norm"]):
-            label += f", effective {_with_error(fit['effective_exponent'], fit['effective_exponent_error'])}"
+            label += f" ({_exponent(fit['effective_exponent'])})"
             axis.plot(curve["r"], curve["effective_norm"], color=style.colour, linestyle=_DASHED, linewidth=1.4)
         axis.plot(
             curve["r"], curve["norm"], color=style.colour, linewidth=1.8, marker=style.marker, markersize=4, label=label
@@ -83,8 +90,5 @@ def _draw(axis: Axes, curves: pd.DataFrame, fits: pd.DataFrame, styles: dict[str
     axis.legend(loc="upper left", fontsize=7.5, borderaxespad=0.2, labelspacing=0.25)
 
 
-def _with_error(exponent: float, error: float) -> str:
-    """An exponent to two decimals, and its error to one digit, rounded up to 0.001."""
-    if np.isnan(exponent):
-        return "unknown"
-    return f"{round(exponent, 2) + 0.0:.2f} ± {max(error, 1e-3):.1g}".replace("-", "−")
+def _exponent(value: float) -> str:
+    return "unknown" if np.isnan(value) else f"{round(value, 2) + 0.0:.2f}".replace("-", "−")

@@ -199,14 +199,17 @@ def _growth_checks(fit: dict[Any, Any]) -> Iterator[CheckedStatement]:
         exponent, error = fit[f"{kind}exponent"], fit[f"{kind}exponent_error"]
         norm = "‖D∇²ℓD‖" if kind else "‖∇²ℓ‖"
         chance = max(2 * error, _FLAT)
+        doubt = _inconclusive(exponent, chance)
+        # Where no power law fits a small exponent is no sign that the curvature stays bounded either.
+        must_exceed = chance if not bounded and not doubt else 0.0
         statement = Statement(
             name=statement_name(fit["scaled"], bounded=bounded, effective=bool(kind)),
             formula=f"p {'≤ 0' if bounded else '> 0 beyond chance'} where {norm} ~ r^p, {fit['scaled']} scaled by r",
             left=exponent,
             relation="<=" if bounded else ">=",
-            right=0.0 if bounded else chance,
-            error=chance if bounded else 0.0,
-            cause=_inconclusive(exponent, chance),
+            right=must_exceed,
+            error=0.0 if must_exceed else chance,
+            cause=doubt,
             note=f"p = {exponent:.3g} ± {error:.1g} on r from {fit['r_low']:.3g} to {fit['r_high']:.3g}, two standard "
             f"errors being chance; norms from {fit[f'{kind}norm_min']:.3g} to {fit[f'{kind}norm_max']:.3g} over all r"
             + (f"; {fit['unresolved']} not resolved" if fit["unresolved"] else ""),
