@@ -20,7 +20,8 @@ def curvature_growth(table: pd.DataFrame, fits: pd.DataFrame) -> Figure:
     """``‖∇²ℓ(rθ)‖`` against r, log-log; a row for each cost and activation, a column for each choice of what is scaled.
 
     One colour per normaliser; dashed, where it differs, the effective norm, in units of the weights' length. Exponents
-    of both stand in each panel, the effective one in parentheses. Norms that have not converged are not drawn, but counted.
+    of both stand in each panel, the effective one in parentheses. Norms that have not converged are not drawn, but
+    counted.
 
     Args:
         table: ``curvature_growth.parquet``: columns ``normaliser, activation, cost, scaled, r, norm, effective_norm,
