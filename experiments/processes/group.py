@@ -3,6 +3,7 @@
 import contextlib
 import os
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from typing import NoReturn, TypeVar
@@ -29,6 +30,7 @@ def process_group(device: torch.device) -> Iterator[distributed.ProcessGroup | N
     if processes() == 1:
         yield None
         return
+    _end_with_torchrun()
     if device.type == "cuda":
         torch.cuda.set_device(own_device(device))  # NCCL sends Python objects through the current device
     distributed.init_process_group("nccl" if device.type == "cuda" else "gloo")
@@ -39,6 +41,20 @@ def process_group(device: torch.device) -> Iterator[distributed.ProcessGroup | N
         raise
     finally:
         distributed.destroy_process_group()
+
+
+def _end_with_torchrun() -> None:
+    """End this process when ``torchrun`` is killed, which it would not notice: it would train on, or wait for hours."""
+    if "TORCHELASTIC_RUN_ID" not in os.environ:
+        return
+    parent = os.getppid()
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(0.5)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True, name="watches torchrun").start()
 
 
 def processes() -> int:

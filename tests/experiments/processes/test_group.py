@@ -3,6 +3,8 @@
 import os
 import subprocess
 import sys
+import time
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -82,3 +84,28 @@ def test_each_process_has_a_device_of_its_own(monkeypatch):
     assert own_device(torch.device("cuda")) == torch.device("cuda", 3)
     assert own_device(torch.device("cuda", 1)) == torch.device("cuda", 1)
     assert own_device(torch.device("cpu")) == torch.device("cpu")
+
+
+def test_a_process_ends_with_the_torchrun_that_started_it(tmp_path):
+    child = tmp_path / "child.py"
+    child.write_text(
+        "import os, pathlib, time\n"
+        "from skip_conditioning.experiments.processes.group import _end_with_torchrun\n"
+        "_end_with_torchrun()\n"
+        f"pathlib.Path({str(tmp_path / 'pid')!r}).write_text(str(os.getpid()))\n"
+        "time.sleep(100)\n"
+    )
+    script = f"import subprocess, sys; subprocess.run([sys.executable, {str(child)!r}])"
+    environment = {**os.environ, "TORCHELASTIC_RUN_ID": "1"}
+    parent = subprocess.Popen([sys.executable, "-c", script], env=environment)
+    until(lambda: (tmp_path / "pid").exists() and (tmp_path / "pid").read_text())
+    parent.kill()
+    parent.wait()
+    until(lambda: not Path(f"/proc/{(tmp_path / 'pid').read_text()}").exists())
+
+
+def until(happened):
+    end = time.monotonic() + 60
+    while not happened():
+        assert time.monotonic() < end
+        time.sleep(0.1)
