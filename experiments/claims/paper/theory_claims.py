@@ -275,6 +275,7 @@ NORMALISATION_BOUNDS_CURVATURE = TheoryClaim(
     figure="curvature",
 )
 
+#: Its figure is the right column of that of ``NORMALISATION_BOUNDS_CURVATURE``.
 LAST_LAYER_UNBOUNDS_CURVATURE = TheoryClaim(
     id="last-layer-unbounds-curvature",
     statement="The last layer, which no normaliser acts on, leaves the curvature unbounded also with batch or weight "
@@ -286,7 +287,6 @@ LAST_LAYER_UNBOUNDS_CURVATURE = TheoryClaim(
     kinds=_NORMALISED,
     statements=(statement_name(LAST, bounded=False),),
     quantity="Exponents p",
-    figure="curvature",
 )
 
 CONVERGES_AT_INFINITY = TheoryClaim(

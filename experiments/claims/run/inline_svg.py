@@ -10,9 +10,9 @@ from markupsafe import Markup
 from skip_conditioning.figures.drawing.style import HOVER
 
 _REFERENCE: Final = re.compile(r"url\(\s*['\"]?#([^)'\"]+)['\"]?\s*\)")
-#: Attributes with coordinates in points, for which two decimals suffice.
+#: Attributes with coordinates in points, for which one decimal suffices.
 _COORDINATES = frozenset({"d", "points", "x", "y"})
-_LONG = re.compile(r"-?\d+\.\d{3,}")
+_LONG = re.compile(r"-?\d+\.\d{2,}")
 #: Elements of an SVG that show nothing, would restyle the whole page, or could run or load something.
 _DROPPED = frozenset({"metadata", "script", "style", "title", "foreignObject", "animate", "set"})
 #: Takes the place of the style sheet of Matplotlib's SVGs, which would apply to the whole page, and of the fonts that
@@ -42,6 +42,12 @@ def inline_svg(svg: str, prefix: str, label: str) -> Markup:
     referred |= {value[1:] for name, value in attributes if name == "href" and value.startswith("#")}
     identifiers = {name: f"{prefix}{number}" for number, name in enumerate(sorted(referred))}
     _adapt(root, identifiers, set())
+    _shorten(root)
+    styles = _classes(root, prefix)
+    if styles:
+        sheet = ElementTree.Element("style")
+        sheet.text = "".join(f".{name}{{{style}}}" for style, name in styles.items())
+        root.insert(0, sheet)
     for name in ("width", "height", "version"):
         root.attrib.pop(name, None)
     root.attrib |= {"role": "img", "aria-label": label, "style": _INHERITED}
@@ -59,7 +65,7 @@ def _adapt(element: ElementTree.Element, identifiers: Mapping[str, str], taken: 
         if name == "href" and value.startswith("#"):
             value = f"#{identifiers[value[1:]]}"
         if name in _COORDINATES:
-            value = _LONG.sub(lambda match: f"{float(match[0]):.2f}", value)
+            value = " ".join(_LONG.sub(lambda match: f"{float(match[0]):.1f}", value).split())
         if name == "style":
             value = _FONT.sub("", value)
         element.set(name, _REFERENCE.sub(lambda match: f"url(#{identifiers[match[1]]})", value))
@@ -75,6 +81,30 @@ def _adapt(element: ElementTree.Element, identifiers: Mapping[str, str], taken: 
         title = ElementTree.Element("title")
         title.text = identifier.removeprefix(HOVER)
         element.insert(0, title)
+
+
+def _shorten(element: ElementTree.Element) -> None:
+    """Remove white space between elements, and groups that group nothing."""
+    kept: list[ElementTree.Element] = []
+    for child in element:
+        _shorten(child)
+        child.tail = None
+        is_bare = child.tag == "g" and not child.attrib and not any(each.tag == "title" for each in child)
+        kept += list(child) if is_bare else [child]
+    element[:] = kept
+    if element.text and not element.text.strip():
+        element.text = None
+
+
+def _classes(root: ElementTree.Element, prefix: str) -> dict[str, str]:
+    """Replace the styles of the elements inside by classes, which each style needs once; returns their names."""
+    stem = re.sub(r"\W", "-", prefix)
+    names: dict[str, str] = {}
+    for element in root.iter():
+        style = element.attrib.pop("style", "").strip(" ;") if element is not root else ""
+        if style and not set("{}<>@\\") & set(style):  # or it would restyle the page
+            element.set("class", names.setdefault(style, f"{stem}{len(names)}"))
+    return names
 
 
 def _local(name: str) -> str:

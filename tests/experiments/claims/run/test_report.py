@@ -262,6 +262,16 @@ def test_inlined_figures_show_values_and_run_nothing() -> None:
     assert page.loads == ["data:image/png;base64,AA=="]
 
 
+def test_styles_of_a_figure_are_said_once_and_stay_within_it() -> None:
+    element = '<g><g><use style="fill: red; "/></g></g>\n'
+    hostile = '<use style="fill: red} body{display: none"/>'
+    inlined = str(inline_svg(f'<svg xmlns="http://www.w3.org/2000/svg">{3 * element}{hostile}</svg>', "figure1.2.", ""))
+    assert "<style>.figure1-2-0{fill: red}</style>" in inlined
+    assert inlined.count('<use class="figure1-2-0" />') == 3
+    assert "body" not in inlined
+    assert "<g>" not in inlined
+
+
 @pytest.mark.parametrize(
     ("value", "text"),
     [(NAN, "–"), (None, "–"), (INF, "∞"), (-INF, "−∞"), (0.0, "0"), (30.0, "30"), (0.61728, "0.617"),
