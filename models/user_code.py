@@ -103,8 +103,8 @@ def raised(error: BaseException) -> str:
     """What a user's code raised and where, in a line to be read after the code's name."""
     where = traceback.extract_tb(error.__traceback__)[-1]
     location = "" if isinstance(error, SyntaxError) else f" ({where.filename}, line {where.lineno})"
-    first_line = str(error).strip().partition("\n")[0]
-    reason = f": {first_line[:_QUOTED]}{'…' if len(first_line) > _QUOTED else ''}" if first_line else ""
+    line = " ".join(str(error).split())
+    reason = f": {line[:_QUOTED]}{'…' if len(line) > _QUOTED else ''}" if line else ""
     return f"raised {type(error).__name__}{reason}{location}"
 
 

@@ -27,7 +27,7 @@ def tables():
 def test_every_curve_is_drawn_with_its_exponents(tables):
     figure = curvature_growth(*tables)
     assert [axis.get_title() for axis in figure.axes] == [
-        "cross-entropy, tanh, all parameters × r", "mean square, tanh, all parameters × r"
+        "all parameters × r\ncross-entropy, tanh", "all parameters × r\nmean square, tanh"
     ]  # fmt: skip
     for axis in figure.axes:
         labels = [text.get_text() for text in axis.get_legend().get_texts()]

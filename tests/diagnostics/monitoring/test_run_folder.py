@@ -136,7 +136,7 @@ class OnDevice:
     """Stands for a number on a GPU; says when it is waited for."""
 
     device, is_complex, detach = torch.device("cuda"), lambda self: False, lambda self: self
-    numel, clone = lambda self: 1, lambda self: self
+    numel, clone, is_meta = lambda self: 1, lambda self: self, False
 
     def __init__(self, fetched):
         self.item = lambda: fetched.append(self) or 1.0

@@ -236,7 +236,7 @@ def checks(*statements):
 
 def test_the_least_slack_of_each_verdict_is_printed(capsys):
     loose, tight = (Statement("s", "a ≥ b", left, ">=", 1.0, 1e-9) for left in (5.0, 1.5))
-    vacuous = Statement("s", "a ≥ b", 1.0, ">=", 0.0, 1e-9, cause="dead units: 3 of 4; and more")
+    vacuous = Statement("s", "a ≥ b", 1.0, ">=", 0.0, 1e-9, cause="dead units: 3 of 4")
     claim = Statement("c", "p ≤ 0", 2.0, "<=", 0.0, 0.1, is_claim=True)
     print_checks("x", checks(loose, tight, vacuous, claim), 1.0)
     print_conclusion({"x": checks(loose, tight, vacuous, claim)})
