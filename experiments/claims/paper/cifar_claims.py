@@ -27,7 +27,7 @@ def _reduced(name: str, lr: tuple[float, ...], trials: int, arms: tuple[str, ...
     return Plan(
         preset(
             name, arms=arms, lr=lr, trials=trials, epochs=None, steps=_STEPS,
-            model_options=("width=16",), loss_window=_WINDOW, diagnostics=False, seed=SEED,
+            model_options=("width=16",), channels_last=True, loss_window=_WINDOW, diagnostics=False, seed=SEED,
         )
     )  # fmt: skip
 
@@ -65,7 +65,7 @@ SHORTCUT_SPEEDS_CIFAR = PairedClaim(
         Comparison("steps", "modified", "pooled-1x1", Direction.SMALLER),
         *(
             Comparison(measure, "modified", "original", Direction.SMALLER)
-            for measure in ("mean_log_loss", "final_loss")
+            for measure in ("mean_log_loss", "loss_at_step_100", "loss_at_step_200", "final_loss", "test_error")
         ),
     ),
     thresholds=_THRESHOLDS,

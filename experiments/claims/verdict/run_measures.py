@@ -22,7 +22,7 @@ SPECTRA_STEPS: Final = 10
 #: Measures that are bounds where the spectrum is unresolved; the true value is then larger (1) or smaller (-1).
 BOUNDS: Final[Mapping[str, int]] = {"condition_number": 1, "sigma_min": -1}
 #: Measures of a run as a whole, which compare only runs that were trained for equally many steps.
-OF_WHOLE_RUN: Final = frozenset({"steps", "mean_log_loss", "final_loss"})
+OF_WHOLE_RUN: Final = frozenset({"steps", "mean_log_loss", "final_loss", "test_error"})
 
 _SMALLEST_LOSS = float(np.finfo(np.float32).tiny)
 _AT_STEP = re.compile(r"loss_at_step_(\d+)")
@@ -150,6 +150,15 @@ def _mean_log_loss(reading: Reading) -> Logs:
     return _of_losses(reading, area)
 
 
+def _test_error(reading: Reading) -> Logs:
+    """Logarithm of the share of test images that the last evaluation found wrong, +inf if the run diverged."""
+    metrics = reading.tables.metrics
+    last = metrics[metrics["split"] == "test"].sort_values("step", kind="stable").groupby("run_id")["accuracy"].last()
+    errors = (1 - last.astype(float)).clip(lower=_SMALLEST_LOSS).reindex(reading.diverged.index)
+    logs = pd.Series(np.log(errors), index=errors.index).mask(reading.diverged, np.inf).to_frame()
+    return Logs(logs, logs)
+
+
 def _gradient_norm(reading: Reading) -> Logs:
     """Logarithm of the gradient's norm at the first step."""
     metrics = reading.tables.metrics
@@ -219,6 +228,7 @@ MEASURES: Final[Mapping[str, Callable[[Reading], Logs]]] = {
     "steps": _steps,
     "mean_log_loss": _mean_log_loss,
     "final_loss": _final_loss,
+    "test_error": _test_error,
     "gradient_norm": _gradient_norm,
     **{name: partial(_conditioning, name=name) for name in STATISTICS},
     "isometry_cosine": _isometry_cosine,

@@ -31,6 +31,7 @@ NAMES: Final[Mapping[str, str]] = {
     "steps": "steps to the thresholds",
     "mean_log_loss": "mean log loss over the run",
     "final_loss": "training loss at the end",
+    "test_error": "test error at the end",
     "gradient_norm": "gradient norm at the first step",
     "sigma_max": "largest singular value",
     "sigma_min": "smallest singular value",

@@ -1,5 +1,7 @@
 """Measures of runs: logarithms, infinite where a run diverged, bounds where a value is under its floor."""
 
+from dataclasses import replace
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -118,3 +120,19 @@ def test_every_measure_has_a_name():
     assert in_words(comparison) == "training loss at step 2: residual below chain"
     placed = Comparison("sigma_min", "a", "b", "larger", map="tail", layer="stem")
     assert in_words(placed, 0.1) == "smallest singular value of the tail of stem: a above b at learning rate 0.1"
+
+
+def test_the_test_error_is_that_of_the_last_evaluation():
+    tables = experiment()
+    evaluations = pd.DataFrame(
+        [
+            {"run_id": run_id, "step": step, "split": "test", "accuracy": accuracy}
+            for run_id, accuracies in {"fast": (0.9, 0.5), "slow": (0.2, 0.6), "diverged": (0.1, 0.1)}.items()
+            for step, accuracy in zip((30, 10), accuracies, strict=True)
+        ]
+    )
+    tables = replace(tables, metrics=pd.concat([tables.metrics, evaluations], ignore_index=True))
+    low, high = logs("test_error", tables)
+    assert low[["fast", "slow", "diverged"]].tolist() == pytest.approx([np.log(0.1), np.log(0.8), np.inf])
+    assert low.equals(high)
+    assert np.isnan(low["nothing"])
