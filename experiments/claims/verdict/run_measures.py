@@ -155,7 +155,7 @@ def _test_error(reading: Reading) -> Logs:
     metrics = reading.tables.metrics
     last = metrics[metrics["split"] == "test"].sort_values("step", kind="stable").groupby("run_id")["accuracy"].last()
     errors = (1 - last.astype(float)).clip(lower=_SMALLEST_LOSS).reindex(reading.diverged.index)
-    logs = pd.Series(np.log(errors), index=errors.index).mask(reading.diverged, np.inf).to_frame()
+    logs = pd.Series(np.log(errors.to_numpy()), index=errors.index).mask(reading.diverged, np.inf).to_frame()
     return Logs(logs, logs)
 
 
